@@ -1,0 +1,231 @@
+"""What a run would do: every step's key, whether its artifact is there, and if not, why not."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from evo_core.config.suggest import suggest
+from evo_core.errors import ConfigError
+from flows.pipeline import identity
+from flows.pipeline.schema import CachePolicy, Pipeline, Step
+from flows.pipeline.why import explain_change
+from tasks.kind import Facts, Kind, Source
+from tasks.provenance import code_drift
+from tasks.store import Store
+from tasks.store.claim import holder
+
+Action = Literal["reuse", "run", "attach"]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step of a plan.
+
+    Attributes:
+        needs: input name to the artifact's (step name or ref, key).
+        payload: what the key is the digest of.
+        key: 64 hex digits.
+        action: reuse what is there, run, or attach to what another run is making right now.
+        why: the reason, for people.
+        force: a committed artifact at this key is replaced.
+    """
+
+    name: str
+    kind: Kind[Any, Any]
+    params: Any
+    runtime: Any
+    needs: Mapping[str, tuple[str, str]]
+    payload: Mapping[str, Any]
+    key: str
+    action: Action
+    why: str
+    facts: Facts
+    force: bool = False
+    drift: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of one run, each after what it needs."""
+
+    pipeline: Pipeline
+    steps: tuple[PlannedStep, ...]
+    root: str
+    run_id: str
+
+    def step(self, name: str) -> PlannedStep:
+        """The planned step of that name."""
+        return next(step for step in self.steps if step.name == name)
+
+    def record(self) -> dict[str, Any]:
+        """The plan as plain data, for the store and for `--json`."""
+        return {
+            "run": self.run_id,
+            "pipeline": self.pipeline.name,
+            "file": str(self.pipeline.file),
+            "set": list(self.pipeline.overrides),
+            "root": self.root,
+            "steps": [
+                {
+                    "step": s.name,
+                    "uses": s.kind.name,
+                    "key": s.key,
+                    "action": s.action,
+                    "why": s.why,
+                    "needs": {name: {"from": origin, "key": key} for name, (origin, key) in s.needs.items()},
+                    "runtime": s.runtime.model_dump(mode="json"),
+                }
+                for s in self.steps
+            ],
+        }
+
+
+def make_plan(
+    pipeline: Pipeline,
+    store: Store,
+    *,
+    targets: Sequence[str] = (),
+    force: Sequence[str] = (),
+    source_digest: str | None = None,
+) -> Plan:
+    """Plan a run. Reads sources and the store; contacts no cluster and changes nothing but remembered digests.
+
+    Args:
+        targets: only these steps and what they need; empty: all.
+        force: these steps are made again although their artifact is there, and so is what follows them.
+        source_digest: stands in for the digest of every source (tests pin keys with it).
+
+    Raises:
+        ConfigError: an unknown target, an empty or missing source, a ref that does not exist, or a step that a
+            kind's own check refuses (a vocabulary that does not fit, an impossible parallel size).
+    """
+    for option, names in (("--targets", targets), ("--force", force)):
+        for name in names:
+            known = [s.name for s in pipeline.steps]
+            if name not in known:
+                raise ConfigError(
+                    f"there is no step {name!r}{suggest(name, known)}",
+                    file=pipeline.file,
+                    key=option,
+                    hint=f"steps: {', '.join(known)}",
+                )
+    planned: dict[str, PlannedStep] = {}
+    for step in _wanted(pipeline, targets):
+        planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Plan(pipeline, tuple(planned.values()), str(store.root), f"{pipeline.name}-{now}-{uuid.uuid4().hex[:4]}")
+
+
+def _wanted(pipeline: Pipeline, targets: Sequence[str]) -> list[Step]:
+    if not targets:
+        return list(pipeline.steps)
+    wanted: set[str] = set()
+    queue = list(targets)
+    while queue:
+        name = queue.pop()
+        if name not in wanted:
+            wanted.add(name)
+            queue += [need for need in pipeline.step(name).needs.values() if not need.startswith("ref:")]
+    return [step for step in pipeline.steps if step.name in wanted]
+
+
+def _plan_step(
+    pipeline: Pipeline,
+    step: Step,
+    planned: Mapping[str, PlannedStep],
+    store: Store,
+    force: Sequence[str],
+    stand_in: str | None,
+) -> PlannedStep:
+    where = f"steps.{step.name}"
+    needs: dict[str, tuple[str, str]] = {}
+    known: dict[str, Facts] = {}
+    for name, need in step.needs.items():
+        if need.startswith("ref:"):
+            needs[name], known[name] = _resolve_ref(pipeline, step, name, need, store)
+        else:
+            needs[name], known[name] = (need, planned[need].key), planned[need].facts
+    source, facts = None, {}
+    try:
+        if isinstance(step.kind, Source):
+            source, facts = (stand_in, {}) if stand_in else step.kind.digest(step.params, store.inventory)
+        step.kind.check(step.params, step.runtime, known, where)
+        facts |= step.kind.facts(step.params, step.runtime, known)
+        params = {} if source else step.kind.identity(step.params, step.runtime)
+    except ConfigError as error:
+        raise _placed(pipeline, error, where) from error
+    payload = identity.identity(
+        step.kind.name, step.kind.version, params, {name: key for name, (_, key) in needs.items()}, source
+    )
+    key = identity.key(payload)
+    follows = next((n for n in step.needs.values() if n in planned and planned[n].force), None)
+    forced = step.name in force or follows is not None
+    action, why, drift = _decide(step.name, step.kind, step.cache, key, payload, store, planned, needs)
+    if drift and step.cache.on_code_change == "error":
+        raise pipeline.error(
+            f"the code changed since this artifact was made: {', '.join(drift)}",
+            f"{where}.cache.on_code_change",
+            "raise the kind's version, or set it to warn or rebuild",
+        )
+    if action == "reuse" and drift and step.cache.on_code_change == "rebuild":
+        action, why, forced = "run", f"the code changed: {', '.join(drift)}", True
+    elif action == "reuse" and forced:
+        action, why = "run", f"follows {follows}, which is made again" if follows else "asked for by --force"
+    return PlannedStep(
+        step.name, step.kind, step.params, step.runtime, needs, payload, key, action, why, facts, forced, drift
+    )
+
+
+def _resolve_ref(pipeline: Pipeline, step: Step, name: str, ref: str, store: Store) -> tuple[tuple[str, str], Facts]:
+    where = f"steps.{step.name}.needs.{name}"
+    try:
+        entry = store.refs.resolve(ref)
+    except ConfigError as error:
+        raise pipeline.error(error.message, where, error.hint) from error
+    wanted = step.kind.inputs[name].type
+    if entry["type"] != wanted:
+        raise pipeline.error(f"{step.kind.name} takes a {wanted} here, but {ref} is a {entry['type']}", where)
+    artifact = store.artifact(entry["step"], entry["key"])
+    if not artifact.exists:
+        raise pipeline.error(f"{ref} names an artifact that is not in the store {store.root}", where)
+    origin = f"ref:{entry['name']}@{entry['version']}"
+    return (origin, entry["key"]), artifact.manifest.get("facts", {})
+
+
+def _decide(
+    name: str,
+    kind: Kind[Any, Any],
+    policy: CachePolicy,
+    key: str,
+    payload: Mapping[str, Any],
+    store: Store,
+    planned: Mapping[str, PlannedStep],
+    needs: Mapping[str, tuple[str, str]],
+) -> tuple[Action, str, tuple[str, ...]]:
+    artifact = store.artifact(name, key)
+    if artifact.exists:
+        drift = tuple(code_drift(artifact.manifest["provenance"]["code"], type(kind)))
+        why = "there already"
+        if drift:
+            why += f"; the code changed since ({', '.join(drift[:3])}{' …' if len(drift) > 3 else ''})"
+        return "reuse", why, drift
+    held = holder(store.state(key))
+    if held is not None:
+        return "attach", f"being made by process {held['pid']} on {held['host']} (run {held['run']})", ()
+    if (store.state(key) / "job.json").exists():
+        return "attach", "its job was submitted by a run that has ended", ()
+    return "run", explain_change(name, kind.name, payload, store), ()
+
+
+def _placed(pipeline: Pipeline, error: ConfigError, where: str) -> ConfigError:
+    """An error of a kind, with the pipeline's file and line added where it names only a key of the step."""
+    if error.file is not None:
+        return error
+    key = error.key or where
+    if not key.startswith("steps."):
+        key = f"{where}.params.{key}"
+    return pipeline.error(error.message, key, error.hint)

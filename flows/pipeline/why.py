@@ -1,0 +1,89 @@
+"""Why a step has to run: what is different from the nearest artifact made before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.pipeline.plan import Plan
+from tasks.store import Artifact, Store
+
+
+def explain_change(step: str, kind: str, payload: Mapping[str, Any], store: Store) -> str:
+    """One line: the difference to the nearest earlier artifact of this step, or that there is none."""
+    before = nearest(step, kind, payload, store)
+    if before is None:
+        return "never made before"
+    changes = list(differences(before.manifest["identity"], payload))
+    return "; ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def nearest(step: str, kind: str, payload: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The earlier artifact of this step and kind with the fewest differences, the newest among equals."""
+    best: tuple[int, Artifact] | None = None
+    for artifact in store.artifacts():
+        manifest = artifact.manifest
+        if manifest["step"] != step or manifest["kind"] != kind or manifest["identity"] == payload:
+            continue
+        distance = sum(1 for _ in differences(manifest["identity"], payload))
+        if best is None or distance <= best[0]:
+            best = distance, artifact
+    return best and best[1]
+
+
+def reasons(plan: Plan, step: str, store: Store) -> list[dict[str, Any]]:
+    """Why a step runs, then why what it needs runs: the step and everything upstream of it that is not reused.
+
+    Each entry is {"step", "key", "action", "why", "nearest" (the artifact compared with), "differences"}.
+    """
+    found, queue, seen = [], [step], set[str]()
+    names = {planned.name for planned in plan.steps}
+    while queue:
+        planned = plan.step(queue.pop(0))
+        if planned.name in seen:
+            continue
+        seen.add(planned.name)
+        before = nearest(planned.name, planned.kind.name, planned.payload, store) if planned.action == "run" else None
+        changes = list(differences(before.manifest["identity"], planned.payload)) if before else []
+        found.append(
+            {
+                "step": planned.name,
+                "key": planned.key,
+                "action": planned.action,
+                "why": planned.why,
+                "nearest": before and before.home.name,
+                "differences": changes,
+            }
+        )
+        upstream = [origin for origin, _ in planned.needs.values() if origin in names]
+        queue += [name for name in upstream if plan.step(name).action != "reuse"]
+    return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Every field that differs between two identity payloads, as ``name: old -> new``."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for name in sorted(old | new):
+        if old.get(name) == new.get(name):
+            continue
+        label = name.removeprefix("params.")
+        if name == "source":
+            yield "the raw data changed"
+        elif name.startswith("inputs."):
+            yield f"the input {name.removeprefix('inputs.')} changed"
+        else:
+            yield f"{label}: {_short(old.get(name, 'default'))} -> {_short(new.get(name, 'default'))}"
+
+
+def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(item, f"{at}.{name}" if at else name)
+    else:
+        yield at, value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"

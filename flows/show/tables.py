@@ -1,0 +1,115 @@
+"""Tables for a terminal: a plan, reasons, the state of a store, a trace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.pipeline.lineage import Ancestor
+from flows.pipeline.plan import Plan
+from tasks.raw import RawFile
+from tasks.store import Store
+
+COLOURS = {"reuse": "green", "run": "yellow", "attach": "cyan"}
+
+
+def plan_table(plan: Plan) -> Table:
+    """Step, kind, key, what will be done, and why."""
+    table = Table(title=f"{plan.pipeline.name}: what will be done", title_justify="left", box=None, pad_edge=False)
+    for column in ("step", "uses", "key", "action", "why"):
+        table.add_column(column, overflow="fold" if column == "why" else "ellipsis", no_wrap=column != "why")
+    for step in plan.steps:
+        action = f"[{COLOURS[step.action]}]{step.action}[/]"
+        table.add_row(step.name, step.kind.name, step.key[:12], action, escape(step.why))
+    return table
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan, and how many steps would run."""
+    console = Console()
+    console.print(plan_table(plan))
+    to_run = sum(step.action != "reuse" for step in plan.steps)
+    console.print(f"{to_run} of {len(plan.steps)} steps to do; store: {plan.root}")
+
+
+def print_reasons(reasons: Sequence[dict[str, Any]]) -> None:
+    """Why a step runs, and the steps before it that run too."""
+    console = Console()
+    for entry in reasons:
+        console.print(f"[bold]{entry['step']}[/] {entry['key'][:12]}: {entry['action']} ({escape(entry['why'])})")
+        if entry["nearest"]:
+            console.print(f"  compared with {entry['nearest']}:")
+        for change in entry["differences"]:
+            console.print(f"    {escape(change)}")
+
+
+def print_status(store: Store, live: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> None:
+    """What is being made, and the newest runs."""
+    console = Console()
+    console.print(f"store: {store.root}")
+    if not live:
+        console.print("nothing is being made")
+    for entry in live:
+        who = f"job {entry['job']}" if entry["job"] else f"process {entry['process']}"
+        console.print(f"[yellow]{entry['step']}[/] {entry['key'][:12]} by {who}: {progress_text(entry['progress'])}")
+    if runs:
+        table = Table(title="last runs", title_justify="left", box=None, pad_edge=False)
+        for column in ("run", "pipeline", "steps made", "missing"):
+            table.add_column(column)
+        for run in reversed(runs):
+            made = sum(step["made"] for step in run["steps"])
+            missing = ", ".join(step["step"] for step in run["steps"] if not step["made"])
+            table.add_row(run["run"], run["file"], f"{made}/{len(run['steps'])}", missing)
+        console.print(table)
+
+
+def progress_text(progress: dict[str, Any] | None) -> str:
+    """``120/300 steps, loss 3.41, 4,102 tokens/s, 1 min left``."""
+    if not progress:
+        return "no progress reported yet"
+    parts = [f"{progress['done']:,}/{progress['total']:,} {progress['unit']}"]
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if progress.get("tokens_per_second"):
+        parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if progress.get("eta_seconds") is not None:
+        seconds = int(progress["eta_seconds"])
+        parts.append(f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left")
+    return ", ".join(parts)
+
+
+def print_trace(
+    sample: dict[str, Any] | None, lineage: Sequence[Ancestor], files: Sequence[RawFile], *, every_file: bool
+) -> None:
+    """The way back: each artifact with what it was made by, then the raw files."""
+    console = Console(highlight=False)
+    if sample is not None:
+        console.print(f"[bold]{escape(sample['prompt'])}[/]{escape(sample['text'])}")
+    for ancestor in lineage:
+        record = ancestor.record()
+        indent = "  " * ancestor.depth
+        role = f"{ancestor.role}: " if ancestor.role else ""
+        console.print(f"{indent}{role}[bold]{record['step']}-{record['key'][:12]}[/]  {record['kind']}")
+        console.print(f"{indent}  {_numbers(record['statistics'])}", soft_wrap=True)
+        git = record["git"]
+        commit = f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}, " if git else ""
+        console.print(f"{indent}  {commit}{record['started']} on {record['host']}", soft_wrap=True)
+        console.print(f"{indent}  {record['uri']}", soft_wrap=True)
+    counts = Counter(file.path.partition("/")[0] for file in files)
+    total = sum(file.size for file in files)
+    console.print(f"raw files: {len(files)} ({total:,} bytes): {', '.join(f'{t} {n}' for t, n in counts.items())}")
+    for file in files if every_file else files[:5]:
+        console.print(f"  {file.digest[:12]}  {file.size:>12,}  {escape(file.uri)}", soft_wrap=True)
+    if not every_file and len(files) > 5:
+        console.print("  … all of them with --files")
+
+
+def _numbers(statistics: dict[str, Any]) -> str:
+    """The plain numbers among an artifact's statistics."""
+    plain = {k: v for k, v in statistics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in plain.items()) or "-"

@@ -1,0 +1,41 @@
+"""`eval.holdout`: loss, perplexity and accuracy per type on the held-out part, beside n-gram baselines."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from tasks import kind
+from tasks.kind import Input, Kind, StepContext
+from tasks.launch.launcher import LaunchRuntime
+from tasks.launched import launch
+from tasks.store.atomic import read_json
+from tasks.train import MODEL
+
+SCORES = "scores.json"
+
+
+class Params(kind.Params):
+    """What is measured."""
+
+    baselines: bool = Field(True, description="unigram and bigram models of the training tokens, on the same targets")
+
+
+class Holdout(Kind[Params, LaunchRuntime]):
+    """Runs `evo_core.evaluate` on the dataset's held-out documents."""
+
+    name = "eval.holdout"
+    inputs: ClassVar = {"model": Input("model"), "data": Input("dataset")}
+    output = "scores"
+    Params = Params
+    Runtime = LaunchRuntime
+
+    def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
+        data = ctx.inputs["data"].path
+        args = ["--model", str(ctx.inputs["model"].path / MODEL), "--data", str(data / "valid")]
+        args += ["--output", str(ctx.folder / SCORES)]
+        if ctx.params.baselines:
+            args += ["--baselines", str(data / "train")]
+        launch(ctx, "evo_core.evaluate", *args)
+        return read_json(ctx.folder / SCORES) or {}

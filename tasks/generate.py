@@ -1,0 +1,80 @@
+"""`generate.samples`: texts that a model writes on from prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from evo_core.errors import ConfigError
+from tasks import kind
+from tasks.job_file import write_job
+from tasks.kind import Input, Kind, StepContext
+from tasks.launch.launcher import LaunchRuntime
+from tasks.launched import launch
+from tasks.train import MODEL
+
+SAMPLES = "samples.jsonl"
+
+
+class Params(kind.Params):
+    """What is asked for. Every key but `prompts` and `seed` is one of a config's `generation` block."""
+
+    prompts: dict[str, list[str]] = Field(
+        description="type of text to prompts; a list, or a file with a prompt a line, counts as one type"
+    )
+    max_new_tokens: int = Field(64, ge=1)
+    do_sample: bool = True
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(50, ge=0, description="0: all")
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    seed: int = 1024
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _read(cls, given: Any, info: ValidationInfo) -> Any:
+        """A file enters the key by its content, read here."""
+        if isinstance(given, str):
+            path = Path((info.context or {}).get("folder", "")) / given
+            if not path.is_file():
+                raise ConfigError(f"the file of prompts {path} does not exist", key="prompts")
+            given = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if isinstance(given, list):
+            given = {"samples": given}
+        if isinstance(given, dict) and not any(given.values()):
+            raise ConfigError("there is no prompt", key="prompts", hint="give at least one")
+        return given
+
+
+class Samples(Kind[Params, LaunchRuntime]):
+    """Runs `evo_core.generate` on the prompts, in order."""
+
+    name = "generate.samples"
+    inputs: ClassVar = {"model": Input("model")}
+    output = "samples"
+    Params = Params
+    Runtime = LaunchRuntime
+
+    def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
+        from evo_core.config import load_config
+
+        model = ctx.inputs["model"].path
+        types = [type_ for type_, prompts in ctx.params.prompts.items() for _ in prompts]
+        generation = ctx.params.model_dump(exclude={"prompts", "seed"}) | {
+            "ckpt_folder": f"local:{model / MODEL}",
+            "output_folder": str(ctx.folder),
+            "prompts": [prompt for prompts in ctx.params.prompts.values() for prompt in prompts],
+        }
+        settings: dict[str, Any] = {f"generation.{name}": value for name, value in generation.items()}
+        job = ctx.folder / "config.yaml"
+        write_job(load_config(model / "config.yaml"), settings | {"seed": ctx.params.seed}, job)
+        launch(ctx, "evo_core.generate", "--config", str(job))
+        samples = ctx.folder / SAMPLES
+        rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+        typed = [{"type": type_, **row} for type_, row in zip(types, rows, strict=True)]
+        samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in typed), encoding="utf-8")
+        return {"samples": len(typed), "tokens": sum(len(row["ids"]) for row in typed)}

@@ -1,0 +1,31 @@
+"""The configuration file that a launched command reads: a checked job with the step's own settings laid over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+
+
+def write_job(job: TrainConfig, settings: Mapping[str, Any], path: Path) -> None:
+    """Write `job` with `settings` (dotted key to value) to a YAML file, and read it back to check the whole.
+
+    Values that came from the environment stay references, so that no secret is written.
+    """
+    from evo_core.config import load_config
+
+    data = job.to_plain()
+    for key, value in settings.items():
+        *blocks, name = key.split(".")
+        here = data
+        for block in blocks:
+            here = here.setdefault(block, {})
+        here[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+    load_config(path)

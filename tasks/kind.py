@@ -1,0 +1,139 @@
+"""What a kind of step is: typed parameters in, one artifact out.
+
+A kind says what its artifact *is* (`Params`, which enters the key) apart from where and how it is made (`Runtime`,
+which never does): two pydantic models, so that one cannot leak into the other. A user's own kind is a subclass of
+`Kind` in their package, found by the entry point group ``evo.kinds`` or named in the pipeline by import path
+(``uses: my_package.my_module:MyKind``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from tasks.store.artifact import Artifact
+    from tasks.store.store import Store
+
+P = TypeVar("P", bound=BaseModel)
+R = TypeVar("R", bound=BaseModel)
+
+Facts = dict[str, Any]
+"""What is known about an artifact before it is made: `vocab_size`, `types`, `lines`, ... A kind reads the facts of
+its inputs in `check` and passes on what it knows in `facts`; so a vocabulary that does not fit the model is found
+when the pipeline is planned and not after an hour of tokenizing."""
+
+
+class Params(BaseModel):
+    """Base of every kind's parameters: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Runtime(BaseModel):
+    """Base of every kind's runtime: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a kind: the type of artifact it takes and whether it may be left out."""
+
+    type: str
+    optional: bool = False
+
+
+@dataclass
+class StepContext(Generic[P, R]):
+    """All that a running step may touch.
+
+    Attributes:
+        name: the step's name in the pipeline.
+        key: the artifact's key, 64 hex digits.
+        folder: the attempt's folder, empty; whatever is in it when `run` returns is the artifact.
+        work: a folder that all attempts at this key share (training checkpoints).
+        state: the key's state folder (progress.json, job.json).
+        inputs: input name to committed artifact.
+        stop: set when the run is told to stop; a kind that waits must watch it.
+        on_progress: called with {"done", "total", "unit", ...} now and then.
+        say: called with a line worth showing to a person.
+    """
+
+    name: str
+    key: str
+    attempt: int
+    params: P
+    runtime: R
+    inputs: Mapping[str, Artifact]
+    folder: Path
+    work: Path
+    state: Path
+    store: Store
+    stop: threading.Event
+    on_progress: Callable[[dict[str, Any]], None]
+    say: Callable[[str], None]
+    source_digest: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Kind(Generic[P, R]):
+    """Base class of step kinds. Subclasses set the class attributes and implement `run`."""
+
+    name: ClassVar[str]
+    """How a pipeline names it: ``data.tokenize``."""
+    version: ClassVar[int] = 1
+    """Raised by the author when the same parameters give another artifact."""
+    inputs: ClassVar[Mapping[str, Input]] = {}
+    output: ClassVar[str]
+    """The type of the artifact, which inputs ask for: raw, tokenizer, tokens, dataset, model, scores, samples."""
+    Params: type[BaseModel] = Params
+    Runtime: type[BaseModel] = Runtime
+    introduced: ClassVar[Mapping[str, Any]] = {}
+    """Parameters that came after version 1 of the kind, with the value that means what was done before: a parameter
+    equal to it is left out of the key, so that adding one re-runs nothing."""
+
+    def identity(self, params: P, runtime: R) -> dict[str, Any]:
+        """What enters the key, as plain data. The default is every parameter."""
+        payload = params.model_dump(mode="json")
+        return {k: v for k, v in payload.items() if not (k in self.introduced and v == self.introduced[k])}
+
+    def files(self, params: P) -> list[Path]:
+        """Files named by parameters (configs, prompts), for messages and lineage; their content is in `identity`."""
+        return []
+
+    def check(self, params: P, runtime: R, facts: Mapping[str, Facts], where: str) -> None:
+        """Raise `ConfigError` when this step cannot work, before anything runs.
+
+        Args:
+            facts: input name to what is known about it.
+            where: the step's place in the file (``steps.model``), to name keys by.
+        """
+
+    def facts(self, params: P, runtime: R, facts: Mapping[str, Facts]) -> Facts:
+        """What is known about the artifact before it is made."""
+        return {}
+
+    def run(self, ctx: StepContext[P, R]) -> dict[str, Any]:
+        """Make the artifact in `ctx.folder`; return its statistics (plain data, shown in tables)."""
+        raise NotImplementedError(f"{type(self).__name__}.run")  # pragma: no cover
+
+
+class Source(Kind[P, R]):
+    """A kind without inputs whose content comes from outside: its key follows what is there, not what is asked for."""
+
+    def digest(self, params: P, remember: Path) -> tuple[str, Facts]:
+        """Digest of what is there now, and facts about it; called when planning, so it must be cheap.
+
+        Args:
+            remember: a file of the store in which digests of unchanged files are remembered.
+
+        Raises:
+            ConfigError: nothing is there (missing folder, empty corpus).
+        """
+        raise NotImplementedError(f"{type(self).__name__}.digest")  # pragma: no cover

@@ -1,0 +1,94 @@
+"""Where an artifact came from: the code, the machine, the command. It goes to the manifest and never to a key."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import inspect
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import evo_core
+
+CORE = Path(evo_core.__file__).parent
+SECRET = re.compile(r"secret|passw(or)?d|api_?key|access_?key|auth_?token", re.IGNORECASE)
+PACKAGES = ("evo-lm", "torch", "numpy", "sentencepiece", "tokenizers", "prefect")
+
+
+def provenance(kind: type) -> dict[str, Any]:
+    """Code, git state, command line, host and versions of now. Values that look like secrets are left out of argv."""
+    return {
+        "code": code_digests(kind),
+        "git": _git(),
+        "argv": [_without_secret(word) for word in sys.argv],
+        "host": socket.gethostname(),
+        "user": _user(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "versions": {name: v for name in PACKAGES if (v := _version(name))},
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def code_digests(kind: type) -> dict[str, str]:
+    """File to the first 12 hex digits of its sha256: the kind's own file and all of evo_core."""
+    own = Path(inspect.getfile(kind))
+    return {f"{own.parent.name}/{own.name}": _sha12(own)} | _core_digests()
+
+
+def code_drift(then: Mapping[str, str], kind: type) -> list[str]:
+    """Files that are not as they were when an artifact was made."""
+    now = code_digests(kind)
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+@cache
+def _core_digests() -> dict[str, str]:
+    return {f"evo_core/{p.relative_to(CORE).as_posix()}": _sha12(p) for p in sorted(CORE.rglob("*.py"))}
+
+
+def _sha12(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+@cache
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(CORE.parent), *words], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    return commit and {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _without_secret(word: str) -> str:
+    name, equals, _ = word.partition("=")
+    return f"{name}=…" if equals and SECRET.search(name) else word

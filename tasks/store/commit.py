@@ -1,0 +1,101 @@
+"""Attempts and the commit.
+
+An attempt is a folder that one process writes in place. Its manifest, `attempt.json`, is written last; the commit is
+the one moment when that file is hard-linked as the artifact's `manifest.json`, which only works if none is there.
+So the first commit wins, whatever claims or clocks say, and a loser's attempt is only garbage.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tasks.store.artifact import Artifact
+from tasks.store.atomic import link_if_absent, read_json, sync_folder, write_json
+from tasks.store.digests import digest_file
+
+MANIFEST = "attempt.json"
+
+
+def new_attempt(home: Path) -> tuple[int, Path]:
+    """A fresh, empty attempt folder and its number."""
+    attempts = home / "attempts"
+    attempts.mkdir(parents=True, exist_ok=True)
+    number = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        number += 1
+        folder = attempts / str(number)
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another process took the number
+            continue
+        return number, folder
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """List and digest every file of an attempt, make them durable, and write its manifest last."""
+    files = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        known = digest_file(path)
+        files.append({"path": path.relative_to(folder).as_posix(), "size": known.size, "digest": known.digest})
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for sub in [p for p in folder.rglob("*") if p.is_dir()]:
+        sync_folder(sub)
+    write_json(folder / MANIFEST, {**manifest, "files": files})
+
+
+def commit(home: Path, number: int, *, replace: bool = False) -> Artifact:
+    """Make attempt `number` the artifact, or return the one that was committed before it.
+
+    Args:
+        replace: a forced rebuild takes the place of the earlier commit (atomically).
+    """
+    source = home / "attempts" / str(number) / MANIFEST
+    target = home / "manifest.json"
+    if replace and target.exists():
+        beside = home / f".manifest.{number}.tmp"
+        beside.unlink(missing_ok=True)
+        os.link(source, beside)
+        beside.replace(target)
+        sync_folder(home)
+    else:
+        link_if_absent(source, target)
+    return Artifact(home)
+
+
+def finish_sealed(home: Path) -> Artifact | None:
+    """Commit an attempt that was sealed by a process that died before its commit."""
+    for folder in sorted((home / "attempts").glob("[0-9]*"), key=lambda p: int(p.name)):
+        manifest = read_json(folder / MANIFEST)
+        if manifest is not None and all(_as_listed(folder, file) for file in manifest["files"]):
+            return commit(home, int(folder.name))
+    return None
+
+
+def discard(home: Path, number: int) -> None:
+    """Remove an attempt that will not be committed."""
+    shutil.rmtree(home / "attempts" / str(number), ignore_errors=True)
+
+
+def discard_unsealed(home: Path, *, but: int | None = None) -> None:
+    """Remove what dead processes left: attempts without a manifest. Only the holder of the claim may call this."""
+    for folder in (home / "attempts").glob("[0-9]*"):
+        if not (folder / MANIFEST).exists() and folder.name != str(but):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_home_if_empty(home: Path) -> None:
+    """After a failed first attempt: leave no empty folders behind."""
+    for folder in (home / "attempts", home / "work", home):
+        try:
+            folder.rmdir()
+        except OSError:  # holds something worth keeping (checkpoints, a commit), or never was there
+            continue
+
+
+def _as_listed(folder: Path, file: dict[str, Any]) -> bool:
+    path = folder / file["path"]
+    return path.exists() and path.stat().st_size == file["size"]

@@ -1,0 +1,49 @@
+"""`tokenizer.train`: a SentencePiece tokenizer from the raw text itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tasks import kind
+from tasks.kind import Facts, Input, Kind, StepContext
+from tasks.raw import read_listing
+
+MODEL = "tokenizer.model"
+
+
+class Params(kind.Params):
+    """What the tokenizer is."""
+
+    vocab_size: int = Field(ge=300, description="pieces, the 256 bytes and the special ids included")
+    text_keys: list[str] = Field(["text"], description="fields of a JSON record that hold text")
+
+
+class TrainTokenizer(Kind[Params, kind.Runtime]):
+    """Trains on the documents of every file, in the order of the listing."""
+
+    name = "tokenizer.train"
+    inputs = {"raw": Input("raw")}
+    output = "tokenizer"
+    Params = Params
+
+    def facts(self, params: Params, runtime: kind.Runtime, facts: Mapping[str, Facts]) -> Facts:
+        return {"vocab_size": params.vocab_size}
+
+    def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
+        from evo_core.data.documents import read_documents
+        from evo_core.data.tokenizers import load_tokenizer, train_sentencepiece
+
+        files = read_listing(ctx.inputs["raw"])
+        ctx.say(f"training a tokenizer of {ctx.params.vocab_size} pieces on {len(files)} files")
+
+        def texts() -> Iterator[str]:
+            for file in files:
+                yield from read_documents(Path(file.uri), ctx.params.text_keys)
+
+        train_sentencepiece(texts(), ctx.folder / MODEL, vocab_size=ctx.params.vocab_size)
+        tokenizer = load_tokenizer(ctx.folder / MODEL)
+        return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}

@@ -1,0 +1,101 @@
+"""Small step kinds to try the engine with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from evo_core.errors import ConfigError
+from tasks import kind
+from tasks.kind import Facts, Input, Kind, Source, StepContext
+from tasks.launch.launcher import Stopped
+from tasks.paths import PipelinePath
+from tasks.store.digests import DigestMemory
+
+
+class NumberParams(kind.Params):
+    file: PipelinePath
+
+
+class Number(Source[NumberParams, kind.Runtime]):
+    """A number from a file."""
+
+    name = "test.number"
+    output = "number"
+    Params = NumberParams
+
+    def digest(self, params: NumberParams, remember: Path) -> tuple[str, Facts]:
+        if not params.file.exists():
+            raise ConfigError(f"the file {params.file} does not exist", key="file")
+        memory = DigestMemory(remember)
+        digest = memory.of(params.file).digest
+        memory.save()
+        return digest, {"number": int(params.file.read_text())}
+
+    def run(self, ctx: StepContext[NumberParams, kind.Runtime]) -> dict[str, Any]:
+        (ctx.folder / "number").write_text(ctx.params.file.read_text())
+        return {"number": int(ctx.params.file.read_text())}
+
+
+class AddParams(kind.Params):
+    amount: int = Field(1, ge=0)
+    late: str = "as before"
+
+
+class AddRuntime(kind.Runtime):
+    seconds: float = 0.0
+    fail: bool = False
+    kill: bool = False
+
+
+class Add(Kind[AddParams, AddRuntime]):
+    """A number plus an amount; can be slow, fail, or kill its own process."""
+
+    name = "test.add"
+    inputs: ClassVar[Mapping[str, Input]] = {"to": Input("number"), "more": Input("number", optional=True)}
+    output = "number"
+    Params = AddParams
+    Runtime = AddRuntime
+    introduced: ClassVar[Mapping[str, Any]] = {"late": "as before"}
+
+    def check(self, params: AddParams, runtime: AddRuntime, facts: Mapping[str, Facts], where: str) -> None:
+        if facts["to"].get("number") == 13:
+            raise ConfigError("13 brings bad luck", key=f"{where}.params.amount", hint="take another number")
+
+    def facts(self, params: AddParams, runtime: AddRuntime, facts: Mapping[str, Facts]) -> Facts:
+        return {"number": facts["to"]["number"] + params.amount} if "number" in facts["to"] else {}
+
+    def run(self, ctx: StepContext[AddParams, AddRuntime]) -> dict[str, Any]:
+        with (ctx.work / "starts").open("a") as starts:
+            starts.write(f"{os.getpid()}\n")
+        (ctx.folder / "half").write_text("half")
+        end = time.monotonic() + ctx.runtime.seconds
+        while time.monotonic() < end:
+            if ctx.stop.wait(0.02):
+                raise Stopped("told to stop")
+            ctx.on_progress({"done": 1, "total": 2, "unit": "halves"})
+        if ctx.runtime.fail:
+            raise RuntimeError("the sum overflowed")
+        if ctx.runtime.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (ctx.folder / "half").unlink()
+        total = sum(int((a.path / "number").read_text()) for a in ctx.inputs.values()) + ctx.params.amount
+        (ctx.folder / "number").write_text(str(total))
+        return {"number": total}
+
+
+class Word(Kind[kind.Params, kind.Runtime]):
+    """Makes something that is no number."""
+
+    name = "test.word"
+    output = "word"
+
+    def run(self, ctx: StepContext[kind.Params, kind.Runtime]) -> dict[str, Any]:
+        (ctx.folder / "word").write_text("word")
+        return {}
