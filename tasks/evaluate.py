@@ -28,8 +28,8 @@ class Holdout(Kind[Params, LaunchRuntime]):
     name = "eval.holdout"
     inputs: ClassVar = {"model": Input("model"), "data": Input("dataset")}
     output = "scores"
-    Params = Params
-    Runtime = LaunchRuntime
+    params_type = Params
+    runtime_type = LaunchRuntime
 
     def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
         data = ctx.inputs["data"].path

@@ -56,8 +56,8 @@ class Samples(Kind[Params, LaunchRuntime]):
     name = "generate.samples"
     inputs: ClassVar = {"model": Input("model")}
     output = "samples"
-    Params = Params
-    Runtime = LaunchRuntime
+    params_type = Params
+    runtime_type = LaunchRuntime
 
     def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
         from evo_core.config import load_config

@@ -1,9 +1,9 @@
 """What a kind of step is: typed parameters in, one artifact out.
 
-A kind says what its artifact *is* (`Params`, which enters the key) apart from where and how it is made (`Runtime`,
-which never does): two pydantic models, so that one cannot leak into the other. A user's own kind is a subclass of
-`Kind` in their package, found by the entry point group ``evo.kinds`` or named in the pipeline by import path
-(``uses: my_package.my_module:MyKind``).
+A kind says what its artifact *is* (`params_type`, which enters the key) apart from where and how it is made
+(`runtime_type`, which never does): two pydantic models, so that one cannot leak into the other. A user's own kind is
+a subclass of `Kind` in their package, found by the entry point group ``evo.kinds`` or named in the pipeline by import
+path (``uses: my_package.my_module:MyKind``).
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Kind(Generic[P, R]):
     inputs: ClassVar[Mapping[str, Input]] = {}
     output: ClassVar[str]
     """The type of the artifact, which inputs ask for: raw, tokenizer, tokens, dataset, model, scores, samples."""
-    Params: type[BaseModel] = Params
-    Runtime: type[BaseModel] = Runtime
+    params_type: type[BaseModel] = Params
+    runtime_type: type[BaseModel] = Runtime
     introduced: ClassVar[Mapping[str, Any]] = {}
     """Parameters that came after version 1 of the kind, with the value that means what was done before: a parameter
     equal to it is left out of the key, so that adding one re-runs nothing."""

@@ -72,7 +72,9 @@ def _git() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     commit = ask("rev-parse", "HEAD")
-    return commit and {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    if not commit:
+        return None
+    return {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
 
 
 def _user() -> str:

@@ -27,7 +27,7 @@ class SampleText(Source[Params, kind.Runtime]):
 
     name = "source.sample_text"
     output = "raw"
-    Params = Params
+    params_type = Params
 
     def digest(self, params: Params, remember: Path) -> tuple[str, Facts]:
         from evo_core.data.sample_text import sample_text_digest

@@ -37,7 +37,7 @@ class Shard(Kind[Params, kind.Runtime]):
     name = "data.shard"
     inputs = {"tokens": Input("tokens")}
     output = "dataset"
-    Params = Params
+    params_type = Params
 
     def check(self, params: Params, runtime: kind.Runtime, facts: Mapping[str, Facts], where: str) -> None:
         lines = facts["tokens"].get("lines_by_type")
@@ -72,7 +72,7 @@ class Shard(Kind[Params, kind.Runtime]):
         from evo_core.data.shard import ShardSource, write_shards
 
         tokens, sources = ctx.inputs["tokens"], []
-        for row in read_json(tokens.path / INDEX):
+        for row in read_json(tokens.path / INDEX) or []:
             if row["documents"] == 0:
                 continue
             type_ = self._type(ctx.params, row["path"])
@@ -92,7 +92,13 @@ class Shard(Kind[Params, kind.Runtime]):
         )
         write_json(ctx.folder / STATISTICS, statistics)
         link_or_copy(tokens.path / MODEL, ctx.folder / MODEL)
-        return statistics
+        types = statistics["types"].values()
+        return {
+            "documents": sum(of_type["documents"] for of_type in types),
+            "tokens": sum(of_type["tokens"] for of_type in types),
+            "shards": len(statistics["shards"]),
+            "types": statistics["types"],
+        }
 
     @staticmethod
     def _type(params: Params, path: str) -> str:

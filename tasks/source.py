@@ -31,7 +31,7 @@ class Files(Source[Params, kind.Runtime]):
 
     name = "source.files"
     output = "raw"
-    Params = Params
+    params_type = Params
 
     def digest(self, params: Params, remember: Path) -> tuple[str, Facts]:
         """sha256 over (relative path, blake3 of the content) of every file; the root itself is not in it."""

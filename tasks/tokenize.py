@@ -65,8 +65,8 @@ class Tokenize(Kind[Params, Runtime]):
     name = "data.tokenize"
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
-    Params = Params
-    Runtime = Runtime
+    params_type = Params
+    runtime_type = Runtime
 
     def identity(self, params: Params, runtime: Runtime) -> dict[str, Any]:
         payload = super().identity(params, runtime)

@@ -28,7 +28,7 @@ class TrainTokenizer(Kind[Params, kind.Runtime]):
     name = "tokenizer.train"
     inputs = {"raw": Input("raw")}
     output = "tokenizer"
-    Params = Params
+    params_type = Params
 
     def facts(self, params: Params, runtime: kind.Runtime, facts: Mapping[str, Facts]) -> Facts:
         return {"vocab_size": params.vocab_size}

@@ -52,8 +52,8 @@ class _Train(Kind[Params, LaunchRuntime]):
     """What pretraining and finetuning share, which is all but where the weights come from."""
 
     output = "model"
-    Params = Params
-    Runtime = LaunchRuntime
+    params_type = Params
+    runtime_type = LaunchRuntime
 
     def identity(self, params: Params, runtime: LaunchRuntime) -> dict[str, Any]:
         return {"job": params.job.identity(runtime.world_size)}

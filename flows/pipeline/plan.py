@@ -149,7 +149,8 @@ def _plan_step(
             needs[name], known[name] = _resolve_ref(pipeline, step, name, need, store)
         else:
             needs[name], known[name] = (need, planned[need].key), planned[need].facts
-    source, facts = None, {}
+    source: str | None = None
+    facts: Facts = {}
     try:
         if isinstance(step.kind, Source):
             source, facts = (stand_in, {}) if stand_in else step.kind.digest(step.params, store.inventory)

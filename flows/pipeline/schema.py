@@ -136,8 +136,8 @@ def _check_step(document: Document, name: str, step: StepFile) -> Step:
         kind = registry.kind(step.uses)
     except ConfigError as error:
         raise _error(document, error.message, f"{where}.uses", error.hint) from error
-    params = _validate(document, kind.Params, step.params, f"{where}.params")
-    runtime = _validate(document, kind.Runtime, step.runtime, f"{where}.runtime")
+    params = _validate(document, kind.params_type, step.params, f"{where}.params")
+    runtime = _validate(document, kind.runtime_type, step.runtime, f"{where}.runtime")
     return Step(name, kind, params, runtime, step.needs, step.cache)
 
 

@@ -1,0 +1,25 @@
+"""Training configurations: their schema, how they are read, checked and written.
+
+Importing this package imports neither torch nor omegaconf: planning stays fast.
+"""
+
+from evo_core.config.load import load_config
+from evo_core.config.paths import is_remote, local_path
+from evo_core.config.problems import ConfigErrors
+from evo_core.config.resolve import line_of, load_yaml
+from evo_core.config.schema import ModelConfig, TrainConfig
+from evo_core.config.suggest import suggest
+from evo_core.config.write import save_config
+
+__all__ = [
+    "ConfigErrors",
+    "ModelConfig",
+    "TrainConfig",
+    "is_remote",
+    "line_of",
+    "load_config",
+    "load_yaml",
+    "local_path",
+    "save_config",
+    "suggest",
+]

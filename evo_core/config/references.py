@@ -1,0 +1,177 @@
+"""References inside a configuration: ``${vars.seq_len}`` to another value, ``${oc.env:NAME}`` to the environment.
+
+A value from the environment may be a secret. So references are resolved in two steps: first everything but the
+environment, which leaves each value either plain or as a text with ``${oc.env:NAME}`` in it. That form may be
+written anywhere. Only then are the environment's values put in, for the program itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from evo_core.errors import ConfigError
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: around an environment reference while others resolve
+_MARKER = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
+_OTHER_RESOLVER = re.compile(r"\$\{\s*(?!evo_environment:)([A-Za-z_][\w.]*)\s*:")
+
+Place = Callable[[str], tuple[Any, int | None]]
+"""Where a dotted key is written: (file, line)."""
+
+
+def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
+    """``data`` with every reference to another value replaced; the environment's are left as markers.
+
+    Raises:
+        ConfigError: a reference to something that is not there, to itself, or that cannot be read.
+    """
+    if not any("${" in text for _, text in _strings(data)):
+        return data
+    from omegaconf import OmegaConf
+
+    _register_marker()
+    renamed = {}
+    for key, text in _strings(data):
+        renamed[key] = _ENVIRONMENT.sub("${evo_environment:", text)
+        if other := _OTHER_RESOLVER.search(renamed[key]):
+            raise _error(key, f"${{{other[1]}:…}} is not known (there are ${{a.b}} and ${{oc.env:NAME}})", place)
+        _check_grammar(key, renamed[key], place)
+    tree = OmegaConf.create(_replace(data, renamed.__getitem__), flags={"allow_objects": True})
+    return _walk(tree, "", place)
+
+
+def environment_references(data: Any) -> dict[str, str]:
+    """The dotted keys whose value needs the environment, with that value as it may be written to a file."""
+    return {key: _as_reference(text) for key, text in _strings(data) if _OPEN in text}
+
+
+def without_environment(data: Any) -> Any:
+    """``data`` with the environment's values as ``${oc.env:NAME}``: fit to be written."""
+    texts = {key: _as_reference(text) for key, text in _strings(data)}
+    return _replace(data, texts.__getitem__)
+
+
+def with_environment(data: Any, place: Place) -> Any:
+    """``data`` with the environment's values put in: for the program, never for a file.
+
+    Raises:
+        ConfigError: a variable is not set and has no default.
+    """
+    texts = {key: _from_environment(key, text, place) for key, text in _strings(data)}
+    return _replace(data, texts.__getitem__)
+
+
+def _register_marker() -> None:
+    import omegaconf
+
+    # omegaconf 2.4 renamed the function; 2.3 has another, older one under the new name.
+    version = tuple(int(part) for part in omegaconf.__version__.split(".")[:2])
+    renamed = version >= (2, 4)
+    register: Any = getattr(omegaconf.OmegaConf, "register_resolver" if renamed else "register_new_resolver")
+    register("evo_environment", _mark, replace=True)
+
+
+def _mark(*arguments: Any) -> str:
+    return f"{_OPEN}{json.dumps(arguments)}{_CLOSE}"
+
+
+def _as_reference(text: str) -> str:
+    def write(match: re.Match[str]) -> str:
+        name, *default = json.loads(match[1])
+        return "${oc.env:" + ",".join([str(name), *map(_quoted, default)]) + "}"
+
+    return _MARKER.sub(write, text)
+
+
+def _quoted(default: Any) -> str:
+    if not isinstance(default, str):
+        return json.dumps(default)
+    return _as_reference(default) if _OPEN in default else "'" + default.replace("'", "\\'") + "'"
+
+
+def _from_environment(key: str, text: str, place: Place) -> Any:
+    def look_up(match: re.Match[str]) -> Any:
+        name, *default = json.loads(match[1])
+        if name in os.environ:
+            return os.environ[name]
+        if default:
+            return _from_environment(key, default[0], place) if isinstance(default[0], str) else default[0]
+        raise _error(key, f"the environment variable {name} is not set", place)
+
+    whole = _MARKER.fullmatch(text)
+    if whole:
+        return look_up(whole)
+    return _MARKER.sub(lambda match: str(look_up(match)), text)
+
+
+def _check_grammar(key: str, text: str, place: Place) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.create({"value": text})
+    except OmegaConfBaseException:
+        raise _error(key, f'"{text}" is no reference (they look like ${{vars.name}})', place) from None
+
+
+def _walk(node: Any, prefix: str, place: Place) -> Any:
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    names: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
+    here: Any = node
+    values: dict[Any, Any] = {}
+    for name in names:
+        key = f"{prefix}{name}"
+        try:
+            value = here[name]
+            if OmegaConf.is_interpolation(here, name) and OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True)  # a whole block taken over from elsewhere
+        except (OmegaConfBaseException, RecursionError) as error:
+            written: Any = OmegaConf.to_container(here, resolve=False)
+            raise _error(key, _why(str(written[name]), error), place) from None
+        values[name] = _walk(value, f"{key}.", place)
+    return values if isinstance(node, DictConfig) else list(values.values())
+
+
+def _why(written: str, error: BaseException) -> str:
+    from omegaconf.errors import InterpolationKeyError
+
+    if isinstance(error, RecursionError) or "recursive" in str(error).lower():
+        return f'"{written}" refers to itself'
+    if isinstance(error, InterpolationKeyError):
+        return f'"{written}" refers to a value that is not there'
+    return f'"{written}" cannot be resolved: {str(error).splitlines()[0]}'
+
+
+def _error(key: str, message: str, place: Place) -> ConfigError:
+    file, line = place(key)
+    return ConfigError(message, file=file, line=line, key=key)
+
+
+def _strings(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(data, str):
+        yield prefix[:-1], data
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            yield from _strings(value, f"{prefix}{name}.")
+    elif isinstance(data, list | tuple):
+        for index, value in enumerate(data):
+            yield from _strings(value, f"{prefix}{index}.")
+
+
+def _replace(data: Any, text_at: Callable[[str], Any], prefix: str = "") -> Any:
+    if isinstance(data, str):
+        return text_at(prefix[:-1])
+    if isinstance(data, dict):
+        return {name: _replace(value, text_at, f"{prefix}{name}.") for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_replace(value, text_at, f"{prefix}{index}.") for index, value in enumerate(data)]
+    return data

@@ -1,0 +1,144 @@
+"""The rules between settings: every combination that cannot mean anything is refused with the numbers in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from evo_core.config.layout import nearest
+from evo_core.config.shape_rules import shape_errors
+from evo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.train_config import TrainConfig
+
+
+def rule_errors(config: TrainConfig) -> Iterator[ConfigError]:
+    """Everything in a configuration that contradicts itself, whatever the number of ranks."""
+    yield from shape_errors(config)
+    yield from _batch(config)
+    yield from _hugging_face_data(config)
+    yield from _schedules(config)
+    yield from _loss_scale(config)
+    yield from _checkpoints(config)
+    yield from _parallel(config)
+    yield from _generation(config)
+
+
+def _batch(config: TrainConfig) -> Iterator[ConfigError]:
+    data = config.data
+    packed, tokens = data.packed_length, data.global_batch_tokens
+    if tokens is not None:
+        if data.micro_num is not None:
+            message = "follows from global_batch_tokens and the ranks at hand"
+            yield ConfigError(message, key="data.micro_num", hint="state one of the two")
+        if tokens % packed:
+            multiples = [tokens // packed * packed, (tokens // packed + 1) * packed]
+            yield ConfigError(
+                f"{tokens} tokens are no whole number of micro-batches of seq_len {data.seq_len} x micro_bsz "
+                f"{data.micro_bsz} = {packed} tokens",
+                key="data.global_batch_tokens",
+                hint=f"nearest: {nearest(tokens, [n for n in multiples if n])}",
+            )
+    rampup = data.rampup
+    if rampup is None:
+        return
+    if data.micro_num is None:
+        message = "counts micro-batches of each rank, which global_batch_tokens leaves open"
+        yield ConfigError(message, key="data.rampup_batch_size", hint="state micro_num instead")
+    elif rampup.start > data.micro_num:
+        yield ConfigError(f"starts at {rampup.start}, above micro_num {data.micro_num}", key="data.rampup_batch_size")
+    elif (data.micro_num - rampup.start) % rampup.increment:
+        yield ConfigError(
+            f"from {rampup.start} in steps of {rampup.increment} micro_num {data.micro_num} is not reached",
+            key="data.rampup_batch_size",
+            hint=f"the increment must divide {data.micro_num - rampup.start}",
+        )
+
+
+def _hugging_face_data(config: TrainConfig) -> Iterator[ConfigError]:
+    data = config.data
+    if data.type != "hf":
+        return
+    if data.pack_sample_into_one:
+        yield ConfigError("must be false with data.type hf", key="data.pack_sample_into_one")
+    if data.skip_batches:
+        yield ConfigError("must be empty with data.type hf", key="data.skip_batches")
+    if data.tokenizer_path is None:
+        yield ConfigError("is required with data.type hf", key="data.tokenizer_path")
+
+
+def _schedules(config: TrainConfig) -> Iterator[ConfigError]:
+    rate, total = config.lr_scheduler, config.data.total_steps
+    if rate.total_steps < total:
+        yield ConfigError(
+            f"{rate.total_steps} is less than data.total_steps {total}: the schedule would end before the run",
+            key="lr_scheduler.total_steps",
+            hint="leave it out to follow data.total_steps",
+        )
+    if rate.init_steps + rate.warmup_steps >= rate.total_steps > 1:
+        yield ConfigError(
+            f"init_steps {rate.init_steps} and a warm-up of {rate.warmup_steps} steps leave nothing of the "
+            f"{rate.total_steps} total_steps",
+            key="lr_scheduler.warmup_ratio" if rate.warmup_steps else "lr_scheduler.init_steps",
+        )
+    if rate.eta_min > config.adam.lr:
+        message = f"{rate.eta_min:g} is above adam.lr {config.adam.lr:g}: the rate would rise to the end"
+        yield ConfigError(message, key="lr_scheduler.eta_min", hint="state an eta_min of at most adam.lr")
+
+
+def _loss_scale(config: TrainConfig) -> Iterator[ConfigError]:
+    scaler = config.grad_scaler
+    initial, low, high = scaler.fp16.initial_scale, scaler.fp16.min_scale, scaler.max_scale
+    if low is not None and low > initial:
+        message = f"{low:g} is above initial_scale {initial:g}"
+        yield ConfigError(message, key="grad_scaler.fp16.min_scale")
+    if high is not None and high < initial:
+        yield ConfigError(f"{high:g} is below fp16.initial_scale {initial:g}", key="grad_scaler.max_scale")
+
+
+def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
+    info = config.ckpt.load_ckpt_info
+    if info is None:
+        return
+    key = "ckpt.load_ckpt_info.content"
+    if not {"model", "all"} & set(info.content):
+        yield ConfigError("without the model nothing can be loaded", key=key, hint='add "model"')
+    elif info.ckpt_type not in ("internevo", "internlm", "evo") and info.content != ("model",):
+        yield ConfigError(f'of a checkpoint of type {info.ckpt_type} only ("model",) can be loaded', key=key)
+
+
+def _parallel(config: TrainConfig) -> Iterator[ConfigError]:
+    parallel = config.parallel
+    if parallel.weight.size > 1:
+        if parallel.tensor.mode != "isp":
+            message = f"weight.size {parallel.weight.size} needs tensor.mode isp, not {parallel.tensor.mode}"
+            yield ConfigError(message, key="parallel.weight.size")
+        if parallel.weight.memory_pool and not parallel.weight.overlap:
+            yield ConfigError("needs weight.overlap", key="parallel.weight.memory_pool")
+    if parallel.zero1.fsdp and parallel.pipeline.size > 1:
+        yield ConfigError("fsdp needs pipeline.size 1", key="parallel.zero1.fsdp")
+    if parallel.zero1.fsdp and parallel.tensor.mode == "isp":
+        yield ConfigError("fsdp needs another tensor.mode than isp", key="parallel.zero1.fsdp")
+    micro_num, stages = config.data.micro_num, parallel.pipeline.size
+    chunks = getattr(config.model, "num_chunks", 1)
+    if chunks > 1 and micro_num is not None and micro_num % stages:
+        message = f"with num_chunks {chunks} must be a multiple of pipeline.size {stages}, not {micro_num}"
+        yield ConfigError(message, key="data.micro_num")
+
+
+def _generation(config: TrainConfig) -> Iterator[ConfigError]:
+    generation, vocab = config.generation, getattr(config.model, "vocab_size", math.inf)
+    if not 0 < generation.top_p <= 1:
+        message = f"must be above 0 and at most 1, not {generation.top_p:g}"
+        yield ConfigError(message, key="generation.top_p", hint="1 takes all tokens")
+    if generation.eos_id == []:
+        yield ConfigError("an empty list ends no text", key="generation.eos_id", hint="leave it out")
+    if generation.prompts is not None and not generation.prompts:
+        yield ConfigError("is empty", key="generation.prompts")
+    for name in ("bos_id", "eos_id", "pad_id"):
+        value = getattr(generation, name)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and token >= vocab:
+                yield ConfigError(f"{token} is no id of a vocabulary of {vocab}", key=f"generation.{name}")

@@ -1,0 +1,60 @@
+"""The ``ckpt`` block: what is saved when, and what a run starts from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from evo_core.config.fields import Block, execution, identity, optional_block
+from evo_core.config.values import Interval, PositiveInt
+
+Content = Literal["model", "sampler", "optimizer", "scheduler", "all"]
+
+
+class LoadInfo(Block):
+    """A checkpoint to start from, and which of its states to take."""
+
+    path: str = identity(..., "Its folder, with or without the prefix local:.")
+    content: tuple[Content, ...] = identity(("all",), "The states to take.")
+    ckpt_type: Literal["internevo", "internlm", "evo", "llama", "hf_llama", "hf_model"] = identity(
+        "internevo", "Its format; internlm is another name of internevo."
+    )
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class CkptConfig(Block):
+    """Checkpoints are folders ``<save_ckpt_folder>/<step>``; snapshots lie in ``snapshot`` beside them."""
+
+    enable_save_ckpt: bool = execution(True, "False: nothing is saved, and so nothing can be resumed.")
+    save_ckpt_folder: str | None = execution(None, "Where checkpoints go: local:FOLDER or a plain folder.")
+    checkpoint_every: Interval = execution(
+        float("inf"), "Updates between two checkpoints; the last step is always saved. .inf: only that."
+    )
+    keep: PositiveInt | None = execution(None, "Newest checkpoints to keep; None: all.")
+    oss_snapshot_freq: Interval = execution(
+        float("inf"), "Updates between two snapshots, of which the newest two are kept; .inf: none."
+    )
+    auto_resume: bool = execution(
+        True, "Carry on from the newest complete checkpoint in save_ckpt_folder; load_ckpt_info is not read then."
+    )
+    load_ckpt_info: LoadInfo | None = optional_block("What to start from where auto_resume is false.")
+    init_folder: str | None = identity(
+        None,
+        "A checkpoint whose weights a run starts from where there is nothing to resume, with or without local:.",
+        introduced=None,
+    )
+    async_upload: bool = execution(False, "Write checkpoints for an object store in the background.")
+    async_upload_tmp_folder: str = execution("/dev/shm/internlm_tmp_ckpt/", "Where they lie until they are uploaded.")
+    stop_file_path: str | None = execution(
+        None, "A file with a step number n: n > 0 saves and stops at step n, n < 0 saves at step -n and goes on."
+    )
+
+    @property
+    def starts_from_load_ckpt_info(self) -> bool:
+        """Whether load_ckpt_info is read: it is stated, and nothing is resumed automatically."""
+        return self.load_ckpt_info is not None and not self.auto_resume

@@ -1,0 +1,130 @@
+"""The blocks of the optimizer: loss scaling, ZeRO, loss, Adam and the schedules."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+
+from evo_core.config.fields import Block, block, execution, identity
+from evo_core.config.values import (
+    Float,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    StartBefore,
+)
+
+
+class Fp16ScaleConfig(Block):
+    """Bounds and pace of the loss scale (for bfloat16 as well as float16)."""
+
+    initial_scale: PositiveFloat = identity(2.0**16, "Loss scale at the first step.")
+    min_scale: PositiveFloat | None = identity(None, "The scale never falls below this; None: no bound.")
+    growth_interval: PositiveInt = identity(1000, "Good steps after which the scale grows.")
+
+
+class GradScalerConfig(Block):
+    """Dynamic loss scaling. With float32 and float64 the scale is 1 and stays so."""
+
+    fp16: Fp16ScaleConfig = block(Fp16ScaleConfig, "Bounds and pace of the loss scale.")
+    growth_factor: Float = identity(2.0, "The scale is multiplied by this when it grows (> 1).")
+    backoff_factor: Float = identity(0.5, "The scale is multiplied by this after an overflow (between 0 and 1).")
+    max_scale: PositiveFloat | None = identity(None, "The scale never rises above this; None: no bound.")
+    hysteresis: NonNegativeInt = identity(2, "Overflows before the scale is lowered.")
+
+    @field_validator("growth_factor")
+    @classmethod
+    def _grows(cls, value: float) -> float:
+        if value <= 1:
+            raise ValueError(f"must be greater than 1, not {value:g}")
+        return value
+
+    @field_validator("backoff_factor")
+    @classmethod
+    def _shrinks(cls, value: float) -> float:
+        if not 0 < value < 1:
+            raise ValueError(f"must be between 0 and 1, not {value:g}")
+        return value
+
+
+class HybridZeroOptimizerConfig(Block):
+    """Gradient reduction, ZeRO's communication and clipping."""
+
+    overlap_sync_grad: bool = execution(False, "Reduce gradients while the backward pass still runs.")
+    overlap_sync_param: bool = execution(False, "Gather updated parameters during the next forward pass.")
+    reduce_bucket_size: PositiveInt = execution(512 * 1024 * 1024, "Elements of a bucket of gradients.")
+    clip_grad_norm: NonNegativeFloat = identity(0.0, "Global gradient norm to clip to; 0: no clipping.")
+    use_split_tensor_optim: bool = execution(False, "Split each tensor over the ZeRO ranks, not the list of them.")
+    all_gather_size: PositiveInt = execution(512 * 1024 * 1024, "Elements gathered at once after the update.")
+
+
+class LossConfig(Block):
+    """The training loss: cross-entropy, mean over the targets of a micro-batch."""
+
+    label_smoothing: Float = identity(0.0, "Share of the target's probability spread over the vocabulary.")
+    moe_loss_coeff: NonNegativeFloat = identity(1.0, "Weight of the experts' balance loss.", introduced=1.0)
+
+    @field_validator("label_smoothing", mode="before")
+    @classmethod
+    def _none_is_zero(cls, value: Any) -> Any:
+        return 0.0 if value is None else value
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _is_a_share(cls, value: float) -> float:
+        if not 0 <= value < 1:
+            raise ValueError(f"must be at least 0 and below 1, not {value:g}")
+        return value
+
+
+class AdamConfig(Block):
+    """AdamW; weight decay applies to every parameter."""
+
+    lr: PositiveFloat = identity(1e-4, "Learning rate after the warm-up.")
+    adam_beta1: Probability = identity(0.9, "Decay of the gradient's running mean.")
+    adam_beta2: Probability = identity(0.95, "Decay of the squared gradient's running mean.")
+    adam_beta2_c: NonNegativeFloat = identity(0.0, "Exponent of the beta2 schedule; 0: constant.")
+    adam_eps: PositiveFloat = identity(1e-8, "Added to the denominator.")
+    weight_decay: NonNegativeFloat = identity(0.01, "Decoupled weight decay.")
+
+    @field_validator("adam_beta1", "adam_beta2")
+    @classmethod
+    def _below_one(cls, value: float) -> float:
+        if value >= 1:
+            raise ValueError(f"must be below 1, not {value:g}")
+        return value
+
+
+class LrSchedulerConfig(Block):
+    """Rate 0 for init_steps, a linear warm-up, then a cosine from adam.lr to eta_min at total_steps."""
+
+    renamed: ClassVar[dict[str, str]] = {"warmup_steps": "state warmup_ratio, a share of total_steps"}
+
+    total_steps: PositiveInt = identity(50000, "Updates until eta_min is reached; default: data.total_steps.")
+    init_steps: NonNegativeInt = identity(0, "Updates with rate 0 before the warm-up.")
+    warmup_ratio: Probability = identity(0.01, "Share of total_steps that is warm-up.")
+    eta_min: NonNegativeFloat = identity(1e-5, "The rate at the end.")
+    last_epoch: StartBefore = identity(-1, "Update to start the schedule after; -1: from its beginning.")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates of the warm-up."""
+        return int(self.total_steps * self.warmup_ratio)
+
+
+class Beta2SchedulerConfig(Block):
+    """beta2 = max(init_beta2, 1 - k**-c) at update k; constant for c = 0."""
+
+    init_beta2: Probability = identity(0.95, "beta2 at the start; default: adam.adam_beta2.")
+    c: Float = identity(0.0, "Exponent; 0 or less: constant. Default: adam.adam_beta2_c.")
+    cur_iter: StartBefore = identity(-1, "Update to start the schedule after; -1: from its beginning.")
+
+    @field_validator("init_beta2")
+    @classmethod
+    def _below_one(cls, value: float) -> float:
+        if value >= 1:
+            raise ValueError(f"must be below 1, not {value:g}")
+        return value

@@ -1,0 +1,67 @@
+"""The ``parallel`` block: how the ranks share the work. None of it changes the trained weights."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from evo_core.config.fields import Block, block, execution
+from evo_core.config.values import Int, PositiveInt
+
+
+class _Sized(Block):
+    """A group of ranks; a bare number is its size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_size(cls, data: Any) -> Any:
+        return data if data is None or isinstance(data, dict | Block) else {"size": data}
+
+
+class Zero1Config(_Sized):
+    """Optimizer states are split over groups of data-parallel ranks."""
+
+    size: Int = execution(-1, "Ranks of such a group; 0 or less: all data-parallel ranks. 1: no splitting.")
+    fsdp: bool = execution(False, "Split parameters and gradients too (torch's fully sharded data parallel).")
+
+
+class TensorConfig(_Sized):
+    """Each layer is split over a group of ranks."""
+
+    size: PositiveInt = execution(1, "Ranks of such a group.")
+    mode: Literal["mtp", "msp", "fsp", "isp"] = execution(
+        "mtp",
+        "mtp: Megatron's tensor parallel. msp: with sequence parallel. fsp: msp that gathers again in the "
+        "backward pass. isp: sequence parallel with weights gathered.",
+    )
+
+
+class PipelineConfig(_Sized):
+    """The layers are dealt out over a group of ranks."""
+
+    size: PositiveInt = execution(1, "Ranks of such a group.")
+    interleaved_overlap: bool = execution(False, "Overlap communication in the interleaved schedule.")
+    mode: Literal["1F1B", "ZBH1", "ZBV"] = execution("1F1B", "The schedule.")
+
+
+class WeightConfig(_Sized):
+    """With tensor.mode isp: weights are split over a group of ranks and gathered when used."""
+
+    size: PositiveInt = execution(1, "Ranks of such a group.")
+    overlap: bool = execution(False, "Gather the next block's weights while this one computes.")
+    memory_pool: bool = execution(False, "Keep the buffers of gathered weights.")
+
+
+class ParallelConfig(Block):
+    """Data-parallel ranks = all ranks / pipeline size / tensor size."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "sequence_parallel": "it follows from tensor.mode: leave it out",
+        "data": "the data-parallel size follows from the others",
+    }
+
+    zero1: Zero1Config = block(Zero1Config, "Splitting of optimizer states.")
+    tensor: TensorConfig = block(TensorConfig, "Splitting of each layer.")
+    pipeline: PipelineConfig = block(PipelineConfig, "Splitting by layers.")
+    weight: WeightConfig = block(WeightConfig, "Splitting of weights alone.")

@@ -1,0 +1,197 @@
+"""A training job: all blocks together, with the checks between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from evo_core.config.fields import Block, block, execution, identity, required_block, value_at
+from evo_core.config.identity import identity_of
+from evo_core.config.layout import data_parallel_size, layout_errors, micro_num
+from evo_core.config.own_model import SHIPPED, is_model_type, own_model
+from evo_core.config.problems import raise_all
+from evo_core.config.report import errors_of
+from evo_core.config.resolve import merge
+from evo_core.config.rules import rule_errors
+from evo_core.config.schema.ckpt import CkptConfig
+from evo_core.config.schema.data import DataConfig
+from evo_core.config.schema.generation import GenerationConfig
+from evo_core.config.schema.model import ModelConfig, MoeConfig
+from evo_core.config.schema.monitor import MonitorConfig
+from evo_core.config.schema.optim import (
+    AdamConfig,
+    Beta2SchedulerConfig,
+    GradScalerConfig,
+    HybridZeroOptimizerConfig,
+    LossConfig,
+    LrSchedulerConfig,
+)
+from evo_core.config.schema.parallel import ParallelConfig
+from evo_core.config.support import refusal_errors, settings_without_effect
+from evo_core.config.values import NonNegativeInt
+from evo_core.config.write import to_plain, to_yaml
+
+
+def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    name = info.data.get("model_type", SHIPPED[0])
+    return shipped(data) if name in SHIPPED else own_model(name, data)
+
+
+class TrainConfig(Block):
+    """A training job as it is written in a YAML or ``.py`` file."""
+
+    job_name: str = execution("AnonymousJob", "Name of the run.", validation_alias=AliasChoices("job_name", "JOB_NAME"))
+    seed: NonNegativeInt = identity(1024, "Seed of weights and data order.")
+    model_type: Annotated[str, AfterValidator(is_model_type)] = identity("INTERNLM", "Family of the model.")
+    use_fp32_norm: bool = identity(False, "Keep the norms' weights in float32.")
+    output_tf32: bool = identity(False, "Compute the head with TF32.")
+    metric_dtype: Literal["fp32"] = execution("fp32", "Type of the metrics' sums.")
+    cudnn_deterministic: bool = execution(False, "Only deterministic cuDNN kernels.")
+    cudnn_benchmark: bool = execution(False, "Let cuDNN choose its fastest kernel by trying.")
+    enable_tb: bool = execution(True, "Write tensorboard records.")
+    tensorboard_folder: str | None = execution(None, "Where they go; None: below the run's folder.")
+    resume_tb_folder: str | None = execution(None, "Records of an earlier run to carry on.")
+
+    data: DataConfig = block(DataConfig, "What is trained on.")
+    model: Annotated[ModelConfig, WrapValidator(_of_its_type)] = required_block("The network.")
+    moe: MoeConfig = block(MoeConfig, "Routing of tokens to experts.")
+    loss: LossConfig = block(LossConfig, "The training loss.")
+    adam: AdamConfig = block(AdamConfig, "The optimizer.")
+    lr_scheduler: LrSchedulerConfig = block(LrSchedulerConfig, "The learning rate over time.")
+    beta2_scheduler: Beta2SchedulerConfig = block(Beta2SchedulerConfig, "Adam's beta2 over time.")
+    grad_scaler: GradScalerConfig = block(GradScalerConfig, "Loss scaling.")
+    hybrid_zero_optimizer: HybridZeroOptimizerConfig = block(HybridZeroOptimizerConfig, "ZeRO and clipping.")
+    parallel: ParallelConfig = block(ParallelConfig, "How the ranks share the work.")
+    ckpt: CkptConfig = block(CkptConfig, "What is saved, and what a run starts from.")
+    monitor: MonitorConfig = block(MonitorConfig, "Who is told what.")
+    generation: GenerationConfig = block(GenerationConfig, "How a trained model continues prompts.")
+
+    _environment: dict[str, tuple[str, Any]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Keys whose value came from the environment, with the references they were written as."""
+        return {key: reference for key, (reference, value) in self._environment.items() if value_at(self, key) == value}
+
+    def dp(self, world_size: int) -> int:
+        """Data-parallel ranks among ``world_size``.
+
+        Raises:
+            ConfigError: the ranks cannot be laid out so.
+        """
+        return data_parallel_size(self.parallel, world_size)
+
+    def micro_num(self, dp: int) -> int:
+        """Micro-batches of one update on each of ``dp`` data-parallel ranks.
+
+        Raises:
+            ConfigError: data.global_batch_tokens does not divide over so many ranks.
+        """
+        return micro_num(self.data, dp)
+
+    def check_world(self, world_size: int) -> None:
+        """Checks that the job can run on ``world_size`` ranks.
+
+        Raises:
+            ConfigError: naming the numbers and the nearest legal choice.
+        """
+        raise_all(layout_errors(self.parallel, world_size))
+        self.micro_num(self.dp(world_size))
+
+    def identity(self, world_size: int) -> dict[str, Any]:
+        """What decides the trained weights, as nested plain data: see ``evo_core.config.identity``."""
+        return identity_of(self, world_size)
+
+    def settings_without_effect(self, device_type: str) -> list[str]:
+        """The settings that were set but change nothing on a ``cpu`` or ``cuda`` device, each with why."""
+        return settings_without_effect(self, device_type)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Nested plain data that ``model_validate`` reads back; see ``evo_core.config.write``."""
+        return to_plain(self)
+
+    def to_yaml(self) -> str:
+        """YAML that ``load_config`` reads back to an equal configuration."""
+        return to_yaml(self)
+
+    def __repr__(self) -> str:
+        return f"TrainConfig({self.job_name!r}, {self.model_type})"  # without values: some may be secrets
+
+    __str__ = __repr__
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """A configuration from plain data, with all checks.
+
+        Raises:
+            ConfigError: one, or several together; keys are named, without file and line.
+        """
+        return cls.from_plain(obj, {}, **options)
+
+    @classmethod
+    def from_plain(cls, data: Any, references: Mapping[str, str], **options: Any) -> Self:
+        """As ``model_validate``, where values of some keys came from the environment.
+
+        Args:
+            data: the configuration as nested plain data.
+            references: dotted key to the reference it was written as, such as ``${oc.env:NAME}``.
+            options: pydantic's.
+        """
+        try:
+            config = super().model_validate(data, **options)
+        except ValidationError as error:
+            raise_all(errors_of(error, cls, references))
+            raise
+        for key, reference in references.items():
+            config._environment[key] = (reference, value_at(config, key))
+        return config
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_neighbours(cls, data: Any) -> Any:
+        """The settings whose default is another block's setting."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("tensorboard"), dict):  # where the original reads it
+            data["monitor"] = merge(data.get("monitor") or {}, {"tensorboard": data.pop("tensorboard")})
+        for name in ("model_type", "use_fp32_norm"):
+            _follow(data, name, _stated(data, "model", name))
+            _fill(data, "model", name, data.get(name))
+        _fill(data, "lr_scheduler", "total_steps", _stated(data, "data", "total_steps"))
+        _fill(data, "beta2_scheduler", "init_beta2", _stated(data, "adam", "adam_beta2"))
+        _fill(data, "beta2_scheduler", "c", _stated(data, "adam", "adam_beta2_c"))
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        raise_all([*rule_errors(self), *refusal_errors(self)])
+        return self
+
+
+def _stated(data: dict[str, Any], block_name: str, name: str) -> Any:
+    """What is stated in a block of data, be it plain or a Block already; None where nothing is."""
+    owner = data.get(block_name)
+    return owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+
+
+def _follow(data: dict[str, Any], name: str, value: Any) -> None:
+    if data.get(name) is None and value is not None:
+        data[name] = value
+
+
+def _fill(data: dict[str, Any], block_name: str, name: str, value: Any) -> None:
+    owner = data.get(block_name)
+    if value is not None and (owner is None or isinstance(owner, dict)) and (owner or {}).get(name) is None:
+        data[block_name] = {**(owner or {}), name: value}

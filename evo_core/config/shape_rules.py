@@ -1,0 +1,89 @@
+"""The rules of a network's shape: which sizes go together, and which settings a family has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from evo_core.config.layout import divisors, nearest
+from evo_core.config.schema.model import ModelConfig
+from evo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.parallel import ParallelConfig
+    from evo_core.config.schema.train_config import TrainConfig
+
+
+def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
+    """What contradicts itself in the ``model`` block, and between it and the layout."""
+    model = config.model
+    for name in ("model_type", "use_fp32_norm"):
+        if getattr(model, name, None) != getattr(config, name):
+            yield ConfigError(f"contradicts {name}", key=f"model.{name}", hint="state it at the top level only")
+    if isinstance(model, ModelConfig):  # a model type of a user's own has rules of its own
+        yield from _heads(model)
+        yield from _family(model, config.model_type)
+        yield from _stages(model, config.parallel)
+        yield from _tensor_parallel(model, config.parallel)
+
+
+def _heads(model: ModelConfig) -> Iterator[ConfigError]:
+    heads, kv_heads, hidden = model.num_attention_heads, model.num_kv_attention_heads, model.hidden_size
+    if hidden % heads:
+        yield ConfigError(
+            f"hidden_size {hidden} does not divide into {heads} heads",
+            key="model.num_attention_heads",
+            hint=f"nearest: {nearest(heads, divisors(hidden))} heads",
+        )
+    elif (hidden // heads) % 2:
+        message = f"a head is {hidden // heads} wide; rotary positions need an even width"
+        yield ConfigError(message, key="model.num_attention_heads")
+    if heads % kv_heads:
+        yield ConfigError(
+            f"{heads} query heads cannot share {kv_heads} key and value heads",
+            key="model.num_kv_attention_heads",
+            hint=f"nearest: {nearest(kv_heads, divisors(heads))}",
+        )
+
+
+def _family(model: ModelConfig, model_type: str) -> Iterator[ConfigError]:
+    if model_type in ("INTERNLM", "INTERNLM_MoE"):
+        if model.num_kv_attention_heads != model.num_attention_heads:
+            message = f"{model_type} has as many key and value heads as query heads"
+            yield ConfigError(message, key="model.num_kv_attention_heads", hint="INTERNLM2_PUBLIC can share them")
+        if model.apply_post_layer_norm:
+            message = f"{model_type} has its norms before attention and MLP"
+            yield ConfigError(message, key="model.apply_post_layer_norm", hint="set it to false")
+    if model.norm_head and model_type != "INTERNLM2_PUBLIC":
+        yield ConfigError(f"{model_type} has no such head", key="model.norm_head", hint="set it to false")
+    if model.residual_in_fp32 and model.apply_post_layer_norm:
+        message = "norms after each sum leave no residual stream to keep in float32"
+        yield ConfigError(message, key="model.residual_in_fp32", hint="set it to false")
+
+
+def _stages(model: ModelConfig, parallel: ParallelConfig) -> Iterator[ConfigError]:
+    layers, chunks, stages = model.num_layers, model.num_chunks, parallel.pipeline.size
+    if layers % chunks:
+        yield ConfigError(
+            f"{layers} layers do not divide into {chunks} chunks",
+            key="model.num_chunks",
+            hint=f"nearest: {nearest(chunks, divisors(layers))}",
+        )
+    elif layers < stages * chunks:
+        message = f"{layers} layers are too few for pipeline.size {stages} x num_chunks {chunks}"
+        yield ConfigError(message, key="model.num_layers", hint=f"at least {stages * chunks}")
+
+
+def _tensor_parallel(model: ModelConfig, parallel: ParallelConfig) -> Iterator[ConfigError]:
+    size = parallel.tensor.size
+    if parallel.zero1.fsdp and model.num_experts > 1:
+        yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp")
+    for name in ("vocab_size", "num_attention_heads"):
+        value = getattr(model, name)
+        if value % size:
+            multiples = [value // size * size, (value // size + 1) * size]
+            yield ConfigError(
+                f"{value} does not divide over tensor.size {size}",
+                key=f"model.{name}",
+                hint=f"nearest: {nearest(value, [n for n in multiples if n])}",
+            )

@@ -1,0 +1,192 @@
+"""What this version does not do yet: such a setting is refused in one sentence, or named where it has no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evo_core.config.fields import is_set, value_at
+from evo_core.config.paths import is_hub_id, is_remote
+from evo_core.config.schema.model import ModelConfig, MoeConfig
+from evo_core.config.values import describe
+from evo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.train_config import TrainConfig
+
+
+Test = Callable[[Any, "TrainConfig"], bool]
+
+
+class Refusal(NamedTuple):
+    """A setting that would really change something, but that this version cannot carry out."""
+
+    key: str
+    fine: Test
+    """From the value and the configuration: whether there is nothing to refuse."""
+    sentence: str
+    hint: str
+
+
+class Effectless(NamedTuple):
+    """A setting that loads but changes nothing."""
+
+    key: str
+    holds: Callable[[TrainConfig, str], bool]
+    """From the configuration and the device type: whether it has no effect there."""
+    why: str
+
+
+def _is(allowed: object) -> Test:
+    return lambda value, config: bool(value == allowed)
+
+
+def _local(value: str | None, config: TrainConfig) -> bool:
+    return value is None or not is_remote(value)
+
+
+def _local_if_saved(value: str | None, config: TrainConfig) -> bool:
+    return not config.ckpt.enable_save_ckpt or _local(value, config)
+
+
+def _local_folder(value: str | None, config: TrainConfig) -> bool:
+    return value is None or not (is_remote(value) or is_hub_id(value))
+
+
+def _unless_read(test: Test) -> Test:
+    """Nothing in load_ckpt_info is read where a run resumes automatically."""
+    return lambda value, config: not config.ckpt.starts_from_load_ckpt_info or test(value, config)
+
+
+_DATA_PARALLEL = "this version trains data parallel only"
+_NO_STORE = "this version reads and writes local folders only"
+_NO_HUB = "there is no such folder, and this version reads nothing from a model hub"
+_NO_EXPERTS = "this version has no mixture of experts"
+_NO_DROPOUT = "this version has no dropout"
+
+REFUSALS = (
+    Refusal("model_type", lambda v, c: v != "INTERNLM_MoE", _NO_EXPERTS, "use INTERNLM"),
+    Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
+    Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
+    Refusal("tensorboard_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("data.type", _is("tokenized"), "this version trains on token shards only", "set it to tokenized"),
+    Refusal("data.train_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("data.valid_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("data.tokenizer_path", _local_folder, _NO_HUB, "name a local file"),
+    Refusal(
+        "data.use_shm",
+        lambda v, c: not v or c.data.train_folder is None,
+        "this version keeps no index in shared memory",
+        "set it to false",
+    ),
+    Refusal("data.use_packed_dataset", _is(True), "this version trains on packed data only", "set it to true"),
+    Refusal("data.packing", _is("continuous"), "this version packs across files only", "set it to continuous"),
+    Refusal("data.min_length_dict", _is({}), "this version has one min_length for all files", "use min_length"),
+    Refusal("data.type_weights", _is(None), "this version mixes types by their tokens", "leave it out"),
+    Refusal("model.drop_rate", _is(0), _NO_DROPOUT, "set it to 0"),
+    Refusal("model.attn_drop_rate", _is(0), _NO_DROPOUT, "set it to 0"),
+    Refusal("model.num_experts", _is(1), _NO_EXPERTS, "set it to 1"),
+    Refusal("model.num_chunks", _is(1), "this version has no interleaved pipeline", "set it to 1"),
+    Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
+    Refusal("model.use_dynamic_ntk_rope", _is(False), "this version keeps the rotary base", "set it to false"),
+    Refusal("parallel.tensor.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.pipeline.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.weight.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
+    Refusal("ckpt.save_ckpt_folder", _local_if_saved, _NO_STORE, "name a local folder"),
+    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), _NO_STORE, "name a local folder"),
+    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local_folder), _NO_HUB, "name a local folder"),
+    Refusal(
+        "ckpt.load_ckpt_info.ckpt_type",
+        _unless_read(lambda v, c: v in ("internevo", "internlm", "evo")),
+        "this version reads its own checkpoints only",
+        "set it to internevo",
+    ),
+    Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
+    Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
+    Refusal("generation.num_beams", _is(1), "this version has no beam search", "set it to 1"),
+    Refusal("generation.ckpt_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("generation.data_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("generation.output_folder", _local, _NO_STORE, "name a local folder"),
+)
+
+
+def _always(config: TrainConfig, device: str) -> bool:
+    return True
+
+
+def _on_cpu(config: TrainConfig, device: str) -> bool:
+    return device == "cpu"
+
+
+def _no_tensor(config: TrainConfig, device: str) -> bool:
+    return config.parallel.tensor.size == 1
+
+
+def _no_pipeline(config: TrainConfig, device: str) -> bool:
+    return config.parallel.pipeline.size == 1
+
+
+def _no_weight(config: TrainConfig, device: str) -> bool:
+    return config.parallel.weight.size == 1
+
+
+def _no_experts(config: TrainConfig, device: str) -> bool:
+    return getattr(config.model, "num_experts", 1) == 1
+
+
+def _no_upload(config: TrainConfig, device: str) -> bool:
+    return not is_remote(config.ckpt.save_ckpt_folder or "")
+
+
+_AFTER_BACKWARD = "gradients and parameters are exchanged after the backward pass"
+
+EFFECTLESS = (
+    Effectless("hybrid_zero_optimizer.overlap_sync_grad", _always, _AFTER_BACKWARD),
+    Effectless("hybrid_zero_optimizer.overlap_sync_param", _always, _AFTER_BACKWARD),
+    Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
+    Effectless("hybrid_zero_optimizer.all_gather_size", _always, "parameters are gathered by buckets"),
+    Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
+    Effectless("data.shm_path", _always, "no index is kept in shared memory"),
+    Effectless("data.use_shm", _always, "random data has no index"),
+    Effectless("data.num_worker", _always, "data is read in the training process"),
+    Effectless("data.valid_micro_num", _always, "validation takes one micro-batch at a time"),
+    Effectless("data.subset_name", _always, "it is for Hugging Face data sets"),
+    Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),
+    Effectless("model.parallel_output", _no_tensor, "tensor.size is 1"),
+    Effectless("model.embed_split_hidden", _no_tensor, "tensor.size is 1"),
+    Effectless("model.mlp_layer_fusion", _always, "w1 and w3 are kept apart"),
+    Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
+    Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),
+    Effectless("parallel.tensor.mode", _no_tensor, "tensor.size is 1"),
+    Effectless("parallel.pipeline.interleaved_overlap", _no_pipeline, "pipeline.size is 1"),
+    Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
+    Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
+    Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
+    Effectless("ckpt.async_upload", _no_upload, "save_ckpt_folder is local"),
+    Effectless("cudnn_deterministic", _on_cpu, "there is no cuDNN on a CPU"),
+    Effectless("cudnn_benchmark", _on_cpu, "there is no cuDNN on a CPU"),
+    *(Effectless(f"moe.{name}", _no_experts, "num_experts is 1") for name in MoeConfig.model_fields),
+)
+
+
+def refusal_errors(config: TrainConfig) -> Iterator[ConfigError]:
+    """A sentence for each setting that this version cannot carry out."""
+    refused: set[str] = set()
+    for key, fine, sentence, hint in REFUSALS:
+        if key.startswith("model.") and not isinstance(config.model, ModelConfig):
+            continue  # a model type of a user's own does what it says
+        value = value_at(config, key)
+        if key not in refused and not fine(value, config):
+            refused.add(key)
+            yield ConfigError(f"{describe(value)}: {sentence}", key=key, hint=hint)
+
+
+def settings_without_effect(config: TrainConfig, device_type: str) -> list[str]:
+    """The settings that were set to something but change nothing in a run on such a device, each with why."""
+    return [f"{key} ({why})" for key, holds, why in EFFECTLESS if _is_on(config, key) and holds(config, device_type)]
+
+
+def _is_on(config: TrainConfig, key: str) -> bool:
+    """Whether a setting was stated, and asks for something."""
+    return is_set(config, key) and value_at(config, key) not in (False, None, "mtp", "1F1B")

@@ -1,0 +1,85 @@
+"""The types of configuration values: every number may be written as an expression of numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, PlainValidator
+
+from evo_core.config.expressions import Number, evaluate
+
+
+def to_number(value: Any) -> Number:
+    """A number as it is, or a string's value as an expression.
+
+    Raises:
+        ValueError: anything else, ``true`` and ``false`` included.
+    """
+    if isinstance(value, str):
+        return evaluate(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, not {describe(value)}")
+    return value
+
+
+def to_float(value: Any) -> float:
+    """A finite number as a float."""
+    number = to_number(value)
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, not {describe(number)}")
+    return float(number)
+
+
+def to_int(value: Any) -> int:
+    """A whole number as an int; ``"8/2"`` and ``1e3`` are whole."""
+    number = to_float(value) if isinstance(value, float) else to_number(value)
+    if number != number or number in (math.inf, -math.inf) or number != int(number):
+        raise ValueError(f"must be a whole number, not {describe(value)}")
+    return int(number)
+
+
+def to_interval(value: Any) -> int | float:
+    """A number of steps between two events: a whole number of at least 1, or ``.inf`` for never."""
+    number = to_number(value)
+    if number == math.inf:
+        return math.inf
+    steps = to_int(value)
+    if steps < 1:
+        raise ValueError(f"must be at least 1 step, or .inf for never, not {steps}")
+    return steps
+
+
+def to_fraction(value: Any) -> float:
+    """A share between 0 and 1; ``false`` is 0 and ``true`` is 1."""
+    fraction = float(value) if isinstance(value, bool) else to_float(value)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"must be true, false or a share between 0 and 1, not {describe(value)}")
+    return fraction
+
+
+def describe(value: Any) -> str:
+    """A value as an error message shows it: as YAML writes it, long ones cut."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
+    if isinstance(value, dict):
+        return "a block of keys"
+    text = repr(value) if not isinstance(value, str) else f'"{value}"'
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+Int = Annotated[int, BeforeValidator(to_int)]
+PositiveInt = Annotated[int, Ge(1), BeforeValidator(to_int)]
+NonNegativeInt = Annotated[int, Ge(0), BeforeValidator(to_int)]
+StartBefore = Annotated[int, Ge(-1), BeforeValidator(to_int)]
+Float = Annotated[float, BeforeValidator(to_float)]
+PositiveFloat = Annotated[float, Gt(0), BeforeValidator(to_float)]
+NonNegativeFloat = Annotated[float, Ge(0), BeforeValidator(to_float)]
+Probability = Annotated[float, Ge(0), Le(1), BeforeValidator(to_float)]
+Interval = Annotated[int | float, PlainValidator(to_interval)]
+LayerFraction = Annotated[float, BeforeValidator(to_fraction)]

@@ -1,0 +1,53 @@
+"""A configuration written out in full, to be read again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from evo_core.config.fields import Leaf, is_set, leaves, value_at
+from evo_core.config.identity import plain, put
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.train_config import TrainConfig
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as nested plain data that reads back to an equal one, fit to be written.
+
+    Every identity setting is in it, and those execution settings that were set. Values that came from the
+    environment are the references they were written as.
+    """
+    data: dict[str, Any] = {}
+    for leaf in leaves(config):
+        value = value_at(config, leaf.key)
+        if leaf.mark == "copied" or (value is None and not is_set(config, leaf.key)):
+            continue
+        if leaf.mark == "execution" and not is_set(config, leaf.key):
+            continue
+        if leaf.key.startswith("ckpt.load_ckpt_info.") and config.ckpt.load_ckpt_info is None:
+            continue
+        put(data, leaf.key, _written(config, leaf, value))
+    return data
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """``to_plain`` as YAML text."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def save_config(config: TrainConfig, path: str | Path) -> None:
+    """Writes the configuration as a YAML file, all of it or nothing."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(to_yaml(config), encoding="utf-8")
+    partial.replace(path)
+
+
+def _written(config: TrainConfig, leaf: Leaf, value: Any) -> Any:
+    if leaf.key in config.environment:
+        return config.environment[leaf.key]
+    return plain(value)

@@ -1,0 +1,185 @@
+"""Slurm's command line, and nothing else: one method a command, plain values in and out.
+
+Only forms that have stayed the same from release to release are read: ``sbatch --parsable``, ``squeue -o``,
+``scontrol ping``, ``sacct -P``. Each call has a time limit, for a client whose controller is away can hang.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.launch.environment import clean_environment
+
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
+
+_NOBODY_ANSWERS = re.compile(
+    r"unable to contact|connect failure|connection (refused|timed out|reset)|timed out|timeout|try again|"
+    r"temporarily (unavailable|unable|disabled)|backup controller|communication|resource temporarily|"
+    r"unable to resolve|could not establish a configuration source|zero bytes",
+    re.IGNORECASE,
+)
+_UNKNOWN_JOB = re.compile(r"invalid job id|job/step already completing or completed|does not exist", re.IGNORECASE)
+
+
+class SlurmSilent(Exception):
+    """No answer: the controller is away, or busy, or the client timed out. Nothing follows from it; ask again."""
+
+
+class SlurmRefused(Exception):
+    """Slurm answered, and said no."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job as Slurm shows it.
+
+    Attributes:
+        state: Slurm's word for it in capitals (PENDING, RUNNING, ...), without what may follow.
+        reason: why it waits, or how it ended.
+        nodes: the nodes it has, in Slurm's notation; empty while it waits.
+    """
+
+    job_id: str
+    state: str
+    reason: str = ""
+    nodes: str = ""
+
+
+class SlurmCommands:
+    """The clients found on PATH, talking to the cluster that SLURM_CONF (or the system's file) names."""
+
+    def __init__(self, timeout: float = 30.0) -> None:
+        self.timeout = timeout
+
+    def missing(self) -> list[str]:
+        """Programs that are not installed here."""
+        return [name for name in PROGRAMS if shutil.which(name) is None]
+
+    def ping(self) -> None:
+        """Ask whether a controller is up.
+
+        Raises:
+            SlurmSilent: none is.
+        """
+        try:
+            answer = self._call("scontrol", "ping")
+        except SlurmRefused as refused:
+            raise SlurmSilent(str(refused)) from None
+        if " UP" not in answer:
+            raise SlurmSilent(" ".join(answer.split()))
+
+    def partitions(self) -> list[str]:
+        """Names of the partitions that jobs can be sent to."""
+        return sorted(set(self._call("sinfo", "-h", "-o", "%R").split()))
+
+    def submit(
+        self, arguments: Sequence[str], script: Path, variables: Mapping[str, str], *, hold: int | None = None
+    ) -> str:
+        """Submit a batch script; returns the job's id.
+
+        Args:
+            variables: laid over this process's environment, which the job gets.
+            hold: a descriptor that `sbatch` keeps open while it runs.
+
+        Raises:
+            SlurmSilent: it is not known whether the job was taken.
+            SlurmRefused: it was not.
+        """
+        environment = {**clean_environment(), **variables}
+        answer = self._call("sbatch", "--parsable", *arguments, str(script), environment=environment, hold=hold)
+        job_id = answer.strip().partition(";")[0]
+        if not job_id.isdecimal():
+            raise SlurmRefused(f"sbatch answered {answer.strip()!r} instead of a job id")
+        return job_id
+
+    def look(self, job_id: str) -> Seen | None:
+        """The job as the controller knows it; None when it does not know it (any more).
+
+        Raises:
+            SlurmSilent: no answer.
+        """
+        try:
+            rows = self._squeue("-j", job_id)
+        except SlurmRefused as refused:
+            if _UNKNOWN_JOB.search(str(refused)):
+                return None
+            raise SlurmSilent(str(refused)) from None
+        return next((row for row in rows if row.job_id == job_id), None)
+
+    def find(self, name: str, since: float) -> str | None:
+        """The id of the job with this name, submitted at `since` (unix seconds) or later; None when there is none.
+
+        Raises:
+            SlurmSilent: no answer.
+        """
+        try:
+            rows = self._squeue("-n", name)
+        except SlurmRefused as refused:
+            raise SlurmSilent(str(refused)) from None
+        if rows:
+            return rows[-1].job_id
+        return next((row.job_id for row in self._sacct("--name", name, since=since)), None)
+
+    def account(self, job_id: str, since: float) -> Seen | None:
+        """The job as the accounting knows it; None where there is no accounting or it does not answer."""
+        return next((row for row in self._sacct("-j", job_id, since=since) if row.job_id == job_id), None)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for the end of a job; one that has ended already is no error.
+
+        Raises:
+            SlurmSilent: no answer.
+            SlurmRefused: it is not ours to end.
+        """
+        try:
+            self._call("scancel", job_id)
+        except SlurmRefused as refused:
+            if not _UNKNOWN_JOB.search(str(refused)):
+                raise
+
+    def _squeue(self, *which: str) -> list[Seen]:
+        answer = self._call("squeue", "-h", "-t", "all", *which, "-o", "%A|%T|%r|%N")
+        return [Seen(*row.split("|", 3)) for row in answer.splitlines() if row.count("|") >= 3]
+
+    def _sacct(self, *which: str, since: float) -> list[Seen]:
+        # without a start it looks back to midnight only; an hour is for clocks that differ
+        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))
+        columns = "JobIDRaw,State,ExitCode,NodeList"
+        try:
+            answer = self._call("sacct", "-X", "-P", "-n", "-S", start, *which, "-o", columns)
+        except (SlurmSilent, SlurmRefused):
+            return []
+        rows = [row.split("|", 3) for row in answer.splitlines() if row.count("|") >= 3]
+        return [Seen(i, state.split()[0], f"exit code {code}", nodes) for i, state, code, nodes in rows if state]
+
+    def _call(
+        self, program: str, *arguments: str, environment: dict[str, str] | None = None, hold: int | None = None
+    ) -> str:
+        try:
+            done = subprocess.run(
+                [program, *arguments],
+                env=environment or {**clean_environment(), "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self.timeout,
+                pass_fds=() if hold is None else (hold,),
+                cwd=os.sep if environment is None else None,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise SlurmSilent(f"{program} gave no answer in {self.timeout:.0f} s") from None
+        except FileNotFoundError:
+            raise SlurmSilent(f"{program} is not installed here") from None
+        if done.returncode == 0:
+            return done.stdout
+        said = " ".join((done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").split())
+        raise (SlurmSilent if _NOBODY_ANSWERS.search(said) else SlurmRefused)(f"{program}: {said}")

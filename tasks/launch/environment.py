@@ -1,0 +1,43 @@
+"""The environment that a job begins with: the run's own, without what says where *the run* stands.
+
+A run may itself sit inside a Slurm allocation, an interactive `srun` shell or under torchrun. A job that inherited
+those variables would take itself for a rank of something else, and `sbatch` would take them for options.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+KEPT = {"SLURM_CONF", "SLURM_JWT"}
+"""How clients find a Slurm cluster and show who they are."""
+
+_PLACE = {
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_NAME", "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "EVO_DIE_WITH_PARENT",
+}  # fmt: skip
+_PREFIXES = ("SLURM_", "SLURMD_", "TORCHELASTIC_", "PET_", "PMI_", "PMIX_")
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without its own place in a job."""
+    return {name: value for name, value in os.environ.items() if name in KEPT or not _tells_place(name)}
+
+
+def job_variables(state: str, threads: int, given: Mapping[str, str]) -> dict[str, str]:
+    """What the launcher adds for every job; `given` (the cluster's and the job's own) comes on top.
+
+    Args:
+        state: the job folder, where the command leaves its progress and its error.
+        threads: cores that one rank may use.
+    """
+    return {
+        "EVO_JOB_FOLDER": state,
+        "PYTHONUNBUFFERED": "1",  # lines are followed as they are printed
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        **given,
+    }
+
+
+def _tells_place(name: str) -> bool:
+    return name in _PLACE or name.startswith(_PREFIXES)

@@ -1,0 +1,115 @@
+"""What it means to launch a command on one or many nodes, whoever does it.
+
+A step kind that computes on a model describes a `Job`; a `Launcher` runs it and returns when it has ended. The
+launcher keeps what it needs to find the job again in the key's state folder, so that a second caller (another
+`evo run`, or the same one after a crash) attaches to a job that still lives instead of starting a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tasks.durations import seconds
+
+
+class LaunchRuntime(BaseModel):
+    """Where and how a launched step runs. Never part of an artifact's identity."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cluster: str = Field("local", description="a name in configs/clusters/ or a path to such a file")
+    nodes: int = Field(1, ge=1, description="machines")
+    ranks_per_node: int | None = Field(None, ge=1, description="processes a node; default gpus_per_node, else 1")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs asked for on each node")
+    cpus_per_rank: int | None = Field(None, ge=1, description="cores for each process")
+    time: str | None = Field(None, description="wall time to ask Slurm for: 48h, 30m, 2-00:00:00")
+    max_restarts: int = Field(3, ge=0, description="restarts after crashes before the job counts as failed")
+    on_walltime: Literal["requeue", "fail"] = Field(
+        "requeue", description="what to do on Slurm when the time is up and a checkpoint is saved"
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _with_unit(cls, value: str | None) -> str | None:
+        """A plain number would be minutes for Slurm and seconds for everybody else."""
+        if value is not None and (value.strip().isdecimal() or seconds(value) < 60):
+            raise ValueError(f"{value!r} is no wall time of a minute or more: write 48h, 30m or 2-00:00:00")
+        return value
+
+    @property
+    def ranks(self) -> int:
+        """Processes on each node."""
+        return self.ranks_per_node or self.gpus_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.ranks
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command on the nodes that its runtime asks for.
+
+    `name` carries the key of the artifact, so that a job can be looked up by it. `state` is the key's state folder:
+    the command finds it as EVO_JOB_FOLDER and leaves progress.json and error.json there. `log` collects what every
+    rank prints and is appended to across restarts.
+    """
+
+    name: str
+    module: str
+    args: tuple[str, ...]
+    state: Path
+    log: Path
+    runtime: LaunchRuntime
+    attempt: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class JobFailed(Exception):
+    """The job ended by itself without success.
+
+    `message` is the job's own error where it left one (error.json), else the last lines of its log.
+    """
+
+    def __init__(self, message: str, *, user_error: bool = False, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.message, self.user_error, self.log = message, user_error, log
+
+
+class Stopped(BaseException):
+    """The run was told to stop. A BaseException, so that nothing on the way takes it for a failure."""
+
+
+class Launcher(Protocol):
+    """Runs jobs on one kind of cluster."""
+
+    def preflight(self) -> None:
+        """Raise `ConfigError` when this cluster cannot be used from here (no sbatch, controller silent)."""
+
+    def alive(self, state: Path) -> bool:
+        """Whether a job recorded in the state folder is still queued or running."""
+
+    def run(
+        self,
+        job: Job,
+        *,
+        stop: threading.Event,
+        on_progress: Callable[[dict[str, Any]], None],
+        on_line: Callable[[str], None],
+    ) -> None:
+        """Run the job, or attach to the one recorded in `job.state` if it is alive, and return when it succeeded.
+
+        Raises:
+            JobFailed: it ended without success.
+            Stopped: `stop` was set. A local job is then ended and waited for; a Slurm job is left running.
+        """
+
+    def cancel(self, state: Path) -> str | None:
+        """End the job recorded in the state folder, if any is alive; returns what was ended, for the log."""

@@ -1,0 +1,116 @@
+"""What is kept in a key's state folder so that a Slurm job can be found again: ``job.json``.
+
+The record is on disk before anything is submitted. Whoever comes next, after a crash or beside a run that still goes
+on, learns from it which job belongs to the key, which attempt it works for and where its log is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.store.atomic import write_json
+
+RECORD = "job.json"
+
+
+class JobRecord(BaseModel):
+    """One Slurm job, submitted or about to be.
+
+    Attributes:
+        cluster: the cluster's name or file, as the runtime names it.
+        name: the job's name, unique to this submission.
+        attempt: the attempt of the artifact that the job writes.
+        job_id: Slurm's id; None from the moment the intent is written until `sbatch` has answered.
+        log: the job's log file.
+        log_start: bytes that were in the log when the job was submitted; its own lines follow.
+        submitted: unix seconds of the intent.
+        host: the machine that submitted.
+        cancelled: whether it was ended by `cancel`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cluster: str
+    name: str
+    attempt: int
+    log: Path
+    log_start: int
+    submitted: float
+    host: str
+    job_id: str | None = None
+    cancelled: bool = False
+
+    def __str__(self) -> str:
+        return f"Slurm job {self.job_id or '(no id yet)'} ({self.name})"
+
+
+def read_record(state: Path) -> JobRecord | None:
+    """The job recorded in the state folder, or None."""
+    found = read_object(state / RECORD)
+    try:
+        return None if found is None else JobRecord.model_validate(found)
+    except ValidationError:
+        return None
+
+
+def write_record(state: Path, record: JobRecord) -> None:
+    """Replace the record, atomically and durably."""
+    write_json(state / RECORD, record.model_dump(mode="json"))
+
+
+def exit_marker_path(state: Path, attempt: int) -> Path:
+    """Where the batch script of an attempt says how it ended."""
+    return state / f"exit-{attempt}.json"
+
+
+def exit_marker(state: Path, record: JobRecord) -> dict[str, Any] | None:
+    """What the batch script of the recorded job left when it ended, or None while there is nothing.
+
+    Its keys: job_id, restart, exit_code, reason, nodes, started, ended. The reason is ``exit`` (the command ended),
+    ``walltime`` (it was told to end because the time was up) or ``terminated`` (something ended the job; no verdict
+    by itself, for Slurm may run it again).
+    """
+    marker = read_object(exit_marker_path(state, record.attempt))
+    return marker if marker is not None and str(marker.get("job_id")) == record.job_id else None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file that another program writes; None when there is none, or none yet."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextlib.contextmanager
+def submission_lock(state: Path, *, wait: bool = True) -> Iterator[int]:
+    """Only one process at a time decides whether a job has to be submitted, and submits it.
+
+    Yields the lock's descriptor: a child that inherits it holds the lock until it ends. So after a `kill -9` in the
+    middle of `sbatch` nobody looks for the job before that `sbatch` is through. On a file system without locks the
+    name alone tells jobs apart.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(state / "submit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # no locks on this file system
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,258 @@
+"""The batch script of a job and the options it is submitted with.
+
+The script runs the command on all nodes, restarts it after a crash inside the same allocation (no second wait in the
+queue), asks to be requeued when the wall time is near, and leaves word of how it ended. Everything that comes from a
+configuration is quoted; values that come from the submitting environment travel in it and are not written here.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tasks.durations import seconds
+from tasks.launch.cluster import SlurmCluster
+from tasks.launch.environment import job_variables
+from tasks.launch.follow import NOTE
+from tasks.launch.launcher import Job
+from tasks.launch.record import exit_marker_path
+from tasks.launch.restarts import STALLED
+
+SAVING = 20
+"""Seconds kept back from the notice for the requeue itself; the rest is the job's for its checkpoint."""
+
+
+def sbatch_arguments(cluster: SlurmCluster, job: Job, name: str) -> list[str]:
+    """Options of `sbatch` for this job, without the script."""
+    runtime = job.runtime
+    threads = runtime.cpus_per_rank or 1
+    per_rank = cluster.launch == "srun"
+    given = {
+        "job-name": name,
+        "output": str(job.log).replace("%", "%%"),
+        "open-mode": "append",
+        "chdir": str(Path.cwd()),
+        "export": "ALL",
+        "nodes": str(runtime.nodes),
+        "ntasks-per-node": str(runtime.ranks if per_rank else 1),
+        "cpus-per-task": str(threads if per_rank else threads * runtime.ranks),
+        "signal": f"B:USR1@{_notice(cluster, job)}",
+        "time": slurm_time(seconds(runtime.time)) if runtime.time else None,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "exclude": ",".join(cluster.exclude) or None,
+    }
+    options = [f"--{option}={value}" for option, value in given.items() if value is not None]
+    return [*options, "--requeue", *_gpu_options(cluster, job), *cluster.sbatch_args]
+
+
+def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> str:
+    """The text of the script, for `bash`."""
+    runtime = job.runtime
+    references = cluster.references()
+    written = {**cluster.variables(), **job.environment}
+    written = {k: v for k, v in written.items() if k not in references or k in job.environment}
+    exports = job_variables(str(job.state), runtime.cpus_per_rank or 1, written)
+    exports["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_notice(cluster, job) - SAVING)
+    settings = {
+        "state": str(job.state),
+        "exit_file": str(exit_marker_path(job.state, job.attempt)),
+        "attempt": str(job.attempt),
+        "max_restarts": str(runtime.max_restarts),
+        "stalled_tries": str(STALLED),
+        "on_walltime": runtime.on_walltime,
+        "saving_seconds": str(_notice(cluster, job) - SAVING),
+    }
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"# {_one_line(job.name)}: written by Evo, submitted with",
+            f"#   sbatch {_one_line(shlex.join(arguments))}",
+            *(f"# {name}: from the submitting environment" for name in sorted(references)),
+            "",
+            *_assignments(settings),
+            *_assignments(exports, "export "),
+            "",
+            _BOOKKEEPING.replace("@NOTE@", NOTE.strip()),
+            "set -e",
+            *cluster.setup,
+            "set +e",
+            "",
+            f"command=({shlex.join(_command(cluster, job))})",
+            _RUN_TORCHRUN if cluster.launch == "torchrun" and runtime.ranks > 1 else _RUN_RANKS,
+            _TRIES,
+        ]
+    )
+
+
+def slurm_time(duration: float) -> str:
+    """Seconds as ``D-HH:MM:SS``, the form that every Slurm reads the same way."""
+    minutes, rest = divmod(int(duration), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02d}:{minutes:02d}:{rest:02d}"
+
+
+def _notice(cluster: SlurmCluster, job: Job) -> int:
+    """Seconds before the end at which the job is told: the cluster's notice, at most a quarter of a short job."""
+    if job.runtime.time is None:
+        return cluster.walltime_notice
+    return max(SAVING + 5, min(cluster.walltime_notice, int(seconds(job.runtime.time)) // 4))
+
+
+def _gpu_options(cluster: SlurmCluster, job: Job) -> list[str]:
+    count = job.runtime.gpus_per_node
+    if not count:
+        return []
+    kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
+    if cluster.gpus == "gres":
+        return [f"--gres=gpu:{kind}{count}"]
+    if cluster.gpus == "gpus_per_node":
+        return [f"--gpus-per-node={kind}{count}"]
+    tasks = job.runtime.ranks if cluster.launch == "srun" else 1
+    return [f"--gpus-per-task={kind}{count // tasks}"]
+
+
+def _command(cluster: SlurmCluster, job: Job) -> list[str]:
+    """One rank's command line, or one node's where torchrun starts the ranks."""
+    python = shlex.split(cluster.python) if cluster.python else ["python" if cluster.container else sys.executable]
+    prefix = [*shlex.split(cluster.container or ""), *python]
+    module = ["-m", job.module, *job.args]
+    if cluster.launch == "srun" or job.runtime.ranks == 1:
+        return [*prefix, *module]
+    torchrun = ["-m", "torch.distributed.run", "--max-restarts=0", f"--nnodes={job.runtime.nodes}"]
+    return [*prefix, *torchrun, f"--nproc-per-node={job.runtime.ranks}", "--rdzv-backend=c10d", *module]
+
+
+def _assignments(values: Mapping[str, str], prefix: str = "") -> list[str]:
+    return [f"{prefix}{name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def _one_line(text: str) -> str:
+    """For a comment: nothing in it may begin a line of its own."""
+    return text.replace("\n", " ").replace("\r", " ")
+
+
+_BOOKKEEPING = r"""
+say() { printf '@NOTE@ %s\n' "$*"; }
+
+# The word of how this job ended. Written beside and renamed, so that nobody reads half of it.
+leave_word() { # reason exit_code
+  printf '{"job_id": "%s", "restart": %d, "reason": "%s", "exit_code": %d, "nodes": "%s", ' \
+    "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$1" "$2" "$SLURM_JOB_NODELIST" > "$exit_file.$SLURM_JOB_ID"
+  printf '"started": %d, "ended": %d}\n' "$started" "$(date +%s)" >> "$exit_file.$SLURM_JOB_ID"
+  mv -f "$exit_file.$SLURM_JOB_ID" "$exit_file"
+}
+
+number_in() { sed -n 's/^\([0-9][0-9]*\).*/\1/p' "$1" 2>/dev/null | head -n1; }
+progress_done() { sed -n 's/.*"done": *\([0-9][0-9]*\).*/\1/p' "$state/progress.json" 2>/dev/null | head -n1; }
+
+started=$(date +%s)
+reason=exit
+walltime='' terminated='' interrupted='' requeued=''
+rm -f "$exit_file"
+
+at_exit() {
+  code=$?
+  [ -n "$requeued" ] || leave_word "$reason" "$code"
+}
+trap at_exit EXIT
+# From Slurm, when the wall time is nearly up: let the ranks save and end. The step's processes get the signal, the
+# batch shell does not.
+trap 'walltime=1; interrupted=1; scancel --quiet --signal=TERM "$SLURM_JOB_ID"' USR1
+# From scancel, or before the nodes go to a job of higher priority: Slurm tells the ranks itself.
+trap 'terminated=1; interrupted=1' TERM
+
+say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST${SLURM_RESTART_COUNT:+, requeued $SLURM_RESTART_COUNT times}"
+"""
+
+_RUN_TORCHRUN = r"""
+# One torchrun a node; they meet at the first node, which is told that it is the host.
+start_ranks() {
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+  export PET_RDZV_ENDPOINT="$address:$port" PET_RDZV_ID="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-$restarts"
+  srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    bash -c 'export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))"; exec "$@"' evo "${command[@]}" &
+}
+"""
+
+_RUN_RANKS = r"""
+# One task a rank; the ranks find their numbers in Slurm's variables.
+start_ranks() {
+  export MASTER_ADDR="$address" MASTER_PORT="$port"
+  srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node="$SLURM_NTASKS_PER_NODE" \
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" "${command[@]}" &
+}
+"""
+
+_TRIES = r"""
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+address=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+address=${address:-$head}
+
+# The job's time for its checkpoint is over: what is left is the requeue's.
+kill_later() {
+  sleep "$saving_seconds"
+  scancel --quiet --signal=KILL "$SLURM_JOB_ID.$step"
+  sleep 5
+  kill -KILL "$ranks"
+}
+
+# Waits for the ranks to the end, however often a signal interrupts the waiting.
+wait_for_ranks() {
+  while :; do
+    interrupted=''
+    wait "$ranks"; code=$?
+    [ -n "$interrupted" ] || break
+    if [ -n "$walltime" ] && [ -z "$killer" ]; then
+      kill_later 2>/dev/null &
+      killer=$!
+    fi
+  done
+  [ -z "$killer" ] || kill "$killer" 2>/dev/null
+}
+
+restarts=$(number_in "$state/restarts-$attempt"); restarts=${restarts:-0}
+without_progress=0
+step=0
+killer=''
+
+while :; do
+  rm -f "$state/error.json" "$state/progress.json"
+  port=$((20000 + (SLURM_JOB_ID * 16 + restarts + ${SLURM_RESTART_COUNT:-0}) % 10000))
+  start_ranks
+  ranks=$!
+  wait_for_ranks
+  [ "$code" -eq 0 ] && exit 0
+  sleep 1 # the signal that ended the ranks may reach this shell a moment later
+
+  if [ -n "$walltime" ] && [ "$on_walltime" = requeue ]; then
+    # Requeued only if this turn came further than the one before: a job that cannot save would go round for ever.
+    now=$(progress_done); before=$(number_in "$state/walltime-$attempt")
+    if [ -z "$before" ] || [ "${now:-0}" -gt "$before" ]; then
+      printf '%s\n' "${now:-0}" > "$state/walltime-$attempt"
+      say "the wall time is nearly up: requeued"
+      requeued=1
+      scontrol requeue "$SLURM_JOB_ID" && { trap 'exit 0' TERM; sleep 60 & wait $!; exit 0; }
+      requeued=''
+      say "Slurm did not take the job back into its queue"
+    else
+      say "no progress since the wall time was up before"
+    fi
+  fi
+  if [ -n "$walltime" ]; then reason=walltime; exit "$code"; fi
+  if [ -n "$terminated" ]; then reason=terminated; exit "$code"; fi
+
+  if [ "$code" -eq 2 ] || grep -q '"user_error": *true' "$state/error.json" 2>/dev/null; then
+    exit 2 # a mistake of the user's stays one however often it is tried
+  fi
+  if [ -e "$state/progress.json" ]; then without_progress=0; else without_progress=$((without_progress + 1)); fi
+  if [ "$restarts" -ge "$max_restarts" ] || [ "$without_progress" -ge "$stalled_tries" ]; then exit "$code"; fi
+  restarts=$((restarts + 1)); step=$((step + 1))
+  printf '%s\n' "$restarts" > "$state/restarts-$attempt"
+  say "exit status $code; restart $restarts of $max_restarts"
+done
+"""

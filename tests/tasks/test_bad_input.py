@@ -1,0 +1,117 @@
+"""What a user can get wrong about the raw data, the tokenizer and the split: found when the run is planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evo_core.errors import ConfigError, UserError
+from flows.pipeline.plan import Plan, make_plan
+from flows.pipeline.schema import load_pipeline
+from tasks.store import open_store
+
+ROOT = Path(__file__).parents[2]
+TEXT = """\
+pipeline: small
+steps:
+  raw:
+    uses: source.files
+    params: {root: raw}
+  tokenizer:
+    uses: tokenizer.train
+    needs: {raw: raw}
+    params: {vocab_size: 400}
+  tokens:
+    uses: data.tokenize
+    needs: {raw: raw, tokenizer: tokenizer}
+  shards:
+    uses: data.shard
+    needs: {tokens: tokens}
+    params: {types: [cn, en], valid_fraction: 0.2}
+  model:
+    uses: train.pretrain
+    needs: {data: shards}
+    params:
+      config: CONFIG
+      model: {vocab_size: 400}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for type_ in ("cn", "en"):
+        (tmp_path / "raw" / type_).mkdir(parents=True)
+        (tmp_path / "raw" / type_ / "a.txt").write_text("one\ntwo\nthree\n")
+    config = ROOT / "configs" / "train" / "demo.yaml"
+    (tmp_path / "small.yaml").write_text(TEXT.replace("CONFIG", str(config)))
+    return tmp_path
+
+
+def plan(folder: Path, *overrides: str) -> Plan:
+    return make_plan(load_pipeline(folder / "small.yaml", overrides), open_store(folder / "store"))
+
+
+def test_it_plans(folder: Path) -> None:
+    assert [step.action for step in plan(folder).steps] == ["run"] * 5
+
+
+CASES = {
+    "missing raw folder": (["steps.raw.params.root=nowhere"], "steps.raw.params.root: the raw folder"),
+    "empty corpus": (["steps.raw.params.include=['*.md']"], "steps.raw.params.root: the corpus is empty"),
+    "vocabulary": (
+        ["steps.model.params.model.vocab_size=399"],
+        "steps.model.params.model.vocab_size: the tokenizer has 400 pieces, which do not fit",
+    ),
+    "unknown type": (["steps.shards.params.types=[cn, en, code]"], "there is no raw text of type 'code'"),
+    "type left out": (["steps.shards.params.types=[cn]"], "raw text of type en would be left out"),
+    "misspelt training key": (
+        ["steps.model.params.adma={lr: 1}"],
+        'steps.model.params.adma: unknown key; did you mean "adam"',
+    ),
+    "misspelt key in a block": (
+        ["steps.model.params.adam={lrr: 1}"],
+        'steps.model.params.adam.lrr: unknown key; did you mean "lr"',
+    ),
+    "impossible layout": (
+        ["steps.model.params.parallel={zero1: {size: 3}}", "steps.model.runtime={ranks_per_node: 4}"],
+        "steps.model.params.parallel.zero1",
+    ),
+    "tokenizer that is not there": (
+        ["steps.tokens.params.tokenizer=nowhere.model", "steps.tokens.needs={raw: raw}"],
+        "steps.tokens.params.tokenizer: the tokenizer",
+    ),
+    "no tokenizer": (["steps.tokens.needs={raw: raw}"], "steps.tokens.params.tokenizer: no tokenizer is named"),
+    "two tokenizers": (["steps.tokens.params.tokenizer=nowhere.model"], "both a tokenizer file and an input"),
+    "config that is not there": (["steps.model.params.config=nowhere.yaml"], "nowhere.yaml: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_found_before_any_work(folder: Path, case: str) -> None:
+    overrides, message = CASES[case]
+    with pytest.raises(ConfigError) as caught:
+        plan(folder, *overrides)
+    assert message in str(caught.value)
+    assert not (folder / "store" / "artifacts").exists()
+
+
+def test_too_few_documents_for_a_split(folder: Path) -> None:
+    (folder / "raw" / "en" / "a.txt").write_text("only one\n")
+    with pytest.raises(
+        UserError, match=r"small.yaml:\d+: steps.shards.params.valid_fraction: too few documents .* 'en'"
+    ):
+        plan(folder)
+
+
+def test_an_unchanged_file_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.store.digests as digests
+
+    plan(folder)
+    monkeypatch.setattr(digests, "digest_file", lambda path: pytest.fail(f"read {path} again"))
+    plan(folder)
+
+
+def test_a_file_still_being_written_is_left_out(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the corpus is empty"):
+        plan(folder, "steps.raw.params.settle=1h")
