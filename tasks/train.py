@@ -85,18 +85,15 @@ class _Train(Kind[Params, LaunchRuntime]):
             "ckpt.auto_resume": True,
             "ckpt.save_ckpt_folder": f"local:{ctx.work / 'ckpt'}",
             "tensorboard_folder": str(run / "tensorboard"),
-            **self._start_from(ctx),
         }
         replaced = [key for key in OWNED if _at(ctx.params.job, key) is not None]
         if replaced:
             ctx.say(f"set by the step in place of the file's value: {', '.join(replaced)}")
         job = run / "job.yaml"
         write_job(ctx.params.job, settings, job)
-        launch(ctx, "evo_core.train", "--config", str(job), "--folder", str(run))
+        init = ["--init", str(ctx.inputs["init"].path / MODEL)] if "init" in ctx.inputs else []
+        launch(ctx, "evo_core.train", "--config", str(job), "--folder", str(run), *init)
         return _collect(ctx, run, job)
-
-    def _start_from(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
-        return {}
 
 
 class Pretrain(_Train):
@@ -104,9 +101,6 @@ class Pretrain(_Train):
 
     name = "train.pretrain"
     inputs: ClassVar[Mapping[str, Input]] = {"data": Input("dataset"), "init": Input("model", optional=True)}
-
-    def _start_from(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
-        return {"ckpt.init_folder": f"local:{ctx.inputs['init'].path / MODEL}"} if "init" in ctx.inputs else {}
 
 
 class Finetune(Pretrain):

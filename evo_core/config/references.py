@@ -16,7 +16,7 @@ from typing import Any
 from evo_core.errors import ConfigError
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: around an environment reference while others resolve
-_MARKER = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+_MARKER = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
 _OTHER_RESOLVER = re.compile(r"\$\{\s*(?!evo_environment:)([A-Za-z_][\w.]*)\s*:")
 
@@ -153,7 +153,7 @@ def _why(written: str, error: BaseException) -> str:
 
 def _error(key: str, message: str, place: Place) -> ConfigError:
     file, line = place(key)
-    return ConfigError(message, file=file, line=line, key=key)
+    return ConfigError(message.replace("${evo_environment:", "${oc.env:"), file=file, line=line, key=key)
 
 
 def _strings(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

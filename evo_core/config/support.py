@@ -139,11 +139,8 @@ def _no_upload(config: TrainConfig, device: str) -> bool:
     return not is_remote(config.ckpt.save_ckpt_folder or "")
 
 
-_AFTER_BACKWARD = "gradients and parameters are exchanged after the backward pass"
-
 EFFECTLESS = (
-    Effectless("hybrid_zero_optimizer.overlap_sync_grad", _always, _AFTER_BACKWARD),
-    Effectless("hybrid_zero_optimizer.overlap_sync_param", _always, _AFTER_BACKWARD),
+    Effectless("hybrid_zero_optimizer.overlap_sync_param", _always, "parameters are gathered after the update"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
     Effectless("hybrid_zero_optimizer.all_gather_size", _always, "parameters are gathered by buckets"),
     Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
@@ -158,12 +155,18 @@ EFFECTLESS = (
     Effectless("model.mlp_layer_fusion", _always, "w1 and w3 are kept apart"),
     Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
     Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),
+    Effectless("model.moe_type", _no_experts, "num_experts is 1"),
+    Effectless("model.max_position_embeddings", _always, "use_dynamic_ntk_rope is false"),
     Effectless("parallel.tensor.mode", _no_tensor, "tensor.size is 1"),
     Effectless("parallel.pipeline.interleaved_overlap", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
     Effectless("ckpt.async_upload", _no_upload, "save_ckpt_folder is local"),
+    Effectless("ckpt.async_upload_tmp_folder", _no_upload, "save_ckpt_folder is local"),
+    Effectless("monitor.alert.feishu_alert_address", _always, "enable_feishu_alert is false"),
+    Effectless("monitor.alert.alert_file_path", _always, "enable_feishu_alert is false"),
+    Effectless("loss.moe_loss_coeff", _no_experts, "num_experts is 1"),
     Effectless("cudnn_deterministic", _on_cpu, "there is no cuDNN on a CPU"),
     Effectless("cudnn_benchmark", _on_cpu, "there is no cuDNN on a CPU"),
     *(Effectless(f"moe.{name}", _no_experts, "num_experts is 1") for name in MoeConfig.model_fields),

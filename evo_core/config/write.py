@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 def to_plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as nested plain data that reads back to an equal one, fit to be written.
 
-    Every identity setting is in it, and those execution settings that were set. Values that came from the
-    environment are the references they were written as.
+    Every identity setting is in it but those that came later and were not set, and every execution setting that was
+    set. Values that came from the environment are the references they were written as.
     """
     data: dict[str, Any] = {}
     for leaf in leaves(config):
         value = value_at(config, leaf.key)
-        if leaf.mark == "copied" or (value is None and not is_set(config, leaf.key)):
-            continue
-        if leaf.mark == "execution" and not is_set(config, leaf.key):
-            continue
-        if leaf.key.startswith("ckpt.load_ckpt_info.") and config.ckpt.load_ckpt_info is None:
-            continue
-        put(data, leaf.key, _written(config, leaf, value))
+        if leaf.mark != "copied" and (is_set(config, leaf.key) or _is_always_written(leaf, value)):
+            put(data, leaf.key, config.environment.get(leaf.key, plain(value)))
     return data
+
+
+def _is_always_written(leaf: Leaf, value: Any) -> bool:
+    return leaf.mark == "identity" and value is not None and value != leaf.introduced
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -45,9 +44,3 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(to_yaml(config), encoding="utf-8")
     partial.replace(path)
-
-
-def _written(config: TrainConfig, leaf: Leaf, value: Any) -> Any:
-    if leaf.key in config.environment:
-        return config.environment[leaf.key]
-    return plain(value)

@@ -23,6 +23,12 @@ def launcher_for(runtime: LaunchRuntime) -> Launcher:
 
     cluster = load_cluster(runtime.cluster)
     if not isinstance(cluster, LocalCluster):
+        if cluster.gpus == "gpus_per_task" and cluster.launch == "srun" and runtime.gpus_per_node % runtime.ranks:
+            raise cluster.error(
+                f"{runtime.gpus_per_node} GPUs a node cannot be dealt out to {runtime.ranks} ranks, one task each",
+                key="gpus",
+                hint="set runtime.ranks_per_node to a divisor of gpus_per_node",
+            )
         return SlurmLauncher(cluster)
     if runtime.nodes > 1:
         raise ConfigError(

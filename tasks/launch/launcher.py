@@ -71,6 +71,10 @@ class Job:
     attempt: int
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for path in ("state", "log"):  # other processes, elsewhere, read and write them
+            object.__setattr__(self, path, getattr(self, path).absolute())
+
 
 class JobFailed(Exception):
     """The job ended by itself without success.

@@ -72,14 +72,14 @@ class LocalLauncher:
             if status == 0:
                 return
             own = job_error(job.state)
-            message, user_error = own or (failure(job.log, start, _ended(status)), status == USER_ERROR)
             if cancelled:
                 raise JobFailed(f"{job.name} was cancelled", log=job.log)
+            message, user_error = own or (failure(job.log, start, _ended(status)), status == USER_ERROR)
             if user_error or not restarts.another(progressed=(job.state / "progress.json").exists()):
                 tries = f" (tried {restarts.used + 1} times)" if restarts.used else ""
                 raise JobFailed(message + tries, user_error=user_error, log=job.log)
             start = size_of(job.log)
-            on_line(f"{NOTE}{message.splitlines()[0]}; restart {restarts.used} of {restarts.most}")
+            on_line(f"{NOTE}{own[0] if own else _ended(status)}; restart {restarts.used} of {restarts.most}")
             if stop.wait(_PAUSE):
                 raise Stopped(f"{job.name} was stopped")
 

@@ -171,11 +171,17 @@ say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST${SLURM_RESTART_COUNT:+, requeued $
 
 _RUN_TORCHRUN = r"""
 # One torchrun a node; they meet at the first node, which is told that it is the host.
+on_each_node='
+export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))"
+case "$EVO_NODES" in
+  *" $SLURMD_NODENAME="*) own=${EVO_NODES#* "$SLURMD_NODENAME"=}; export PET_LOCAL_ADDR="${own%% *}" ;;
+esac
+exec "$@"'
 start_ranks() {
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
   export PET_RDZV_ENDPOINT="$address:$port" PET_RDZV_ID="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-$restarts"
   srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    bash -c 'export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))"; exec "$@"' evo "${command[@]}" &
+    bash -c "$on_each_node" evo "${command[@]}" &
 }
 """
 
@@ -189,9 +195,12 @@ start_ranks() {
 """
 
 _TRIES = r"""
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
-address=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
-address=${address:-$head}
+# " name=address name=address ..." of all nodes, as Slurm itself reaches them: names need not resolve.
+EVO_NODES=" $(scontrol show node "$SLURM_JOB_NODELIST" -o |
+  sed -n 's/^NodeName=\([^ ]*\).* NodeAddr=\([^ ]*\).*/\1=\2/p' | tr '\n' ' ')"
+export EVO_NODES
+address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+case "$EVO_NODES" in *" $address="*) address=${EVO_NODES#* "$address"=}; address=${address%% *} ;; esac
 
 # The job's time for its checkpoint is over: what is left is the requeue's.
 kill_later() {
@@ -215,6 +224,15 @@ wait_for_ranks() {
   [ -z "$killer" ] || kill "$killer" 2>/dev/null
 }
 
+# Ends this script if Slurm takes the job back into its queue.
+requeue() { # why
+  say "$1: requeued"
+  requeued=1
+  scontrol requeue "$SLURM_JOB_ID" && { trap 'exit 0' TERM; sleep 60 & wait $!; exit 0; }
+  requeued=''
+  say "Slurm did not take the job back into its queue"
+}
+
 restarts=$(number_in "$state/restarts-$attempt"); restarts=${restarts:-0}
 without_progress=0
 step=0
@@ -234,17 +252,15 @@ while :; do
     now=$(progress_done); before=$(number_in "$state/walltime-$attempt")
     if [ -z "$before" ] || [ "${now:-0}" -gt "$before" ]; then
       printf '%s\n' "${now:-0}" > "$state/walltime-$attempt"
-      say "the wall time is nearly up: requeued"
-      requeued=1
-      scontrol requeue "$SLURM_JOB_ID" && { trap 'exit 0' TERM; sleep 60 & wait $!; exit 0; }
-      requeued=''
-      say "Slurm did not take the job back into its queue"
+      requeue "the wall time is nearly up"
     else
       say "no progress since the wall time was up before"
     fi
   fi
   if [ -n "$walltime" ]; then reason=walltime; exit "$code"; fi
   if [ -n "$terminated" ]; then reason=terminated; exit "$code"; fi
+  # While another job is given time to push this one aside, the ranks get SIGTERM and this shell nothing.
+  if scontrol show job "$SLURM_JOB_ID" -o | grep -q ' PreemptTime=[0-9]'; then requeue "another job needs the nodes"; fi
 
   if [ "$code" -eq 2 ] || grep -q '"user_error": *true' "$state/error.json" 2>/dev/null; then
     exit 2 # a mistake of the user's stays one however often it is tried

@@ -29,7 +29,7 @@ from tasks.launch.verdict import ENDS, SETTLE, Ended, Judge
 from tasks.launch.watch import LOOK, OFFSET, Watch, look_up
 from tasks.store.atomic import write_json
 
-_ASK_AGAIN = 3.0
+_ASK_AGAIN = 2.0
 _GONE_WITHIN = 180.0
 """Seconds that a cancelled job may take to leave its nodes (KillWait and an epilog)."""
 
@@ -189,7 +189,7 @@ class SlurmLauncher:
             cluster=self.cluster.name,
             name=f"{job.name}-{secrets.token_hex(3)}",
             attempt=job.attempt,
-            log=job.log.absolute(),
+            log=job.log,
             log_start=size_of(job.log),
             submitted=time.time(),
             host=socket.gethostname(),

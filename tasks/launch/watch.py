@@ -22,6 +22,11 @@ OFFSET = "log-offset.json"
 
 LOOK = 0.5
 """Seconds between looks at the job's files."""
+NEVER = {
+    "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "AccountNotAllowed",
+    "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "JobHeldUser", "JobHeldAdmin",
+}  # fmt: skip
+"""Reasons for waiting that time alone does not mend."""
 _SAVE_OFFSET = 2.0
 _FIRST_QUESTION = 1.0
 
@@ -103,7 +108,8 @@ class Watch:
             self._say("Slurm does not know it (any more); waiting for its own word")
         else:
             detail = seen.nodes or (seen.reason if seen.reason != "None" else "")
-            self._say(f"{seen.state} {f'({detail})' if detail else ''}".strip())
+            never = "; as it is asked for it may never start" if seen.reason in NEVER else ""
+            self._say(f"{seen.state}{f' ({detail})' if detail else ''}{never}")
         return self._judge.by_slurm(seen, marker, now)
 
     def _say(self, what: str) -> None:

@@ -28,7 +28,7 @@ class Number(Source[NumberParams, kind.Runtime]):
 
     name = "test.number"
     output = "number"
-    Params = NumberParams
+    params_type = NumberParams
 
     def digest(self, params: NumberParams, remember: Path) -> tuple[str, Facts]:
         if not params.file.exists():
@@ -60,8 +60,8 @@ class Add(Kind[AddParams, AddRuntime]):
     name = "test.add"
     inputs: ClassVar[Mapping[str, Input]] = {"to": Input("number"), "more": Input("number", optional=True)}
     output = "number"
-    Params = AddParams
-    Runtime = AddRuntime
+    params_type = AddParams
+    runtime_type = AddRuntime
     introduced: ClassVar[Mapping[str, Any]] = {"late": "as before"}
 
     def check(self, params: AddParams, runtime: AddRuntime, facts: Mapping[str, Facts], where: str) -> None:

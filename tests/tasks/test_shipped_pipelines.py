@@ -51,7 +51,8 @@ def test_keys_are_as_they_were(path: Path, store: Store, tmp_path: Path) -> None
     keys = {step.name: step.key for step in planned(path, store, tmp_path).steps}
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("EVO_UPDATE_GOLDEN"):
-        write_json(GOLDEN, golden | {path.stem: keys})
+        golden[path.stem] = keys
+        write_json(GOLDEN, golden)
     assert keys == golden.get(path.stem)
 
 

@@ -43,11 +43,6 @@ class CkptConfig(Block):
         True, "Carry on from the newest complete checkpoint in save_ckpt_folder; load_ckpt_info is not read then."
     )
     load_ckpt_info: LoadInfo | None = optional_block("What to start from where auto_resume is false.")
-    init_folder: str | None = identity(
-        None,
-        "A checkpoint whose weights a run starts from where there is nothing to resume, with or without local:.",
-        introduced=None,
-    )
     async_upload: bool = execution(False, "Write checkpoints for an object store in the background.")
     async_upload_tmp_folder: str = execution("/dev/shm/internlm_tmp_ckpt/", "Where they lie until they are uploaded.")
     stop_file_path: str | None = execution(

@@ -61,8 +61,10 @@ class ModelConfig(Block):
     qk_interleaved: bool = identity(
         ..., "Rotary pairs: True takes neighbours (0,1),(2,3)…, False takes halves (0,d/2),(1,d/2+1)…"
     )
-    max_position_embeddings: PositiveInt = identity(2048, "Longest training length, for Dynamic NTK.")
-    use_dynamic_ntk_rope: bool = identity(False, "Stretch the rotary base for longer inputs at generation.")
+    max_position_embeddings: PositiveInt = identity(2048, "Longest training length, for Dynamic NTK.", introduced=2048)
+    use_dynamic_ntk_rope: bool = identity(
+        False, "Stretch the rotary base for longer inputs at generation.", introduced=False
+    )
 
     init_type: Literal["normal", "uniform"] = identity("normal", "Distribution of initial weights.")
     use_scaled_init: bool = identity(True, "Output layers of block i start 1/sqrt(2(i+1)) times smaller.")
@@ -115,8 +117,8 @@ class ModelConfig(Block):
             older = not data.pop("adapt_hf")
             if data.setdefault("qk_interleaved", older) != older:
                 raise ValueError("adapt_hf and qk_interleaved contradict each other: state qk_interleaved alone")
-        if data.get("num_kv_attention_heads") is None and "num_attention_heads" in data:
-            data["num_kv_attention_heads"] = data["num_attention_heads"]
+        if data.get("num_kv_attention_heads") is None:
+            data["num_kv_attention_heads"] = data.get("num_attention_heads", 1)
         for name, value in family_defaults(data.get("model_type", "INTERNLM")).items():
             if data.get(name) is None:
                 data[name] = value

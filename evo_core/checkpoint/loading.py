@@ -1,0 +1,153 @@
+"""Loading: check a checkpoint, then take from it what is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.manifest import Manifest, damage, read_manifest
+from evo_core.checkpoint.saving import CONFIG
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_model, read_tensors, stored_shapes
+from evo_core.checkpoint.train_state import TrainState
+from evo_core.errors import CheckpointError
+from evo_core.parallel.collectives import gather_objects, on_first
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+
+log = logging.getLogger(__name__)
+
+
+def verify(folder: Path) -> Manifest:
+    """Read a checkpoint through and compare it with its manifest, the files shared out over all ranks.
+
+    Every rank must call it, and all come to the same result.
+
+    Raises:
+        CheckpointError: it is incomplete, or a file is missing or damaged.
+    """
+    manifest = on_first(lambda: read_manifest(folder))
+    names = sorted(manifest.files)
+    own = damage(folder, manifest, names[dist.get_rank() :: dist.get_world_size()])
+    problems = [problem for part in gather_objects(own) for problem in part]
+    if problems:
+        raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    return manifest
+
+
+def newest_sound(root: Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint that is complete and undamaged; says why newer ones are passed over.
+
+    Every rank must call it.
+    """
+    for path in on_first(lambda: [found.path for found in folders.complete_ones(root)]):
+        try:
+            return path, verify(path)
+        except CheckpointError as error:
+            if dist.get_rank() == 0:
+                log.warning("%s: falling back to the checkpoint before it", error)
+    return None
+
+
+def load(
+    folder: Path, model: nn.Module, optimizer: HybridZeroOptimizer, content: Collection[str] = ("all",)
+) -> TrainState:
+    """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
+
+    Args:
+        content: "model" with any of "sampler" (place in the data), "optimizer" (Adam's moments, loss scale) and
+            "scheduler" (place in the schedules); or "all".
+
+    Returns:
+        The training state of the checkpoint; what was not asked for is as in a fresh one.
+
+    Raises:
+        CheckpointError: it does not fit the model, or "model" is not asked for.
+    """
+    content = {"model", "sampler", "optimizer", "scheduler"} if "all" in content else set(content)
+    if "model" not in content:
+        raise CheckpointError(
+            f"content {sorted(content)} without model: nothing to go on from",
+            key="ckpt.load_ckpt_info.content",
+            hint='add "model", or write "all"',
+        )
+    saved, state = TrainState.read(folder), TrainState()
+    read_model(folder / MODEL, model)
+    moments, master = 0, False
+    if "optimizer" in content:
+        master = _load_optimizer(folder / OPTIMIZER, optimizer)
+        moments = saved.moments
+        state.scaler = saved.scaler
+        optimizer.scaler.load_state(saved.scaler)
+    optimizer.restored(updates=moments, master=master)
+    if "scheduler" in content:
+        state.updates = saved.updates
+    if "sampler" in content:
+        state.step, state.tokens, state.skipped_updates = saved.step, saved.tokens, saved.skipped_updates
+        state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
+        state.folder, state.seed = saved.folder, saved.seed
+    return state
+
+
+def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
+    """Read the moments, and master values where both sides have them; tells whether they were there."""
+    wanted = optimizer.state()
+    stored = stored_shapes(folder)
+    master = {name for name in wanted if name.startswith("master.")}
+    has_master = bool(master) and master <= set(stored)
+    read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master})
+    return has_master
+
+
+def read_config(uri: str | Path) -> TrainConfig:
+    """The configuration of the run that wrote a checkpoint; `uri` as for `load_model`."""
+    from evo_core.config import load_config
+
+    return load_config(folders.resolve(uri) / CONFIG)
+
+
+def load_model(
+    uri: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    check: bool = True,
+) -> tuple[nn.Module, Tokenizer | None]:
+    """The model in a checkpoint, ready to run, and its tokenizer; any process may call it alone.
+
+    Args:
+        uri: a checkpoint folder, or a folder that holds checkpoints (then the newest complete one); with or without
+            ``local:``.
+        device: where to put it.
+        dtype: type of the weights; default that of the training run.
+        check: compare the files that are read with their digests first.
+
+    Returns:
+        The model in evaluation mode, and the tokenizer, or None where the run named none.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint, or it is damaged.
+    """
+    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.model import build_model
+
+    folder = folders.resolve(uri)
+    manifest = read_manifest(folder)
+    if check:
+        read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]
+        if problems := damage(folder, manifest, read):
+            raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    cfg = read_config(folder)
+    model = build_model(cfg.model, device=device, dtype=dtype)
+    read_model(folder / MODEL, model)
+    tokenizer = load_tokenizer(folder / manifest.tokenizer) if manifest.tokenizer else None
+    return model.eval(), tokenizer

@@ -1,0 +1,59 @@
+"""The part of a run's state that is not tensors: where it is, kept as ``train_state.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evo_core.errors import CheckpointError
+
+FILE = "train_state.json"
+
+
+@dataclass
+class TrainState:
+    """Where a run is. There is no random state: what is random is drawn from (seed, name) or (seed, step).
+
+    Attributes:
+        step: batches drawn so far, trained on or not; the next one is number `step`.
+        tokens: tokens of all drawn batches, over all ranks.
+        updates: successful updates: the place in the learning-rate and beta2 schedules.
+        moments: updates that Adam's moments have seen; fewer than `updates` where a run began without them.
+        skipped_updates: updates left out because gradients were inf or nan.
+        loss: of the last step.
+        scaler: state of the loss scaler.
+        data_digest: of the order of the training data.
+        batch_tokens: tokens of a full step over all ranks; with another number the same step means other data.
+        seed: of the run.
+        folder: the run's folder, where its curve is.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    updates: int = 0
+    moments: int = 0
+    skipped_updates: int = 0
+    loss: float | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
+    data_digest: str = ""
+    batch_tokens: int = 0
+    seed: int = 0
+    folder: str = ""
+
+    def write(self, checkpoint: Path) -> None:
+        """Write it into a checkpoint folder."""
+        (checkpoint / FILE).write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> TrainState:
+        """Read it from a checkpoint folder.
+
+        Raises:
+            CheckpointError: it is missing or of another version.
+        """
+        try:
+            return cls(**json.loads((checkpoint / FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"cannot read the training state: {error}", file=checkpoint / FILE) from error

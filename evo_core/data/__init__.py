@@ -1,0 +1,53 @@
+"""From raw text to training batches.
+
+Raw text (`documents`) is tokenized (`tokenizers`, `tokenize`) to token files (`format`), which are grouped to shards
+of one data type with a held-out part (`shard`, `origins`). A training job reads shards (`token_folder`,
+`token_files`, `document_set`), orders and packs them (`sampling`, `packing`) and gets batches (`train_data`,
+`valid_data`, `batch`). Names here are imported when they are first used: planning needs neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evo_core.data.batch import Batch
+    from evo_core.data.documents import read_documents
+    from evo_core.data.format import BinReader, BinWriter
+    from evo_core.data.token_folder import data_types
+    from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+    from evo_core.data.train_data import TrainData
+    from evo_core.data.valid_data import validation_batches
+
+__all__ = [
+    "Batch",
+    "BinReader",
+    "BinWriter",
+    "Tokenizer",
+    "TrainData",
+    "data_types",
+    "load_tokenizer",
+    "read_documents",
+    "train_sentencepiece",
+    "validation_batches",
+]
+
+_MODULES = {
+    "Batch": "batch",
+    "BinReader": "format",
+    "BinWriter": "format",
+    "Tokenizer": "tokenizers",
+    "TrainData": "train_data",
+    "data_types": "token_folder",
+    "load_tokenizer": "tokenizers",
+    "read_documents": "documents",
+    "train_sentencepiece": "tokenizers",
+    "validation_batches": "valid_data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

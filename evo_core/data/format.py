@@ -1,0 +1,253 @@
+"""Token shards on disk: ``X.bin``, one JSON line per document, and ``X.bin.meta``, where each line starts.
+
+``X.bin`` holds ``{"tokens": [1, 2]}`` and a newline per document, in exactly these bytes: offsets count them.
+A negative id is context: the model reads its absolute value and is not trained to predict it.
+``X.bin.meta`` is a ``.npy`` file with an integer array [documents, 2] of (byte offset of the line, tokens in
+it), int64 here; int32 metas of other tools are read as well.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+import orjson
+
+from evo_core.errors import DataError
+
+_PREFIX, _SUFFIX = b'{"tokens": [', b"]}"
+
+
+def meta_path(path: Path) -> Path:
+    """``X.bin.meta`` of ``X.bin``."""
+    return path.with_name(path.name + ".meta")
+
+
+def encode_line(tokens: Sequence[int] | np.ndarray) -> bytes:
+    """A document's line with its newline, as ``json.dumps({"tokens": tokens}) + "\\n"`` writes it."""
+    if isinstance(tokens, np.ndarray):
+        tokens = np.ascontiguousarray(tokens)
+    ids = orjson.dumps(tokens, option=orjson.OPT_SERIALIZE_NUMPY)
+    return b'{"tokens": ' + ids.replace(b",", b", ") + b"}\n"
+
+
+class BinWriter:
+    """Writes a ``.bin`` and its meta; neither is there before both are complete and on disk.
+
+    Use it as a context manager: leaving it normally commits, leaving it by an exception removes what was
+    written. Both files are written under hidden names in the same folder, then renamed, the meta last: a
+    ``.bin`` with its meta is complete.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._file = self._temporary.open("wb", buffering=1 << 20)
+        self._offsets, self._lengths = array("q"), array("q")
+        self._offset = 0
+        self.tokens = 0
+
+    @property
+    def documents(self) -> int:
+        """Documents written so far."""
+        return len(self._offsets)
+
+    def write(self, tokens: Sequence[int] | np.ndarray) -> None:
+        """Append a document of at least one token."""
+        if len(tokens) == 0:
+            raise ValueError("a document without tokens")
+        self.write_line(encode_line(tokens), len(tokens))
+
+    def write_line(self, line: bytes, tokens: int) -> None:
+        """Append a document as its line (as `encode_line` makes it) with its number of tokens."""
+        self._file.write(line)
+        self._offsets.append(self._offset)
+        self._lengths.append(tokens)
+        self._offset += len(line)
+        self.tokens += tokens
+
+    def commit(self) -> None:
+        """Make both files durable and visible."""
+        _sync(self._file)
+        self._file.close()
+        meta = np.stack([np.asarray(self._offsets, np.int64), np.asarray(self._lengths, np.int64)], axis=1)
+        temporary_meta = meta_path(self._temporary)
+        with temporary_meta.open("wb") as file:
+            np.save(file, meta)
+            _sync(file)
+        # A meta of an earlier file of this name would describe other bytes.
+        meta_path(self.path).unlink(missing_ok=True)
+        self._temporary.replace(self.path)
+        temporary_meta.replace(meta_path(self.path))
+        _sync_folder(self.path.parent)
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+        meta_path(self._temporary).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class BinReader:
+    """Reads a ``.bin`` through its meta, memory-mapped.
+
+    Attributes:
+        offsets: int64 [documents], the byte each document's line starts at.
+        lengths: int64 [documents], tokens of each document.
+
+    Raises:
+        DataError: a file is missing, the meta is not readable or does not describe this ``.bin``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                self._bytes: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        except FileNotFoundError:
+            raise DataError("there is no such token file", file=self.path) from None
+        meta = _read_meta(meta_path(self.path))
+        self.offsets = np.ascontiguousarray(meta[:, 0])
+        self.lengths = np.ascontiguousarray(meta[:, -1])
+        self._check_meta(size)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def line(self, document: int) -> bytes:
+        """The bytes of a document's line, without its newline."""
+        offset = int(self.offsets[document])
+        end = self._bytes.find(b"\n", offset)
+        if end < 0:
+            raise self._error(document, "the line has no end: the file was cut off")
+        return self._bytes[offset:end]
+
+    def tokens(self, document: int) -> np.ndarray:
+        """The ids of a document, int64 [lengths[document]].
+
+        Raises:
+            DataError: the line is no list of token ids, or has another number of them than the meta says.
+        """
+        line = self.line(document)
+        length = int(self.lengths[document])
+        if line.startswith(_PREFIX) and line.endswith(_SUFFIX):
+            ids = _parse_ids(line[len(_PREFIX) : -len(_SUFFIX)])
+            # The parser stops at whatever is no number: a full count means that it read everything.
+            if len(ids) == length and line.count(b",") == max(length - 1, 0):
+                return ids
+        return self._tokens_of_any_json(line, document)
+
+    def check(self, vocab_size: int | None = None) -> None:
+        """Read every document; with `vocab_size`, require every id (its absolute value) to be below it.
+
+        Raises:
+            DataError: naming the first document that is wrong.
+        """
+        for document in range(len(self)):
+            ids = self.tokens(document)
+            if vocab_size is not None and len(ids) and (top := int(np.abs(ids).max())) >= vocab_size:
+                raise self._error(
+                    document,
+                    f"token id {top} is outside the vocabulary of {vocab_size}",
+                    hint="the tokens were made with another tokenizer, or model.vocab_size is too small",
+                )
+
+    def _tokens_of_any_json(self, line: bytes, document: int) -> np.ndarray:
+        """The ids of a line written with other spaces or further fields, and the precise error."""
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise self._error(document, f"not a JSON line ({error})") from None
+        ids = record.get("tokens") if isinstance(record, dict) else None
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise self._error(document, 'expected {"tokens": [ids]}')
+        if len(ids) != self.lengths[document]:
+            raise self._error(document, f"{len(ids)} tokens where the meta says {self.lengths[document]}", hint=_REMAKE)
+        return np.array(ids, np.int64)
+
+    def _check_meta(self, size: int) -> None:
+        if not len(self):
+            return
+        if int(self.offsets.min()) < 0 or int(self.lengths.min()) < 0:
+            raise DataError(
+                "negative offsets: 32-bit numbers overflowed when it was written",
+                file=meta_path(self.path),
+                hint=_REMAKE,
+            )
+        if int(self.offsets.max()) >= size:
+            raise DataError(
+                f"offset {int(self.offsets.max())} is past the end of {self.path.name} ({size} bytes)",
+                file=meta_path(self.path),
+                hint=_REMAKE,
+            )
+        if self._bytes[-1:] != b"\n":
+            raise self._error(len(self) - 1, "the last line has no end: the file was cut off")
+
+    def _error(self, document: int, message: str, hint: str | None = None) -> DataError:
+        return DataError(message, file=self.path, line=document + 1, hint=hint)
+
+
+_REMAKE = "the .bin and its meta do not belong together: tokenize the raw file again"
+
+
+def _read_meta(path: Path) -> np.ndarray:
+    """The meta as int64 [documents, columns >= 2]."""
+    try:
+        meta = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError("a .bin needs its .bin.meta beside it", file=path, hint=_REMAKE) from None
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"not a readable .npy file ({error})", file=path, hint=_REMAKE) from None
+    if meta.size == 0:
+        return np.zeros((0, 2), np.int64)
+    if meta.ndim != 2 or meta.shape[1] < 2 or not np.issubdtype(meta.dtype, np.integer):
+        raise DataError(
+            f"expected integers [documents, 2], not {meta.dtype} {list(meta.shape)}", file=path, hint=_REMAKE
+        )
+    return meta.astype(np.int64, copy=False)
+
+
+def _parse_ids(text: bytes) -> np.ndarray:
+    """Comma-separated integers, int64, three times as fast as JSON; without any if something else is there."""
+    if not text or text.translate(None, b"0123456789, -"):
+        return np.zeros(0, np.int64)
+    try:
+        return np.fromstring(text, dtype=np.int64, sep=",")
+    except ValueError:
+        return np.zeros(0, np.int64)

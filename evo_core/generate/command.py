@@ -1,0 +1,129 @@
+"""``python -m evo_core.generate --config FILE``: the `generation` block of a configuration, carried out.
+
+On several ranks (torchrun, srun) every rank holds the model and takes its share of the prompts; rank 0 writes the
+one output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evo_core.errors import ConfigError
+from evo_core.job import command, report_progress
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+    from evo_core.generate.continuation import Generation
+    from evo_core.parallel.ranks import Ranks
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, with the names of the training command's."""
+    result = argparse.ArgumentParser(prog="evo_core.generate", description=__doc__)
+    result.add_argument("--config", required=True, metavar="FILE", help="a .yaml or .py training configuration")
+    result.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set one key, as in generation.do_sample=false; may be repeated",
+    )
+    result.add_argument("--launcher", choices=["torch", "slurm"], help="default: what the environment says")
+    result.add_argument("--backend", help="of the process group; default nccl on GPUs, gloo on CPUs")
+    result.add_argument("--seed", type=int, help="overrides the configuration's")
+    result.add_argument("--host", help="address of rank 0")
+    result.add_argument("--port", type=int, help="port of rank 0")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, join the ranks, generate; exits with 2 for a mistake of the user's."""
+    arguments = parser().parse_args(argv)
+    overrides = list(arguments.overrides)
+    if arguments.seed is not None:
+        overrides.append(f"seed={arguments.seed}")
+    with command("evo_core.generate"):
+        from evo_core.config import load_config
+
+        cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
+        if cfg.generation.output_folder is None:
+            raise ConfigError("is required", file=arguments.config, key="generation.output_folder")
+
+        from evo_core.parallel.ranks import ranks
+
+        with ranks(arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port) as joined:
+            run(cfg, joined)
+
+
+def run(cfg: TrainConfig, ranks: Ranks) -> None:
+    """Load the model, continue every prompt, write the output.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: naming what is missing or wrong.
+    """
+    from evo_core.checkpoint import load_model
+    from evo_core.checkpoint.folder import resolve
+    from evo_core.config import local_path
+    from evo_core.generate.continuation import ending_ids, generate
+    from evo_core.generate.output import write_samples
+    from evo_core.generate.prompts import read_prompts
+    from evo_core.parallel.collectives import gather_objects, on_first
+
+    generation = cfg.generation
+    saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
+    if saved is None:
+        hint = "set it, or ckpt.save_ckpt_folder"
+        raise ConfigError("no checkpoint is named", key="generation.ckpt_folder", hint=hint)
+    folder = on_first(lambda: resolve(saved))
+    model, tokenizer = load_model(folder, ranks.device, check=ranks.local_rank == 0)
+    tokens = generation.data_folder or cfg.data.valid_folder
+    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, tokenizer))
+
+    prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
+    mine = range(ranks.rank, len(prompts), ranks.world_size)
+    elsewhere = {"ckpt_folder", "prompts", "data_folder", "output_folder", "num_beams"}
+    own = generate(
+        model,
+        tokenizer,
+        [prompts[number] for number in mine],
+        seed=cfg.seed,
+        indices=mine,
+        progress=_progress(ranks.world_size, len(prompts)),
+        **generation.model_dump(exclude=elsewhere),
+    )
+    shares = gather_objects(own)
+    if ranks.rank != 0:
+        return
+    results = [shares[number % ranks.world_size][number // ranks.world_size] for number in range(len(prompts))]
+    output = local_path(str(generation.output_folder))
+    rest = iter(results)
+    write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
+    report_progress(len(prompts), len(prompts), "prompts")
+    print(summary(results), f"model: {folder}", f"samples: {output / 'samples.md'}", sep="\n", flush=True)
+
+
+def _progress(world_size: int, total: int) -> Callable[[int, int], None]:
+    """Reports rank 0's share, taken for that of all; the last prompt counts once the output is written."""
+    started = time.monotonic()
+
+    def report(prompts: int, tokens: int) -> None:
+        rate = tokens * world_size / max(time.monotonic() - started, 1e-9)
+        done = min(prompts * world_size, total - 1)
+        report_progress(done, total, "prompts", tokens=tokens * world_size, tokens_per_second=rate)
+
+    return report
+
+
+def summary(results: Sequence[Generation]) -> str:
+    """One line on what was generated, and where there are some, one on prompts that left no room."""
+    tokens = sum(len(result.ids) for result in results)
+    finished = sum(result.finished for result in results)
+    line = f"{len(results)} prompts continued with {tokens} tokens; {finished} came to an end of their own"
+    full = sum(not result.ids for result in results)
+    if full:
+        line += f"\n{full} prompts are max_length long or longer and were not continued"
+    return line

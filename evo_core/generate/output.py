@@ -1,0 +1,54 @@
+"""What generation writes: samples.jsonl for programs, samples.md for people, token files for token prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from evo_core.data.format import BinWriter
+from evo_core.generate.continuation import Generation
+
+
+def write_samples(folder: Path, sets: Sequence[tuple[str | None, Sequence[Generation]]]) -> None:
+    """Write all results into a folder.
+
+    ``samples.jsonl`` has a line per prompt: prompt, text, ids, finished, prompt_ids. ``samples.md`` shows the
+    same to read. A set with a name also gets ``<name>.bin`` and its meta with prompt and continuation in one
+    document each. Every file appears when it is complete, ``samples.jsonl`` last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, generations in sets:
+        if name is not None:
+            with BinWriter(folder / f"{name}.bin") as writer:
+                for generation in generations:
+                    writer.write([*generation.prompt_ids, *generation.ids])
+    every = [generation for _, generations in sets for generation in generations]
+    _write(folder / "samples.md", markdown(every))
+    _write(folder / "samples.jsonl", "".join(json.dumps(asdict(g), ensure_ascii=False) + "\n" for g in every))
+
+
+def markdown(generations: Sequence[Generation]) -> str:
+    """A page with each prompt and what the model wrote after it."""
+    parts = ["# Samples\n"]
+    for number, generation in enumerate(generations, 1):
+        end = "finished" if generation.finished else "stopped at the length limit"
+        parts.append(f"\n## {number}\n\n{_fenced(generation.prompt)}\n")
+        parts.append(f"continued with {len(generation.ids)} tokens, {end}:\n\n{_fenced(generation.text)}")
+    return "".join(parts)
+
+
+def _fenced(text: str) -> str:
+    """A code block that no backticks in the text can end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}\n"
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

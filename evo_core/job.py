@@ -1,0 +1,153 @@
+"""The job folder: what a launched command leaves for whoever launched it.
+
+The launcher names a folder in ``EVO_JOB_FOLDER``. There the command keeps ``progress.json`` (how far it is) and, when
+it fails, ``error.json`` (why, from the first rank that failed). Without the variable nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evo_core.errors import UserError
+from evo_core.process import die_with_parent
+
+USER_ERROR = 2
+"""Exit status of a mistake of the user's; a crash is 1."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, where a command does not end in its own way: 128 + SIGINT."""
+
+_PROGRESS_SECONDS = 0.5
+_last_report = -math.inf
+
+
+def job_folder() -> Path | None:
+    """The folder named by ``EVO_JOB_FOLDER``, or None where nobody waits for news."""
+    folder = os.environ.get("EVO_JOB_FOLDER")
+    return Path(folder) if folder else None
+
+
+def report_progress(done: int, total: int, unit: str, **facts: float | None) -> None:
+    """Write ``progress.json``, from rank 0 and at most twice a second (the last report is never left out).
+
+    Args:
+        done: units done so far.
+        total: units in all.
+        unit: what is counted: "steps", "documents", "prompts".
+        facts: "loss", "tokens", "tokens_per_second", "eta_seconds", ...; numbers that are not finite become null.
+    """
+    global _last_report
+    folder, now = job_folder(), time.monotonic()
+    if folder is None or _rank() != 0 or (done < total and now - _last_report < _PROGRESS_SECONDS):
+        return
+    _last_report = now
+    finite = {k: v if v is None or math.isfinite(v) else None for k, v in facts.items()}
+    _replace(folder / "progress.json", {"done": done, "total": total, "unit": unit, **finite, "updated": time.time()})
+
+
+@contextmanager
+def command(name: str) -> Iterator[None]:
+    """The frame of a launched command: errors become ``error.json``, a message and an exit status.
+
+    A `UserError` is printed without its traceback and exits with status 2; anything else prints its traceback and
+    exits with status 1. A process that torchrun starts again after a user's mistake ends at once: trying again cannot
+    help.
+    """
+    if os.environ.get("EVO_DIE_WITH_PARENT") == "1":
+        die_with_parent()
+    folder = job_folder()
+    if folder is not None and _left_by_user(folder):
+        sys.exit(USER_ERROR)
+    try:
+        yield
+    except UserError as error:
+        _leave_error(folder, error)
+        if _rank() != 0:
+            time.sleep(1)  # every rank finds most mistakes; rank 0 says it, and the launcher then ends the others
+        print(f"{name}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+    except Exception as error:
+        _leave_error(folder, error)
+        traceback.print_exc()
+        sys.stderr.flush()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    if folder is not None and _rank() == 0:
+        _forget_error(folder)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def _attempt() -> int:
+    """How often this command was started again, by torchrun or by Slurm."""
+    return sum(int(os.environ.get(k) or 0) for k in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _leave_error(folder: Path | None, error: BaseException) -> None:
+    """Write ``error.json`` unless another rank of this attempt was faster."""
+    if folder is None:
+        return
+    content = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "rank": _rank(),
+        "host": socket.gethostname(),
+        "user_error": isinstance(error, UserError),
+        "attempt": _attempt(),
+    }
+    path = folder / "error.json"
+    if (earlier := _read(path)) is not None and earlier.get("attempt", 0) < _attempt():
+        _replace(path, content)
+        return
+    draft = folder / f".error.json.{socket.gethostname()}.{os.getpid()}"
+    try:
+        draft.write_text(json.dumps(content))
+        os.link(draft, path)
+    except OSError:
+        pass  # another rank was first, or the folder is gone: the message on stderr remains
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _forget_error(folder: Path) -> None:
+    """Remove the error of an earlier attempt: this one succeeded."""
+    earlier = _read(folder / "error.json")
+    if earlier is not None and earlier.get("attempt", 0) < _attempt():
+        (folder / "error.json").unlink(missing_ok=True)
+
+
+def _left_by_user(folder: Path) -> bool:
+    earlier = _read(folder / "error.json")
+    return bool(earlier and earlier.get("user_error") and earlier.get("attempt", 0) < _attempt())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old content or the new, never half of it."""
+    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(content))
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)  # news are not worth ending a job for

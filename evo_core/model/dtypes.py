@@ -1,0 +1,44 @@
+"""Names of number formats in a config, and the floor for accumulation."""
+
+from __future__ import annotations
+
+import torch
+
+from evo_core.errors import ConfigError
+
+_DTYPES = {
+    "float64": torch.float64,
+    "double": torch.float64,
+    "float32": torch.float32,
+    "float": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def torch_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of a config's ``model.dtype``: ``"torch.bfloat16"``, ``"half"``, ``"torch.tf32"``...
+
+    tf32 is float32 whose matrix products run in TF32 (`allow_tf32`).
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    plain = name.removeprefix("torch.")
+    if plain not in _DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}", key="model.dtype", hint=f"one of {', '.join(_DTYPES)}")
+    return _DTYPES[plain]
+
+
+def allow_tf32(name: str | torch.dtype) -> None:
+    """Set, for the whole process, whether float32 matrix products may run in TF32: only for dtype tf32."""
+    tf32 = isinstance(name, str) and name.removeprefix("torch.") == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 as a floor, never a cast down: float64 stays float64."""
+    return torch.promote_types(dtype, torch.float32)

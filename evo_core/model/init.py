@@ -1,0 +1,74 @@
+"""First weights: drawn per parameter from (seed, name), so that no rank, layout or order changes them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from evo_core.model.decoder import Decoder
+from evo_core.model.ops.norm import Norm
+
+if TYPE_CHECKING:
+    from evo_core.config import ModelConfig
+
+
+def init_weights(model: nn.Module, model_cfg: ModelConfig | Any, seed: int) -> None:
+    """Draw the first weights of a model in place.
+
+    Matrices are normal (or with ``init_type: uniform`` uniform with the same deviation) with the standard
+    deviations of the block; projections onto the residual stream are divided by ``sqrt(2 * (layer + 1))``
+    with ``use_scaled_init``. Biases are 0, norms 1.
+
+    The numbers are drawn in float32 on the CPU and then rounded to the parameter's dtype, so every dtype and
+    device starts from the same ones. A model type of one's own is asked to do it by its method
+    ``init_weights(seed)``.
+    """
+    if not isinstance(model, Decoder):
+        own_init: Any = model.init_weights
+        own_init(seed)
+        return
+    uniform = model_cfg.init_type == "uniform"
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter, std in _deviations(model, model_cfg):
+            draw(parameter, std, seed=seed, name=names[id(parameter)], uniform=uniform)
+        for module in model.modules():
+            if isinstance(module, Norm):
+                module.weight.fill_(1)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, Tensor):
+                bias.zero_()
+
+
+def draw(parameter: Tensor, std: float, *, seed: int, name: str, uniform: bool = False) -> None:
+    """Fill one parameter with zero-mean numbers of deviation ``std`` that depend on (seed, name) alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    values = torch.empty(parameter.shape, dtype=torch.float32)
+    if uniform:
+        bound = math.sqrt(3) * std
+        values.uniform_(-bound, bound, generator=generator)
+    else:
+        values.normal_(0, std, generator=generator)
+    parameter.copy_(values)
+
+
+def _deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[nn.Parameter, float]]:
+    """Each matrix of the decoder with its standard deviation."""
+    yield model.embedding.weight, cfg.embedding_init_std
+    yield model.head.weight, cfg.out_head_init_std
+    block: Any
+    for layer, block in enumerate(model.blocks):
+        depth = math.sqrt(2 * (layer + 1)) if cfg.use_scaled_init else 1.0
+        attention, mlp = block.attention, block.mlp
+        for linear in (attention.q, attention.k, attention.v) if attention.layout == "split" else (attention.qkv,):
+            yield linear.weight, cfg.attn_wqkv_init_std
+        yield attention.out.weight, cfg.attn_other_init_std / depth
+        for linear in (mlp.gate, mlp.up) if mlp.gated else (mlp.up,):
+            yield linear.weight, cfg.ffn_uplayer_init_std
+        yield mlp.down.weight, cfg.ffn_other_init_std / depth

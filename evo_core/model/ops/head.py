@@ -1,0 +1,49 @@
+"""The output projection onto the vocabulary, and with labels its loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evo_core.model.dtypes import accumulation_dtype
+from evo_core.model.ops.embedding import scale_gradient
+from evo_core.model.ops.loss import linear_cross_entropy
+
+
+class Head(nn.Module):
+    """``weight`` [vocab_size, hidden_size], never tied to the embedding, no bias.
+
+    Args:
+        norm_head: rows of the weight are divided by their L2 norm before use.
+        grad_scale: as the embedding's (`model.embed_grad_scale`): scales the weight's gradient.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        *,
+        norm_head: bool = False,
+        grad_scale: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm_head, self.grad_scale = norm_head, grad_scale
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size, device=device, dtype=dtype))
+
+    def effective_weight(self) -> Tensor:
+        """The matrix that is multiplied with."""
+        weight = scale_gradient(self.weight, self.grad_scale)
+        if self.norm_head:
+            weight = F.normalize(weight.to(accumulation_dtype(weight.dtype)), dim=-1).to(weight.dtype)
+        return weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [T, hidden_size] -> [T, vocab_size]."""
+        return F.linear(hidden, self.effective_weight())
+
+    def loss(self, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, nll [T], hit [T]) of labels [T]; see `linear_cross_entropy`."""
+        return linear_cross_entropy(hidden, self.effective_weight(), labels, label_smoothing=label_smoothing)

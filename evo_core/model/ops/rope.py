@@ -1,0 +1,77 @@
+"""Rotary position embedding (arXiv:2104.09864) at given positions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evo_core.model.dtypes import accumulation_dtype
+
+
+class Rotary(NamedTuple):
+    """The rotation of each token, laid out so that it takes one multiply and one multiply-add.
+
+    ``x rotated = x * cos + partner(x) * sin``, where the partner of an element is the other one of its pair
+    and sin carries the sign of its place in the pair.
+
+    Args:
+        cos, sin: [T, head_dim], float32 or wider.
+        interleaved: pair i is elements (2i, 2i + 1), as in Meta's and GPT-J's weights; else elements
+            (i, i + head_dim / 2), as in GPT-NeoX's and Hugging Face's.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+
+def rotary(positions: Tensor, head_dim: int, base: float, *, interleaved: bool, dtype: torch.dtype) -> Rotary:
+    """The rotation at positions [T]: pair i turns by ``position * base^(-2i / head_dim)`` radians.
+
+    The angle is formed in float64, where position 10^6 still has nine digits after the point; the tables have
+    float32 or, for a float64 model, float64.
+    """
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
+    angle = positions.to(torch.float64)[:, None] * base**-exponent
+    cos, sin = angle.cos().to(accumulation_dtype(dtype)), angle.sin().to(accumulation_dtype(dtype))
+    if interleaved:
+        return Rotary(torch.stack((cos, cos), -1).flatten(1), torch.stack((-sin, sin), -1).flatten(1), True)
+    return Rotary(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1), False)
+
+
+def rotate(x: Tensor, rotation: Rotary) -> Tensor:
+    """x [T, ..., head_dim] with the pairs of its last dimension turned.
+
+    A new contiguous tensor of x's shape and dtype; computed in the dtype of the tables, rounded once.
+    """
+    return _Rotate.apply(x, *rotation)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> Tensor:
+    shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
+    wide = x.to(cos.dtype)
+    if interleaved:
+        partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    else:
+        partner = wide.roll(x.shape[-1] // 2, -1)
+    out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
+    torch.mul(wide, cos.view(shape), out=out).addcmul_(partner, sin.view(shape), value=sign)
+    return out.to(x.dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back, so nothing but the tables is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turn(x, cos, sin, interleaved, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, sin, ctx.interleaved, -1), None, None, None

@@ -1,0 +1,65 @@
+"""Log lines in the original's form, from one rank, to the console and to the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+FORMAT = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)d in %(funcName)s -- %(message)s"
+FILE = "train.log"
+
+
+class Log:
+    """Where the lines of a run go.
+
+    Args:
+        speaks: whether this rank prints; the others show warnings only.
+    """
+
+    def __init__(self, *, speaks: bool) -> None:
+        self._speaks = speaks
+        self._console = logging.StreamHandler(sys.stdout)
+        # The first lines come before the run's folder is known: they wait for it.
+        self._waiting = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+        self.handlers: list[logging.Handler] = [self._console, self._waiting]
+        for handler in self.handlers:
+            handler.setFormatter(logging.Formatter(FORMAT))
+            handler.setLevel(logging.INFO if speaks else logging.WARNING)
+
+    def keep_in(self, folder: Path) -> None:
+        """Append all lines, past and future, to ``train.log`` in the run's folder, if this rank prints."""
+        logger = logging.getLogger("evo_core")
+        logger.removeHandler(self._waiting)
+        self.handlers.remove(self._waiting)
+        if self._speaks:
+            file = logging.FileHandler(folder / FILE)
+            file.setFormatter(logging.Formatter(FORMAT))
+            self._waiting.setTarget(file)
+            self._waiting.flush()
+            logger.addHandler(file)
+            self.handlers.append(file)
+        self._waiting.close()
+
+
+@contextmanager
+def logging_of_run(*, speaks: bool) -> Iterator[Log]:
+    """Show what `evo_core` logs while a run lasts; afterwards logging is as it was."""
+    logger = logging.getLogger("evo_core")
+    level, propagate = logger.level, logger.propagate
+    log = Log(speaks=speaks)
+    for handler in log.handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # someone else's root handler would print every line a second time
+    try:
+        yield log
+    finally:
+        for handler in log.handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -1,0 +1,253 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evo_core.checkpoint import TrainState, save
+from evo_core.data import TrainData
+from evo_core.evaluate.holdout import holdout
+from evo_core.model import build_model, init_weights
+from evo_core.parallel import ranks as process_ranks
+from evo_core.parallel.collectives import on_first
+from evo_core.parallel.layout import Layout, make_layout
+from evo_core.parallel.ranks import Ranks
+from evo_core.train.journal import Journal
+from evo_core.train.logging import Log, logging_of_run
+from evo_core.train.metrics import StepTotals, Throughput, segments
+from evo_core.train.resume import Start, find_start, save_folder, take_start
+from evo_core.train.setup import make_optimizer, make_schedules, seed_step, set_kernels
+from evo_core.train.startup import describe, introduce
+from evo_core.train.stop_file import StopFile, ends, saves
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evo_core.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        loss: of the last step; None where none was trained on.
+        checkpoint: the newest one of this run; None where nothing is saved.
+        stopped: whether a signal ended it before its time.
+    """
+
+    step: int
+    loss: float | None
+    checkpoint: Path | None
+    stopped: bool = False
+
+
+def train(
+    cfg: TrainConfig, *, folder: Path | None = None, init: Start | None = None, ranks: Ranks | None = None
+) -> TrainResult:
+    """Run a training job to its end, from its newest checkpoint if it has one.
+
+    Args:
+        cfg: the job.
+        folder: where its log and curve go; None goes on in the folder of the resumed run, else makes
+            ``RUN/<job name>/<date>``.
+        init: a checkpoint to start from where the run has none of its own to resume.
+        ranks: this process among all; None joins them by the environment.
+
+    Raises:
+        UserError: configuration, data or checkpoint do not fit.
+    """
+    if ranks is None:
+        with process_ranks.ranks(catch_stop=True) as joined:
+            return train(cfg, folder=folder, init=init, ranks=joined)
+    cfg.check_world(ranks.world_size)
+    layout = make_layout(cfg.parallel.zero1.size, device_type=ranks.device.type)
+    with logging_of_run(speaks=layout.is_log_rank) as lines:
+        return _train(cfg, folder, init, ranks, layout, lines)
+
+
+def _train(
+    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, layout: Layout, lines: Log
+) -> TrainResult:
+    set_kernels(cfg)
+    start = find_start(cfg, init, first=layout.is_log_rank)
+    folder = _run_folder(cfg, folder, start)
+    lines.keep_in(folder)
+    introduce(cfg, ranks, layout, folder)
+
+    data = TrainData(cfg, dp_rank=layout.dp_rank, dp_size=layout.dp)
+    model = build_model(cfg.model, device=ranks.device)
+    if start is None:
+        init_weights(model, cfg.model, cfg.seed)
+    optimizer = make_optimizer(cfg, model, layout)
+    lr, beta2 = make_schedules(cfg)
+    speed = Throughput.of(cfg, world_size=ranks.world_size, dp=layout.dp)
+    batch_tokens = speed.step_tokens(cfg.micro_num(layout.dp))
+    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens)
+    state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
+    state.folder = str(folder.absolute())
+    describe(cfg, ranks, layout, model, optimizer, data)
+
+    root = save_folder(cfg)
+    checkpoint = start.checkpoint if start is not None and start.resumes else None
+    stop_file = StopFile(cfg.ckpt.stop_file_path, reads=layout.is_log_rank)
+    total_steps, stopped, ended = cfg.data.total_steps, False, False
+
+    with Journal(cfg, folder, state.step, keeps=layout.is_log_rank) as journal:
+        while state.step < total_steps and not (stopped or ended):
+            step, began, asked = state.step, time.perf_counter(), 0
+
+            if cfg.data.skips(step):
+                batch_micro_num = data.batch(step).micro_num
+                record: dict[str, Any] = {"step": step, "loss": None, "skip_batches": True}
+                if layout.is_log_rank:
+                    log.info("step=%d is in skip_batches: its batch is drawn and not trained on", step)
+            else:
+                # Forward and backward of every micro-batch; the last backward reduces the gradients.
+                seed_step(cfg.seed, step, layout.dp_rank)
+                batch = data.batch(step)
+                cut, batch_micro_num = segments(batch.cu_seqlens), batch.micro_num
+                batch = batch.to(ranks.device, non_blocking=True)
+                totals = StepTotals(data.types, ranks.device)
+                totals.tell(stop=ranks.stop.requested, stop_file=stop_file.read())
+                optimizer.begin()
+                computing = time.perf_counter()
+                for i in range(batch_micro_num):
+                    output = model(
+                        batch.input_ids[i],
+                        batch.positions[i],
+                        batch.cu_seqlens[i],
+                        labels=batch.labels[i],
+                        max_seqlen=cut["largest_length"],
+                        label_smoothing=cfg.loss.label_smoothing,
+                    )
+                    loss = output.loss / batch_micro_num
+                    totals.add_loss(loss)
+                    totals.add_tokens(output.nll, output.hit, batch.labels[i], batch.type_ids[i])
+                    optimizer.backward(loss, last=i == batch_micro_num - 1)
+                grad_norm = optimizer.reduce(totals.vector)
+                fwd_bwd_time = time.perf_counter() - computing
+
+                # From here on every rank knows the sums of all, and all decide alike.
+                if optimizer.step(lr(state.updates), beta2(state.updates)):
+                    state.updates += 1
+                else:
+                    state.skipped_updates += 1
+                state.loss = totals.loss / layout.dp
+                stopped, asked = totals.stop, totals.stop_file
+                seconds = time.perf_counter() - began
+                record = {
+                    "tflops": speed.tflops(batch_micro_num, seconds),
+                    "step": step,
+                    "loss": state.loss,
+                    "tgs (tokens/gpu/second)": round(speed.tgs(batch_micro_num, seconds), 2),
+                    "lr": lr(state.updates),
+                    "loss_scale": optimizer.scaler.scale,
+                    "grad_norm": grad_norm,
+                    "micro_num": batch_micro_num,
+                    "num_consumed_tokens": state.tokens + speed.step_tokens(batch_micro_num),
+                    "inf_nan_skip_batches": state.skipped_updates,
+                    **cut,
+                    "adam_beta2": beta2(state.updates),
+                    "fwd_bwd_time": round(fwd_bwd_time, 2),
+                    **totals.quality(),
+                    "tokens_per_second": round(speed.step_tokens(batch_micro_num) / seconds, 1),
+                    "step_time": round(seconds, 4),
+                    "time": time.time(),
+                }
+                journal.step(record, seconds=seconds)
+
+            state.step += 1
+            state.tokens += speed.step_tokens(batch_micro_num)
+            ended = ends(asked, state.step)
+
+            if cfg.data.valid_every and state.step % cfg.data.valid_every == 0 and not stopped:
+                record |= _evaluate(cfg, model, ranks, layout, step)
+            journal.keep(record)
+
+            due = state.step % cfg.ckpt.checkpoint_every == 0 or state.step == total_steps
+            due = due or stopped or saves(asked, state.step)
+            snapshot = cfg.ckpt.oss_snapshot_freq > 1 and state.step % cfg.ckpt.oss_snapshot_freq == 0
+            if root is not None and (due or snapshot):
+                began = time.perf_counter()
+                state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
+                checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due)
+                if layout.is_log_rank:
+                    log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)
+
+            if state.step % _interval(cfg) == 0:
+                _clean_up(ranks, layout)
+
+    if layout.is_log_rank:
+        how = "stopped by a signal" if stopped else "ended by the stop file" if ended else "finished"
+        log.info("%s at step %d of %d, newest checkpoint: %s", how, state.step, total_steps, checkpoint)
+    return TrainResult(state.step, state.loss, checkpoint, stopped)
+
+
+def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, step: int) -> dict[str, float]:
+    """Held-out scores by type, as fields of a step's record."""
+    began = time.perf_counter()
+    scores = holdout(
+        model,
+        cfg.data.valid_folder,
+        seq_len=cfg.data.seq_len,
+        micro_bsz=cfg.data.micro_bsz,
+        dp_rank=layout.dp_rank,
+        dp_size=layout.dp,
+        group=layout.data_group,
+        device=ranks.device,
+        mask_token_zero=cfg.data.mask_token_zero,
+        vocab_size=cfg.model.vocab_size,
+    )
+    fields = {}
+    for name, score in scores.items():
+        fields[f"val/{name}_loss"] = score["loss"]
+        fields[f"val/{name}_acc"] = score["acc"]
+        fields[f"val/{name}_plex"] = score["perplexity"]
+    if layout.is_log_rank:
+        shown = ",".join(f"{name}={value:.4f}" for name, value in fields.items())
+        log.info("evaluation after step=%d in %.1f s: %s", step, time.perf_counter() - began, shown)
+    return fields
+
+
+def _run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> Path:
+    """The run's folder, made: the one asked for, else that of the resumed run, else a new one."""
+    if folder is None and start is not None and start.resumes:
+        before = TrainState.read(start.checkpoint).folder
+        folder = Path(before) if before and Path(before).is_dir() else None
+    if folder is None:  # named by one rank: clocks differ
+        folder = on_first(lambda: Path("RUN") / cfg.job_name / time.strftime("%m-%d-%H.%M.%S"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _interval(cfg: TrainConfig) -> int:
+    """Steps between two clean-ups; as in the original 0 or less means 50."""
+    interval = cfg.data.empty_cache_and_diag_interval
+    return interval if interval > 0 else 50
+
+
+def _clean_up(ranks: Ranks, layout: Layout) -> None:
+    """Give back cached memory and say how much is in use."""
+    gc.collect()
+    usage = f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
+    if ranks.device.type == "cuda":
+        torch.cuda.empty_cache()
+        usage += (
+            f", GPU memory allocated {torch.cuda.memory_allocated() / 2**30:.2f} GB, "
+            f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GB, "
+            f"reserved {torch.cuda.memory_reserved() / 2**30:.2f} GB"
+        )
+    if layout.is_log_rank:
+        log.info("memory of rank %d: %s", ranks.rank, usage)

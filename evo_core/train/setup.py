@@ -1,0 +1,77 @@
+"""From a training configuration to the objects of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+from evo_core.optim.loss_scaler import LossScaler, needs_scaling
+from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+from evo_core.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+
+
+def make_optimizer(cfg: TrainConfig, model: nn.Module, layout: Layout) -> HybridZeroOptimizer:
+    """The optimizer of a model, with its loss scale."""
+    zero = cfg.hybrid_zero_optimizer
+    return HybridZeroOptimizer(
+        model.named_parameters(),
+        layout,
+        beta1=cfg.adam.adam_beta1,
+        eps=cfg.adam.adam_eps,
+        weight_decay=cfg.adam.weight_decay,
+        bucket_size=zero.reduce_bucket_size,
+        clip_grad_norm=zero.clip_grad_norm,
+        scaler=make_scaler(cfg, model),
+        overlap=zero.overlap_sync_grad,
+    )
+
+
+def make_scaler(cfg: TrainConfig, model: nn.Module) -> LossScaler:
+    """The loss scale; it is 1 for a model without 16-bit parameters."""
+    scaler = cfg.grad_scaler
+    return LossScaler(
+        scale=scaler.fp16.initial_scale,
+        min_scale=scaler.fp16.min_scale,
+        max_scale=scaler.max_scale,
+        growth_factor=scaler.growth_factor,
+        backoff_factor=scaler.backoff_factor,
+        growth_interval=scaler.fp16.growth_interval,
+        hysteresis=scaler.hysteresis,
+        enabled=any(needs_scaling(param.dtype) for param in model.parameters()),
+    )
+
+
+def make_schedules(cfg: TrainConfig) -> tuple[CosineWithWarmup, Beta2Schedule]:
+    """Learning rate and beta2 as functions of the updates made."""
+    rate, beta2 = cfg.lr_scheduler, cfg.beta2_scheduler
+    return (
+        CosineWithWarmup(
+            lr=cfg.adam.lr,
+            total_steps=rate.total_steps,
+            init_steps=rate.init_steps,
+            warmup_ratio=rate.warmup_ratio,
+            eta_min=rate.eta_min,
+            last_epoch=rate.last_epoch,
+        ),
+        Beta2Schedule(init_beta2=beta2.init_beta2, c=beta2.c, cur_iter=beta2.cur_iter),
+    )
+
+
+def set_kernels(cfg: TrainConfig) -> None:
+    """Process-wide switches of cuDNN. TF32 is switched by building the model."""
+    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
+    torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
+
+
+def seed_step(seed: int, step: int, dp_rank: int) -> None:
+    """Make whatever a model draws in a step (dropout of one's own model) a function of the step, as the data is.
+
+    So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn.
+    """
+    torch.manual_seed((seed * 1_000_003 + step) * 1_000_003 + dp_rank)

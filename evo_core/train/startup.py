@@ -1,0 +1,83 @@
+"""What a run says of itself before its first step: once, from one rank."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evo_core.model import attention_kernel, count_parameters
+from evo_core.parallel.collectives import gather_objects
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+    from evo_core.data import TrainData
+    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.parallel.layout import Layout
+    from evo_core.parallel.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+
+def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> None:
+    """Sizes, seeds, the run's name, and who runs where; every rank must call it."""
+    everyone = gather_objects((socket.gethostname(), str(ranks.device), ranks.local_rank))
+    log.info(
+        "Distributed environment is initialized, data parallel size: %d, pipeline parallel size: %d, "
+        "tensor parallel size: %d",
+        layout.dp,
+        layout.pipeline,
+        layout.tensor,
+    )
+    log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
+    host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
+    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.job_name, host, folder)
+    rows = [f"{'rank':>5} {'dp':>5} {'zero':>5} {'local':>5}  {'device':8} host"]
+    for rank, (host, device, local) in enumerate(everyone):
+        rows.append(f"{rank:5} {rank:5} {rank % layout.zero1:5} {local:5}  {device:8} {host}")
+    log.info("ranks:\n%s", "\n".join(rows))
+
+
+def describe(
+    cfg: TrainConfig,
+    ranks: Ranks,
+    layout: Layout,
+    model: nn.Module,
+    optimizer: HybridZeroOptimizer,
+    data: TrainData,
+) -> None:
+    """Model, data, kernels, and the settings that change nothing here."""
+    total = cfg.data.total_steps
+    shares = [sum(bucket.owned(rank) for bucket in optimizer.buckets) for rank in range(layout.zero1)]
+    log.info("Number of elements on ranks: %s", shares)
+    dtype = next(model.parameters()).dtype
+    kernel, why = attention_kernel(ranks.device, dtype, bool(cfg.model.use_flash_attn))
+    log.info(
+        "model %s: %s parameters in %s; attention %s (%s), fused AdamW in %s, %d threads per rank",
+        cfg.model_type,
+        f"{count_parameters(model):,}",
+        dtype,
+        kernel,
+        why,
+        optimizer.dtype,
+        torch.get_num_threads(),
+    )
+    micro_num = cfg.micro_num(layout.dp)
+    tokens = ", ".join(f"{name} {count:,}" for name, count in data.tokens.items() if count)
+    log.info(
+        "data: %s tokens; a step is %s tokens (%d micro-batches of %d on each of %d ranks), %d steps",
+        tokens,
+        f"{micro_num * layout.dp * cfg.data.packed_length:,}",
+        micro_num,
+        cfg.data.packed_length,
+        layout.dp,
+        total,
+    )
+    without = cfg.settings_without_effect(ranks.device.type)
+    if without:
+        log.info("set, but without effect here: %s", "; ".join(without))

@@ -1,0 +1,177 @@
+"""The report of a run: one HTML file that needs no network, and its short form for the terminal."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.pipeline.engine import ArtifactRef
+from flows.pipeline.plan import Plan, PlannedStep
+from flows.show import results, words
+from flows.show.charts import line_chart, themed
+from tasks.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+CURVES = (("loss", "training loss"), ("lr", "learning rate"), ("grad_norm", "gradient norm"))
+
+
+def report_path(plan: Plan, store: Store) -> Path:
+    """Where the report of a run lies."""
+    return store.root / "runs" / f"{plan.run_id}.html"
+
+
+def write_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, error: str | None = None) -> Path:
+    """Write the report of a run, finished or not, and let ``<root>/report.html`` lead to it.
+
+    Args:
+        refs: the steps that have their artifact.
+        error: why the run ended early, if it did.
+    """
+    path = report_path(plan, store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(_template().render(**_content(plan, refs, store, error)), encoding="utf-8")
+    draft.replace(path)
+    link = store.root / "report.html"
+    fresh = store.root / f".report.{os.getpid()}.html"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(path.relative_to(store.root))
+    fresh.replace(link)
+    return path
+
+
+def print_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, console: Console | None = None) -> None:
+    """What came of a run, in a screenful: scores, one sample per type, and where to look."""
+    console = console or Console(highlight=False)
+    made = sum(ref.action != "reused" for ref in refs.values())
+    console.print(f"\n[bold]{plan.pipeline.name}[/]: {made} steps made, {len(refs) - made} reused\n")
+    for artifact in _artifacts(plan, refs, store, "scores"):
+        console.print(_score_table(results.scores(artifact)))
+        console.print()
+    for artifact in _artifacts(plan, refs, store, "samples"):
+        for sample in results.one_of_each_type(results.samples(artifact)):
+            text = (
+                f"[bold]{escape(sample.type)}[/]  [underline]{escape(sample.prompt)}[/]{escape(sample.text.rstrip())}"
+            )
+            console.print(text, soft_wrap=True)
+        console.print()
+    places = {"report": str(report_path(plan, store))}
+    places |= {
+        step.name: refs[step.name].uri for step in plan.steps if step.name in refs and step.kind.output == "model"
+    }
+    root = "" if store.root == Path.cwd() / "evo_runs" else f" --root {store.root}"
+    places["pages and curves"] = f"evo ui{root}"
+    width = max(map(len, places))
+    for name, place in places.items():
+        console.print(f"{name:<{width}}  {escape(place)}", soft_wrap=True)
+
+
+def _score_table(rows: list[results.Score]) -> Table:
+    """A row for each type, a column for each predictor."""
+    predictors = [p for p in results.PREDICTORS if any(row.predictor == p for row in rows)]
+    table = Table(title="held-out loss in nats a token (perplexity)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("type")
+    for predictor in predictors:
+        table.add_column(predictor, justify="right", style="bold" if predictor == "model" else "")
+    table.add_column("tokens", justify="right")
+    for type_, by in results.by_type(rows).items():
+        cells = [f"{by[p].loss:.3f} ({by[p].perplexity:.1f})" if p in by else "" for p in predictors]
+        table.add_row(type_, *cells, words.count(next(iter(by.values())).tokens))
+    return table
+
+
+def _artifacts(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, type_: str) -> list[Artifact]:
+    """The artifacts of one type that the run has, in the plan's order."""
+    return [
+        store.artifact(step.name, step.key) for step in plan.steps if step.name in refs and step.kind.output == type_
+    ]
+
+
+def _content(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, error: str | None) -> dict[str, Any]:
+    """All that the template shows."""
+    steps = [_step(plan, step, refs.get(step.name), store) for step in plan.steps]
+    done = [step for step in steps if step["made"]]
+    longest = max((step["seconds"] for step in done), default=0) or 1
+    for step in done:
+        step["share"] = round(100 * step["seconds"] / longest, 1)
+    newest = max(done, key=lambda step: step["ended"], default=None)
+    return {
+        "plan": plan,
+        "set": plan.pipeline.overrides,
+        "error": error,
+        "complete": len(done) == len(steps),
+        "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "steps": steps,
+        "charts": [chart for a in _artifacts(plan, refs, store, "model") for chart in _charts(a)],
+        "predictors": results.PREDICTORS,
+        "scores": [results.by_type(results.scores(a)) for a in _artifacts(plan, refs, store, "scores")],
+        "samples": [_samples_by_type(a) for a in _artifacts(plan, refs, store, "samples")],
+        "provenance": newest["provenance"] if newest else {},
+        "root": str(store.root),
+        "ui": f"evo ui --root {store.root}",
+    }
+
+
+def _step(plan: Plan, step: PlannedStep, ref: ArtifactRef | None, store: Store) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": step.name,
+        "kind": step.kind.name,
+        "key": step.key[:12],
+        "type": step.kind.output,
+        "action": ref.action if ref else "not made",
+        "why": step.why,
+        "needs": [(name, origin, key[:12]) for name, (origin, key) in step.needs.items()],
+        "made": ref is not None,
+    }
+    if ref is not None:
+        artifact = store.artifact(step.name, step.key)
+        provenance = artifact.manifest["provenance"]
+        row |= {
+            "numbers": results.headline(artifact),
+            "seconds": provenance["seconds"],
+            "took": words.duration(provenance["seconds"]),
+            "ended": provenance["ended"],
+            "ranks": provenance["ranks"],
+            "bytes": words.size(sum(file["size"] for file in artifact.manifest["files"])),
+            "path": str(artifact.path),
+            "provenance": provenance,
+        }
+    return row
+
+
+def _charts(artifact: Artifact) -> list[dict[str, str]]:
+    rows = results.metrics(artifact)
+    charts: list[dict[str, str]] = []
+    for name, title in CURVES:
+        x, y = results.curve(rows, name)
+        if len(x) > 1:
+            svg = line_chart(
+                {title: (x, y)}, x_label="step", y_label=title, size=(7.2, 3.2) if not charts else (4.6, 2.6)
+            )
+            charts.append({"title": title, "svg": themed(svg)})
+    return charts
+
+
+def _samples_by_type(artifact: Artifact) -> dict[str, list[results.Sample]]:
+    found: dict[str, list[results.Sample]] = {}
+    for sample in results.samples(artifact):
+        found.setdefault(sample.type, []).append(sample)
+    return found
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment
+
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text("utf-8"))

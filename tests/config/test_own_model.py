@@ -1,0 +1,100 @@
+"""A model type of a user's own: its block is checked against the keys it was registered with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from evo_core.config import TrainConfig, load_config
+from evo_core.errors import ConfigError
+from evo_core.model import registry
+from tests.config.jobs import refusal
+
+
+class StateConfig(BaseModel):
+    """The keys of a model that is no decoder."""
+
+    hidden_size: int = Field(gt=0)
+    vocab_size: int = 100
+    states: int = 4
+
+
+def build_state(model_cfg: Any, **given: Any) -> Any:
+    """Never called here."""
+    raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    registry.register_model_type("STATE", build_state, StateConfig)
+    yield
+    del registry._TYPES["STATE"]
+
+
+def state(**model: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"model_type": "STATE", "model": {"hidden_size": 8} | model})
+
+
+def test_its_keys_and_defaults_are_its_own() -> None:
+    config: Any = state(states=2)
+    assert (config.model.hidden_size, config.model.states, config.model.vocab_size) == (8, 2, 100)
+    assert (config.model.model_type, config.model.use_fp32_norm, config.model.dtype) == (
+        "STATE",
+        False,
+        "torch.bfloat16",
+    )
+    assert isinstance(config.model, StateConfig)
+
+
+def test_its_keys_are_identity() -> None:
+    assert state(states=2).identity(1) != state().identity(1)
+    assert state(states=4).identity(1) == state().identity(1)
+    assert state().identity(1)["model"] == {"hidden_size": 8, "vocab_size": 100, "states": 4, "dtype": "torch.bfloat16"}
+
+
+def test_it_reads_back_equal(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(state(states=2).to_yaml())
+    assert load_config(path) == state(states=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"stats": 2}, 'model.stats: unknown key; did you mean "states"?'),
+        ({"num_layers": 2}, "model.num_layers: unknown key"),
+        ({"hidden_size": 0}, "model.hidden_size: must be greater than 0, not 0"),
+        ({"hidden_size": None}, "model.hidden_size: must be a whole number, not null"),
+    ],
+)
+def test_its_mistakes_are_answered(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        state(**model)
+    assert message in str(caught.value)
+
+
+def test_a_config_may_register_its_model(tmp_path: Path) -> None:
+    path = tmp_path / "job.py"
+    path.write_text(
+        "from pydantic import BaseModel\n"
+        "from evo_core.model import register_model_type\n"
+        "class Keys(BaseModel):\n"
+        "    width: int\n"
+        "def build(model_cfg, *, device, dtype): ...\n"
+        'register_model_type("WIDE", build, Keys, replace=True)\n'
+        'model_type = "WIDE"\n'
+        "model = dict(width=3)\n"
+    )
+    config: Any = load_config(path)
+    assert config.model.width == 3
+    del registry._TYPES["WIDE"]
+
+
+def test_an_unknown_type_is_answered_with_the_known_ones() -> None:
+    message = refusal({"model_type": "INTERNLM2"})
+    assert message.startswith("model_type: unknown model type 'INTERNLM2'")
+    assert "INTERNLM2_PUBLIC" in message

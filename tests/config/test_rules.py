@@ -1,0 +1,210 @@
+"""The rules between settings, and layouts of ranks: refusals name the numbers and the nearest legal choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo_core.config.layout import divisors, layout_errors, nearest
+from evo_core.config.schema.parallel import ParallelConfig
+from evo_core.errors import ConfigError
+from tests.config.jobs import at, job, refusal
+
+INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            at("model.num_attention_heads", 5),
+            "model.num_attention_heads: hidden_size 64 does not divide into 5 heads (nearest: 4 or 8 heads)",
+        ),
+        (at("model.num_attention_heads", 64), "model.num_attention_heads: a head is 1 wide; rotary positions need"),
+        (
+            INTERNLM2 | at("model.num_kv_attention_heads", 3),
+            "model.num_kv_attention_heads: 4 query heads cannot share 3 key and value heads (nearest: 2 or 4)",
+        ),
+        (at("model.num_kv_attention_heads", 2), "INTERNLM has as many key and value heads as query heads"),
+        (at("model.apply_post_layer_norm", True), "model.apply_post_layer_norm: INTERNLM has its norms before"),
+        (at("model.norm_head", True), "model.norm_head: INTERNLM has no such head"),
+        (at("model.model_type", "LLAMA2") | {"model_type": "INTERNLM"}, "model.model_type: contradicts model_type"),
+        (at("model.num_chunks", 3), "model.num_chunks: 4 layers do not divide into 3 chunks (nearest: 2 or 4)"),
+        (
+            at("parallel.pipeline.size", 8),
+            "model.num_layers: 4 layers are too few for pipeline.size 8 x num_chunks 1 (at least 8)",
+        ),
+        (
+            at("parallel.tensor.size", 3),
+            "model.vocab_size: 128 does not divide over tensor.size 3 (nearest: 126 or 129)",
+        ),
+        (at("parallel.weight.size", 2), "parallel.weight.size: weight.size 2 needs tensor.mode isp, not mtp"),
+        (
+            at("parallel", {"tensor": {"mode": "isp"}, "weight": {"size": 2, "memory_pool": True}}),
+            "parallel.weight.memory_pool: needs weight.overlap",
+        ),
+        (at("parallel", {"zero1": {"fsdp": True}, "pipeline": 2}), "parallel.zero1.fsdp: fsdp needs pipeline.size 1"),
+        (
+            at("parallel.pipeline.size", 2) | at("model.num_chunks", 2) | at("data.micro_num", 3),
+            "data.micro_num: with num_chunks 2 must be a multiple of pipeline.size 2, not 3",
+        ),
+        (
+            {"data": {"global_batch_tokens": 8192, "micro_num": 2}},
+            "data.micro_num: follows from global_batch_tokens and the ranks at hand (state one of the two)",
+        ),
+        (
+            {"data": {"global_batch_tokens": 5000, "seq_len": 256, "micro_bsz": 4}},
+            "data.global_batch_tokens: 5000 tokens are no whole number of micro-batches of seq_len 256 x micro_bsz 4 = "
+            "1024 tokens (nearest: 4096 or 5120)",
+        ),
+        (
+            {"data": {"micro_num": 8, "rampup_batch_size": "2 4 10"}},
+            "data.rampup_batch_size: from 2 in steps of 4 micro_num 8 is not reached (the increment must divide 6)",
+        ),
+        (
+            {"data": {"micro_num": 2, "rampup_batch_size": "4 1 10"}},
+            "data.rampup_batch_size: starts at 4, above micro_num 2",
+        ),
+        (
+            {"data": {"global_batch_tokens": 4096, "rampup_batch_size": "1 1 10"}},
+            "data.rampup_batch_size: counts micro-batches of each rank, which global_batch_tokens leaves open",
+        ),
+        (
+            {"data": {"total_steps": 100}, "lr_scheduler": {"total_steps": 50}},
+            "lr_scheduler.total_steps: 50 is less than data.total_steps 100: the schedule would end before the run",
+        ),
+        (
+            {"data": {"total_steps": 10}, "lr_scheduler": {"init_steps": 8, "warmup_ratio": 0.2}},
+            "lr_scheduler.warmup_ratio: init_steps 8 and a warm-up of 2 steps leave nothing of the 10 total_steps",
+        ),
+        (at("adam.lr", 1e-6), "lr_scheduler.eta_min: 1e-05 is above adam.lr 1e-06: the rate would rise to the end"),
+        (at("grad_scaler.fp16.min_scale", 1e6), "grad_scaler.fp16.min_scale: 1e+06 is above initial_scale 65536"),
+        (at("grad_scaler.max_scale", 1), "grad_scaler.max_scale: 1 is below fp16.initial_scale 65536"),
+        (
+            at("ckpt.load_ckpt_info", {"path": "x", "content": ["optimizer"]}),
+            'ckpt.load_ckpt_info.content: without the model nothing can be loaded (add "model")',
+        ),
+        (
+            at("ckpt.load_ckpt_info", {"path": "x", "ckpt_type": "llama"}),
+            'ckpt.load_ckpt_info.content: of a checkpoint of type llama only ("model",) can be loaded',
+        ),
+        (at("generation.top_p", 0), "generation.top_p: must be above 0 and at most 1, not 0"),
+        (at("generation.top_p", 1.1), "generation.top_p: must be above 0 and at most 1, not 1.1"),
+        (at("generation.eos_id", []), "generation.eos_id: an empty list ends no text"),
+        (at("generation.eos_id", [2, 128]), "generation.eos_id: 128 is no id of a vocabulary of 128"),
+        (at("generation.temperature", 0), "generation.temperature: must be greater than 0, not 0"),
+        (at("generation.prompts", []), "generation.prompts: is empty"),
+        (
+            {"data": {"type": "hf", "tokenizer_path": "x", "pack_sample_into_one": True}},
+            "data.pack_sample_into_one: must",
+        ),
+        ({"data": {"type": "hf", "skip_batches": "1", "tokenizer_path": "x"}}, "data.skip_batches: must be empty"),
+        ({"data": {"type": "hf"}}, "data.tokenizer_path: is required with data.type hf"),
+    ],
+)
+def test_contradictions(changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"total_steps": 20}, "lr_scheduler": {"total_steps": 50000}},
+        {"data": {"total_steps": 1}},
+        {"data": {"micro_num": 8, "rampup_batch_size": "2 3 100"}},
+        {"grad_scaler": {"fp16": {"min_scale": 1}, "max_scale": "2**24"}},
+        {"model_type": "INTERNLM2_PUBLIC", "model": {"norm_head": True, "apply_post_layer_norm": True}},
+        {
+            "ckpt": {
+                "load_ckpt_info": {"path": "x", "content": ["model"], "ckpt_type": "internlm"},
+                "auto_resume": False,
+            }
+        },
+        {"generation": {"top_p": 1, "top_k": 0, "eos_id": [2, 0], "prompts": ["a"]}},
+        {"lr_scheduler": {"last_epoch": 5}},
+    ],
+)
+def test_legal_combinations(changes: dict[str, Any]) -> None:
+    job(changes)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world_size", "message"),
+    [
+        (
+            {"zero1": 3},
+            8,
+            "parallel.zero1.size: 3 does not divide the 8 data-parallel ranks (8 ranks / pipeline 1 / tensor 1) "
+            "(nearest: 2 or 4; -1 takes all)",
+        ),
+        ({"zero1": 16}, 8, "16 does not divide the 8 data-parallel ranks"),
+        (
+            {"tensor": 3},
+            8,
+            "parallel.tensor.size: 8 ranks do not divide into pipeline.size 1 x tensor.size 3 "
+            "(nearest: tensor.size 2 or 4, or 6 or 9 ranks)",
+        ),
+        (
+            {"tensor": 4, "pipeline": 2},
+            12,
+            "12 ranks do not divide into pipeline.size 2 x tensor.size 4 (nearest: tensor.size 3 or 6, or 8 or 16 ",
+        ),
+        ({"pipeline": 3}, 8, "parallel.pipeline.size: 8 ranks do not divide into pipeline.size 3 x tensor.size 1"),
+        ({"tensor": {"mode": "isp"}, "weight": 5}, 8, "8 ranks do not divide into pipeline.size 1 x weight.size 5"),
+        (
+            {"tensor": {"size": 2, "mode": "isp"}, "weight": 4, "zero1": 4},
+            8,
+            "parallel.zero1.size: 4 does not divide the 2 data-parallel ranks (8 ranks / pipeline 1 / weight 4)",
+        ),
+        (
+            {"tensor": 4},
+            2,
+            "2 ranks do not divide into pipeline.size 1 x tensor.size 4 (nearest: tensor.size 2, or 4 ranks)",
+        ),
+    ],
+)
+def test_impossible_layouts(parallel: dict[str, Any], world_size: int, message: str) -> None:
+    errors = list(layout_errors(ParallelConfig.model_validate(parallel), world_size))
+    assert len(errors) == 1
+    assert message in str(errors[0])
+
+
+def test_possible_layouts() -> None:
+    for parallel, world_size in (
+        ({}, 3),
+        ({"zero1": 4}, 8),
+        ({"zero1": 0}, 8),
+        ({"tensor": 2, "pipeline": 2, "zero1": 2}, 8),
+        ({"tensor": {"size": 4, "mode": "isp"}, "weight": 2, "zero1": 4}, 8),
+    ):
+        assert not list(layout_errors(ParallelConfig.model_validate(parallel), world_size))
+
+
+@given(st.integers(1, 64), st.integers(1, 70))
+def test_the_nearest_choices_are_legal(ranks: int, zero1: int) -> None:
+    errors = list(layout_errors(ParallelConfig.model_validate({"zero1": zero1}), ranks))
+    assert bool(errors) == bool(ranks % zero1)
+    if errors:
+        named = nearest(zero1, divisors(ranks)).split(" or ")
+        assert ", ".join(named).replace(", ", " or ") in str(errors[0])
+        for choice in named:
+            assert not list(layout_errors(ParallelConfig.model_validate({"zero1": int(choice)}), ranks))
+
+
+def test_micro_batches_follow_from_the_global_batch() -> None:
+    config = job({"data": {"global_batch_tokens": 8192, "seq_len": 256, "micro_bsz": 4}})
+    assert [config.micro_num(dp) for dp in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    config.check_world(4)
+    with pytest.raises(ConfigError) as caught:
+        config.check_world(3)
+    assert str(caught.value) == (
+        "data.global_batch_tokens: 8192 tokens are 8 micro-batches of 1024 tokens: they do not divide over 3 "
+        "data-parallel ranks (nearest: 2 or 4 ranks, or 6144 or 9216 tokens)"
+    )
+    with pytest.raises(ConfigError, match="nearest: 8 ranks, or 16384 tokens"):
+        config.check_world(16)
+    assert job({"data": {"micro_num": 3}}).micro_num(5) == 3
+    assert job({"parallel": {"zero1": 2}}).dp(4) == 4

@@ -1,0 +1,122 @@
+"""Raw text files: every format, both readings, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from evo_core.data.documents import read_documents
+from evo_core.errors import DataError
+
+DOCUMENTS = ["first\n  line", "第二个，文档。", "third"]
+
+
+def _plain(content: bytes) -> bytes:
+    return content
+
+
+def _zst(content: bytes) -> bytes:
+    """Two frames, as a file appended to has."""
+    middle = len(content) // 2
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:middle], content[middle:]))
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {"": _plain, ".gz": gzip.compress, ".zst": _zst}
+
+
+def _file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def _jsonl(records: list) -> bytes:
+    return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_the_same_documents_from_every_format(tmp_path: Path, compression: str) -> None:
+    compress = COMPRESSIONS[compression]
+    records = [{"id": 1, "text": text} for text in DOCUMENTS]
+    jsonl = _file(tmp_path, f"a.jsonl{compression}", compress(_jsonl(records)))
+    listed = _file(tmp_path, f"a.json{compression}", compress(json.dumps(records).encode()))
+    assert list(read_documents(jsonl)) == list(read_documents(listed)) == DOCUMENTS
+    text = _file(tmp_path, f"a.txt{compression}", compress("one \n\n \t\n  二\r\nthree".encode()))
+    assert list(read_documents(text)) == ["one", "二", "three"]
+
+
+def test_lines_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evo_core.data.documents._CHUNK", 5)
+    path = _file(tmp_path, "a.txt", "\ufeffabcdefghijkl\nmno\r\np\rqr\n\nstuvwxyz".encode())
+    assert list(read_documents(path)) == ["abcdefghijkl", "mno", "p", "qr", "stuvwxyz"]
+
+
+def test_text_keys_are_joined(tmp_path: Path) -> None:
+    path = _file(tmp_path, "a.jsonl", _jsonl([{"title": "T", "body": "B", "text": "no"}]))
+    assert list(read_documents(path, ("title", "body"))) == ["T\nB"]
+
+
+def test_documents_without_text_are_passed_over(tmp_path: Path) -> None:
+    path = _file(tmp_path, "a.jsonl", _jsonl([{"text": ""}, {"text": " \n"}, {"text": "x"}]) + b"\n\n")
+    documents = read_documents(path)
+    assert list(documents) == ["x"]
+    assert documents.skipped == 0
+
+
+def test_internevo_reads_json_as_the_original(tmp_path: Path) -> None:
+    record = {"text": "你好", "n": [1, 2]}
+    jsonl = _file(tmp_path, "a.jsonl", b'{"text":"a"}\r\n\n{"text":"b"}')
+    assert list(read_documents(jsonl, mode="internevo")) == ['{"text":"a"}\n', "\n", '{"text":"b"}']
+    listed = _file(tmp_path, "a.json", json.dumps([record, "x"], ensure_ascii=False).encode())
+    assert list(read_documents(listed, mode="internevo")) == ['{"text": "\\u4f60\\u597d", "n": [1, 2]}', '"x"']
+    text = _file(tmp_path, "a.txt", b" a \n\nb")
+    assert list(read_documents(text, mode="internevo")) == ["a", "b"]
+
+
+RECORD = b'{"text": "good"}\n'
+
+# name: (content, what is said, line, good documents that are left when it is skipped; None: it cannot be)
+WRONG = {
+    "bytes.txt": (b"good\n\xff\xfe\n", "not UTF-8 at byte 0", 2, 1),
+    "bytes.jsonl": (RECORD + b'{"text": "\xff"}\n', "not UTF-8", 2, 1),
+    "cut.jsonl": (RECORD + RECORD[:9], "not JSON, or cut off", 2, 1),
+    "field.jsonl": (b"\n" + RECORD + b'{"txt": "x"}\n', "no field 'text' \\(its fields: 'txt'\\)", 3, 1),
+    "number.jsonl": (b'{"text": 3}\n', "'text' is not text", 1, 0),
+    "list.jsonl": (b"[1]\n" + RECORD, "expected an object", 1, 1),
+    "cut.json": (b'[{"text": "a"},\n {"te', "not JSON, or cut off", 2, None),
+    "bytes.json": (b'[{"text": "\xff"}]', "not JSON", 1, None),
+    "object.json": (b'{"text": "a"}', "expected a list", None, None),
+    "field.json": (b'[{"text": "a"}, {}]', "record 2: there is no field 'text'", None, 1),
+    "cut.txt.gz": (gzip.compress(b"good\n" * 999)[:-9], "archive is cut off", None, None),
+    "not.txt.gz": (b"plain", "not a readable .gz", None, None),
+    "cut.txt.zst": (zstandard.ZstdCompressor().compress(b"good\n" * 99999)[:-9], "archive is cut off", None, None),
+    "not.txt.zst": (b"plain text", "not a readable .zst", None, None),
+    "report.pdf": (b"", "no format is known", None, None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named(tmp_path: Path, name: str) -> None:
+    content, message, line, left = WRONG[name]
+    path = _file(tmp_path, name, content)
+    with pytest.raises(DataError, match=message) as raised:
+        list(read_documents(path))
+    assert (raised.value.file, raised.value.line) == (path, line)
+    if left is None:
+        with pytest.raises(DataError, match=message):
+            list(read_documents(path, on_error="skip"))
+    else:
+        documents = read_documents(path, on_error="skip")
+        assert len(list(documents)) == left
+        assert documents.skipped == 1
+        assert str(raised.value) == str(documents.first_error)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_documents(tmp_path / "a.txt")

@@ -1,0 +1,53 @@
+"""A tokenizer of letters and small models for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evo_core.data.tokenizers import Tokenizer
+from evo_core.model import Decoder, build_model
+from tests.model.configs import randomise, tiny
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz ."
+
+
+class LetterTokenizer(Tokenizer):
+    """Ids 0 unknown, 1 begin, 2 end, then a letter each."""
+
+    def __init__(self) -> None:
+        self.path, self.files, self.digest = Path("letters"), (), "letters"
+        self.vocab_size = 3 + len(LETTERS)
+        self.bos_id, self.eos_id, self.pad_id = 1, 2, None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(LETTERS[i - 3] for i in self._known(ids) if i >= 3)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [[3 + LETTERS.index(letter) if letter in LETTERS else 0 for letter in text] for text in texts]
+
+
+def decoder(dtype: str = "float64", seed: int = 0, **settings: Any) -> Decoder:
+    """A small model with weights that make it choose varied tokens."""
+    model = build_model(tiny(dtype=dtype, **settings))
+    randomise(model, seed, scale=0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits_without_cache(model: Decoder, ids: list[int]) -> torch.Tensor:
+    """Logits [V] after the last token, everything read anew."""
+    count = len(ids)
+    cu_seqlens = torch.tensor([0, count], dtype=torch.int32)
+    return model(torch.tensor(ids), torch.arange(count), cu_seqlens).logits[-1]
+
+
+def greedy_without_cache(model: Decoder, ids: list[int], new: int) -> list[int]:
+    """The most likely continuation, every step reading everything anew."""
+    result = list(ids)
+    for _ in range(new):
+        result.append(int(logits_without_cache(model, result).argmax()))
+    return result[len(ids) :]

@@ -1,0 +1,102 @@
+"""Each setting of the choice of tokens, against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evo_core.errors import ConfigError
+from evo_core.generate.sampling import Sampling, choose, distribution, penalise
+
+SCORES = torch.tensor([[2.0, 0.0, -1.0, 3.0, 1.0, -4.0]], dtype=torch.float64)
+ALL = Sampling(top_k=0)
+
+
+def probabilities(sampling: Sampling, scores: torch.Tensor = SCORES) -> torch.Tensor:
+    """What is drawn from, by id [V]."""
+    probability, ids = distribution(scores, sampling)
+    return torch.zeros_like(scores).scatter_(1, ids, probability)[0]
+
+
+def test_plain_sampling_is_softmax() -> None:
+    assert torch.allclose(probabilities(ALL), SCORES.softmax(-1)[0])
+
+
+def test_temperature_divides_scores() -> None:
+    assert torch.allclose(probabilities(Sampling(top_k=0, temperature=0.5)), (SCORES / 0.5).softmax(-1)[0])
+
+
+def test_top_k_keeps_the_k_most_likely() -> None:
+    kept = probabilities(Sampling(top_k=2))
+    assert kept.nonzero().flatten().tolist() == [0, 3]
+    assert torch.allclose(kept[[0, 3]], SCORES[0, [0, 3]].softmax(-1))
+    assert probabilities(Sampling(top_k=1))[3] == 1
+    assert torch.allclose(probabilities(Sampling(top_k=100)), SCORES.softmax(-1)[0])
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    plain = SCORES.softmax(-1)[0]
+    best = plain[3].item()  # 0.63; the best two have 0.86
+    assert probabilities(Sampling(top_k=0, top_p=best - 1e-6)).nonzero().flatten().tolist() == [3]
+    assert probabilities(Sampling(top_k=0, top_p=best + 1e-6)).nonzero().flatten().tolist() == [0, 3]
+    kept = probabilities(Sampling(top_k=0, top_p=0.7))
+    assert torch.allclose(kept[[0, 3]], plain[[0, 3]] / plain[[0, 3]].sum())
+    assert probabilities(Sampling(top_k=0, top_p=1e-9))[3] == 1
+
+
+def test_top_p_counts_within_the_top_k() -> None:
+    within = SCORES[0, [3, 0]].softmax(-1)
+    sampling = Sampling(top_k=2, top_p=within[0].item() - 1e-6)
+    assert probabilities(sampling)[3] == 1
+
+
+def test_repetition_penalty_lowers_seen_tokens_of_either_sign() -> None:
+    seen = torch.tensor([[True, False, True, False, False, False]])
+    out = penalise(SCORES, seen, torch.tensor([2]), torch.tensor([], dtype=torch.int64), Sampling(repetition_penalty=2))
+    assert out.tolist() == [[1.0, 0.0, -2.0, 3.0, 1.0, -4.0]]
+
+
+def test_length_penalty_divides_all_but_the_ending_tokens() -> None:
+    two = SCORES.repeat(2, 1)
+    out = penalise(two, None, torch.tensor([4, 9]), torch.tensor([0, 5]), Sampling(length_penalty=0.5))
+    assert torch.allclose(out[0], torch.tensor([2.0, 0.0, -0.5, 1.5, 0.5, -4.0]).double())
+    assert torch.allclose(out[1], torch.tensor([2.0, 0.0, -1 / 3, 1.0, 1 / 3, -4.0]).double())
+
+
+def test_no_penalty_changes_nothing() -> None:
+    out = penalise(SCORES, None, torch.tensor([4]), torch.tensor([5]), Sampling())
+    assert torch.equal(out, SCORES)
+
+
+@pytest.mark.parametrize("sampling", [ALL, Sampling(top_k=3), Sampling(top_k=0, top_p=0.9), Sampling(temperature=2.0)])
+def test_draws_follow_the_distribution(sampling: Sampling) -> None:
+    draws = 200_000
+    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = choose(SCORES.expand(draws, -1), sampling, uniform)
+    frequency = torch.bincount(chosen, minlength=6) / draws
+    expected = probabilities(sampling)
+    assert (frequency[expected == 0] == 0).all()
+    deviation = (expected * (1 - expected) / draws).sqrt()
+    assert ((frequency - expected).abs() <= 4.5 * deviation + 1e-12).all()
+
+
+def test_the_ends_of_the_unit_interval_are_safe() -> None:
+    uniform = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    chosen = choose(SCORES.expand(2, -1).float(), Sampling(top_k=0, top_p=0.9), uniform)
+    kept = probabilities(Sampling(top_k=0, top_p=0.9)).nonzero().flatten().tolist()
+    assert chosen[0] == 3
+    assert chosen[1] in kept
+
+
+def test_greedy_takes_the_most_likely() -> None:
+    assert choose(SCORES, Sampling(do_sample=False), None).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 0.0), ("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
+     ("repetition_penalty", 0.0)],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"generation\.{name}: .*must be"):
+        Sampling(**{name: value})

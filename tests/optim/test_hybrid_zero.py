@@ -1,0 +1,218 @@
+"""The optimizer against torch's own, over every ZeRO size; norm, clipping, overflow, 16-bit types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from evo_core.optim.hybrid_zero import HybridZeroOptimizer, sum_of_squares
+from evo_core.optim.loss_scaler import LossScaler
+from evo_core.parallel.layout import make_layout
+from tests.ranks import run_on_ranks
+
+MICRO_BATCHES, STEPS, LR, CLIP = 4, 5, 0.02, 0.5
+
+
+def small_net(dtype: torch.dtype) -> nn.Module:
+    """Odd sizes, a parameter smaller than the number of ranks, one that is frozen and one that nothing uses."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.LayerNorm(3)).to(dtype)
+    net.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=dtype)))
+    net.register_parameter("frozen", nn.Parameter(torch.ones(2, dtype=dtype), requires_grad=False))
+    return net
+
+
+def micro_batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(step)
+    make = torch.randn(MICRO_BATCHES, 6, 8, generator=generator, dtype=torch.float64)
+    return [(m[:, :5], m[:, 5:]) for m in make]
+
+
+def reference(clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
+    """One process, torch's AdamW and clipping, in float64."""
+    net = small_net(torch.float64)
+    params = [p for p in net.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
+    norms = []
+    for step in range(STEPS):
+        net.zero_grad(set_to_none=False)
+        for x, y in micro_batches(step):
+            (((net(x) - y) ** 2).mean() / MICRO_BATCHES).backward()
+        for p in params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        norms.append(float(nn.utils.clip_grad_norm_(params, clip if clip else float("inf"))))
+        adam.step()
+    return norms, [p.detach() for p in net.parameters()]
+
+
+def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
+    layout = make_layout(zero1)
+    net = small_net(torch.float64)
+    if layout.dp_rank:  # every rank gets the first one's parameters
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(layout.dp_rank)
+    net.frozen.data.fill_(1.0)
+    optimizer = HybridZeroOptimizer(
+        net.named_parameters(),
+        layout,
+        weight_decay=0.01,
+        bucket_size=bucket_size,
+        clip_grad_norm=clip,
+        overlap=overlap,
+    )
+    norms = []
+    for step in range(STEPS):
+        own = micro_batches(step)[layout.dp_rank :: layout.dp]
+        optimizer.begin()
+        totals = torch.zeros(1, dtype=torch.float64)
+        for i, (x, y) in enumerate(own):
+            loss = ((net(x) - y) ** 2).mean() / len(own)
+            totals += 1
+            optimizer.backward(loss, last=i == len(own) - 1)
+        norms.append(optimizer.reduce(totals))
+        assert totals.item() == MICRO_BATCHES  # the caller's sums travel with the norm
+        assert optimizer.step(LR, 0.95)
+    return norms, [p.detach().clone() for p in net.parameters()]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("zero1", [1, 2, 4, -1])
+def test_equals_one_process(ranks: int, zero1: int) -> None:
+    if zero1 > ranks:
+        pytest.skip("more ZeRO ranks than ranks")
+    norms, params = reference()
+
+    def every_way() -> list[Any]:
+        return [trained(zero1, size, overlap) for size, overlap in ((10**9, False), (20, True), (1, True))]
+
+    for ways in run_on_ranks(every_way, ranks):
+        for got_norms, got_params in ways:
+            assert got_norms == pytest.approx(norms, rel=1e-12)
+            for got, expected in zip(got_params, params, strict=True):
+                assert (got - expected).abs().max() < 1e-12
+
+
+def test_no_clipping_where_it_is_off_or_not_reached() -> None:
+    for clip in (0.0, 1e9):
+        norms, params = reference(clip)
+        got_norms, got_params = run_on_ranks(trained, 2, -1, 10**9, False, clip)[0]
+        assert got_norms == pytest.approx(norms, rel=1e-12)
+        assert all((a - b).abs().max() < 1e-12 for a, b in zip(got_params, params, strict=True))
+
+
+def alone(body: Callable[[], Any]) -> Any:
+    return run_on_ranks(body, 1)[0]
+
+
+def test_an_overflow_skips_the_update_everywhere_and_lowers_the_scale() -> None:
+    def body() -> tuple[bool, bool, float, int, bool]:
+        layout = make_layout(-1)
+        net = nn.Linear(4, 4, bias=False).half()
+        scaler = LossScaler(scale=8.0, hysteresis=1)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), layout, scaler=scaler, clip_grad_norm=1.0)
+        before = net.weight.detach().clone()
+        optimizer.begin()
+        x = torch.full((1, 4), 60000.0 if dist.get_rank() == 1 else 1.0, dtype=torch.float16)
+        optimizer.backward(net(x).float().mean() * 10, last=True)
+        optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        skipped = not optimizer.step(0.1, 0.95)
+        same = torch.equal(net.weight, before)
+        updates = optimizer.updates
+        optimizer.begin()  # and the step after it is clean
+        optimizer.backward(net(torch.ones(1, 4, dtype=torch.float16)).float().mean(), last=True)
+        optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        return skipped, same, optimizer.scaler.scale, updates, optimizer.step(0.1, 0.95)
+
+    assert run_on_ranks(body, 2) == [(True, True, 4.0, 0, True)] * 2
+
+
+def test_the_scale_is_divided_out_with_and_without_clipping() -> None:
+    def body(clip: float, scale: float) -> tuple[float, torch.Tensor]:
+        layout = make_layout(1)
+        torch.manual_seed(1)
+        net = nn.Linear(4, 4).bfloat16()
+        scaler = LossScaler(scale=scale)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), layout, scaler=scaler, clip_grad_norm=clip, eps=1e-3)
+        optimizer.begin()
+        optimizer.backward(net(torch.ones(2, 4, dtype=torch.bfloat16)).float().square().mean(), last=True)
+        norm = optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        optimizer.step(0.1, 0.95)
+        return norm, optimizer.master.clone()
+
+    for clip in (0.0, 0.1):
+        plain = alone(lambda clip=clip: body(clip, 1.0))
+        scaled = alone(lambda clip=clip: body(clip, 2.0**16))
+        assert scaled[0] == pytest.approx(plain[0], rel=1e-6)
+        assert torch.allclose(scaled[1], plain[1], atol=1e-6)
+
+
+def test_sixteen_bit_parameters_have_a_float32_master() -> None:
+    """Steps too small for bfloat16 add up in the master and show in the parameter in the end."""
+
+    def body() -> tuple[torch.dtype, float, float]:
+        layout = make_layout(-1)
+        net = nn.Linear(3, 1, bias=False).bfloat16()
+        net.weight.data.fill_(1.0)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), layout, weight_decay=0.0)
+        for _ in range(20):
+            optimizer.begin()
+            optimizer.backward(net(torch.ones(1, 3, dtype=torch.bfloat16)).sum(), last=True)
+            optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+            optimizer.step(1e-3, 0.95)
+        return optimizer.master.dtype, float(net.weight[0, 0]), float(optimizer.master.max())
+
+    for dtype, weight, _ in run_on_ranks(body, 2):
+        assert dtype == torch.float32
+        assert weight == pytest.approx(0.98, abs=0.004)
+
+
+def test_accumulation_is_in_float32() -> None:
+    """256 micro-batches of gradient 1 and one of 1/4: bfloat16 would lose the quarter."""
+
+    def body() -> float:
+        layout = make_layout(-1)
+        net = nn.Linear(1, 1, bias=False).bfloat16()
+        optimizer = HybridZeroOptimizer(net.named_parameters(), layout)
+        optimizer.begin()
+        for i in range(257):
+            x = torch.ones(1, 1, dtype=torch.bfloat16) * (0.25 if i == 256 else 1.0)
+            optimizer.backward(net(x).sum(), last=i == 256)
+        return optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+
+    assert alone(body) == pytest.approx(256.25)
+
+
+def test_mixed_types_share_one_optimizer() -> None:
+    """Norms kept in float32 in a bfloat16 model."""
+
+    def body() -> bool:
+        layout = make_layout(-1)
+        net = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.LayerNorm(3))
+        optimizer = HybridZeroOptimizer(net.named_parameters(), layout)
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.begin()
+        optimizer.backward(net[1](net[0](torch.randn(2, 3).bfloat16()).float()).square().mean(), last=True)
+        optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        optimizer.step(0.1, 0.95)
+        names = set(optimizer.state())
+        assert "master.0.weight" in names  # the float32 norm is its own master
+        assert "master.1.weight" not in names
+        return all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+    assert run_on_ranks(body, 2) == [True, True]
+
+
+def test_sum_of_squares() -> None:
+    for numel in (0, 5, 4096, 10_000):
+        vector = torch.randn(numel)
+        assert float(sum_of_squares(vector)) == pytest.approx(float(vector.double().square().sum()), rel=1e-6)
+    assert not torch.isfinite(sum_of_squares(torch.tensor([1.0, float("inf")])))
+    assert torch.isnan(sum_of_squares(torch.tensor([1.0, float("nan")])))

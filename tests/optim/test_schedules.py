@@ -1,0 +1,53 @@
+"""Learning rate and beta2 over time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+
+
+def test_the_tutorials_log_line() -> None:
+    """Its line of step 0 shows the rate after one update: 1e-4 * 2 / 500, and so on."""
+    lr = CosineWithWarmup(lr=1e-4, total_steps=50000, warmup_ratio=0.01, eta_min=1e-5)
+    assert [lr(t) for t in (1, 2, 3)] == pytest.approx([4e-7, 6e-7, 8e-7], rel=1e-12)
+
+
+def test_shape() -> None:
+    lr = CosineWithWarmup(lr=1.0, total_steps=110, init_steps=5, warmup_ratio=0.1, eta_min=0.1)
+    assert [lr(t) for t in range(5)] == [0.0] * 5
+    assert lr(5) == pytest.approx(1 / 11)
+    assert lr(15) == pytest.approx(1.0)  # the last of the warm-up
+    assert lr(16) == pytest.approx(1.0)  # the first of the cosine
+    half = 16 + (110 - 16) / 2
+    assert lr(int(half)) == pytest.approx((1.0 + 0.1) / 2)
+    assert lr(110) == pytest.approx(0.1)
+    assert lr(1000) == pytest.approx(0.1)
+    rates = [lr(t) for t in range(16, 111)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_no_warm_up_and_one_step() -> None:
+    assert CosineWithWarmup(lr=1.0, total_steps=10, eta_min=0.0)(0) == 1.0
+    assert CosineWithWarmup(lr=1.0, total_steps=1, warmup_ratio=1.0, eta_min=0.5)(0) == 1.0
+
+
+def test_the_cosine_is_torchs() -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2)
+    ours = CosineWithWarmup(lr=1.0, total_steps=50, eta_min=0.2)
+    for t in range(50):
+        assert ours(t) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_beta2() -> None:
+    assert [Beta2Schedule(0.95)(t) for t in (0, 10, 1000)] == [0.95] * 3
+    rising = Beta2Schedule(0.5, c=0.8)
+    assert [rising(t) for t in (0, 1, 2)] == [0.5, 0.5, 0.5]
+    assert rising(100) == pytest.approx(1 - math.pow(100, -0.8))

@@ -1,0 +1,69 @@
+"""The shim over torch's collectives, with the newer names and without."""
+
+from __future__ import annotations
+
+import importlib
+import time
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from evo_core.errors import DataError
+from evo_core.parallel import collectives
+from tests.ranks import run_on_ranks
+
+
+def exchange(hide_new_names: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if hide_new_names:
+        for name in ("reduce_scatter_single", "all_gather_single"):
+            if hasattr(dist, name):
+                delattr(dist, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if hide_new_names else "error")
+        module = importlib.reload(collectives)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        source = torch.arange(3 * world, dtype=torch.float64) * (rank + 1)
+        share, everything = torch.empty(3, dtype=torch.float64), torch.empty(3 * world, dtype=torch.float64)
+        module.reduce_scatter(share, source, dist.group.WORLD).wait()
+        module.all_gather(everything, share, dist.group.WORLD).wait()
+        return share, everything
+
+
+@pytest.mark.parametrize("hide_new_names", [False, True])
+def test_scatter_and_gather(hide_new_names: bool) -> None:
+    results = run_on_ranks(exchange, 4, hide_new_names)
+    expected = torch.arange(12, dtype=torch.float64) * (1 + 2 + 3 + 4)
+    for rank, (share, everything) in enumerate(results):
+        assert torch.equal(share, expected[3 * rank : 3 * rank + 3])
+        assert torch.equal(everything, expected)
+
+
+def test_an_error_of_the_first_rank_reaches_all() -> None:
+    def ask() -> str:
+        def find() -> int:
+            raise DataError("nothing there", file="/x", hint="look elsewhere")
+
+        with pytest.raises(DataError) as caught:
+            collectives.on_first(find)
+        return str(caught.value)
+
+    assert run_on_ranks(ask, 2) == ["/x: nothing there (look elsewhere)"] * 2
+
+
+def test_run_on_ranks_passes_on_the_first_error_and_leaves_nobody() -> None:
+    def fail() -> None:
+        if dist.get_rank() == 1:
+            raise ValueError("only here")
+        dist.barrier()
+
+    with pytest.raises(RuntimeError, match=r"rank 1 failed(.|\n)*only here"):
+        run_on_ranks(fail, 2)
+
+
+def test_run_on_ranks_ends_what_hangs() -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"ranks \[0, 1\] were not done in time"):
+        run_on_ranks(lambda: time.sleep(60), 2, timeout=0.5)
+    assert time.monotonic() - began < 10

@@ -1,0 +1,302 @@
+"""A real Slurm cluster on one host, made of nothing but a temporary folder and free ports.
+
+Several `slurmd -N nodeK` run beside one `slurmctld` and one `munged`, all on loopback; clients find them by SLURM_CONF.
+No systemd, no cgroups, no root needed. A session fixture shares one cluster between all tests that ask for `slurm`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
+FOLDER_PREFIX = "evo-slurm-"
+
+CONF = """\
+ClusterName=testcluster
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+# cred_expire is how long a requeued job waits; 5 is the least that is accepted
+AuthInfo=socket={folder}/run/munge.socket,cred_expire=5
+CredType=cred/munge
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,defer_batch=0
+MpiDefault=none
+SwitchType=switch/none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SlurmdTimeout=10
+SlurmctldTimeout=10
+MessageTimeout=5
+KillWait=5
+MinJobAge={min_job_age}
+JobRequeue=1
+PropagateResourceLimits=NONE
+NodeName=DEFAULT CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} RealMemory=4000 State=UNKNOWN
+{node_lines}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+# jobs here push those of the default partition back into the queue
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+@dataclass
+class SlurmCluster:
+    """A running cluster. `conf` is what SLURM_CONF has to say for clients to find it."""
+
+    folder: Path
+    nodes: tuple[str, ...]
+
+    @property
+    def conf(self) -> Path:
+        return self.folder / "slurm.conf"
+
+    def client(self, *command: str, timeout: float = 30) -> str:
+        """Run a Slurm client against this cluster and return what it prints."""
+        env = {**os.environ, "SLURM_CONF": str(self.conf), "LC_ALL": "C"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def jobs(self) -> dict[str, str]:
+        """Job id to state of all jobs the controller remembers."""
+        rows = self.client("squeue", "-h", "-t", "all", "-o", "%i|%T").split()
+        return dict(row.split("|", 1) for row in rows)
+
+    def start_controller(self) -> None:
+        """Start slurmctld; it takes up the jobs it knew when it was stopped."""
+        _daemon(["slurmctld"], self.conf)
+        _wait_for(lambda: "UP" in self.client("scontrol", "ping"), 20, "slurmctld does not answer")
+
+    def stop_controller(self) -> None:
+        """Stop slurmctld; jobs go on running, clients get no answer."""
+        _end(self.folder / "run" / "slurmctld.pid", "slurmctld")
+
+    def start(self) -> None:
+        _daemon(
+            [
+                "munged",
+                f"--key-file={self.folder}/munge.key",
+                f"--socket={self.folder}/run/munge.socket",
+                f"--pid-file={self.folder}/run/munged.pid",
+                f"--log-file={self.folder}/log/munged.log",
+                f"--seed-file={self.folder}/munge.seed",
+            ],
+            self.conf,
+        )
+        self.start_controller()
+        for node in self.nodes:
+            _daemon(["slurmd", "-c", "-N", node], self.conf)
+        _wait_for(self._idle, 30, "not every node became idle")
+
+    def _idle(self) -> bool:
+        return self.client("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").split() == ["idle"] * len(self.nodes)
+
+    def stop(self) -> None:
+        """End every job and every daemon, and check that they are gone."""
+        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+            self.client("scancel", "--signal=KILL", "--full", f"--user={getpass.getuser()}")
+            self.client("scancel", f"--user={getpass.getuser()}")
+            _wait_for(lambda: not self.client("squeue", "-h").strip(), 15, "jobs remain")
+        for node in self.nodes:
+            _end(self.folder / "run" / f"slurmd.{node}.pid", "slurmd")
+        _end(self.folder / "run" / "slurmctld.pid", "slurmctld")
+        _end(self.folder / "run" / "munged.pid", "munged")
+        _kill_steps_of(self.conf)
+
+
+@contextlib.contextmanager
+def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iterator[SlurmCluster]:
+    """Start a cluster of `nodes` nodes that each claim `cpus` cores; everything is gone afterwards."""
+    _sweep_orphans()
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    folder.chmod(0o755)
+    for part in ("state", "spool", "log", "run"):
+        (folder / part).mkdir(mode=0o755)
+    (folder / "owner").write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    host = socket.gethostname().split(".")[0]
+    ports = _free_ports(nodes + 1)
+    names = tuple(f"node{i + 1}" for i in range(nodes))
+    cluster = SlurmCluster(folder, names)
+    cluster.conf.write_text(
+        CONF.format(
+            host=host,
+            folder=folder,
+            user=getpass.getuser(),
+            cpus=cpus,
+            min_job_age=min_job_age,
+            controller_port=ports[0],
+            node_lines="\n".join(
+                f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+                for name, port in zip(names, ports[1:], strict=True)
+            ),
+        )
+    )
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def missing_programs() -> list[str]:
+    """Programs of a Slurm installation that are not on this machine."""
+    return [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A real two-node cluster for the whole session, with SLURM_CONF set so that every client finds it."""
+    absent = missing_programs()
+    if absent:
+        reason = f"Slurm is not installed here (no {', '.join(absent)}); sudo make services"
+        if os.environ.get("EVO_REQUIRE_SERVICES") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    before = os.environ.get("SLURM_CONF")
+    with slurm_cluster() as cluster:
+        os.environ["SLURM_CONF"] = str(cluster.conf)
+        try:
+            yield cluster
+        finally:
+            if before is None:
+                del os.environ["SLURM_CONF"]
+            else:
+                os.environ["SLURM_CONF"] = before
+
+
+def _search_path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _daemon(command: list[str], conf: Path) -> None:
+    program = shutil.which(command[0], path=_search_path())
+    assert program, f"{command[0]} is not installed"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    env |= {"SLURM_CONF": str(conf), "PATH": _search_path()}
+    # a daemon keeps its standard streams open: a pipe would never see its end
+    with (conf.parent / "log" / "start.log").open("ab") as log:
+        subprocess.run(
+            [program, *command[1:]],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            timeout=30,
+            check=True,
+            start_new_session=True,
+        )
+
+
+def _wait_for(condition, seconds: float, complaint: str) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+            if condition():
+                return
+        if time.monotonic() > deadline:
+            raise RuntimeError(complaint)
+        time.sleep(0.05)
+
+
+def _end(pid_file: Path, program: str) -> None:
+    """SIGTERM by pid file, again after two seconds (a slurmd without controller may miss the first), then SIGKILL."""
+    try:
+        pid = int(pid_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        if _comm(pid) != program:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and _comm(pid) == program:
+            time.sleep(0.02)
+    if _comm(pid) == program:
+        raise RuntimeError(f"{program} (pid {pid}) cannot be ended")
+
+
+def _kill_steps_of(conf: Path) -> None:
+    """What still runs under a slurmstepd of this cluster (a job may outlive its slurmd)."""
+    mark = f"SLURM_CONF={conf}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and _comm(pid) == "slurmstepd" and mark in (process / "environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+
+
+def _comm(pid: int) -> str:
+    """Name of the process, or nothing if it has ended (a zombie counts as ended)."""
+    try:
+        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return ""
+    return "" if tail.split()[0] == "Z" else head.partition("(")[2]
+
+
+def _start_time(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports below the range from which outgoing connections are served."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(12000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
+    return ports
+
+
+def _sweep_orphans() -> None:
+    """End clusters whose test session was killed before it could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, started = (folder / "owner").read_text().split()
+            if _start_time(int(pid)) != started:
+                names = tuple(f.name.split(".")[1] for f in (folder / "run").glob("slurmd.*.pid"))
+                SlurmCluster(folder, names).stop()
+                shutil.rmtree(folder, ignore_errors=True)
