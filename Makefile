@@ -49,7 +49,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 services:
-	@bash tests/services.sh
+	@bash .ci/services
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -38,13 +38,16 @@ def cancel_owned_jobs(flow: Any, flow_run: Any, state: Any) -> None:
 
     Calling it again does nothing: an ended job is not alive.
     """
+    from prefect.logging.handlers import APILogWorker
     from prefect.logging.loggers import flow_run_logger
 
     root = flow_run.labels.get(ROOT_LABEL)
     if root is None:
         return  # it was cancelled before it had planned anything
-    for step, ended in end_owned_jobs(open_store(root), str(flow_run.id)).items():
-        flow_run_logger(flow_run, flow).info("%s: cancelled %s", step, ended)
+    ended = end_owned_jobs(open_store(root), str(flow_run.id))
+    said = ", ".join(f"{step}: {what}" for step, what in ended.items()) or "none was running"
+    flow_run_logger(flow_run, flow).info("jobs of this run that were cancelled with it: %s", said)
+    APILogWorker.drain_all(timeout=5)  # this process ends without waiting for its log
 
 
 def end_owned_jobs(store: Store, flow_run_id: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ it in folders whose prefect.toml allows it, as this checkout's does.
 from __future__ import annotations
 
 import functools
+import sys
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,17 +27,26 @@ def setup_environment(*, ctx: HookContext) -> None:
 
     @functools.wraps(prefects_own)
     async def read_deployment_by_name(self: PrefectClient, name: str) -> DeploymentResponse:
-        return await prefects_own(self, await full_name(self, name))
+        try:
+            return await prefects_own(self, await full_name(self, name))
+        except AmbiguousName as error:
+            if Path(sys.argv[0]).name == "prefect":
+                sys.exit(f"prefect: {error}")  # the command would print a traceback
+            raise
 
     read_deployment_by_name.completes_bare_names = True  # type: ignore[attr-defined]
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # type: ignore[assignment,method-assign]
+
+
+class AmbiguousName(ValueError):
+    """Several deployments have the name."""
 
 
 async def full_name(client: PrefectClient, name: str) -> str:
     """FLOW/DEPLOYMENT for a bare name that only one deployment has; anything else unchanged, for Prefect to judge.
 
     Raises:
-        ValueError: several deployments have this name; the message lists them.
+        AmbiguousName: the message lists those that have it.
     """
     if "/" in name:
         return name
@@ -46,7 +57,7 @@ async def full_name(client: PrefectClient, name: str) -> str:
     flows = await _flow_names(client, {deployment.flow_id for deployment in found})
     names = sorted(f"{flows[deployment.flow_id]}/{deployment.name}" for deployment in found)
     if len(names) > 1:
-        raise ValueError(f"{len(names)} deployments are named {name!r}; say which: {', '.join(names)}")
+        raise AmbiguousName(f"{len(names)} deployments are named {name!r}; say which: {', '.join(names)}")
     return names[0]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from tasks.kind import StepContext
 from tasks.launch import launcher_for
 from tasks.launch.launcher import Job, LaunchRuntime, Stopped
+from tasks.launch.local import LocalLauncher
 
 _one_local_job = threading.Lock()
 """Steps of one run that compute on this machine take turns: side by side they would only slow each other down."""
@@ -32,7 +33,7 @@ def launch(ctx: StepContext[Any, Any], module: str, *args: str) -> None:
         runtime=runtime,
         attempt=ctx.attempt,
     )
-    local = runtime.cluster == "local"
+    local = isinstance(launcher, LocalLauncher)
     while local and not _one_local_job.acquire(timeout=0.2):
         if ctx.stop.is_set():
             raise Stopped(f"{ctx.name} had not started")

@@ -1,7 +1,7 @@
 """Run a function on several ranks of one machine, on the CPU.
 
-Ranks are forked from this process, which has imported torch already: a rank is there in milliseconds. They meet
-through a file, so no port is needed.
+Ranks are forked from this process, which has imported torch and what it imports late already (a DTensor imports
+dynamo, a second of work): a rank is there in milliseconds. They meet through a file, so no port is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
+import torch.distributed.checkpoint
 
 
 def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:

@@ -16,13 +16,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 FOLDER_PREFIX = "evo-slurm-"
 
 CONF = """\
@@ -177,7 +177,7 @@ def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iter
 
 def missing_programs() -> list[str]:
     """Programs of a Slurm installation that are not on this machine."""
-    return [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
+    return [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +224,7 @@ def _daemon(command: list[str], conf: Path) -> None:
         )
 
 
-def _wait_for(condition, seconds: float, complaint: str) -> None:  # type: ignore[no-untyped-def]
+def _wait_for(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):

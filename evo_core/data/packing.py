@@ -69,6 +69,9 @@ def pack(
         into_one: see the module.
         mask_token_zero: True makes token 0 no label, as the original does.
     """
+    length = sum(piece.length for piece in pieces)
+    if length > packed_length:
+        raise ValueError(f"pieces of {length} tokens do not fit into a pack of {packed_length}")
     ids = np.zeros(packed_length, np.int64)
     labels = np.full(packed_length, IGNORE, np.int64)
     starts: list[int] = []
@@ -79,8 +82,6 @@ def pack(
         labels[at : at + len(piece.ids) - 1] = piece.ids[1:]
         starts.extend(range(at, end, seq_len))
         at = end
-    if at > packed_length:
-        raise ValueError(f"pieces of {at} tokens do not fit into a pack of {packed_length}")
     starts.extend(range(at, packed_length, seq_len))
     if into_one:
         starts = list(range(0, packed_length, seq_len))

@@ -125,5 +125,5 @@ def summary(results: Sequence[Generation]) -> str:
     line = f"{len(results)} prompts continued with {tokens} tokens; {finished} came to an end of their own"
     full = sum(not result.ids for result in results)
     if full:
-        line += f"\n{full} prompts are max_length long or longer and were not continued"
+        line += f"\n{full} of {len(results)} prompts are max_length long or longer and were not continued"
     return line

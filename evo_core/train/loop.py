@@ -110,7 +110,13 @@ def _train(
 
             if cfg.data.skips(step):
                 batch_micro_num = data.batch(step).micro_num
-                record: dict[str, Any] = {"step": step, "loss": None, "skip_batches": True}
+                record: dict[str, Any] = {
+                    "step": step,
+                    "loss": None,
+                    "num_consumed_tokens": state.tokens + speed.step_tokens(batch_micro_num),
+                    "inf_nan_skip_batches": state.skipped_updates,
+                    "skip_batches": True,
+                }
                 if layout.is_log_rank:
                     log.info("step=%d is in skip_batches: its batch is drawn and not trained on", step)
             else:
@@ -140,6 +146,7 @@ def _train(
                 fwd_bwd_time = time.perf_counter() - computing
 
                 # From here on every rank knows the sums of all, and all decide alike.
+                totals.vector = totals.vector.cpu()  # one copy instead of one for every number
                 if optimizer.step(lr(state.updates), beta2(state.updates)):
                     state.updates += 1
                 else:

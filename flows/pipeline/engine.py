@@ -24,7 +24,8 @@ from pydantic import BaseModel
 from evo_core.errors import UserError
 from flows.pipeline.plan import Plan, PlannedStep
 from tasks.kind import StepContext
-from tasks.launch.launcher import Stopped
+from tasks.launch import launcher_for
+from tasks.launch.launcher import Launcher, LaunchRuntime, Stopped
 from tasks.provenance import provenance
 from tasks.store import Artifact, Store
 from tasks.store import commit as commits
@@ -133,13 +134,9 @@ def begin(plan: Plan, store: Store, observer: Observer) -> None:
     observer.on_plan(plan)
 
 
-def launcher_of(step: PlannedStep) -> Any:
+def launcher_of(step: PlannedStep) -> Launcher | None:
     """The launcher that a step's runtime names, or None for a step that runs in this process."""
-    if not hasattr(step.runtime, "cluster"):
-        return None
-    from tasks.launch import launcher_for
-
-    return launcher_for(step.runtime)
+    return launcher_for(step.runtime) if isinstance(step.runtime, LaunchRuntime) else None
 
 
 def publish(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, observer: Observer) -> None:

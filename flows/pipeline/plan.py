@@ -14,6 +14,8 @@ from flows.pipeline import identity
 from flows.pipeline.schema import CachePolicy, Pipeline, Step
 from flows.pipeline.why import explain_change
 from tasks.kind import Facts, Kind, Source
+from tasks.launch import launcher_for
+from tasks.launch.launcher import LaunchRuntime
 from tasks.provenance import code_drift
 from tasks.store import Store
 from tasks.store.claim import holder
@@ -154,6 +156,8 @@ def _plan_step(
     try:
         if isinstance(step.kind, Source):
             source, facts = (stand_in, {}) if stand_in else step.kind.digest(step.params, store.inventory)
+        if isinstance(step.runtime, LaunchRuntime):
+            launcher_for(step.runtime)  # the cluster's file is there and right; nothing is contacted
         step.kind.check(step.params, step.runtime, known, where)
         facts |= step.kind.facts(step.params, step.runtime, known)
         params = {} if source else step.kind.identity(step.params, step.runtime)
@@ -227,6 +231,8 @@ def _placed(pipeline: Pipeline, error: ConfigError, where: str) -> ConfigError:
     if error.file is not None:
         return error
     key = error.key or where
-    if not key.startswith("steps."):
+    if key.startswith("runtime."):
+        key = f"{where}.{key}"
+    elif not key.startswith("steps."):
         key = f"{where}.params.{key}"
     return pipeline.error(error.message, key, error.hint)

@@ -71,7 +71,7 @@ def lineage(plan: Plan, refs: Mapping[str, ArtifactRef], pages: Mapping[str, obj
 
 def _results(artifact: Artifact) -> list[str]:
     if artifact.type == "model" and (rows := results.metrics(artifact)):
-        svg = line_chart({"loss": results.curve(rows, "loss")}, x_label="step", y_label="training loss")
+        svg = line_chart(results.loss_curves(rows), x_label="step", y_label="training loss")
         return [f"![training loss]({data_uri(svg)})"]
     if artifact.type == "scores":
         table = score_rows(results.scores(artifact))

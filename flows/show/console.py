@@ -25,9 +25,12 @@ from tasks.store import Artifact
 PLAIN_EVERY = 10.0
 """Seconds between two progress lines of a step where lines stay."""
 
-WORTH_SHOWING = re.compile(r"tgs \(tokens/gpu/second\)=|^\[evo\] |\b(WARNING|ERROR|CRITICAL)\b")
-"""Lines of a job's log that are shown: those of training steps, the launcher's notes, and what is wrong. The rest is
-in the log file and on Prefect's pages."""
+WORTH_SHOWING = re.compile(
+    r"tgs \(tokens/gpu/second\)=|^\[evo\] |\b(WARNING|ERROR|CRITICAL)\b"
+    r"| -- (auto_resume:|starting from |set, but without effect|evaluation after )"
+)
+"""Lines of a job's log that are shown: those of training steps, where it starts from, the launcher's notes, and what
+is wrong. The rest is in the log file and on Prefect's pages."""
 
 
 class ConsoleObserver:
@@ -101,9 +104,10 @@ class ConsoleObserver:
         if step is not None:
             with self._lock:
                 self._said[step.name] = time.monotonic()
-        text = Text(f"{step.name}: {line}" if step is not None else line, style="dim")
-        # A training line is wider than most windows: cut it there rather than fold it; a file gets all of it.
         narrow = self.console.is_terminal
+        if narrow:  # a training line is wider than most windows: no date, and cut rather than folded
+            line = line.rpartition(" -- ")[2]
+        text = Text(f"{step.name}: {line}" if step is not None else line, style="dim")
         self.console.print(text, no_wrap=narrow, overflow="ellipsis" if narrow else None, soft_wrap=not narrow)
 
     def _end_line(

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-CURVES = (("loss", "training loss"), ("lr", "learning rate"), ("grad_norm", "gradient norm"))
 
 
 def report_path(plan: Plan, store: Store) -> Path:
@@ -113,7 +112,7 @@ def _content(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, error: s
         "complete": len(done) == len(steps),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "steps": steps,
-        "charts": [chart for a in _artifacts(plan, refs, store, "model") for chart in _charts(a)],
+        "charts": [charts for a in _artifacts(plan, refs, store, "model") if (charts := _charts(a))],
         "predictors": results.PREDICTORS,
         "scores": [results.by_type(results.scores(a)) for a in _artifacts(plan, refs, store, "scores")],
         "samples": [_samples_by_type(a) for a in _artifacts(plan, refs, store, "samples")],
@@ -150,17 +149,17 @@ def _step(plan: Plan, step: PlannedStep, ref: ArtifactRef | None, store: Store) 
     return row
 
 
-def _charts(artifact: Artifact) -> list[dict[str, str]]:
+def _charts(artifact: Artifact) -> list[str]:
+    """The loss, large; learning rate and gradient norm, small."""
     rows = results.metrics(artifact)
-    charts: list[dict[str, str]] = []
-    for name, title in CURVES:
+    if len(rows) < 2:
+        return []
+    charts = [line_chart(results.loss_curves(rows), x_label="step", y_label="training loss", size=(10.4, 3.6))]
+    for name, title in (("lr", "learning rate"), ("grad_norm", "gradient norm")):
         x, y = results.curve(rows, name)
         if len(x) > 1:
-            svg = line_chart(
-                {title: (x, y)}, x_label="step", y_label=title, size=(7.2, 3.2) if not charts else (4.6, 2.6)
-            )
-            charts.append({"title": title, "svg": themed(svg)})
-    return charts
+            charts.append(line_chart({title: (x, y)}, x_label="step", y_label=title, size=(5.0, 2.6)))
+    return [themed(chart) for chart in charts]
 
 
 def _samples_by_type(artifact: Artifact) -> dict[str, list[results.Sample]]:

@@ -29,7 +29,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """e to the loss."""
-        return math.exp(self.loss)
+        return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def scores(artifact: Artifact) -> list[Score]:
 
 
 def _scores(content: Mapping[str, Any]) -> Iterator[Score]:
-    tables = {"model": content.get("model", {}), **(content.get("baselines") or {})}
-    for type_ in tables["model"]:
+    of = {"model": content.get("model", {}), **content.get("baselines", {})}
+    for type_ in of["model"]:
         for predictor in PREDICTORS:
-            found = tables.get(predictor, {}).get(type_)
+            found = of.get(predictor, {}).get(type_)
             if found is not None:
                 yield Score(predictor, type_, found["loss"], found["tokens"], found.get("acc"))
 
@@ -85,6 +85,13 @@ def metrics(artifact: Artifact) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def loss_curves(rows: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """The training loss over all tokens and, where there are several, that of each data type."""
+    types = sorted({name for row in rows for name in row if name.startswith("loss/")})
+    names = ["loss", *types] if len(types) > 1 else ["loss"]
+    return {name.replace("loss/", "") if name != "loss" else "all": curve(rows, name) for name in names}
 
 
 def curve(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

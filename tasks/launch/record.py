@@ -10,7 +10,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tasks.store.atomic import write_json
 
 RECORD = "job.json"
+_LOCK_LOOK = 0.1
 
 
 class JobRecord(BaseModel):
@@ -92,25 +94,36 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def submission_lock(state: Path, *, wait: bool = True) -> Iterator[int]:
+def submission_lock(state: Path, give_up: Callable[[], bool]) -> Iterator[int]:
     """Only one process at a time decides whether a job has to be submitted, and submits it.
 
     Yields the lock's descriptor: a child that inherits it holds the lock until it ends. So after a `kill -9` in the
     middle of `sbatch` nobody looks for the job before that `sbatch` is through. On a file system without locks the
     name alone tells jobs apart.
 
+    Args:
+        give_up: asked while another process holds the lock.
+
     Raises:
-        BlockingIOError: another process holds it, and `wait` is False.
+        BlockingIOError: another process holds it, and `give_up` said yes.
     """
     state.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(state / "submit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # no locks on this file system
+        while not _locked(descriptor):
+            if give_up():
+                raise BlockingIOError(f"another process submits the job of {state}")
+            time.sleep(_LOCK_LOOK)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks on this file system
+    return True

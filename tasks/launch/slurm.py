@@ -69,7 +69,7 @@ class SlurmLauncher:
             return False
         try:
             if record.job_id is None:
-                with submission_lock(state, wait=False):
+                with submission_lock(state, give_up=lambda: True):
                     record = self._identified(state)
             if record is None or Judge(0).by_marker(exit_marker(state, record)) is not None:
                 return False
@@ -92,8 +92,11 @@ class SlurmLauncher:
         call's; one that failed unwatched is submitted anew, except after a user's mistake.
         """
         self._check_shared(job)
-        with submission_lock(job.state) as lock:
-            record = self._recorded(job, stop, on_line) or self._submit(job, lock, stop, on_line)
+        try:
+            with submission_lock(job.state, give_up=stop.is_set) as lock:
+                record = self._recorded(job, stop, on_line) or self._submit(job, lock, stop, on_line)
+        except BlockingIOError as error:
+            raise Stopped(f"{job.name} was stopped: {error}") from None
         Watch(self.cluster, self.commands, job.state, record, on_progress, on_line).follow(stop)
 
     def cancel(self, state: Path) -> str | None:
@@ -101,9 +104,10 @@ class SlurmLauncher:
         record = read_record(state)
         if record is None:
             return None
+        deadline = time.monotonic() + _GONE_WITHIN
         try:
             if record.job_id is None:
-                with submission_lock(state):
+                with submission_lock(state, give_up=lambda: time.monotonic() > deadline):
                     record = self._identified(state)
             if record is None or record.job_id is None:
                 return None
@@ -112,14 +116,13 @@ class SlurmLauncher:
                 return None
             write_record(state, record.model_copy(update={"cancelled": True}))
             self.commands.cancel(record.job_id)
-            deadline = time.monotonic() + _GONE_WITHIN
             while time.monotonic() < deadline:
                 seen = self.commands.look(record.job_id)
                 if seen is None or seen.state in ENDS:
                     return str(record)
                 time.sleep(LOOK)
-        except (SlurmSilent, SlurmRefused) as error:
-            return f"{record}: not ended, for Slurm said: {error}"
+        except (SlurmSilent, SlurmRefused, BlockingIOError) as error:
+            return f"{record}: not ended: {error}"
         return f"{record}, which has not left its nodes yet"
 
     def _check_shared(self, job: Job) -> None:

@@ -87,4 +87,6 @@ class Judge:
     def _patience(self, state: str, marker: dict[str, Any] | None) -> float:
         if state == "COMPLETED":
             return self.lost_after
-        return 0.0 if marker is not None and state in ("CANCELLED", "TIMEOUT", "FAILED") else SETTLE
+        if state in ("CANCELLED", "DEADLINE"):
+            return 0.0  # no requeue passes through these
+        return 0.0 if marker is not None and state in ("TIMEOUT", "FAILED") else SETTLE

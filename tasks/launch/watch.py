@@ -20,7 +20,7 @@ from tasks.store.atomic import write_json
 OFFSET = "log-offset.json"
 """In the state folder: how far the log was handed on, so that another follower repeats nothing."""
 
-LOOK = 0.5
+LOOK = 0.25
 """Seconds between looks at the job's files."""
 NEVER = {
     "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "AccountNotAllowed",

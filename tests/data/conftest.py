@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from tests.data.corpora import texts
+
+# Where many tests share two cores, a deadline per example fails at random.
+settings.register_profile("evo", deadline=None)
+settings.load_profile("evo")
 
 
 @pytest.fixture(autouse=True)

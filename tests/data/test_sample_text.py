@@ -58,7 +58,6 @@ def test_docstrings_are_taken_out_and_comments_stay() -> None:
     assert (
         code
         == '''#!/usr/bin/env python
-
 import os  # why
 
 # About f.

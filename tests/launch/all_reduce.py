@@ -6,9 +6,10 @@ import torch
 import torch.distributed as dist
 
 from evo_core.parallel.ranks import ranks
+from tests.launch.stand_in import say
 
 if __name__ == "__main__":
     with ranks() as r:
         total = torch.tensor([float(r.rank + 1)])
         dist.all_reduce(total)
-        print(f"launcher {r.launcher} sum {total.item()} of {r.world_size}", flush=True)
+        say(f"launcher {r.launcher} sum {total.item()} of {r.world_size}")

@@ -32,6 +32,11 @@ from pathlib import Path
 from typing import Any
 
 
+def say(line: str) -> None:
+    """In one write, so that ranks do not print into each other's lines."""
+    os.write(1, f"{line}\n".encode())
+
+
 def leave(name: str, content: dict[str, Any]) -> None:
     path = Path(os.environ["EVO_JOB_FOLDER"]) / name
     draft = path.with_name(f".{name}.{os.getpid()}")
@@ -46,21 +51,21 @@ def fail(kind: str, message: str, user_error: bool) -> None:
 
 
 def terminated(number: int, frame: object) -> None:
-    print("told to stop", flush=True)
+    say("told to stop")
     sys.exit(143)
 
 
 def save(seconds: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun repeats what Slurm said
     time.sleep(seconds)
-    print("saved", flush=True)
+    say("saved")
     sys.exit(143)
 
 
 def do(action: str) -> None:
     word, _, value = action.partition(":")
     if word == "print":
-        print(value, flush=True)
+        say(value)
     elif word == "sleep":
         time.sleep(float(value))
     elif word == "until":
@@ -91,9 +96,9 @@ def do(action: str) -> None:
         if before < int(times):
             fail("RuntimeError", f"try {before}", False)
     elif word == "environment":
-        print(f"{value}={os.environ.get(value)}", flush=True)
+        say(f"{value}={os.environ.get(value)}")
     elif word == "length":
-        print(f"{value} has {len(os.environ[value])} characters", flush=True)
+        say(f"{value} has {len(os.environ[value])} characters")
     elif word == "child":
         child = subprocess.Popen(["sleep", "300"], start_new_session=True)
         Path(value).write_text(str(child.pid))

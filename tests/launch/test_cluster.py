@@ -68,7 +68,7 @@ def test_mistakes_name_file_line_and_key(tmp_path: Path, text: str, message: str
 def test_unknown_names() -> None:
     with pytest.raises(ConfigError, match=r"runtime.cluster: there is no cluster 'slrum'; did you mean \"slurm\""):
         load_cluster("slrum")
-    with pytest.raises(ConfigError, match="there is no cluster file nowhere/x.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no cluster file nowhere/x\.yaml"):
         load_cluster("nowhere/x.yaml")
 
 

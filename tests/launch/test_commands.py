@@ -51,7 +51,7 @@ def test_submit_hands_on_the_environment_but_not_our_own_place(
     ],
 )
 def test_no_answer_is_not_a_no(client: Client, tmp_path: Path, said: str, kind: type[Exception]) -> None:
-    client("sbatch", f"echo '{said}' >&2; exit 1")
+    client("sbatch", f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
     with pytest.raises(kind, match="Batch job submission failed"):
         SlurmCommands().submit([], tmp_path / "job.sh", {})
 

@@ -25,7 +25,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name, text in {
         "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
-        "scontrol": '[ "$2" = hostnames ] && echo node1; [ "$2" = node ] && echo "NodeName=node1 NodeAddr=10.0.0.1 X=1"; true',
+        "scontrol": 'case "$2" in hostnames) echo node1 ;; node) echo "NodeName=node1 X=1 NodeAddr=10.0.0.1 Y" ;; esac',
         "scancel": "true",
     }.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")

@@ -196,7 +196,7 @@ def test_killed_while_the_job_runs(launcher: SlurmLauncher, cluster_file: Path, 
     go.touch()
     wait_until((state / "exit-1.json").exists, "the job has ended")
     forgetful = SlurmLauncher(launcher.cluster, Forgetful())
-    assert not forgetful.alive(state)
+    assert not forgetful.alive(state) and forgetful.commands.account(job_id(state), 0) is None
     run = Run(forgetful, make_job(state, *actions))
     run.succeed()
     assert "done" in run.lines and count.read_text().count("\n") == 1
@@ -232,20 +232,21 @@ def test_scancel_by_hand_is_told(slurm: RunningCluster, launcher: SlurmLauncher,
     assert any("submitted" in line for line in again.lines)
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_wall_time_saves_and_requeues(
-    slurm: RunningCluster, launcher: SlurmLauncher, state: Path, tmp_path: Path
+    slurm: RunningCluster, launcher: SlurmLauncher, state: Path, tmp_path: Path, ranks: int
 ) -> None:
     """USR1 reaches the batch shell, the ranks get SIGTERM, the job goes back into the queue and on."""
     go = tmp_path / "go"
     actions = ("slow-stop:2", "advance", "print:up", f"until:{go}", "print:done")
-    run = Run(launcher, make_job(state, *actions, ranks_per_node=2, time="10m"))
-    wait_until(lambda: run.lines.count("up") == 2, "both ranks are up")
+    run = Run(launcher, make_job(state, *actions, ranks_per_node=ranks, time="10m"))
+    wait_until(lambda: run.lines.count("up") == ranks, "the ranks are up")
     slurm.client("scancel", "--signal=USR1", "--batch", job_id(state))
     run.wait_for_line("requeued 1 times")
-    assert run.lines.count("saved") == 2
+    assert run.lines.count("saved") == ranks
     go.touch()
     run.succeed()
-    assert run.printed().count("done") == 2 and run.progress[-1]["done"] > run.progress[0]["done"]
+    assert run.printed().count("done") == ranks and run.progress[-1]["done"] > run.progress[0]["done"]
     marker = json.loads((state / "exit-1.json").read_text())
     assert marker["restart"] == 1 and marker["exit_code"] == 0
 
@@ -335,8 +336,18 @@ def test_secrets_travel_but_are_written_nowhere(
         assert b"s3cr3t" not in file.read_bytes(), file
 
 
-def test_slurms_refusal_names_the_cluster_file(launcher: SlurmLauncher, state: Path) -> None:
-    error = Run(launcher, make_job(state, "print:x", cpus_per_rank=400)).end()
+def test_a_request_that_cannot_be_met_is_told(launcher: SlurmLauncher, state: Path) -> None:
+    run = Run(launcher, make_job(state, "print:x", nodes=40))
+    run.wait_for_line("PENDING (PartitionConfig); as it is asked for it may never start")
+    assert launcher.cancel(state)
+    assert isinstance(run.end(), JobFailed)
+
+
+def test_slurms_refusal_names_the_cluster_file(cluster_file: Path, state: Path) -> None:
+    cluster_file.write_text(cluster_file.read_text() + "sbatch_args: [--constraint=tpu]\n")
+    cluster = load_cluster(str(cluster_file))
+    assert isinstance(cluster, SlurmCluster)
+    error = Run(SlurmLauncher(cluster), make_job(state, "print:x")).end()
     assert isinstance(error, ConfigError) and "quick.yaml" in str(error) and "refused" in str(error)
     assert not (state / "job.json").exists()
 

@@ -49,8 +49,9 @@ def test_an_end_has_to_last() -> None:
     assert end is not None and not end.success and "NODE_FAIL" in end.how
 
 
-def test_a_cancelled_job_that_said_so_has_ended() -> None:
-    end = Judge(LOST).by_slurm(seen("CANCELLED"), word("terminated", 143), 0)
+@pytest.mark.parametrize("marker", [None, word("terminated", 143)])
+def test_a_cancelled_job_has_ended(marker: dict[str, object] | None) -> None:
+    end = Judge(LOST).by_slurm(seen("CANCELLED"), marker, 0)
     assert end is not None and "CANCELLED" in end.how
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from evo_core.config import TrainConfig
 from evo_core.errors import ConfigError
 from evo_core.model import (
     Decoder,
@@ -62,13 +63,17 @@ def test_a_type_of_ones_own_is_built_and_trained() -> None:
     register_model_type("BIGRAM", build_bigram, BigramConfig)
     assert "BIGRAM" in known_model_types()
     assert model_type("BIGRAM").config_model is BigramConfig
-    cfg = SimpleNamespace(model_type="BIGRAM", vocab_size=61, dtype="torch.float64")
+    job: dict[str, Any] = {"model_type": "BIGRAM", "model": {"vocab_size": 61, "dtype": "torch.float64"}}
+    cfg = TrainConfig.model_validate(job).model
     model = build_model(cfg)
     init_weights(model, cfg, 3)
     output = model(**packed([4, 6]))
     assert output.loss.item() == pytest.approx(torch.log(torch.tensor(61.0)).item())
     output.loss.backward()
     assert model.table.dtype == torch.float64
+    job["model"]["hidden"] = 3
+    with pytest.raises(ConfigError, match=r"model\.hidden: unknown key"):
+        TrainConfig.model_validate(job)
 
 
 def test_a_builder_may_be_named_and_is_imported_when_used() -> None:

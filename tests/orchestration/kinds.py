@@ -63,6 +63,7 @@ class Curve(Kind[CurveParams, CurveRuntime]):
         for step in range(steps):
             loss = 2.0 + 6.0 * math.exp(-4.0 * step / steps)
             rows.append({"step": step, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "num_consumed_tokens": 512 * step})
+            rows[-1] |= {f"loss/{type_}": loss * (1 + i / 20) for i, type_ in enumerate(TYPES)}
             if ctx.stop.wait(ctx.runtime.seconds / steps):
                 raise Stopped(f"stopped at step {step}")
             left = (steps - step) * ctx.runtime.seconds / steps
@@ -104,16 +105,19 @@ class Samples(Kind[kind.Params, kind.Runtime]):
         return {"samples": len(SAMPLES), "tokens": 90}
 
 
+def _score(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": math.exp(loss), "acc": 0.3, "tokens": 12345}
+
+
 SCORES = {
-    type_: {
-        "loss": 4.0 + i / 10,
-        "perplexity": math.exp(4.0 + i / 10),
-        "acc": 0.3,
-        "tokens": 12345,
-        "unigram": {"loss": 6.5, "perplexity": math.exp(6.5)},
-        "bigram": {"loss": 5.5, "perplexity": math.exp(5.5)},
-    }
-    for i, type_ in enumerate(TYPES)
+    "checkpoint": "here",
+    "step": 100,
+    "tokens": 51200,
+    "model": {type_: _score(4.0 + i / 10) for i, type_ in enumerate(TYPES)},
+    "baselines": {
+        "unigram": {type_: _score(6.5) for type_ in TYPES},
+        "bigram": {type_: _score(5.5) for type_ in TYPES},
+    },
 }
 SAMPLES = [
     {"type": "cn", "prompt": "却说曹操", "text": "引军回许都,令夏侯惇引兵三万。", "ids": [1, 2]},

@@ -101,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_logits = probability.mul_(live[:, None] / normaliser)
             if smoothing:
                 d_logits.sub_((smoothing / weight.shape[0]) * live[:, None])
-            d_logits.scatter_add_(1, target, (smoothing - 1) * live[:, None].to(wide))
+            d_logits.scatter_(1, target, d_logits.gather(1, target) - (1 - smoothing) * live[:, None])
             d_logits = d_logits.to(hidden.dtype)
             torch.mm(d_logits, weight, out=d_hidden[rows])
             if hidden.dtype == wide:

@@ -1,0 +1,167 @@
+"""``python -m evo_core.generate`` from a checkpoint on disk to files, on one rank and on several."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evo_core.checkpoint import load_model
+from evo_core.config import load_config
+from evo_core.data.format import BinReader, BinWriter
+from evo_core.data.tokenizers import load_tokenizer
+from evo_core.generate import generate
+from evo_core.generate.command import main, run
+from evo_core.parallel.ranks import ranks
+from tests.generate.conftest import Trained
+from tests.ranks import run_on_ranks
+
+PROMPTS = ["the cat", "in the", "a", "the word is", "mat"]
+
+
+def generate_here(trained: Trained, world_size: int, *settings: str) -> None:
+    """Run the command's work on so many forked ranks."""
+
+    def work() -> None:
+        cfg = load_config(trained.config, settings)
+        with ranks() as joined:
+            run(cfg, joined)
+
+    run_on_ranks(work, world_size)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS[:2]) + "\n\n" + "\n".join(PROMPTS[2:]))
+    return path
+
+
+def test_one_output_whatever_the_number_of_ranks(trained: Trained, prompts: Path, tmp_path: Path) -> None:
+    for world_size in (1, 2, 7):
+        folder = tmp_path / str(world_size)
+        generate_here(trained, world_size, f"generation.prompts={prompts}", f"generation.output_folder=local:{folder}")
+        assert sorted(path.name for path in folder.iterdir()) == ["samples.jsonl", "samples.md"]
+        assert (folder / "samples.jsonl").read_text() == (tmp_path / "1" / "samples.jsonl").read_text()
+
+    model, tokenizer = load_model(trained.saved / "2")
+    expected = generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=1024)
+    assert [row["prompt"] for row in rows(tmp_path / "1")] == PROMPTS
+    for row, result in zip(rows(tmp_path / "1"), expected, strict=True):
+        assert row == {
+            "prompt": result.prompt,
+            "text": result.text,
+            "ids": result.ids,
+            "finished": result.finished,
+            "prompt_ids": result.prompt_ids,
+        }
+        assert row["prompt_ids"] == [1, *load_tokenizer(trained.tokenizer).encode(row["prompt"])]
+
+
+def test_token_prompts_give_token_files(trained: Trained, tmp_path: Path) -> None:
+    shards, out = tmp_path / "valid", tmp_path / "out"
+    tokenizer = load_tokenizer(trained.tokenizer)
+    documents = {
+        "cn": [tokenizer.encode("the cat sat", bos=True, eos=True), [-1, -9, 10, 2]],
+        "en": [tokenizer.encode("a word", bos=True)],
+    }
+    for name, part in documents.items():
+        with BinWriter(shards / name / "valid_000.bin") as writer:
+            for ids in part:
+                writer.write(ids)
+    generate_here(
+        trained,
+        2,
+        f"data.valid_folder={shards}",
+        f"generation.output_folder={out}",
+        "generation.do_sample=false",
+        "generation.eos_id=[2,7]",
+    )
+    results = rows(out)
+    assert results[0]["prompt_ids"] == documents["cn"][0][:-1]  # behind its end there is nothing to continue
+    assert results[0]["prompt"] == "the cat sat"
+    assert results[1]["prompt_ids"] == [1, 9, 10]
+    assert results[2]["prompt_ids"] == documents["en"][0]
+    written = [
+        BinReader(out / f"{name}.bin").tokens(i).tolist()
+        for name in ("cn", "en")
+        for i in range(len(BinReader(out / f"{name}.bin")))
+    ]
+    assert written == [row["prompt_ids"] + row["ids"] for row in results]
+    BinReader(out / "cn.bin").check(tokenizer.vocab_size)
+
+
+def test_the_whole_command_in_a_process_of_its_own(trained: Trained, tmp_path: Path) -> None:
+    job, out = tmp_path / "job", tmp_path / "out"
+    job.mkdir()
+    command = [sys.executable, "-m", "evo_core.generate", "--config", str(trained.config), "--seed", "5"]
+    for setting in (
+        f"output_folder={out}",
+        'prompts=["the cat", "```python"]',
+        f"ckpt_folder=local:{trained.saved / '1'}",
+        "max_length=40",
+        "temperature=1.5",
+        "top_k=0",
+        "top_p=0.9",
+        "repetition_penalty=1.3",
+        "length_penalty=0.9",
+    ):
+        command += ["--set", f"generation.{setting}"]
+    environment = {**os.environ, "EVO_JOB_FOLDER": str(job), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert f"model: {trained.saved / '1'}" in ended.stdout
+    progress = json.loads((job / "progress.json").read_text())
+    assert (progress["done"], progress["total"], progress["unit"]) == (2, 2, "prompts")
+
+    model, tokenizer = load_model(trained.saved / "1")
+    options = {"temperature": 1.5, "top_k": 0, "top_p": 0.9, "repetition_penalty": 1.3, "length_penalty": 0.9}
+    expected = generate(model, tokenizer, ["the cat", "```python"], max_new_tokens=12, seed=5, batch_size=2, **options)
+    assert [row["ids"] for row in rows(out)] == [result.ids for result in expected]
+    page = (out / "samples.md").read_text()
+    assert "````text\n```python\n````" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], "generation.output_folder: is required"),
+        (["generation.output_folder=OUT"], "generation.prompts: there is nothing to continue"),
+        (["generation.output_folder=OUT", "generation.prompts=nowhere.txt"], "no such file of prompts"),
+        (["generation.output_folder=OUT", "generation.data_folder=nowhere"], "no such folder of token files"),
+        (["generation.output_folder=OUT", "generation.prompts=[a]", "generation.ckpt_folder=nowhere"], "nowhere"),
+        (["generation.output_folder=OUT", "generation.prompts=[a]", "generation.tempreture=1"], "temperature"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--config", str(trained.config)]
+    for setting in settings:
+        arguments += ["--set", setting.replace("OUT", str(out))]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_prompts_without_room_are_counted(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(trained.config), "--set", f"generation.output_folder={tmp_path / 'out'}"]
+    arguments += ["--set", f'generation.prompts=["a", "{"the cat " * 30}"]']
+    arguments += ["--set", "generation.max_new_tokens=null", "--set", "generation.max_length=8"]
+    main(arguments)
+    assert "1 of 2 prompts are max_length long or longer" in capsys.readouterr().out
+    assert [len(row["prompt_ids"]) <= 8 for row in rows(tmp_path / "out")] == [True, True]

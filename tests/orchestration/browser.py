@@ -1,0 +1,67 @@
+"""Debian's chromium, driven by playwright, and what can be said of a picture it took."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+def require_chromium() -> None:
+    """Skip the test where there is no chromium; fail where services are required."""
+    if not CHROMIUM.exists():
+        reason = f"no {CHROMIUM}; run: sudo make services"
+        if os.environ.get("EVO_REQUIRE_SERVICES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+class Browser:
+    """A browser that remembers which hosts its pages asked for anything."""
+
+    def __init__(self, chromium: Any) -> None:
+        self._chromium = chromium
+        self.hosts: set[str] = set()
+
+    def open(self, url: str, **options: Any) -> Any:
+        """A new page at `url`. Options are playwright's: viewport, color_scheme."""
+        page = self._chromium.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        page.on("request", lambda request: self._remember(request.url))
+        page.goto(url)
+        return page
+
+    def _remember(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob", "file"):
+            self.hosts.add(parts.hostname or url)
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """A browser for the block."""
+    require_chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        try:
+            yield Browser(chromium)
+        finally:
+            chromium.close()
+
+
+def colours(png: bytes) -> int:
+    """How many different colours a screenshot has: one or two for a blank page, thousands for one with text."""
+    import numpy
+    from matplotlib import image
+
+    pixels = image.imread(io.BytesIO(png), format="png")
+    return len(numpy.unique((pixels.reshape(-1, pixels.shape[-1]) * 255).astype("uint8"), axis=0))

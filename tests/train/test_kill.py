@@ -1,0 +1,121 @@
+"""kill -9 of a rank, of everything, at any moment: the curve of the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train.jobs import curve, losses, write_job
+from tests.train.processes import Command
+
+pytestmark = pytest.mark.faults
+
+STEPS = 24
+
+
+def arguments(tmp_path: Path, run: str = "run") -> list[str]:
+    return ["--config", str(tmp_path / "job.yaml"), "--folder", str(tmp_path / run)]
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> list[float]:
+    """The losses of the run that nobody disturbs, on two ranks in float32."""
+    changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
+    write_job(tmp_path, ckpt__save_ckpt_folder=str(tmp_path / "undisturbed"), **changes)
+    assert Command(arguments(tmp_path, "undisturbed_run"), tmp_path / "log0", ranks=2).wait() == [0, 0]
+    write_job(tmp_path, **changes)
+    return losses(tmp_path / "undisturbed_run")
+
+
+def kills(tmp_path: Path, expected: list[float], times: int) -> None:
+    choose = random.Random(times)
+    for attempt in range(times):
+        command = Command(arguments(tmp_path), tmp_path / f"log{attempt + 1}", ranks=2)
+        time.sleep(choose.uniform(0.05, 1.2))
+        command.kill()
+        command.wait()
+    assert Command(arguments(tmp_path), tmp_path / "last", ranks=2).wait() == [0, 0]
+    assert losses(tmp_path / "run") == expected
+    assert [record["step"] for record in curve(tmp_path / "run")] == list(range(STEPS))
+
+
+def test_everything_killed_now_and_then(tmp_path: Path, expected: list[float]) -> None:
+    kills(tmp_path, expected, 4)
+
+
+@pytest.mark.slow
+def test_everything_killed_many_times(tmp_path: Path, expected: list[float]) -> None:
+    kills(tmp_path, expected, 50)
+
+
+@pytest.mark.parametrize("where", ["tensors", "records", "manifest"])
+def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str) -> None:
+    """One rank dies inside the second save; the others go with it; the first checkpoint is whole."""
+
+    def arm(step: int) -> None:
+        if step != 7 or os.environ["RANK"] != ("1" if where == "records" else "0"):
+            return
+        import evo_core.checkpoint.saving as saving
+
+        name = {"tensors": "write_tensors", "records": "_own_records", "manifest": "write_manifest"}[where]
+        setattr(saving, name, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+
+    command = Command(arguments(tmp_path), tmp_path / "log1", ranks=2, each_step=arm)
+    assert -signal.SIGKILL in command.wait()
+    assert not (tmp_path / "ckpt" / "10" / "manifest.json").exists()
+    assert Command(arguments(tmp_path), tmp_path / "log2", ranks=2).wait() == [0, 0]
+    log = (tmp_path / "log2").read_text()
+    assert f"{tmp_path / 'ckpt' / '10'} is incomplete" in log
+    assert f"resuming from {tmp_path / 'ckpt' / '5'}" in log
+    assert losses(tmp_path / "run") == expected
+
+
+DYING_RANK = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.train.jobs import before_each_step
+from evo_core.train.command import main
+
+def die(step):
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if step == {steps}[attempt] and os.environ["RANK"] == str(attempt % 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+before_each_step(die)
+main()
+"""
+
+
+def survives_under_torchrun(tmp_path: Path, expected: list[float], deaths: list[int]) -> None:
+    script = tmp_path / "dying_rank.py"
+    root = str(Path(__file__).parents[2])
+    script.write_text(DYING_RANK.format(root=root, steps=[*deaths, -1]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += [f"--max-restarts={len(deaths)}", "--monitor-interval=0.1"]
+    done = subprocess.run(
+        [*torchrun, str(script), *arguments(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=60 + 30 * len(deaths),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("resuming from") == len(deaths)
+    assert losses(tmp_path / "run") == expected
+
+
+def test_torchrun_restarts_after_the_death_of_a_rank(tmp_path: Path, expected: list[float]) -> None:
+    survives_under_torchrun(tmp_path, expected, [8])
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_after_many_deaths(tmp_path: Path, expected: list[float]) -> None:
+    survives_under_torchrun(tmp_path, expected, [6, 8, 11, 12, 16, 17, 18, 21, 22, 23])
