@@ -106,7 +106,7 @@ def plan(
 @app.command()
 def why(pipeline: PipelineFile, step: str, set_: Set = None, root: Root = None, as_json: Json = False) -> None:
     """Say why a step runs: what changed since the nearest artifact made before."""
-    from flows.pipeline.why import reasons
+    from flows.pipeline.reasons import reasons
     from flows.request import Request
     from flows.show.tables import print_reasons
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from flows.pipeline.engine import ArtifactRef, Observer, begin
+from flows.pipeline.engine import begin
+from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.plan import Plan
 from flows.request import Request
 from flows.server import Server, ensure_server, prefect_home

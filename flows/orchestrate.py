@@ -23,8 +23,10 @@ from prefect.tasks import MaterializingTask
 
 from flows.dead_runs import living
 from flows.owned_jobs import ROOT_LABEL, RUN_LABEL, remember_owned_jobs
-from flows.pipeline.engine import ArtifactRef, Observer, begin, publish, run_step
+from flows.pipeline.engine import begin, publish
+from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.plan import Plan, PlannedStep
+from flows.pipeline.step import run_step
 from flows.request import Request
 from flows.server import prefect_home
 from flows.show.prefect_view import PrefectObserver

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from flows.orchestrate import orchestrate
 from flows.owned_jobs import cancel_owned_jobs
-from flows.pipeline.engine import ArtifactRef
+from flows.pipeline.events import ArtifactRef
 from flows.request import Request
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flows.pipeline.plan import Plan
 from tasks.store import Artifact, Store
 
 
@@ -30,35 +28,6 @@ def nearest(step: str, kind: str, payload: Mapping[str, Any], store: Store) -> A
         if best is None or distance <= best[0]:
             best = distance, artifact
     return best and best[1]
-
-
-def reasons(plan: Plan, step: str, store: Store) -> list[dict[str, Any]]:
-    """Why a step runs, then why what it needs runs: the step and everything upstream of it that is not reused.
-
-    Each entry is {"step", "key", "action", "why", "nearest" (the artifact compared with), "differences"}.
-    """
-    found, queue, seen = [], [step], set[str]()
-    names = {planned.name for planned in plan.steps}
-    while queue:
-        planned = plan.step(queue.pop(0))
-        if planned.name in seen:
-            continue
-        seen.add(planned.name)
-        before = nearest(planned.name, planned.kind.name, planned.payload, store) if planned.action == "run" else None
-        changes = list(differences(before.manifest["identity"], planned.payload)) if before else []
-        found.append(
-            {
-                "step": planned.name,
-                "key": planned.key,
-                "action": planned.action,
-                "why": planned.why,
-                "nearest": before and before.home.name,
-                "differences": changes,
-            }
-        )
-        upstream = [origin for origin, _ in planned.needs.values() if origin in names]
-        queue += [name for name in upstream if plan.step(name).action != "reuse"]
-    return found
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from flows.pipeline.engine import ArtifactRef
+from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import results, words
 from flows.show.charts import data_uri, line_chart

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flows.pipeline.engine import ArtifactRef
+from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import results, words
 from flows.show.tables import plan_table

@@ -16,7 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from flows.pipeline.engine import ArtifactRef
+from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import cards, results, words
 from tasks.store import Store

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.pipeline.engine import ArtifactRef
+from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import results, words
 from flows.show.charts import line_chart, themed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flows.pipeline.engine import ArtifactRef, Observer
+from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.plan import Plan, PlannedStep
 
 

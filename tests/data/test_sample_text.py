@@ -91,7 +91,7 @@ text = """not a docstring"""
 
 
 def test_english_and_code(tmp_path: Path) -> None:
-    limits = {"en": 300_000, "code": 700_000}
+    limits = {"en": 550_000, "code": 300_000}
     written = write_sample_text(tmp_path / "a", limits)
     write_sample_text(tmp_path / "b", limits)
     for name, limit in limits.items():

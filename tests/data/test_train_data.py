@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -117,8 +118,6 @@ def test_seed_and_data_decide_the_order(folder: Path) -> None:
 
 
 def test_a_copy_of_the_data_is_the_same_data(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(folder, tmp_path / "copy")
     before = TrainData(job(folder), dp_rank=0, dp_size=1)
     copy = TrainData(job(tmp_path / "copy"), dp_rank=0, dp_size=1)

@@ -29,11 +29,12 @@ class Browser:
 
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
+        self._shared = chromium.new_context(viewport={"width": 1280, "height": 900})
         self.hosts: set[str] = set()
 
     def open(self, url: str, **options: Any) -> Any:
-        """A new page at `url`. Options are playwright's: viewport, color_scheme."""
-        page = self._chromium.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        """A new page at `url`. With options (playwright's: viewport, color_scheme) it has a cache of its own."""
+        page = self._chromium.new_page(**options) if options else self._shared.new_page()
         page.on("request", lambda request: self._remember(request.url))
         page.goto(url)
         return page

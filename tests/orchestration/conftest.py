@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from flows.local_run import run_with_prefect
-from flows.pipeline.engine import StepFailed
+from flows.pipeline.events import StepFailed
 from flows.server import free_port, running_server
 from flows.show.together import Together
 from tests.orchestration.small import Small

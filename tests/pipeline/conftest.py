@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.pipeline.engine import ArtifactRef, run_plan
+from flows.pipeline.engine import run_plan
+from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import Store, open_store

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import flows.pipeline.engine as engine
-from flows.pipeline.engine import StepFailed, run_plan
+import flows.pipeline.step as life
+from flows.pipeline.engine import run_plan
+from flows.pipeline.events import StepFailed
 from tasks.launch.launcher import Stopped
 from tasks.store import commit as commits
 from tasks.store.atomic import read_json
@@ -124,11 +126,11 @@ def test_a_run_takes_over_from_one_that_died(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        (engine, "_claim_and_make"),
-        (engine, "_attempt"),
+        (life, "_claim_and_make"),
+        (life, "_attempt"),
         (commits, "seal"),
         (commits, "commit"),
-        (engine, "_forget_job"),
+        (life, "_forget_job"),
         (engine, "publish"),
     ],
     ids=lambda place: place[1],

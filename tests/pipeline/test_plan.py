@@ -9,8 +9,8 @@ import pytest
 
 from evo_core.errors import ConfigError
 from flows.pipeline.plan import make_plan
+from flows.pipeline.reasons import reasons
 from flows.pipeline.schema import load_pipeline
-from flows.pipeline.why import reasons
 from tasks.store import open_store
 from tests.pipeline.conftest import Bench
 
@@ -104,7 +104,7 @@ def test_refs_are_resolved_when_planned(bench: Bench) -> None:
     other.write_text(
         "pipeline: after\nsteps:\n  third: {uses: 'tests.pipeline.kinds:Add', needs: {to: 'ref:sum@latest'}}\n"
     )
-    with pytest.raises(ConfigError, match="after.yaml:3: steps.third.needs.to: there is no ref:sum@latest"):
+    with pytest.raises(ConfigError, match=r"after.yaml:3: steps.third.needs.to: there is no ref:sum@latest"):
         make_plan(load_pipeline(other), bench.store)
     bench.run()
     first = make_plan(load_pipeline(other), bench.store)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.pipeline.engine import ArtifactRef, run_plan
+from flows.pipeline.engine import run_plan
+from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan
 from flows.show.together import Together
 from tasks.store import Store

@@ -1,0 +1,222 @@
+"""The life of one step.
+
+Claim the key (or wait for whoever holds it) → a fresh attempt folder (or the one whose job still lives) → the kind
+makes the artifact there → the attempt is sealed → the commit. A process may die between any two of these; what it
+leaves is invisible to readers and is taken up or cleared away by the next run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evo_core.errors import UserError
+from flows.pipeline.events import ArtifactRef, Observer, StepFailed
+from flows.pipeline.plan import Plan, PlannedStep
+from tasks.kind import StepContext
+from tasks.launch.launcher import Stopped
+from tasks.provenance import provenance
+from tasks.store import Artifact, Store
+from tasks.store import commit as commits
+from tasks.store.atomic import read_json
+from tasks.store.claim import Claim, holder
+
+POLL = 0.5
+"""Seconds between looks at a step that another run is making."""
+
+
+def run_step(plan: Plan, step: PlannedStep, store: Store, observer: Observer, stop: threading.Event) -> ArtifactRef:
+    """Make one step's artifact, or find it made.
+
+    Raises:
+        StepFailed: with the step's own error as its cause.
+        Stopped: `stop` was set.
+    """
+    artifact = store.artifact(step.name, step.key)
+    if artifact.exists and not step.force:
+        _tidy(store.state(step.key), plan.run_id)
+        ref = _ref(step, artifact, "reused")
+        observer.on_step_end(step, ref, None)
+        return ref
+    observer.on_step_start(step)
+    try:
+        ref = _claim_and_make(plan, step, store, observer, stop)
+    except BaseException as error:
+        observer.on_step_end(step, None, error)
+        if isinstance(error, Exception):
+            raise StepFailed(step.name, error) from error
+        raise
+    observer.on_step_end(step, ref, None)
+    return ref
+
+
+def _claim_and_make(
+    plan: Plan, step: PlannedStep, store: Store, observer: Observer, stop: threading.Event
+) -> ArtifactRef:
+    state = store.state(step.key)
+    state.mkdir(parents=True, exist_ok=True)
+    waited = False
+    while (claim := Claim.acquire(state, plan.run_id)) is None:
+        if not waited:
+            held = holder(state)
+            if held is not None:
+                observer.on_message(step, f"waiting for run {held['run']} (process {held['pid']} on {held['host']})")
+            waited = True
+        if progress := read_json(state / "progress.json"):
+            observer.on_progress(step, progress)
+        if stop.wait(POLL):
+            raise Stopped(f"stopped waiting for {step.name}; the other run goes on")
+    with claim:
+        artifact = store.artifact(step.name, step.key)
+        if artifact.exists and (waited or not step.force):
+            return _ref(step, artifact, "attached" if waited else "reused")
+        submitted = (state / "job.json").exists()
+        return _ref(step, _make(plan, step, store, observer, stop, claim), "attached" if submitted else "made")
+
+
+@dataclass
+class _Attempt:
+    number: int
+    folder: Path
+
+
+def _make(
+    plan: Plan, step: PlannedStep, store: Store, observer: Observer, stop: threading.Event, claim: Claim
+) -> Artifact:
+    home, state = store.home(step.name, step.key), store.state(step.key)
+    if not step.force and (sealed := commits.finish_sealed(home)) is not None:
+        _forget_job(state)
+        return sealed
+    attempt = _attempt(home, state)
+    commits.discard_unsealed(home, but=attempt.number)
+    work = home / "work"
+    if step.force and not (state / "job.json").exists():
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(exist_ok=True)
+    started = time.time()
+    try:
+        statistics = step.kind.run(_context(plan, step, store, observer, stop, attempt, work))
+        if claim.lost:
+            raise UserError("another run took this step over while this process seemed dead", key=step.name)
+    except Stopped:
+        if not (state / "job.json").exists():  # else a submitted job goes on writing there
+            commits.discard(home, attempt.number)
+            commits.discard_home_if_empty(home)
+        raise
+    except BaseException:
+        _forget_job(state)
+        commits.discard(home, attempt.number)
+        commits.discard_home_if_empty(home)
+        raise
+    commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id))
+    artifact = commits.commit(home, attempt.number, replace=step.force)
+    _forget_job(state)
+    return artifact
+
+
+def _attempt(home: Path, state: Path) -> _Attempt:
+    """The attempt that a submitted job is writing, else a fresh one."""
+    job = read_json(state / "job.json")
+    if job is not None:
+        folder = home / "attempts" / str(job["attempt"])
+        if folder.is_dir():
+            return _Attempt(job["attempt"], folder)
+        _forget_job(state)
+    return _Attempt(*commits.new_attempt(home))
+
+
+def _forget_job(state: Path) -> None:
+    """Clear what the launcher kept for finding the job again: the attempt has ended."""
+    for path in [state / "job.json", state / "error.json", *state.glob("exit-*.json")]:
+        path.unlink(missing_ok=True)
+
+
+def _tidy(state: Path, run_id: str) -> None:
+    """Clear what a process left that died between its commit and its last line."""
+    if (state / "claim.json").exists() and (claim := Claim.acquire(state, run_id)) is not None:
+        with claim:
+            _forget_job(state)
+
+
+def _context(
+    plan: Plan,
+    step: PlannedStep,
+    store: Store,
+    observer: Observer,
+    stop: threading.Event,
+    attempt: _Attempt,
+    work: Path,
+) -> StepContext[Any, Any]:
+    names = {s.name for s in plan.steps}
+    inputs = {}
+    for name, (origin, key) in step.needs.items():
+        source = origin if origin in names else origin.removeprefix("ref:").partition("@")[0]
+        inputs[name] = store.artifact(source, key)
+    return StepContext(
+        name=step.name,
+        key=step.key,
+        attempt=attempt.number,
+        params=step.params,
+        runtime=step.runtime,
+        inputs=inputs,
+        folder=attempt.folder,
+        work=work,
+        state=store.state(step.key),
+        store=store,
+        stop=stop,
+        on_progress=lambda progress: observer.on_progress(step, progress),
+        say=lambda line: observer.on_message(step, line),
+        source_digest=step.payload.get("source"),
+    )
+
+
+def _manifest(
+    step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float, run_id: str
+) -> dict[str, Any]:
+    ended = time.time()
+    ranks = getattr(step.runtime, "world_size", 1)
+    gpus = getattr(step.runtime, "nodes", 1) * getattr(step.runtime, "gpus_per_node", 0)
+    return {
+        "format": 1,
+        "step": step.name,
+        "kind": step.kind.name,
+        "kind_version": step.kind.version,
+        "type": step.kind.output,
+        "key": step.key,
+        "identity": step.payload,
+        "inputs": {name: {"from": origin, "key": key} for name, (origin, key) in step.needs.items()},
+        "attempt": attempt.number,
+        "facts": dict(step.facts),
+        "statistics": dict(statistics),
+        "provenance": {
+            **provenance(type(step.kind)),
+            "run": run_id,
+            "runtime": step.runtime.model_dump(mode="json"),
+            "started": _iso(started),
+            "ended": _iso(ended),
+            "seconds": round(ended - started, 3),
+            "ranks": ranks,
+            "gpu_hours": round(gpus * (ended - started) / 3600, 3),
+        },
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _ref(step: PlannedStep, artifact: Artifact, action: Literal["reused", "made", "attached"]) -> ArtifactRef:
+    return ArtifactRef(
+        step=step.name,
+        kind=step.kind.name,
+        type=step.kind.output,
+        key=step.key,
+        uri=artifact.uri,
+        action=action,
+    )

