@@ -17,6 +17,7 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
 from prefect.tasks import MaterializingTask
@@ -55,6 +56,8 @@ class Session:
     refs: dict[str, ArtifactRef] = field(default_factory=dict)
 
 
+STOPPED = "the run was stopped; what was finished is kept, and the same run carries on from it"
+
 SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
@@ -77,16 +80,30 @@ def orchestrate(request: Request) -> dict[str, ArtifactRef] | State:
     page.on_plan(run.plan)
     _label(run.plan)
     remember_owned_jobs(run.plan, store, str(flow_run.id))
+    error: BaseException | None = None
     try:
         with living(prefect_home(store), str(flow_run.id)):
             _run_steps(run)
-        if run.stop.is_set():
-            return Cancelled(name="Stopped", message="what was finished is kept; the same run carries on from it")
-        publish(run.plan, run.refs, store, run.view)
+        if not run.stop.is_set():
+            publish(run.plan, run.refs, store, run.view)
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
         page.on_end(run.refs)
-        write_report(run.plan, run.refs, store)
+        _report(run, error)
+    if run.stop.is_set():
+        return Cancelled(name="Stopped", message=STOPPED)
     return run.refs
+
+
+def _report(run: _Run, error: BaseException | None) -> None:
+    """Write the report of the run, whatever became of it. One that cannot be written changes nothing of that."""
+    why = (str(error) or type(error).__name__) if error is not None else STOPPED if run.stop.is_set() else None
+    try:
+        write_report(run.plan, run.refs, run.store, why)
+    except Exception:
+        get_run_logger().exception("the report of the run could not be written")
 
 
 def _label(plan: Plan) -> None:

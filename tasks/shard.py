@@ -12,9 +12,9 @@ from evo_core.errors import ConfigError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.store.atomic import read_json, write_json
-from tasks.store.links import link_or_copy
+from tasks.store.links import link_tree
 from tasks.tokenize import INDEX, TOKENS
-from tasks.tokenizer import MODEL
+from tasks.tokenizer import TOKENIZER
 
 STATISTICS = "statistics.json"
 
@@ -91,7 +91,7 @@ class Shard(Kind[Params, kind.Runtime]):
             seed=ctx.params.seed,
         )
         write_json(ctx.folder / STATISTICS, statistics)
-        link_or_copy(tokens.path / MODEL, ctx.folder / MODEL)
+        link_tree(tokens.path / TOKENIZER, ctx.folder / TOKENIZER)
         types = statistics["types"].values()
         return {
             "documents": sum(of_type["documents"] for of_type in types),

@@ -24,8 +24,7 @@ from tasks.raw import RawFile, read_listing
 from tasks.store import Store
 from tasks.store.atomic import create_json, read_json, write_json
 from tasks.store.digests import combine, digest_file
-from tasks.store.links import link_or_copy
-from tasks.tokenizer import MODEL
+from tasks.tokenizer import TOKENIZER, keep_tokenizer
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize import TokenizeResult, TokenizeSpec
@@ -71,7 +70,9 @@ class Tokenize(Kind[Params, Runtime]):
     def identity(self, params: Params, runtime: Runtime) -> dict[str, Any]:
         payload = super().identity(params, runtime)
         if params.tokenizer is not None:
-            payload["tokenizer"] = digest_file(params.tokenizer).digest
+            from evo_core.data.tokenizers import load_tokenizer
+
+            payload["tokenizer"] = load_tokenizer(params.tokenizer).digest
         return payload
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
@@ -100,8 +101,8 @@ class Tokenize(Kind[Params, Runtime]):
         return passed | {"vocab_size": load_tokenizer(params.tokenizer).vocab_size}
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
-        tokenizer = ctx.params.tokenizer or ctx.inputs["tokenizer"].path / MODEL
-        tokenizer_digest = digest_file(tokenizer).digest
+        tokenizer = ctx.params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER
+        tokenizer_digest = keep_tokenizer(tokenizer, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         objects = {file.path: self._object_id(ctx.params, file, tokenizer_digest) for file in files}
         missing = {
@@ -114,7 +115,6 @@ class Tokenize(Kind[Params, Runtime]):
             {**_as_row(file), "object": objects[file.path], **_counts(ctx.store, objects[file.path])} for file in files
         ]
         write_json(ctx.folder / INDEX, index)
-        link_or_copy(tokenizer, ctx.folder / MODEL)
         return {
             "files": len(files),
             "files_tokenized": len(missing),

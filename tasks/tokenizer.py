@@ -11,8 +11,20 @@ from pydantic import Field
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.raw import read_listing
+from tasks.store.links import link_or_copy
 
-MODEL = "tokenizer.model"
+TOKENIZER = "tokenizer"
+"""Folder in an artifact that holds its tokenizer, as `evo_core.data.tokenizers.load_tokenizer` reads it."""
+
+
+def keep_tokenizer(source: Path, artifact: Path) -> str:
+    """Put every file of the tokenizer at `source` into an artifact's folder; returns the tokenizer's digest."""
+    from evo_core.data.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    for file in tokenizer.files:
+        link_or_copy(file, artifact / TOKENIZER / file.name)
+    return tokenizer.digest
 
 
 class Params(kind.Params):
@@ -44,6 +56,8 @@ class TrainTokenizer(Kind[Params, kind.Runtime]):
             for file in files:
                 yield from read_documents(Path(file.uri), ctx.params.text_keys)
 
-        train_sentencepiece(texts(), ctx.folder / MODEL, vocab_size=ctx.params.vocab_size)
-        tokenizer = load_tokenizer(ctx.folder / MODEL)
+        model = ctx.folder / TOKENIZER / "tokenizer.model"
+        model.parent.mkdir()
+        train_sentencepiece(texts(), model, vocab_size=ctx.params.vocab_size)
+        tokenizer = load_tokenizer(model)
         return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}

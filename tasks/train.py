@@ -18,7 +18,7 @@ from tasks.launch.launcher import LaunchRuntime
 from tasks.launched import launch
 from tasks.paths import PipelinePath
 from tasks.store.links import link_or_copy, link_tree
-from tasks.tokenizer import MODEL as TOKENIZER
+from tasks.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evo_core.job import command
+from evo_core.job import command, report_progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +66,7 @@ def _score(arguments: argparse.Namespace, joined: Any) -> dict[str, Any]:
         dp_rank=joined.rank,
         dp_size=joined.world_size,
         device=joined.device,
+        on_type=lambda done, total: report_progress(done, total, "data types"),
         **reading,
     )
     result: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def holdout(
     dp_size: int = 1,
     group: dist.ProcessGroup | None = None,
     device: torch.device | str = "cpu",
+    on_type: Callable[[int, int], None] | None = None,
     **reading: Any,
 ) -> dict[str, Score]:
     """Loss, perplexity and accuracy on every token of the held-out documents, by data type.
@@ -40,6 +42,7 @@ def holdout(
         dp_rank, dp_size: this rank's part.
         group: the ranks that share the work; None is the default group.
         device: of the model.
+        on_type: called after each data type with the number done and all.
         reading: further arguments of `validation_batches` (mask_token_zero, vocab_size).
 
     Returns:
@@ -49,7 +52,7 @@ def holdout(
     sums = torch.zeros(3, len(types), dtype=torch.float64, device=device)
     training = model.training
     model.eval()
-    for name in types:
+    for done, name in enumerate(types, 1):
         for batch in validation_batches(
             folder,
             name,
@@ -63,6 +66,8 @@ def holdout(
             for i in range(batch.micro_num):
                 output = model(batch.input_ids[i], batch.positions[i], batch.cu_seqlens[i], labels=batch.labels[i])
                 sums += sums_by_type(output.nll, output.hit, batch.labels[i], batch.type_ids[i], len(types))
+        if on_type is not None:
+            on_type(done, len(types))
     model.train(training)
     if dp_size > 1:
         dist.all_reduce(sums, group=group)

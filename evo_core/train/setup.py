@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,4 +75,5 @@ def seed_step(seed: int, step: int, dp_rank: int) -> None:
 
     So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn.
     """
-    torch.manual_seed((seed * 1_000_003 + step) * 1_000_003 + dp_rank)
+    digest = hashlib.sha256(f"{seed}:{step}:{dp_rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))

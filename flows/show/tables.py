@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows.pipeline.lineage import Ancestor
 from flows.pipeline.plan import Plan
+from flows.show.words import progress_line
 from tasks.raw import RawFile
 from tasks.store import Store
 
@@ -69,18 +70,8 @@ def print_status(store: Store, live: Sequence[dict[str, Any]], runs: Sequence[di
 
 
 def progress_text(progress: dict[str, Any] | None) -> str:
-    """``120/300 steps, loss 3.41, 4,102 tokens/s, 1 min left``."""
-    if not progress:
-        return "no progress reported yet"
-    parts = [f"{progress['done']:,}/{progress['total']:,} {progress['unit']}"]
-    if progress.get("loss") is not None:
-        parts.append(f"loss {progress['loss']:.3f}")
-    if progress.get("tokens_per_second"):
-        parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
-    if progress.get("eta_seconds") is not None:
-        seconds = int(progress["eta_seconds"])
-        parts.append(f"{seconds} s left" if seconds < 120 else f"{seconds // 60} min left")
-    return ", ".join(parts)
+    """``120/300 steps · loss 3.410 · 4102 tokens/s · 1m 5s left``."""
+    return progress_line(progress) if progress else "no progress reported yet"
 
 
 def print_trace(

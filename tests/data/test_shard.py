@@ -82,17 +82,21 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
     assert not {tuple(d) for d in train} & {tuple(d) for d in valid}
 
 
-def test_lines_in_another_spelling_become_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelling", ['{"tokens": [%s]}', '{"tokens":[%s]}'])
+def test_lines_in_another_spelling_become_ours(tmp_path: Path, spelling: str) -> None:
     sources = _sources(tmp_path, [DOCUMENTS])
     write_shards(sources, tmp_path / "a", valid_fraction=0.1, shard_tokens=10**9)
-    source = sources[0].bin_path
-    tight = [json.dumps({"tokens": d}, separators=(",", ":")).encode() + b"\n" for d in DOCUMENTS]
-    write_bin(source, DOCUMENTS)
-    source.write_bytes(b"".join(line.rstrip(b"\n").ljust(len(json.dumps({"tokens": d}))) + b"\n"
-                                for line, d in zip(tight, DOCUMENTS, strict=True)))  # fmt: skip
+    lines = []
+    for document in DOCUMENTS:
+        tight = ",".join(map(str, document))
+        spaces = len(json.dumps({"tokens": document})) - len(spelling % tight)  # so that the meta still fits
+        lines.append(spelling % (tight + " " * spaces) + "\n")
+    sources[0].bin_path.write_text("".join(lines))
     write_shards(sources, tmp_path / "b", valid_fraction=0.1, shard_tokens=10**9)
-    for path in sorted((tmp_path / "a").rglob("*.bin")):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+    shards = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.bin")]
+    assert len(shards) == 2
+    for shard in shards:
+        assert (tmp_path / "a" / shard).read_bytes() == (tmp_path / "b" / shard).read_bytes()
 
 
 def test_no_fraction_no_valid_part(tmp_path: Path) -> None:

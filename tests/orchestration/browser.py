@@ -62,7 +62,7 @@ def open_browser() -> Iterator[Browser]:
 def colours(png: bytes) -> int:
     """How many different colours a screenshot has: one or two for a blank page, thousands for one with text."""
     import numpy
-    from matplotlib import image
+    from PIL import Image
 
-    pixels = image.imread(io.BytesIO(png), format="png")
-    return len(numpy.unique((pixels.reshape(-1, pixels.shape[-1]) * 255).astype("uint8"), axis=0))
+    pixels = numpy.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+    return len(numpy.unique(pixels.view(numpy.uint32)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,55 @@ def all_over(tasks: dict[str, dict[str, Any]]) -> bool:
 
 def is_over(run: dict[str, Any]) -> bool:
     return run["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+
+
+def prefect(*words: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "prefect"), *words], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a checkout that Prefect reads. Deploying writes beside prefect.yaml, so not in the real one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("prefect.yaml", "prefect.toml"):
+        shutil.copy(REPOSITORY / name, folder)
+    for name in ("flows", "tasks", "evo_core", "configs", "tests"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deployments(api: Api, environment: dict[str, str], checkout: Path) -> dict[str, dict[str, Any]]:
+    """All deployments, applied: FLOW/NAME to deployment."""
+    api.ask("work_pools/", name="evo", type="process")
+    done = prefect("--no-prompt", "deploy", "--all", environment=environment, cwd=checkout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    flows = {flow["id"]: flow["name"] for flow in api.ask("flows/filter")}
+    found = api.ask("deployments/filter")
+    return {f"{flows[deployment['flow_id']]}/{deployment['name']}": deployment for deployment in found}
+
+
+@contextmanager
+def running_worker(environment: dict[str, str], folder: Path) -> Iterator[None]:
+    """A worker of the pool `evo` for the block."""
+    running = start("prefect", "worker", "start", "--pool", "evo", environment=environment, cwd=folder)
+    try:
+        yield
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def worker(deployments: object, environment: dict[str, str], checkout: Path) -> Iterator[None]:
+    with running_worker(environment, checkout):
+        yield
+
+
+def submit(api: Api, deployments: dict[str, dict[str, Any]], small: Small, *overrides: str) -> str:
+    """Ask for a run of the small pipeline by the demo's deployment; gives the id of the flow run."""
+    request = small.request(*overrides).model_dump()
+    demo = deployments["pretrain/demo"]["id"]
+    return str(api.ask(f"deployments/{demo}/create_flow_run", parameters={"request": request})["id"])

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, Source, StepContext
-from tasks.launch.launcher import Stopped
+from tasks.launch.launcher import LaunchRuntime, Stopped
+from tasks.launched import launch
 from tasks.paths import PipelinePath
 from tasks.store.digests import digest_file
 
@@ -125,3 +126,20 @@ SAMPLES = [
     {"type": "en", "prompt": "The function", "text": " returns a <b>list</b> of `pairs`.", "ids": [1]},
     {"type": "code", "prompt": "def __init__(self", "text": ", name):\n    self.name = name | ```", "ids": [1]},
 ]
+
+
+class SleepParams(kind.Params):
+    seconds: float = 0.0
+
+
+class Sleep(Kind[SleepParams, LaunchRuntime]):
+    """A job on a cluster."""
+
+    name = "test.sleep"
+    output = "number"
+    params_type = SleepParams
+    runtime_type = LaunchRuntime
+
+    def run(self, ctx: StepContext[SleepParams, LaunchRuntime]) -> dict[str, Any]:
+        launch(ctx, "tests.orchestration.sleeper", str(ctx.params.seconds))
+        return {}

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
-from tests.orchestration.conftest import BIN, REPOSITORY, Api, is_over, settled, start
+from tests.orchestration.conftest import REPOSITORY, Api, is_over, prefect, settled, submit
 from tests.orchestration.small import Small
 
 pytestmark = pytest.mark.ui
 
 NAMES = {"pretrain/demo", "pretrain/pretrain-7b", "finetune/finetune-7b", "data-refresh/data-refresh"}
-
-
-def prefect(*words: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "prefect"), *words], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a checkout that Prefect reads. Deploying writes beside prefect.yaml, so not in the real one."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("prefect.yaml", "prefect.toml"):
-        shutil.copy(REPOSITORY / name, folder)
-    for name in ("flows", "tasks", "evo_core", "configs", "tests"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def deployments(api: Api, environment: dict[str, str], checkout: Path) -> dict[str, dict[str, Any]]:
-    """All deployments, applied: FLOW/NAME to deployment."""
-    api.ask("work_pools/", name="evo", type="process")
-    done = prefect("--no-prompt", "deploy", "--all", environment=environment, cwd=checkout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    flows = {flow["id"]: flow["name"] for flow in api.ask("flows/filter")}
-    found = api.ask("deployments/filter")
-    return {f"{flows[deployment['flow_id']]}/{deployment['name']}": deployment for deployment in found}
-
-
-@pytest.fixture(scope="module")
-def worker(deployments: object, environment: dict[str, str], checkout: Path) -> Iterator[None]:
-    running = start("prefect", "worker", "start", "--pool", "evo", environment=environment, cwd=checkout)
-    yield
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=30)
 
 
 def test_all_deployments_apply(deployments: dict[str, dict[str, Any]], checkout: Path) -> None:
@@ -130,13 +90,6 @@ def test_cancelling_ends_the_run_and_then_its_jobs(worker: None, deployments: An
     log = settled(lambda: api.log({"id": run}), lambda log: "jobs of this run" in log, 20)
     assert "jobs of this run that were cancelled with it: none was running" in log
     assert api.tasks({"id": run})["model"]["state_name"] == "Stopped"
-
-
-def submit(api: Api, deployments: dict[str, dict[str, Any]], small: Small, *overrides: str) -> str:
-    """Ask for a run of the small pipeline by the demo's deployment; gives the id of the flow run."""
-    request = small.request(*overrides).model_dump()
-    demo = deployments["pretrain/demo"]["id"]
-    return str(api.ask(f"deployments/{demo}/create_flow_run", parameters={"request": request})["id"])
 
 
 def scheduled(api: Api, deployment: dict[str, Any]) -> list[dict[str, Any]]:

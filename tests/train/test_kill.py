@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.jobs import curve, losses, write_job
-from tests.train.processes import Command
+from tests.train.processes import Command, free_port
 
 pytestmark = pytest.mark.faults
 
@@ -85,8 +85,9 @@ from tests.train.jobs import before_each_step
 from evo_core.train.command import main
 
 def die(step):
-    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    if step == {steps}[attempt] and os.environ["RANK"] == str(attempt % 2):
+    mark = Path({marks!r}) / f"{{step}}-{{os.environ['RANK']}}"
+    if (step, int(os.environ["RANK"])) in {deaths} and not mark.exists():
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 before_each_step(die)
@@ -94,28 +95,47 @@ main()
 """
 
 
-def survives_under_torchrun(tmp_path: Path, expected: list[float], deaths: list[int]) -> None:
-    script = tmp_path / "dying_rank.py"
+def survives_under_torchrun(
+    tmp_path: Path, expected: list[float], deaths: list[tuple[int, int]], *, agents: int = 1
+) -> None:
+    """Every (step, rank) of `deaths` is a kill -9, once; two ranks, on as many agents as asked for."""
+    script, marks = tmp_path / "dying_rank.py", tmp_path / "marks"
+    marks.mkdir()
     root = str(Path(__file__).parents[2])
-    script.write_text(DYING_RANK.format(root=root, steps=[*deaths, -1]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script.write_text(DYING_RANK.format(root=root, marks=str(marks), deaths=deaths))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={agents}", f"--nproc-per-node={2 // agents}"]
+    torchrun += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     torchrun += [f"--max-restarts={len(deaths)}", "--monitor-interval=0.1"]
-    done = subprocess.run(
-        [*torchrun, str(script), *arguments(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=60 + 30 * len(deaths),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("resuming from") == len(deaths)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    if agents > 1:  # what launchers set for several nodes
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with (tmp_path / "torchrun.log").open("w") as log:
+        processes = [
+            subprocess.Popen([*torchrun, str(script), *arguments(tmp_path)], env=environment, stdout=log, stderr=log)
+            for _ in range(agents)
+        ]
+        try:
+            statuses = [process.wait(timeout=60 + 40 * len(deaths)) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    said = (tmp_path / "torchrun.log").read_text()
+    assert statuses == [0] * agents, said[-3000:]
+    assert said.count("resuming from") == len(deaths)
     assert losses(tmp_path / "run") == expected
 
 
 def test_torchrun_restarts_after_the_death_of_a_rank(tmp_path: Path, expected: list[float]) -> None:
-    survives_under_torchrun(tmp_path, expected, [8])
+    survives_under_torchrun(tmp_path, expected, [(8, 0)])
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_after_many_deaths(tmp_path: Path, expected: list[float]) -> None:
-    survives_under_torchrun(tmp_path, expected, [6, 8, 11, 12, 16, 17, 18, 21, 22, 23])
+    steps = [6, 8, 11, 12, 16, 17, 18, 21, 22, 23]
+    survives_under_torchrun(tmp_path, expected, [(step, step % 2) for step in steps])
+
+
+@pytest.mark.slow
+def test_two_agents_restart_together(tmp_path: Path, expected: list[float]) -> None:
+    """As on two nodes: the agent of the dead rank counts a restart, the other does not."""
+    survives_under_torchrun(tmp_path, expected, [(7, 1), (12, 0), (18, 1)], agents=2)
