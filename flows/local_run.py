@@ -19,6 +19,8 @@ from tasks.launch.launcher import Stopped
 if TYPE_CHECKING:
     from prefect import Flow
 
+    from flows.orchestrate import Session
+
 FLUSH_SECONDS = 10.0
 
 
@@ -35,20 +37,27 @@ def run_with_prefect(request: Request, plan: Plan, observer: Observer, stop: thr
         UserError: a cluster or a Prefect server that was asked for is not there.
     """
     begin(plan, request.store(), observer)  # refuses what cannot work before a server is started for it
+
+    def while_it_starts() -> None:
+        observer.on_message(None, "starting a Prefect server for this run")
+        _import_flows()
+
     with (
-        ensure_server(request.root, meanwhile=_import_flows, stop=stop) as server,
+        ensure_server(request.root, meanwhile=while_it_starts, stop=stop) as server,
         _told_to_prefect(_environment(server, request)),
     ):
-        return _call_flow(request, plan, observer, stop)
+        from flows.orchestrate import Session
+
+        session = Session(plan, observer, stop, page=server.page, on_sigterm=signal.getsignal(signal.SIGTERM))
+        return _call_flow(request, session)
 
 
-def _call_flow(request: Request, plan: Plan, observer: Observer, stop: threading.Event) -> dict[str, ArtifactRef]:
+def _call_flow(request: Request, session: Session) -> dict[str, ArtifactRef]:
     from prefect.exceptions import CancelledRun
 
-    from flows.orchestrate import SESSION, Session
+    from flows.orchestrate import SESSION
 
-    flow, parameters = flow_for(request, plan)
-    session = Session(plan, observer, stop, on_sigterm=signal.getsignal(signal.SIGTERM))
+    flow, parameters = flow_for(request, session.plan)
     token = SESSION.set(session)
     try:
         flow(parameters)
@@ -108,7 +117,8 @@ def _told_to_prefect(told: Mapping[str, str]) -> Iterator[None]:
 
 def _import_flows() -> None:
     """Import Prefect, the flows and what draws, which takes three seconds, while the server starts."""
-    import matplotlib.backends.backend_svg  # noqa: F401
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
 
     from flows import data_refresh, finetune, pretrain  # noqa: F401
 

@@ -45,6 +45,7 @@ class Session:
         plan: the plan it has begun already.
         observer: its own view of the run.
         stop: set to end the run.
+        page: the address of Prefect's pages.
         on_sigterm: its handler of SIGTERM. Prefect's would end the process before its server is stopped.
         refs: filled by the run, and there when it fails too.
     """
@@ -52,6 +53,7 @@ class Session:
     plan: Plan
     observer: Observer
     stop: threading.Event
+    page: str | None = None
     on_sigterm: Any = None
     refs: dict[str, ArtifactRef] = field(default_factory=dict)
 
@@ -79,6 +81,8 @@ def orchestrate(request: Request) -> dict[str, ArtifactRef] | State:
     run.view = Together(page, session.observer)
     page.on_plan(run.plan)
     _label(run.plan)
+    if session.page is not None:
+        session.observer.on_message(None, f"page of this run: {session.page}/runs/flow-run/{flow_run.id}")
     remember_owned_jobs(run.plan, store, str(flow_run.id))
     error: BaseException | None = None
     try:
@@ -170,14 +174,16 @@ def _task(run: _Run, step: PlannedStep) -> Task[..., ArtifactRef | State]:
     options: dict[str, Any] = {
         "name": name,
         "task_run_name": name,
-        "tags": [step.kind.name, *filter(None, [getattr(step.runtime, "cluster", None)])],
         "cache_policy": NO_CACHE,
         "persist_result": False,
     }
     if step.action == "reuse":
         return Task(run_this_step, **options)
+    # Tags let Prefect limit how many steps of a kind, or on a cluster, run at once. They cost half a second a step.
+    tags = [step.kind.name, *filter(None, [getattr(step.runtime, "cluster", None)])]
     return MaterializingTask(
         run_this_step,
+        tags=tags,
         assets=[asset(step.name, step.key)],
         asset_deps=[asset(origin, key) for origin, key in step.needs.values()],
         **options,

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
@@ -17,7 +15,7 @@ def write_job(job: TrainConfig, settings: Mapping[str, Any], path: Path) -> None
 
     Values that came from the environment stay references, so that no secret is written.
     """
-    from evo_core.config import load_config
+    from evo_core.config import as_literal, dump_yaml, load_config
 
     data = job.to_plain()
     for key, value in settings.items():
@@ -25,7 +23,7 @@ def write_job(job: TrainConfig, settings: Mapping[str, Any], path: Path) -> None
         here = data
         for block in blocks:
             here = here.setdefault(block, {})
-        here[name] = value
+        here[name] = as_literal(value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+    path.write_text(dump_yaml(data), encoding="utf-8")
     load_config(path)

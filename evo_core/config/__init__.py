@@ -6,15 +6,19 @@ Importing this package imports neither torch nor omegaconf: planning stays fast.
 from evo_core.config.load import load_config
 from evo_core.config.paths import is_remote, local_path
 from evo_core.config.problems import ConfigErrors
+from evo_core.config.references import as_literal
 from evo_core.config.resolve import line_of, load_yaml
 from evo_core.config.schema import ModelConfig, TrainConfig
 from evo_core.config.suggest import suggest
 from evo_core.config.write import save_config
+from evo_core.config.yaml_file import dump_yaml
 
 __all__ = [
     "ConfigErrors",
     "ModelConfig",
     "TrainConfig",
+    "as_literal",
+    "dump_yaml",
     "is_remote",
     "line_of",
     "load_config",

@@ -25,6 +25,8 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
             continue
         if leaf.key.startswith("ckpt.load_ckpt_info.") and not config.ckpt.starts_from_load_ckpt_info:
             continue
+        if leaf.key == "ckpt.load_ckpt_info.path":  # identities are written down, and so never hold a secret
+            value = config.environment.get(leaf.key, value)
         put(identity, leaf.key, value)
     if config.data.global_batch_tokens is None:
         identity["data"]["dp"] = config.dp(world_size)

@@ -15,10 +15,13 @@ from typing import Any
 
 from evo_core.errors import ConfigError
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: around an environment reference while others resolve
-_MARKER = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
-_OTHER_RESOLVER = re.compile(r"\$\{\s*(?!evo_environment:)([A-Za-z_][\w.]*)\s*:")
+# What stands for an environment reference while others resolve: its arguments as JSON, between private-use characters.
+_OPEN, _CLOSE = "\ue000oc.env", "\ue001"
+_MARKER = re.compile(f"{_OPEN}(\\[[^\ue000\ue001]*\\]){_CLOSE}")
+# An odd number of backslashes before ${ makes it plain text.
+_UNESCAPED = r"(?<!\\)((?:\\\\)*)\$\{"
+_ENVIRONMENT = re.compile(_UNESCAPED + r"\s*oc\.env\s*:")
+_OTHER_RESOLVER = re.compile(_UNESCAPED + r"\s*(?!evo_environment:)([A-Za-z_][\w.]*)\s*:")
 
 Place = Callable[[str], tuple[Any, int | None]]
 """Where a dotted key is written: (file, line)."""
@@ -37,9 +40,9 @@ def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
     _register_marker()
     renamed = {}
     for key, text in _strings(data):
-        renamed[key] = _ENVIRONMENT.sub("${evo_environment:", text)
+        renamed[key] = _ENVIRONMENT.sub(r"\1${evo_environment:", text)
         if other := _OTHER_RESOLVER.search(renamed[key]):
-            raise _error(key, f"${{{other[1]}:…}} is not known (there are ${{a.b}} and ${{oc.env:NAME}})", place)
+            raise _error(key, f"${{{other[2]}:…}} is not known (there are ${{a.b}} and ${{oc.env:NAME}})", place)
         _check_grammar(key, renamed[key], place)
     tree = OmegaConf.create(_replace(data, renamed.__getitem__), flags={"allow_objects": True})
     return _walk(tree, "", place)
@@ -76,6 +79,16 @@ def _register_marker() -> None:
     register("evo_environment", _mark, replace=True)
 
 
+def as_literal(value: Any) -> Any:
+    """Plain data whose texts are meant as they are: written so, ``${`` in them is no reference when read again."""
+    texts = {key: _escape(text) for key, text in _strings(value)}
+    return _replace(value, texts.__getitem__)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def _mark(*arguments: Any) -> str:
     return f"{_OPEN}{json.dumps(arguments)}{_CLOSE}"
 
@@ -85,7 +98,12 @@ def _as_reference(text: str) -> str:
         name, *default = json.loads(match[1])
         return "${oc.env:" + ",".join([str(name), *map(_quoted, default)]) + "}"
 
-    return _MARKER.sub(write, text)
+    parts, end = [], 0
+    for match in _MARKER.finditer(text):
+        before = re.sub(r"(\\+)$", r"\1\1", _escape(text[end : match.start()]))  # or it would escape the reference
+        parts += [before, write(match)]
+        end = match.end()
+    return "".join([*parts, _escape(text[end:])])
 
 
 def _quoted(default: Any) -> str:

@@ -6,26 +6,27 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from evo_core.config.fields import Leaf, is_set, leaves, value_at
 from evo_core.config.identity import plain, put
+from evo_core.config.references import as_literal
+from evo_core.config.yaml_file import dump_yaml
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as nested plain data that reads back to an equal one, fit to be written.
+    """The configuration as the nested plain data of a YAML file that reads back to an equal one.
 
     Every identity setting is in it but those that came later and were not set, and every execution setting that was
     set. Values that came from the environment are the references they were written as.
     """
     data: dict[str, Any] = {}
+    environment = config.environment
     for leaf in leaves(config):
         value = value_at(config, leaf.key)
         if leaf.mark != "copied" and (is_set(config, leaf.key) or _is_always_written(leaf, value)):
-            put(data, leaf.key, config.environment.get(leaf.key, plain(value)))
+            put(data, leaf.key, environment.get(leaf.key) or as_literal(plain(value)))
     return data
 
 
@@ -35,7 +36,7 @@ def _is_always_written(leaf: Leaf, value: Any) -> bool:
 
 def to_yaml(config: TrainConfig) -> str:
     """``to_plain`` as YAML text."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(to_plain(config))
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:

@@ -27,7 +27,6 @@ from evo_core.optim.bucket import Slot, make_buckets
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.parallel.layout import Layout
 
-
 _NORM_ROW = 4096
 
 

@@ -125,10 +125,12 @@ def test_what_is_written_reads_back_to_the_same_values(tmp_path: Path, monkeypat
     text = """
 a: "${oc.env:A}-${oc.env:NOT_SET,'quo\\\\'te, and }brace'}"
 b: "${oc.env:NOT_SET,${oc.env:A}}"
+c: 'x\\\\${oc.env:A}, \\${oc.env:A} and \\${vars.n}'
 """
     document = read_document(write(tmp_path, "c.yaml", text))
     written = write(tmp_path, "w.yaml", yaml.safe_dump(document.written()))
     assert load_yaml(written) == document.values()
+    assert document.values()["c"] == "x\\1, ${oc.env:A} and ${vars.n}"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ DERIVED = {
     "data.rampup_batch_size": "data.rampup",
     "data.skip_batches": "data.skips",
     "model.multiple_of": "model.mlp_hidden_size",
+    "adam.adam_beta2": "beta2_scheduler.init_beta2",
     "adam.adam_beta2_c": "beta2_scheduler.c",
     "data.micro_num": "cfg.micro_num",
     "data.global_batch_tokens": "cfg.micro_num",

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evo_core.config import TrainConfig, load_config, save_config
+from evo_core.config.yaml_file import dump_yaml, parse_yaml
 from evo_core.errors import ConfigError
 from tests.config.jobs import CONFIGS, MODEL, at, job
 
@@ -59,17 +60,31 @@ def test_read_back_equal(changes: dict[str, Any], tmp_path: Path) -> None:
     assert again(config, tmp_path) == config
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lr=st.floats(1e-4, 1, allow_nan=False),
     name=st.text(max_size=20),
-    folder=st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="$"), max_size=20),
+    folder=st.none() | st.text("\\\\${}:.a'\" oc.env", max_size=20),
+    prompts=st.lists(st.text(max_size=9) | st.sampled_from(["${HOME}", "\\\\${x", "${oc.env:PATH}"]), min_size=1),
 )
-def test_any_value_reads_back(lr: float, name: str, folder: str | None) -> None:
-    config = job({"adam": {"lr": lr}, "data": {"train_folder": folder}, "job_name": name.replace("$", "")})
-    import yaml
+def test_any_value_reads_back(lr: float, name: str, folder: str | None, prompts: list[str], tmp_path: Path) -> None:
+    changes = {"adam": {"lr": lr}, "data": {"train_folder": folder}, "job_name": name}
+    config = job(changes | {"generation": {"prompts": prompts}})
+    assert again(config, tmp_path) == config
 
-    assert TrainConfig.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+_plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(_plain | st.sampled_from(["1e5", "no", "12:30:00", "2026-11-20", "010", ".inf", "0x1", "<<", "a\u2028b"]))
+def test_any_plain_data_reads_back(data: Any) -> None:
+    loaded = parse_yaml(dump_yaml({"key": data})).data["key"]
+    assert loaded == data
+    assert type(loaded) is type(data)
 
 
 def test_execution_defaults_are_not_written(tmp_path: Path) -> None:
@@ -89,6 +104,16 @@ def test_the_environment_is_written_as_a_reference(tmp_path: Path, monkeypatch: 
     assert loaded == config
     for text in (config.to_yaml(), repr(config), str(config), (tmp_path / "again.yaml").read_text()):
         assert SECRET not in text
+    assert SECRET not in str(config.identity(1))
+
+
+def test_the_identity_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+    path = tmp_path / "job.yaml"
+    info = '{auto_resume: false, load_ckpt_info: {path: "local:${oc.env:TOKEN}/x"}}'
+    path.write_text(f"model: {MODEL}\nckpt: {info}\n")
+    config = load_config(path)
+    assert config.identity(1)["ckpt"]["load_ckpt_info"]["path"] == "local:${oc.env:TOKEN}/x"
     assert SECRET not in str(config.identity(1))
 
 

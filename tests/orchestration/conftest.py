@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,15 +37,23 @@ class Api:
         self.url, self.page = url, url.removesuffix("/api")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/{path}", timeout=20) as answer:
-            return json.load(answer)
+        return self._send(urllib.request.Request(f"{self.url}/{path}"))
 
     def ask(self, path: str, **body: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}, method="POST"
-        )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.load(answer)
+        data, kind = json.dumps(body).encode(), {"content-type": "application/json"}
+        return self._send(urllib.request.Request(f"{self.url}/{path}", data, kind, method="POST"))
+
+    def _send(self, request: urllib.request.Request) -> Any:
+        """The answer; a server that says it is busy is asked again, as Prefect's own client does."""
+        for seconds in (0.2, 0.5, 1.0, 2.0):
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+            time.sleep(seconds)
+        raise AssertionError(f"{request.full_url}: still busy")
 
     def flow_runs(self, root: Path) -> list[dict[str, Any]]:
         """Runs on a store, the newest first."""
@@ -180,9 +189,12 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, api: Api, run_here: Callable[..., dict[str, Any]]) -> Finished:
-    """A flow run that made everything. Its model takes long enough for a progress page."""
+    """A flow run that made everything, with a progress page for its model."""
     small = Small(tmp_path_factory.mktemp("finished"))
-    run = run_here(small, "vars.seconds=7")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.show.prefect_view.LONG", 0.3)
+        patch.setattr("flows.show.prefect_view.EVERY", 0.3)
+        run = run_here(small, "vars.seconds=1.5")
     return Finished(small, run, settled(lambda: api.tasks(run), all_over), api.artifacts(run))
 
 

@@ -103,31 +103,34 @@ def test_a_server_that_was_set_is_used_and_left_alone(
 
 
 @pytest.mark.ui
-def test_a_run_without_any_server_brings_its_own_and_leaves_no_process(
+@pytest.mark.faults
+def test_a_killed_run_takes_its_server_with_it_and_the_next_one_reports_it_dead(
     small: Small, api: Api, prefect_home: Path, tmp_path: Path
 ) -> None:
     seeded(small, prefect_home)
-    done = evo("run", str(small.file), "--root", str(small.root), environment=clean_environment(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (small.root / "prefect" / "prefect.db").exists()
-    assert not processes_with(str(tmp_path))
-    assert not (tmp_path / "client" / "prefect.db").exists()
-
-
-@pytest.mark.ui
-@pytest.mark.faults
-def test_the_server_dies_with_a_killed_run(small: Small, api: Api, prefect_home: Path, tmp_path: Path) -> None:
-    seeded(small, prefect_home)
-    running = start(
-        "evo", "run", str(small.file), "--root", str(small.root), "--set", "vars.seconds=100",
-        environment=clean_environment(tmp_path),
-    )  # fmt: skip
+    environment = clean_environment(tmp_path)
+    words = ["run", str(small.file), "--root", str(small.root), "--set"]
+    running = start("evo", *words, "vars.seconds=100", environment=environment)
     read_until(running, "model: tflops")
     port = re.search(r"127\.0\.0\.1:(\d+)", (small.root / "prefect" / "server.log").read_text())
     assert port is not None
+    own = f"http://127.0.0.1:{port[1]}/api"
+    dead = Api(own).flow_runs(small.root)[0]["name"]
     running.kill()
     running.communicate()
-    assert not settled(lambda: server.answers(f"http://127.0.0.1:{port[1]}/api", 0.5), lambda alive: not alive, 10)
+    assert not settled(lambda: server.answers(own, 0.5), lambda alive: not alive, 10)
+    assert recorded_states(small)[dead] == ("Running", {"model": "Running"})
+
+    done = evo(*words, "vars.seconds=0", environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting a Prefect server for this run" in done.stdout
+    assert re.search(r"page of this run: http://127\.0\.0\.1:\d+/runs/flow-run/[0-9a-f-]{36}", done.stdout)
+    states = recorded_states(small)
+    assert states.pop(dead) == ("Crashed", {"model": "Crashed"})
+    assert list(states.values()) == [("Completed", {"model": "Completed"})]
+    assert not processes_with(str(tmp_path))
+    assert not list((small.root / "prefect" / "alive").iterdir())
+    assert not (tmp_path / "client" / "prefect.db").exists()
 
 
 @pytest.mark.ui
@@ -174,3 +177,11 @@ def seeded(small: Small, prefect_home: Path) -> None:
         closing(sqlite3.connect(home / "prefect.db")) as copy,
     ):
         source.backup(copy)
+
+
+def recorded_states(small: Small) -> dict[str, tuple[str, dict[str, str]]]:
+    """From a store's database, without a server: name of a flow run to its state and that of its model."""
+    tasks = "SELECT substr(name, 1, 5), state_name FROM task_run WHERE flow_run_id = ? AND name LIKE 'model %'"
+    with closing(sqlite3.connect(small.root / "prefect" / "prefect.db")) as database:
+        runs = database.execute("SELECT id, name, state_name FROM flow_run WHERE labels LIKE ?", (f"%{small.root}%",))
+        return {name: (state, dict(database.execute(tasks, (id_,)))) for id_, name, state in runs.fetchall()}

@@ -106,7 +106,7 @@ def survives_under_torchrun(
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={agents}", f"--nproc-per-node={2 // agents}"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     torchrun += [f"--max-restarts={len(deaths)}", "--monitor-interval=0.1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "EVO_DIE_WITH_PARENT": "1"}
     if agents > 1:  # what launchers set for several nodes
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with (tmp_path / "torchrun.log").open("w") as log:

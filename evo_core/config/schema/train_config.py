@@ -118,7 +118,7 @@ class TrainConfig(Block):
         return settings_without_effect(self, device_type)
 
     def to_plain(self) -> dict[str, Any]:
-        """Nested plain data that ``model_validate`` reads back; see ``evo_core.config.write``."""
+        """The data of ``to_yaml``, fit to be written: see ``evo_core.config.write``."""
         return to_plain(self)
 
     def to_yaml(self) -> str:
