@@ -11,7 +11,7 @@ def count(number: float) -> str:
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(number) >= limit:
             return f"{number / (1e3 if unit == 'k' else limit):.3g}{unit}"
-    return f"{number:.0f}" if float(number).is_integer() else f"{number:.3g}"
+    return f"{number:.0f}" if float(number).is_integer() or abs(number) >= 100 else f"{number:.3g}"
 
 
 def duration(seconds: float) -> str:
