@@ -27,8 +27,10 @@ class Evo:
         return [sys.executable, "-m", "flows.cli", *words]
 
     def environment(self) -> dict[str, str]:
+        """No Slurm cluster, though another test of this session may have one."""
         python_path = f"{HERE.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        return os.environ | {"EVO_ROOT": str(self.root), "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
+        return inherited | {"EVO_ROOT": str(self.root), "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start the command; whatever it prints comes on one pipe."""

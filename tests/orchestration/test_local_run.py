@@ -44,12 +44,13 @@ def test_prefect_is_told_for_the_run_only(small: Small, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     told = _environment(Server("http://127.0.0.1:1/api", started=True), small.request())
     (small.root / "prefect").mkdir(parents=True)
+    before = dict(os.environ)
     handlers = list(logging.getLogger().handlers)
     with _told_to_prefect(told):
         assert get_current_settings().api.url == "http://127.0.0.1:1/api"
         assert get_current_settings().home == small.root / "prefect"
     assert get_current_settings().api.url is None
-    assert not any(name in os.environ for name in told)
+    assert dict(os.environ) == before
     logging.getLogger().handlers[:] = handlers
 
 
