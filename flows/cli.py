@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from evo_core.data.commands import app as data_app
 from evo_core.errors import UserError
 
 app = typer.Typer(
@@ -199,6 +200,10 @@ def _core(module: str, what: str) -> None:
 _core("train", "Train a model here and now: evo train --config configs/train/demo.yaml.")
 _core("evaluate", "Held-out loss, perplexity and accuracy per type of a model.")
 _core("generate", "Let a model continue prompts: the `generation` block of a config.")
+_core("serve", "Serve a model: an OpenAI-compatible HTTP API and a page to try it.")
+_core("convert", "Weights to and from Hugging Face, Meta's llama and InternEvo: evo convert SRC TGT.")
+
+app.add_typer(data_app)
 
 
 def main() -> None:

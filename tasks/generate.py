@@ -31,6 +31,8 @@ class Params(kind.Params):
     top_k: int = Field(50, ge=0, description="0: all")
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
+    num_beams: int = Field(1, ge=1, description="more than 1: beam search")
+    length_penalty: float = 1.0
     batch_size: int = Field(8, ge=1)
     seed: int = 1024
 
@@ -58,6 +60,7 @@ class Samples(Kind[Params, LaunchRuntime]):
     output = "samples"
     params_type = Params
     runtime_type = LaunchRuntime
+    introduced: ClassVar = {"num_beams": 1, "length_penalty": 1.0}
 
     def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
         from evo_core.config import load_config

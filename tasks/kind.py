@@ -63,6 +63,8 @@ class StepContext(Generic[P, R]):
         stop: set when the run is told to stop; a kind that waits must watch it.
         on_progress: called with {"done", "total", "unit", ...} now and then.
         say: called with a line worth showing to a person.
+        digests: filled by a kind that knows the blake3 of files it leaves in `folder` and has made them durable: path
+            below the folder to digest. They are not read again for the manifest.
     """
 
     name: str
@@ -80,6 +82,7 @@ class StepContext(Generic[P, R]):
     say: Callable[[str], None]
     source_digest: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 class Kind(Generic[P, R]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.errors import DataError
@@ -21,7 +21,7 @@ class RawFile:
         path: relative to the raw folder, with forward slashes; its first part names the type of text by default.
         uri: where its bytes lie.
         size: bytes.
-        digest: blake3 of the bytes, hex.
+        digest: blake3 of the bytes, hex; of an object in a store ``etag:<its ETag>:<its size>``.
     """
 
     path: str
@@ -30,9 +30,20 @@ class RawFile:
     digest: str
 
 
+def object_digest(etag: str, size: int) -> str:
+    """The digest of an object in a store."""
+    return f"etag:{etag}:{size}"
+
+
+def etag_of(file: RawFile) -> str | None:
+    """The ETag that an object had when it was listed; None for a local file."""
+    kind, _, rest = file.digest.partition(":")
+    return rest.rpartition(":")[0] if kind == "etag" else None
+
+
 def write_listing(folder: Path, files: Sequence[RawFile]) -> None:
     """Write the listing into an attempt folder."""
-    write_json(folder / LISTING, [asdict(file) for file in files])
+    write_json(folder / LISTING, [vars(file) for file in files], indent=None)
 
 
 def read_listing(raw: Artifact) -> list[RawFile]:

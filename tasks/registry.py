@@ -16,10 +16,14 @@ BUILT_IN = {
     "source.sample_text": "tasks.sample_text:SampleText",
     "tokenizer.train": "tasks.tokenizer:TrainTokenizer",
     "data.tokenize": "tasks.tokenize:Tokenize",
+    "data.tokenize_sft": "tasks.tokenize_sft:TokenizeSft",
     "data.shard": "tasks.shard:Shard",
     "train.pretrain": "tasks.train:Pretrain",
     "train.finetune": "tasks.train:Finetune",
+    "model.import": "tasks.convert:ImportModel",
+    "model.export": "tasks.convert:ExportModel",
     "eval.holdout": "tasks.evaluate:Holdout",
+    "eval.tasks": "tasks.eval_tasks:TaskScores",
     "generate.samples": "tasks.generate:Samples",
 }
 """A kind's module is imported when a pipeline uses it, so that planning stays quick."""

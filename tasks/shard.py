@@ -1,22 +1,38 @@
-"""`data.shard`: token files to a dataset, one folder of shards a type of text, with a held-out part."""
+"""`data.shard`: token files to a dataset, one folder of shards a type of text, with a held-out part.
+
+A new version of a dataset starts from the newest earlier one that was made with the same parameters: shards in which
+nothing changed are hard-linked, the rest is written anew (see `evo_core.data.grouping`). So which documents lie in
+which shard depends on history; which documents a dataset has, and in what order, does not.
+"""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from evo_core.errors import ConfigError
+from evo_core.errors import ConfigError, DataError
 from tasks import kind
+from tasks.earlier import earlier, most_alike
 from tasks.kind import Facts, Input, Kind, StepContext
-from tasks.store.atomic import read_json, write_json
+from tasks.launch.launcher import Stopped
+from tasks.pace import Pace
+from tasks.store import Artifact
 from tasks.store.links import link_tree
-from tasks.tokenize import INDEX, TOKENS
+from tasks.tokenize import TOKENS, read_index
 from tasks.tokenizer import TOKENIZER
 
-STATISTICS = "statistics.json"
+if TYPE_CHECKING:
+    from evo_core.data.shard import RefreshRecord, ShardSource
+
+
+class Near(kind.Params):
+    """What counts as a near duplicate."""
+
+    threshold: float = Field(0.8, gt=0, le=1, description="least share of shingles in common (Jaccard index)")
+    permutations: int = Field(128, ge=16, description="numbers in a MinHash signature")
+    shingle: int = Field(5, ge=1, description="tokens in a shingle")
 
 
 class Params(kind.Params):
@@ -29,18 +45,55 @@ class Params(kind.Params):
     valid_fraction: float = Field(0.01, ge=0, lt=1, description="share of documents held out of training")
     shard_tokens: int = Field(100_000_000, ge=1, description="size of a shard in tokens")
     seed: int = Field(0, description="decides which documents are held out")
+    route: Literal["path", "field", "detect"] = Field(
+        "path",
+        description="path: a file's type is its folder's or by_path's; field: a document's type is in its record "
+        "(type_key of data.tokenize); detect: language or code, seen from the text",
+    )
+    others: Literal["error", "drop"] = Field(
+        "error", description="documents of a type that `types` does not name: an error, or dropped and counted"
+    )
+    dedup: Literal["none", "exact", "near"] = Field("none", description="which repeated documents are left out")
+    near: Near = Field(default_factory=Near, description="for dedup: near")
 
 
-class Shard(Kind[Params, kind.Runtime]):
+class Runtime(kind.Runtime):
+    """How many cores."""
+
+    workers: int | None = Field(None, ge=1, description="processes that read new files; default one a core")
+
+
+class Shard(Kind[Params, Runtime]):
     """Packs small files into shards and splits documents into train and valid by a stable hash of their tokens."""
 
     name = "data.shard"
     inputs = {"tokens": Input("tokens")}
     output = "dataset"
     params_type = Params
+    runtime_type = Runtime
+    introduced = {"route": "path", "others": "error", "dedup": "none"}
 
-    def check(self, params: Params, runtime: kind.Runtime, facts: Mapping[str, Facts], where: str) -> None:
-        lines = facts["tokens"].get("lines_by_type")
+    def identity(self, params: Params, runtime: Runtime) -> dict[str, Any]:
+        payload = super().identity(params, runtime)
+        if params.dedup != "near":
+            del payload["near"]
+        return payload
+
+    def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        if params.by_path and params.route != "path":
+            raise ConfigError(
+                f"by_path has no effect with route: {params.route}", key=f"{where}.params.by_path", hint="leave one"
+            )
+        if params.route == "field" and not facts["tokens"].get("type_key"):
+            raise ConfigError(
+                "route: field needs the types that data.tokenize takes from the records",
+                key=f"{where}.params.route",
+                hint="set `type_key:` of the data.tokenize step to the record's field that names the type",
+            )
+        if params.route == "path":
+            self._check_types_of_paths(params, facts["tokens"].get("lines_by_type"), where)
+
+    def _check_types_of_paths(self, params: Params, lines: Mapping[str, int | None] | None, where: str) -> None:
         if lines is None or params.by_path:  # known only when the raw files were listed, by folder
             return
         for type_ in params.types or lines:
@@ -50,59 +103,108 @@ class Shard(Kind[Params, kind.Runtime]):
                     key=f"{where}.params.types",
                     hint=f"types found, by the first folder: {', '.join(lines)}; `by_path` maps paths to types",
                 )
-            if params.valid_fraction > 0 and lines[type_] < 2:
+            most = lines[type_]
+            if params.valid_fraction > 0 and most is not None and most < 2:
                 raise ConfigError(
-                    f"too few documents for a split: {type_!r} has at most {lines[type_]}",
+                    f"too few documents for a split: {type_!r} has at most {most}",
                     key=f"{where}.params.valid_fraction",
                     hint="add raw text of this type, leave it out of `types`, or set valid_fraction: 0",
                 )
         left_out = set(lines) - set(params.types or lines)
-        if left_out:
+        if left_out and params.others == "error":
             raise ConfigError(
                 f"raw text of type {', '.join(sorted(left_out))} would be left out",
                 key=f"{where}.params.types",
-                hint="name it in `types`, or leave its files out with `exclude:` of source.files",
+                hint="name it in `types`, set `others: drop`, or leave its files out with `exclude:` of source.files",
             )
 
-    def facts(self, params: Params, runtime: kind.Runtime, facts: Mapping[str, Facts]) -> Facts:
+    def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
         passed = {k: v for k, v in facts["tokens"].items() if k == "vocab_size"}
         return passed | ({"types": sorted(params.types)} if params.types else {})
 
-    def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
-        from evo_core.data.shard import ShardSource, write_shards
+    def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
+        from evo_core.data.dedup import NearDuplicates
+        from evo_core.data.routing import Routing
+        from evo_core.data.shard import write_shards
 
-        tokens, sources = ctx.inputs["tokens"], []
-        for row in read_json(tokens.path / INDEX) or []:
-            if row["documents"] == 0:
-                continue
-            type_ = self._type(ctx.params, row["path"])
-            if ctx.params.types is not None and type_ not in ctx.params.types:
-                raise ConfigError(
-                    f"{row['path']} is of type {type_!r}, which `types` does not name",
-                    key=f"steps.{ctx.name}.params.types",
-                    hint="name the type, or map the path to one with `by_path`",
-                )
-            sources.append(ShardSource(type_, ctx.store.object(row["object"]) / TOKENS, row["path"]))
-        statistics = write_shards(
-            sources,
-            ctx.folder,
-            valid_fraction=ctx.params.valid_fraction,
-            shard_tokens=ctx.params.shard_tokens,
-            seed=ctx.params.seed,
-        )
-        write_json(ctx.folder / STATISTICS, statistics)
+        params, tokens = ctx.params, ctx.inputs["tokens"]
+        sources = self._sources(ctx)
+        previous = self._previous(ctx, sources)
+        if previous is not None:
+            ctx.say(f"starts from the version in {previous.folder.parents[1].name}")
+        types = None if params.types is None else frozenset(params.types)
+        try:
+            statistics = write_shards(
+                sources,
+                ctx.folder,
+                valid_fraction=params.valid_fraction,
+                shard_tokens=params.shard_tokens,
+                seed=params.seed,
+                routing=Routing(params.route, tokens.path / TOKENIZER, types, params.others),
+                dedup=params.dedup,
+                near=NearDuplicates(**params.near.model_dump()),
+                previous=previous,
+                workers=ctx.runtime.workers,
+                on_progress=_progress(ctx),
+            )
+        except DataError as error:
+            if error.key in ("types", "valid_fraction"):
+                error = DataError(error.message, key=f"steps.{ctx.name}.params.{error.key}", hint=error.hint)
+            raise error from None
+        for shard in statistics["shards"]:
+            ctx.digests[shard["path"]] = shard["digest"]
+            ctx.digests[f"{shard['path']}.meta"] = shard["meta_digest"]
         link_tree(tokens.path / TOKENIZER, ctx.folder / TOKENIZER)
-        types = statistics["types"].values()
+        types_ = statistics["types"].values()
         return {
-            "documents": sum(of_type["documents"] for of_type in types),
-            "tokens": sum(of_type["tokens"] for of_type in types),
+            "documents": sum(of_type["documents"] for of_type in types_),
+            "tokens": sum(of_type["tokens"] for of_type in types_),
             "shards": len(statistics["shards"]),
+            "shards_kept": _kept(previous, statistics["shards"]),
             "types": statistics["types"],
+            **({"dropped": statistics["dropped"]} if "dropped" in statistics else {}),
         }
 
-    @staticmethod
-    def _type(params: Params, path: str) -> str:
-        for pattern, type_ in params.by_path.items():
-            if fnmatch.fnmatch(path, pattern):
-                return type_
-        return path.partition("/")[0]
+    def _sources(self, ctx: StepContext[Params, Runtime]) -> list[ShardSource]:
+        from evo_core.data.routing import type_of_path
+        from evo_core.data.shard import ShardSource
+
+        sources = []
+        for row in read_index(ctx.inputs["tokens"]):
+            if row["documents"]:
+                type_ = type_of_path(row["path"], ctx.params.by_path) if ctx.params.route == "path" else ""
+                path = ctx.store.object(row["object"]) / TOKENS
+                sources.append(ShardSource(type_, path, row["path"], row["object"]))
+        return sources
+
+    def _previous(self, ctx: StepContext[Params, Runtime], sources: list[ShardSource]) -> RefreshRecord | None:
+        """The record of the newest dataset that was made in the same way from much of the same tokens."""
+        from evo_core.data.shard import RefreshRecord
+
+        def read(artifact: Artifact) -> tuple[RefreshRecord, float] | None:
+            if artifact.key == ctx.key:
+                return None  # a forced rebuild is not made from what it replaces
+            record = RefreshRecord.load(artifact.path)
+            return None if record is None else (record, record.share(sources))
+
+        params = self.identity(ctx.params, ctx.runtime)
+        return most_alike(earlier(ctx.store, self.name, self.version, params), read)
+
+
+def _kept(previous: RefreshRecord | None, shards: list[dict[str, Any]]) -> int:
+    """How many shards are those of the earlier version."""
+    before = previous.shards if previous else {}
+    return sum(shard["path"] in before and before[shard["path"]]["digest"] == shard["digest"] for shard in shards)
+
+
+def _progress(ctx: StepContext[Params, Runtime]) -> Callable[[str, int, int], None]:
+    paces: dict[str, Pace] = {}
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        if ctx.stop.is_set():
+            raise Stopped("the dataset was not finished; a new run makes it from the beginning")
+        pace = paces.setdefault(phase, Pace())
+        unit = {"read": "bytes", "write": "tokens"}[phase]
+        ctx.on_progress({"unit": unit, **pace.report(done, total, done if phase == "write" else None)})
+
+    return on_progress

@@ -1,4 +1,4 @@
-"""`source.files`: raw text files in a folder, as they are now."""
+"""`source.files`: raw text files in a folder or an object store, as they are now."""
 
 from __future__ import annotations
 
@@ -12,29 +12,45 @@ from evo_core.errors import ConfigError
 from tasks import kind
 from tasks.durations import Duration
 from tasks.kind import Facts, Source, StepContext
-from tasks.paths import PipelinePath
-from tasks.raw import RawFile, write_listing
-from tasks.store.digests import DigestMemory, combine
+from tasks.listing import Listed, list_files
+from tasks.paths import PipelineLocation
+from tasks.raw import RawFile, object_digest, write_listing
+from tasks.store.digests import DigestMemory, FileDigest, combine
+
+INCLUDE = [
+    *(f"**/*.{name}{packed}" for name in ("txt", "json", "jsonl") for packed in ("", ".gz", ".zst")),
+    "**/*.parquet",
+]
+"""Every format that `data.tokenize` reads."""
+
+LINES = (".txt", ".jsonl")
+"""Files that hold at most a document a line."""
 
 
 class Params(kind.Params):
     """What counts as raw text."""
 
-    root: PipelinePath = Field(description="the folder; its sub-folders cn/ en/ code/ ... name the type of text")
-    include: list[str] = Field(["**/*.txt", "**/*.json", "**/*.jsonl", "**/*.jsonl.gz", "**/*.jsonl.zst"])
+    root: PipelineLocation = Field(
+        description="the folder, or s3://bucket/prefix; its sub-folders cn/ en/ code/ ... name the type of text"
+    )
+    include: list[str] = Field(INCLUDE, description="patterns of files to take")
     exclude: list[str] = Field([], description="patterns of files to leave out")
     settle: Duration = Field(0.0, description="leave out files younger than this: somebody may be writing them")
 
 
 class Files(Source[Params, kind.Runtime]):
-    """Lists and digests the files of a folder; copies nothing."""
+    """Lists and digests the files of a folder; copies nothing.
+
+    A local file's digest is the blake3 of its content, computed once for as long as its size and modification time
+    stay; an object's is its ETag, with its size.
+    """
 
     name = "source.files"
     output = "raw"
     params_type = Params
 
     def digest(self, params: Params, remember: Path) -> tuple[str, Facts]:
-        """sha256 over (relative path, blake3 of the content) of every file; the root itself is not in it."""
+        """sha256 over (relative path, digest) of every file; the root itself is not in it."""
         files, lines = _list(params, remember)
         return combine((file.path, file.digest) for file in files), {"lines_by_type": lines, "files": len(files)}
 
@@ -51,30 +67,35 @@ class Files(Source[Params, kind.Runtime]):
         return {"files": len(files), "bytes": sum(file.size for file in files)}
 
 
-def _list(params: Params, remember: Path) -> tuple[list[RawFile], dict[str, int]]:
-    """Every file that counts, and how many lines each type of text has at most."""
-    if not params.root.is_dir():
-        raise ConfigError(
-            f"the raw folder {params.root} does not exist", key="root", hint="make it, or change the path"
-        )
+def _list(params: Params, remember: Path) -> tuple[list[RawFile], dict[str, int | None]]:
+    """Every file that counts, and how many documents each type of text has at most (None: nobody knows)."""
     newest = time.time() - params.settle
-    excluded = {path for pattern in params.exclude for path in params.root.glob(pattern)}
-    paths = {path for pattern in params.include for path in params.root.glob(pattern)} - excluded
-    memory = DigestMemory(remember)
-    files, lines = [], dict[str, int]()
-    for path in sorted(p for p in paths if p.is_file()):
-        if params.settle and path.stat().st_mtime > newest:
-            continue
-        known = memory.of(path.absolute())
-        relative = path.relative_to(params.root).as_posix()
-        files.append(RawFile(relative, str(path.absolute()), known.size, known.digest))
-        type_ = relative.partition("/")[0]
-        lines[type_] = lines.get(type_, 0) + known.lines
+    listed = list_files(params.root, params.include, params.exclude)
+    if params.settle:
+        listed = [file for file in listed if file.modified <= newest]
+    memory = DigestMemory(remember) if any(not file.tag for file in listed) else None
+    files, lines = [], dict[str, int | None]()
+    for file in listed:
+        known = None if memory is None or file.tag else memory.of_listed(file.uri, file.size, file.mtime_ns)
+        digest = known.digest if known else object_digest(file.tag, file.size)
+        files.append(RawFile(file.path, file.uri, file.size, digest))
+        type_ = file.path.partition("/")[0]
+        lines[type_] = _sum(lines.get(type_, 0), _most_documents(file, known))
     if not any(file.size for file in files):
         raise ConfigError(
             f"the corpus is empty: no file with text under {params.root} matches {', '.join(params.include)}",
             key="root",
             hint="put .txt or .jsonl files there, or change `include`",
         )
-    memory.save()
+    if memory is not None:
+        memory.save()
     return files, lines
+
+
+def _most_documents(file: Listed, known: FileDigest | None) -> int | None:
+    """A bound on a file's documents, where one is known without reading it."""
+    return known.lines if known and file.path.lower().endswith(LINES) else None
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b

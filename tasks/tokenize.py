@@ -1,15 +1,16 @@
 """`data.tokenize`: raw files to token files, each tokenized once in the life of the store.
 
-The tokens of one raw file are an object of the store whose id follows from the file's bytes, the tokenizer and the
+The tokens of one raw file are an object of the store whose id follows from the file's content, the tokenizer and the
 parameters. A run tokenizes the files whose object is not there yet; a killed run loses the files it was at, no more.
+What an earlier index says of an object is not read from the object again, so that ten thousand known files cost one.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +18,17 @@ from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
+from tasks.earlier import earlier, most_alike
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
+from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
-from tasks.store import Store
+from tasks.store import Artifact, Store
 from tasks.store.atomic import create_json, read_json, write_json
-from tasks.store.digests import combine, digest_file
+from tasks.store.digests import combine
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
+from tasks.unchanged import StillAsListed
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize import TokenizeResult, TokenizeSpec
@@ -33,6 +37,8 @@ INDEX = "index.json"
 TOKENS = "tokens.bin"
 DONE = "object.json"
 """Written last into an object's folder: the object is there once this is."""
+
+COUNTS = ("documents", "tokens", "skipped")
 
 
 class Params(kind.Params):
@@ -45,6 +51,9 @@ class Params(kind.Params):
         "text", description="text: the named fields; internevo: as its tool does"
     )
     text_keys: list[str] = Field(["text"], description="fields of a JSON record that hold text")
+    type_key: str | None = Field(
+        None, description="field of a JSON record that names its type of text, for `route: field` of data.shard"
+    )
     bos: bool = Field(True, description="begin each document with the begin-of-sequence id")
     eos: bool = Field(True, description="end each document with the end-of-sequence id")
     on_error: Literal["raise", "skip"] = Field(
@@ -53,9 +62,14 @@ class Params(kind.Params):
 
 
 class Runtime(kind.Runtime):
-    """How many cores."""
+    """On how many cores, of this machine or of others."""
 
-    workers: int | None = Field(None, ge=1, description="processes; default one a core")
+    workers: int | None = Field(None, ge=1, description="processes on this machine; default one a core")
+    dask: str | None = Field(
+        None,
+        description="a Dask scheduler that tokenizes instead (tcp://host:8786; its workers see the same folders), or "
+        "`local` for a Dask cluster on this machine",
+    )
 
 
 class Tokenize(Kind[Params, Runtime]):
@@ -66,6 +80,7 @@ class Tokenize(Kind[Params, Runtime]):
     output = "tokens"
     params_type = Params
     runtime_type = Runtime
+    introduced = {"type_key": None}
 
     def identity(self, params: Params, runtime: Runtime) -> dict[str, Any]:
         payload = super().identity(params, runtime)
@@ -89,11 +104,13 @@ class Tokenize(Kind[Params, Runtime]):
                 key=f"{where}.params.tokenizer",
                 hint="leave one",
             )
+        if params.type_key is not None and params.mode == "internevo":
+            raise ConfigError("a type_key has no effect in mode internevo", key=f"{where}.params.type_key")
         if params.tokenizer is not None and not params.tokenizer.exists():
             raise ConfigError(f"the tokenizer {params.tokenizer} does not exist", key=f"{where}.params.tokenizer")
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
-        passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"}
+        passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"} | {"type_key": params.type_key}
         if params.tokenizer is None:
             return passed | {k: v for k, v in facts["tokenizer"].items() if k == "vocab_size"}
         from evo_core.data.tokenizers import load_tokenizer
@@ -104,17 +121,17 @@ class Tokenize(Kind[Params, Runtime]):
         tokenizer = ctx.params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER
         tokenizer_digest = keep_tokenizer(tokenizer, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
-        objects = {file.path: self._object_id(ctx.params, file, tokenizer_digest) for file in files}
-        missing = {
-            objects[file.path]: file for file in files if not (ctx.store.object(objects[file.path]) / DONE).exists()
-        }
-        reused = len(set(objects.values())) - len(missing)
+        ids = self._object_ids(ctx.params, files, tokenizer_digest)
+        counts = _known_counts(ctx, self, set(ids))
+        missing = {object_id: file for object_id, file in zip(ids, files, strict=True) if object_id not in counts}
+        reused = len(set(ids)) - len(missing)
         ctx.say(f"{len(missing)} of {len(files)} files to tokenize, {reused} found in the store")
-        _tokenize_all(ctx, missing, tokenizer)
+        counts |= _tokenize(ctx, missing, tokenizer)
         index = [
-            {**_as_row(file), "object": objects[file.path], **_counts(ctx.store, objects[file.path])} for file in files
+            {**_as_row(file), "object": object_id, **counts[object_id]}
+            for object_id, file in zip(ids, files, strict=True)
         ]
-        write_json(ctx.folder / INDEX, index)
+        write_json(ctx.folder / INDEX, index, indent=None)
         return {
             "files": len(files),
             "files_tokenized": len(missing),
@@ -123,87 +140,130 @@ class Tokenize(Kind[Params, Runtime]):
             "skipped_records": sum(row["skipped"] for row in index),
         }
 
-    def _object_id(self, params: Params, file: RawFile, tokenizer: str) -> str:
+    def _object_ids(self, params: Params, files: list[RawFile], tokenizer: str) -> list[str]:
+        """For each file, what its tokens depend on: its content, its format, the tokenizer and the parameters."""
         settings = params.model_dump(mode="json", exclude={"tokenizer"})
-        return combine(
-            [
-                ("file", file.digest),
-                ("suffix", "".join(Path(file.path).suffixes[-2:])),
-                ("tokenizer", tokenizer),
-                ("kind", f"{self.name} {self.version}"),
-                *((name, repr(value)) for name, value in settings.items()),
-            ]
-        )
+        settings = {k: v for k, v in settings.items() if not (k in self.introduced and v == self.introduced[k])}
+        same = [
+            ("tokenizer", tokenizer),
+            ("kind", f"{self.name} {self.version}"),
+            *((name, repr(value)) for name, value in settings.items()),
+        ]
+        return [combine([("file", file.digest), ("suffix", _suffix(file.path)), *same]) for file in files]
+
+
+def read_index(tokens: Artifact) -> list[dict[str, Any]]:
+    """The rows of a tokens artifact: ``path``, ``uri``, ``digest``, ``bytes``, ``object``, and the object's counts."""
+    rows = read_json(tokens.path / INDEX)
+    if rows is None:
+        raise DataError(f"a tokens artifact without {INDEX}", file=tokens.path)
+    return rows
+
+
+def _suffix(path: str) -> str:
+    """What a file's name says of its format: ``.jsonl.zst``."""
+    return "".join(f".{part}" for part in path.rpartition("/")[2].lstrip(".").split(".")[1:][-2:])
 
 
 def _as_row(file: RawFile) -> dict[str, Any]:
     return {"path": file.path, "uri": file.uri, "digest": file.digest, "bytes": file.size}
 
 
-def _counts(store: Store, object_id: str) -> dict[str, Any]:
-    return read_json(store.object(object_id) / DONE) or {}
+def _known_counts(ctx: StepContext[Params, Runtime], kind_: Tokenize, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Counts of those objects that are there, from an earlier index where it names them, else from the objects."""
+
+    def read(artifact: Artifact) -> tuple[dict[str, dict[str, Any]], float]:
+        rows = {row["object"]: {name: row[name] for name in COUNTS} for row in read_index(artifact)}
+        return rows, len(rows.keys() & ids) / max(len(ids), 1)
+
+    indexed = most_alike(earlier(ctx.store, kind_.name, kind_.version), read) or {}
+    folders = _object_folders(ctx.store, ids)
+    counts = {object_id: indexed[object_id] for object_id in folders & indexed.keys()}
+    for object_id in folders - indexed.keys():
+        done = read_json(ctx.store.object(object_id) / DONE)
+        if done is not None:
+            counts[object_id] = done
+    return counts
 
 
-def _tokenize_all(ctx: StepContext[Params, Runtime], missing: Mapping[str, RawFile], tokenizer: Path) -> None:
-    """Tokenize the missing files, the largest first, on all cores; each object is there once it is whole."""
-    from evo_core.data.tokenize import TokenizeSpec
+def _object_folders(store: Store, ids: set[str]) -> set[str]:
+    """Which of the objects have a folder: a listing of at most 256 folders, however many objects there are."""
+    found: set[str] = set()
+    for object_id in {object_id[:2]: object_id for object_id in ids}.values():
+        try:
+            with os.scandir(store.object(object_id).parent) as entries:
+                found.update(entry.name for entry in entries)
+        except FileNotFoundError:
+            continue
+    return found & ids
+
+
+def _tokenize(
+    ctx: StepContext[Params, Runtime], missing: Mapping[str, RawFile], tokenizer: Path
+) -> dict[str, dict[str, Any]]:
+    """Tokenize the missing files, the largest first; each object is there once it is whole and its file unchanged."""
+    from evo_core.data.fan_out import Interrupted, tokenize_files
 
     if not missing:
+        return {}
+    ids = sorted(missing, key=lambda object_id: -missing[object_id].size)
+    total, pace = sum(file.size for file in missing.values()), Pace()
+    with StillAsListed(ctx.store.inventory) as check:
+        for file in missing.values():
+            check.before(file)
+
+        def on_done(number: int, result: TokenizeResult) -> None:
+            done = ctx.store.object(ids[number]) / DONE
+            check.after(missing[ids[number]], lambda: create_json(done, _counts(result)))
+
+        def on_progress(share: float, tokens: int) -> None:
+            ctx.on_progress({"unit": "bytes", **pace.report(round(share * total), total, tokens)})
+
+        specs = [_spec(ctx, object_id, missing[object_id], tokenizer) for object_id in ids]
+        try:
+            with _executor(ctx.runtime) as executor:
+                results = tokenize_files(
+                    specs,
+                    workers=ctx.runtime.workers,
+                    executor=executor,
+                    on_done=on_done,
+                    on_progress=on_progress,
+                    stop=ctx.stop,
+                )
+        except Interrupted as stopped:
+            raise Stopped(str(stopped)) from None
+    return {object_id: _counts(result) for object_id, result in zip(ids, results, strict=True)}
+
+
+@contextmanager
+def _executor(runtime: Runtime) -> Iterator[Executor | None]:
+    """What tokenizes in place of a pool of processes."""
+    if runtime.dask is None:
+        yield None
         return
-    specs: dict[str, TokenizeSpec] = {}
-    for object_id, file in sorted(missing.items(), key=lambda item: -item[1].size):
-        _verify(file)
-        folder = ctx.store.object(object_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        specs[object_id] = TokenizeSpec(
-            input=Path(file.uri),
-            output=folder / TOKENS,
-            tokenizer=tokenizer,
-            mode=ctx.params.mode,
-            text_keys=tuple(ctx.params.text_keys),
-            bos=ctx.params.bos,
-            eos=ctx.params.eos,
-            on_error=ctx.params.on_error,
-        )
-    total, done, tokens = sum(file.size for file in missing.values()), 0, 0
-    workers = min(ctx.runtime.workers or os.cpu_count() or 1, len(specs))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
-    try:
-        pending: dict[Future[TokenizeResult], str] = {pool.submit(_run, s): o for o, s in specs.items()}
-        while pending:
-            finished, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            if ctx.stop.is_set():
-                raise Stopped(f"{len(pending)} files are left to tokenize")
-            for future in finished:
-                object_id = pending.pop(future)
-                result = future.result()
-                counts = {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped}
-                create_json(ctx.store.object(object_id) / DONE, counts)
-                done, tokens = done + missing[object_id].size, tokens + result.tokens
-                ctx.on_progress({"done": done, "total": total, "unit": "bytes", "tokens": tokens})
-    finally:
-        for process in list((pool._processes or {}).values()) if ctx.stop.is_set() else []:
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+    from evo_core.data.fan_out import dask_executor
+
+    with dask_executor(runtime.dask) as executor:
+        yield executor
 
 
-def _verify(file: RawFile) -> None:
-    path = Path(file.uri)
-    if not path.exists() or digest_file(path).digest != file.digest:
-        raise DataError(
-            "this raw file is gone or changed since it was listed",
-            file=path,
-            hint="run again; `settle:` of source.files leaves out files that are still being written",
-        )
+def _spec(ctx: StepContext[Params, Runtime], object_id: str, file: RawFile, tokenizer: Path) -> TokenizeSpec:
+    from evo_core.data.tokenize import TokenizeSpec
+
+    folder = ctx.store.object(object_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    return TokenizeSpec(
+        input=file.uri,
+        output=folder / TOKENS,
+        tokenizer=tokenizer,
+        mode=ctx.params.mode,
+        text_keys=tuple(ctx.params.text_keys),
+        type_key=ctx.params.type_key,
+        bos=ctx.params.bos,
+        eos=ctx.params.eos,
+        on_error=ctx.params.on_error,
+    )
 
 
-def _run(spec: TokenizeSpec) -> TokenizeResult:
-    from evo_core.data.tokenize import tokenize_file
-
-    return tokenize_file(spec)
-
-
-def _die_with_parent() -> None:
-    from evo_core.process import die_with_parent
-
-    die_with_parent()
+def _counts(result: TokenizeResult) -> dict[str, int]:
+    return {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped}

@@ -54,7 +54,7 @@ class TrainTokenizer(Kind[Params, kind.Runtime]):
 
         def texts() -> Iterator[str]:
             for file in files:
-                yield from read_documents(Path(file.uri), ctx.params.text_keys)
+                yield from read_documents(file.uri, ctx.params.text_keys)
 
         model = ctx.folder / TOKENIZER / "tokenizer.model"
         model.parent.mkdir()

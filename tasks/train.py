@@ -63,6 +63,12 @@ class _Train(Kind[Params, LaunchRuntime]):
             params.job.check_world(runtime.world_size)
         except ConfigError as error:
             raise ConfigError(error.message, key=f"{where}.params.{error.key}", hint=error.hint) from error
+        if params.job.data.type != "tokenized":
+            raise ConfigError(
+                f"{params.job.data.type}: the step trains on the token shards of its input",
+                key=f"{where}.params.data.type",
+                hint="train on a Hugging Face data set with `python -m evo_core.train`",
+            )
         known, vocab = facts["data"].get("vocab_size"), params.job.model.vocab_size
         if known is not None and known > vocab:
             raise ConfigError(

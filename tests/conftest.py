@@ -1,3 +1,3 @@
 """What every test may ask for."""
 
-pytest_plugins = ["tests.slurm_cluster"]
+pytest_plugins = ["tests.s3_server", "tests.slurm_cluster"]

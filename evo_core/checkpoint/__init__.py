@@ -6,8 +6,18 @@ resolved configuration), ``tokenizer/`` (where the run names one), ``train_state
 """
 
 from evo_core.checkpoint.folder import newest_complete
-from evo_core.checkpoint.loading import load, load_model, newest_sound, read_config, verify
+from evo_core.checkpoint.loading import load, load_model, newest_sound, read_config, trained_for, verify
 from evo_core.checkpoint.saving import save
 from evo_core.checkpoint.train_state import TrainState
 
-__all__ = ["TrainState", "load", "load_model", "newest_complete", "newest_sound", "read_config", "save", "verify"]
+__all__ = [
+    "TrainState",
+    "load",
+    "load_model",
+    "newest_complete",
+    "newest_sound",
+    "read_config",
+    "save",
+    "trained_for",
+    "verify",
+]

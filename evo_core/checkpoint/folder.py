@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from evo_core.config import is_remote, local_path
+from evo_core.config import local_path
 from evo_core.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -83,14 +83,22 @@ def create(root: Path, step: int, *, snapshot: bool = False) -> Path:
 
 
 def resolve(uri: str | Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest complete one in it.
+    """The folder of weights that a path or a hub id means: of our own checkpoints the newest complete one.
 
     Raises:
         CheckpointError: there is none.
     """
-    if is_remote(str(uri)):
-        raise CheckpointError(f"{uri}: this version reads checkpoints in local folders only")
-    path = local_path(str(uri))
+    from evo_core.checkpoint.formats import locate
+
+    return locate(uri)[1]
+
+
+def resolve_own(path: Path) -> Path:
+    """The checkpoint of ours that a folder means: itself, or the newest complete one in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     if (path / MANIFEST).is_file():
         return path
     if not path.is_dir():
@@ -98,7 +106,10 @@ def resolve(uri: str | Path) -> Path:
     newest = newest_complete(path)
     if newest is None:
         raise CheckpointError(
-            f"no complete checkpoint here: neither {MANIFEST} nor a folder <step>/{MANIFEST}", file=path
+            f"no complete checkpoint here: neither {MANIFEST} nor a folder <step>/{MANIFEST}",
+            file=path,
+            hint="nor another system's weights: config.json with safetensors or pytorch_model.bin, params.json with "
+            "consolidated.00.pth, or model_tp0_pp0.pt",
         )
     return newest
 

@@ -94,12 +94,19 @@ def load(
     if "sampler" in content:
         state.step, state.tokens, state.skipped_updates = saved.step, saved.tokens, saved.skipped_updates
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
-        state.folder, state.seed = saved.folder, saved.seed
+        state.folder, state.seed, state.places = saved.folder, saved.seed, saved.places
     return state
 
 
 def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
     """Read the moments, and master values where both sides have them; tells whether they were there."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            "holds weights alone, no states of an optimizer",
+            file=folder.parent,
+            key="ckpt.load_ckpt_info.content",
+            hint='write content: ["model"]',
+        )
     wanted = optimizer.state()
     stored = stored_shapes(folder)
     master = {name for name in wanted if name.startswith("master.")}
@@ -109,10 +116,23 @@ def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
 
 
 def read_config(uri: str | Path) -> TrainConfig:
-    """The configuration of the run that wrote a checkpoint; `uri` as for `load_model`."""
+    """The configuration of the run that wrote a checkpoint; `uri` as for `load_model`.
+
+    Of weights in another system's format it is one whose `model` block describes them, the rest as by default.
+    """
+    from evo_core.checkpoint.formats import locate, open_weights
     from evo_core.config import load_config
 
-    return load_config(folders.resolve(uri) / CONFIG)
+    kind, folder = locate(uri)
+    return load_config(folder / CONFIG) if kind == "evo" else open_weights(folder).config
+
+
+def trained_for(folder: Path) -> tuple[int, int]:
+    """Steps and training tokens behind a folder of weights; zeros for another system's, which does not say."""
+    if not (folder / folders.MANIFEST).is_file():
+        return 0, 0
+    manifest = read_manifest(folder)
+    return manifest.step, manifest.tokens
 
 
 def load_model(
@@ -126,21 +146,26 @@ def load_model(
 
     Args:
         uri: a checkpoint folder, or a folder that holds checkpoints (then the newest complete one); with or without
-            ``local:``.
+            ``local:``. A folder of Hugging Face's, Meta's or InternEvo's form, or a hub id, works alike.
         device: where to put it.
         dtype: type of the weights; default that of the training run.
         check: compare the files that are read with their digests first.
 
     Returns:
-        The model in evaluation mode, and the tokenizer, or None where the run named none.
+        The model in evaluation mode, and the tokenizer, or None where there is none with the weights.
 
     Raises:
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
+    from evo_core.checkpoint.formats import build, locate, open_weights
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.model import build_model
 
-    folder = folders.resolve(uri)
+    kind, folder = locate(uri)
+    if kind != "evo":
+        weights = open_weights(folder)
+        found = load_tokenizer(weights.tokenizer) if weights.tokenizer else None
+        return build(weights, device=device, dtype=dtype).eval(), found
     manifest = read_manifest(folder)
     if check:
         read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]

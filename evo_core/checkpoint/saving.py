@@ -16,6 +16,7 @@ from evo_core.checkpoint.manifest import FileRecord, Manifest, file_record, writ
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
+from evo_core.config.paths import is_hub_id
 from evo_core.data.tokenizers import load_tokenizer
 from evo_core.parallel.collectives import gather_objects, on_first
 
@@ -73,10 +74,10 @@ def save(
 def _portable(cfg: TrainConfig) -> TrainConfig:
     """The configuration with paths that mean the same from any working folder; relative ones look like hub ids."""
     updates: dict[str, Any] = {}
-    if cfg.data.tokenizer_path is not None:
+    if cfg.data.tokenizer_path is not None and not is_hub_id(cfg.data.tokenizer_path):
         path = str(local_path(cfg.data.tokenizer_path).absolute())
         updates["data"] = cfg.data.model_copy(update={"tokenizer_path": path})
-    if (info := cfg.ckpt.load_ckpt_info) is not None:
+    if (info := cfg.ckpt.load_ckpt_info) is not None and not is_hub_id(info.path):
         info = info.model_copy(update={"path": str(local_path(info.path).absolute())})
         updates["ckpt"] = cfg.ckpt.model_copy(update={"load_ckpt_info": info})
     return cfg.model_copy(update=updates)

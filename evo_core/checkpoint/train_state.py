@@ -28,6 +28,7 @@ class TrainState:
         batch_tokens: tokens of a full step over all ranks; with another number the same step means other data.
         seed: of the run.
         folder: the run's folder, where its curve is.
+        places: in a data set that is read in order, the place of each data-parallel rank; else nothing.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class TrainState:
     batch_tokens: int = 0
     seed: int = 0
     folder: str = ""
+    places: list[Any] = field(default_factory=list)
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a checkpoint folder."""

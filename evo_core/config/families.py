@@ -19,8 +19,21 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "INTERNLM2_PUBLIC": {"rope_base": 10000.0, "qk_interleaved": False, **_WIDE_STDS},
     # Meta's checkpoints hold query and key rows in neighbouring pairs.
     "LLAMA2": {"rope_base": 10000.0, "qk_interleaved": True, **_WIDE_STDS},
+    "LLAMA3": {"rope_base": 500000.0, "qk_interleaved": False, "no_bias": True, **_WIDE_STDS},
+    "QWEN3": {
+        "rope_base": 1e6,
+        "qk_interleaved": False,
+        "no_bias": True,
+        "qk_norm": True,
+        "layer_norm_epsilon": 1e-6,
+        **_WIDE_STDS,
+    },
     "INTERNLM_MoE": {"rope_base": 10000.0, "qk_interleaved": False, **_INTERNLM_STDS},
 }
+
+
+SHIPPED = tuple(_FAMILIES)
+"""The model types whose block is ``ModelConfig``."""
 
 
 def family_defaults(model_type: object) -> dict[str, Any]:

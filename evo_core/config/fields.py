@@ -34,7 +34,8 @@ def identity(default: Any, doc: str, *, introduced: Any = NEVER, **options: Any)
         default: its default, or ``REQUIRED``.
         doc: what it does, with units.
         introduced: for a setting that came after the first artifacts were made, the default it came with:
-            at that value it is left out of the identity, so that older artifacts keep their keys.
+            at that value it is left out of the identity, so that older artifacts keep their keys. A function
+            gives it from the block, where it follows from other settings.
         options: passed to pydantic's ``Field``.
     """
     return _field(default, doc, "identity", introduced, options)
@@ -46,7 +47,7 @@ def execution(default: Any, doc: str, **options: Any) -> Any:
 
 
 def copied(default: Any, doc: str) -> Any:
-    """A value that the schema copies here from another setting, for the convenience of a reader."""
+    """A value, or a block of them, that the schema copies here from elsewhere, for the convenience of a reader."""
     return _field(default, doc, "copied", NEVER, {})
 
 
@@ -104,14 +105,18 @@ def leaves(block: type[BaseModel] | BaseModel, prefix: str = "") -> Iterator[Lea
     kind = block if isinstance(block, type) else type(block)
     for name, field in kind.model_fields.items():
         key = f"{prefix}{name}"
+        extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        unmarked = None if issubclass(kind, Block) else "identity"
+        mark = extra.get("mark", unmarked)
         value = None if isinstance(block, type) else getattr(block, name)
         inner = value if isinstance(value, BaseModel) else block_type(field)
-        if inner is not None:
+        if inner is not None and mark != "copied":
             yield from leaves(inner, f"{key}.")
-        else:
-            extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            unmarked = None if issubclass(kind, Block) else "identity"
-            yield Leaf(key, extra.get("mark", unmarked), extra.get("introduced", NEVER), field)
+            continue
+        introduced = extra.get("introduced", NEVER)
+        if callable(introduced) and not isinstance(block, type):
+            introduced = introduced(block)
+        yield Leaf(key, mark, introduced, field)
 
 
 def block_type(field: FieldInfo) -> type[Block] | None:

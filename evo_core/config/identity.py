@@ -14,7 +14,8 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """The identity settings as nested plain data, without those at the default they were introduced with.
 
     A configuration that states ``data.global_batch_tokens`` means the same on any number of ranks. One that
-    states ``data.micro_num`` does not: then ``data.dp``, the data-parallel ranks, is part of the identity.
+    states ``data.micro_num`` does not: then ``data.dp``, the data-parallel ranks, is part of the identity. It always
+    is with ``data.type: hf``, and so are the names of the data set and the tokenizer.
     """
     identity: dict[str, Any] = {}
     for leaf in leaves(config):
@@ -32,6 +33,10 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
         identity["data"]["dp"] = config.dp(world_size)
     else:
         del identity["data"]["micro_num"]
+    if config.data.type == "hf":
+        # Nothing else says which texts and tokens those are; and each rank reads a part of its own.
+        identity["data"] |= {"dp": config.dp(world_size), "train_folder": config.data.train_folder}
+        identity["data"]["tokenizer_path"] = config.data.tokenizer_path
     return identity
 
 

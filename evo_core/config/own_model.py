@@ -7,13 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from evo_core.config.families import SHIPPED
 from evo_core.config.fields import copied, identity
 from evo_core.config.problems import raise_all
 from evo_core.config.report import errors_of
 from evo_core.errors import ConfigError
-
-SHIPPED = ("INTERNLM", "INTERNLM2_PUBLIC", "LLAMA2", "INTERNLM_MoE")
-"""The model types whose block is ``ModelConfig``."""
 
 
 def is_model_type(name: str) -> str:
@@ -28,7 +26,8 @@ def is_model_type(name: str) -> str:
         try:
             model_type(name)
         except ConfigError as error:
-            raise ValueError(f"{error.message} ({error.hint})") from None
+            hint = f" ({error.hint})" if error.hint else ""
+            raise ValueError(f"{error.message}{hint}") from None
     return name
 
 

@@ -18,6 +18,7 @@ def rule_errors(config: TrainConfig) -> Iterator[ConfigError]:
     """Everything in a configuration that contradicts itself, whatever the number of ranks."""
     yield from shape_errors(config)
     yield from _batch(config)
+    yield from _data(config)
     yield from _hugging_face_data(config)
     yield from _schedules(config)
     yield from _loss_scale(config)
@@ -57,10 +58,32 @@ def _batch(config: TrainConfig) -> Iterator[ConfigError]:
         )
 
 
+def _data(config: TrainConfig) -> Iterator[ConfigError]:
+    data = config.data
+    if data.packing == "internevo":
+        key = "data.packing"
+        if not data.use_packed_dataset:
+            yield ConfigError("internevo orders packs, which use_packed_dataset false has none of", key=key)
+        if data.type_weights is not None:
+            yield ConfigError("internevo mixes types by their tokens, without type_weights", key=key)
+        if data.train_folder is None:
+            yield ConfigError("internevo goes file by file, and there is no data.train_folder", key=key)
+    if not data.use_packed_dataset and data.pack_sample_into_one:
+        yield ConfigError("has no meaning with use_packed_dataset false", key="data.pack_sample_into_one")
+    if data.type_weights is not None and not any(data.type_weights.values()):
+        yield ConfigError("no weight is above 0", key="data.type_weights")
+
+
 def _hugging_face_data(config: TrainConfig) -> Iterator[ConfigError]:
     data = config.data
     if data.type != "hf":
         return
+    if data.train_folder is None:
+        message = "is required with data.type hf"
+        yield ConfigError(message, key="data.train_folder", hint="name a data set's folder or hub id")
+    for name, without in (("packing", "continuous"), ("type_weights", None), ("min_length_dict", {})):
+        if getattr(data, name) != without:
+            yield ConfigError("is for token shards, not for data.type hf", key=f"data.{name}", hint="leave it out")
     if data.pack_sample_into_one:
         yield ConfigError("must be false with data.type hf", key="data.pack_sample_into_one")
     if data.skip_batches:
@@ -106,7 +129,8 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
     if not {"model", "all"} & set(info.content):
         yield ConfigError("without the model nothing can be loaded", key=key, hint='add "model"')
     elif info.ckpt_type not in ("internevo", "internlm", "evo") and info.content != ("model",):
-        yield ConfigError(f'of a checkpoint of type {info.ckpt_type} only ("model",) can be loaded', key=key)
+        message = f'of a checkpoint of type {info.ckpt_type} only ("model",) can be loaded'
+        yield ConfigError(message, key=key, hint='write content: ["model"]')
 
 
 def _parallel(config: TrainConfig) -> Iterator[ConfigError]:

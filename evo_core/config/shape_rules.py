@@ -23,21 +23,23 @@ def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
     if isinstance(model, ModelConfig):  # a model type of a user's own has rules of its own
         yield from _heads(model)
         yield from _family(model, config.model_type)
+        yield from _experts(model, config.model_type)
         yield from _stages(model, config.parallel)
         yield from _tensor_parallel(model, config.parallel)
 
 
 def _heads(model: ModelConfig) -> Iterator[ConfigError]:
     heads, kv_heads, hidden = model.num_attention_heads, model.num_kv_attention_heads, model.hidden_size
-    if hidden % heads:
+    if hidden % heads and model.head_dim == hidden // heads:
         yield ConfigError(
             f"hidden_size {hidden} does not divide into {heads} heads",
             key="model.num_attention_heads",
-            hint=f"nearest: {nearest(heads, divisors(hidden))} heads",
+            hint=f"nearest: {nearest(heads, divisors(hidden))} heads, or state head_dim",
         )
-    elif (hidden // heads) % 2:
-        message = f"a head is {hidden // heads} wide; rotary positions need an even width"
-        yield ConfigError(message, key="model.num_attention_heads")
+    elif model.head_dim % 2:
+        message = f"a head is {model.head_dim} wide; rotary positions need an even width"
+        follows = model.head_dim * heads == hidden
+        yield ConfigError(message, key="model.num_attention_heads" if follows else "model.head_dim")
     if heads % kv_heads:
         yield ConfigError(
             f"{heads} query heads cannot share {kv_heads} key and value heads",
@@ -47,18 +49,29 @@ def _heads(model: ModelConfig) -> Iterator[ConfigError]:
 
 
 def _family(model: ModelConfig, model_type: str) -> Iterator[ConfigError]:
-    if model_type in ("INTERNLM", "INTERNLM_MoE"):
-        if model.num_kv_attention_heads != model.num_attention_heads:
-            message = f"{model_type} has as many key and value heads as query heads"
-            yield ConfigError(message, key="model.num_kv_attention_heads", hint="INTERNLM2_PUBLIC can share them")
-        if model.apply_post_layer_norm:
-            message = f"{model_type} has its norms before attention and MLP"
-            yield ConfigError(message, key="model.apply_post_layer_norm", hint="set it to false")
+    if model_type in ("INTERNLM", "INTERNLM_MoE") and model.num_kv_attention_heads != model.num_attention_heads:
+        message = f"{model_type} has as many key and value heads as query heads"
+        yield ConfigError(message, key="model.num_kv_attention_heads", hint="INTERNLM2_PUBLIC can share them")
     if model.norm_head and model_type != "INTERNLM2_PUBLIC":
         yield ConfigError(f"{model_type} has no such head", key="model.norm_head", hint="set it to false")
+    if model.norm_head and model.tie_word_embeddings:
+        yield ConfigError("scales the head's rows, which are the embedding's here", key="model.norm_head")
     if model.residual_in_fp32 and model.apply_post_layer_norm:
         message = "norms after each sum leave no residual stream to keep in float32"
         yield ConfigError(message, key="model.residual_in_fp32", hint="set it to false")
+
+
+def _experts(model: ModelConfig, model_type: str) -> Iterator[ConfigError]:
+    count, top_k = model.num_experts, model.moe.top_k
+    if count == 1:
+        return
+    if model_type != "INTERNLM_MoE":
+        yield ConfigError(f"{model_type} has no experts", key="model.num_experts", hint="INTERNLM_MoE has")
+    if model.moe_type == "GShard" and top_k > 2:
+        message = f"the GShard router sends a token to 1 or 2 experts, not to {top_k}"
+        yield ConfigError(message, key="moe.top_k", hint="moe_type MegaBlock takes more")
+    elif top_k > count:
+        yield ConfigError(f"{top_k} is more than the {count} experts there are", key="moe.top_k")
 
 
 def _stages(model: ModelConfig, parallel: ParallelConfig) -> Iterator[ConfigError]:

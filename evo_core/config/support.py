@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evo_core.config.fields import is_set, value_at
-from evo_core.config.paths import is_hub_id, is_remote
+from evo_core.config.paths import is_remote
 from evo_core.config.schema.model import ModelConfig, MoeConfig
 from evo_core.config.values import describe
 from evo_core.errors import ConfigError
@@ -49,10 +49,6 @@ def _local_if_saved(value: str | None, config: TrainConfig) -> bool:
     return not config.ckpt.enable_save_ckpt or _local(value, config)
 
 
-def _local_folder(value: str | None, config: TrainConfig) -> bool:
-    return value is None or not (is_remote(value) or is_hub_id(value))
-
-
 def _unless_read(test: Test) -> Test:
     """Nothing in load_ckpt_info is read where a run resumes automatically."""
     return lambda value, config: not config.ckpt.starts_from_load_ckpt_info or test(value, config)
@@ -60,51 +56,23 @@ def _unless_read(test: Test) -> Test:
 
 _DATA_PARALLEL = "this version trains data parallel only"
 _NO_STORE = "this version reads and writes local folders only"
-_NO_HUB = "there is no such folder, and this version reads nothing from a model hub"
-_NO_EXPERTS = "this version has no mixture of experts"
-_NO_DROPOUT = "this version has no dropout"
 
 REFUSALS = (
-    Refusal("model_type", lambda v, c: v != "INTERNLM_MoE", _NO_EXPERTS, "use INTERNLM"),
     Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
     Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
     Refusal("tensorboard_folder", _local, _NO_STORE, "name a local folder"),
-    Refusal("data.type", _is("tokenized"), "this version trains on token shards only", "set it to tokenized"),
     Refusal("data.train_folder", _local, _NO_STORE, "name a local folder"),
     Refusal("data.valid_folder", _local, _NO_STORE, "name a local folder"),
-    Refusal("data.tokenizer_path", _local_folder, _NO_HUB, "name a local file"),
-    Refusal(
-        "data.use_shm",
-        lambda v, c: not v or c.data.train_folder is None,
-        "this version keeps no index in shared memory",
-        "set it to false",
-    ),
-    Refusal("data.use_packed_dataset", _is(True), "this version trains on packed data only", "set it to true"),
-    Refusal("data.packing", _is("continuous"), "this version packs across files only", "set it to continuous"),
-    Refusal("data.min_length_dict", _is({}), "this version has one min_length for all files", "use min_length"),
-    Refusal("data.type_weights", _is(None), "this version mixes types by their tokens", "leave it out"),
-    Refusal("model.drop_rate", _is(0), _NO_DROPOUT, "set it to 0"),
-    Refusal("model.attn_drop_rate", _is(0), _NO_DROPOUT, "set it to 0"),
-    Refusal("model.num_experts", _is(1), _NO_EXPERTS, "set it to 1"),
     Refusal("model.num_chunks", _is(1), "this version has no interleaved pipeline", "set it to 1"),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
-    Refusal("model.use_dynamic_ntk_rope", _is(False), "this version keeps the rotary base", "set it to false"),
     Refusal("parallel.tensor.size", _is(1), _DATA_PARALLEL, "set it to 1"),
     Refusal("parallel.pipeline.size", _is(1), _DATA_PARALLEL, "set it to 1"),
     Refusal("parallel.weight.size", _is(1), _DATA_PARALLEL, "set it to 1"),
     Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
     Refusal("ckpt.save_ckpt_folder", _local_if_saved, _NO_STORE, "name a local folder"),
     Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), _NO_STORE, "name a local folder"),
-    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local_folder), _NO_HUB, "name a local folder"),
-    Refusal(
-        "ckpt.load_ckpt_info.ckpt_type",
-        _unless_read(lambda v, c: v in ("internevo", "internlm", "evo")),
-        "this version reads its own checkpoints only",
-        "set it to internevo",
-    ),
     Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
     Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
-    Refusal("generation.num_beams", _is(1), "this version has no beam search", "set it to 1"),
     Refusal("generation.ckpt_folder", _local, _NO_STORE, "name a local folder"),
     Refusal("generation.data_folder", _local, _NO_STORE, "name a local folder"),
     Refusal("generation.output_folder", _local, _NO_STORE, "name a local folder"),
@@ -135,20 +103,62 @@ def _no_experts(config: TrainConfig, device: str) -> bool:
     return getattr(config.model, "num_experts", 1) == 1
 
 
+def _no_stretching(config: TrainConfig, device: str) -> bool:
+    return not getattr(config.model, "use_dynamic_ntk_rope", False)
+
+
+def _has_experts(config: TrainConfig, device: str) -> bool:
+    return not _no_experts(config, device)
+
+
+def _never_drops(config: TrainConfig, device: str) -> bool:
+    return _has_experts(config, device) and config.model.moe_type != "GShard"
+
+
+def _keeps_all(config: TrainConfig, device: str) -> bool:
+    return _has_experts(config, device) and config.model.moe_type == "GShard" and not config.moe.drop_tokens
+
+
+def _takes_in_order(config: TrainConfig, device: str) -> bool:
+    gshard = _has_experts(config, device) and config.model.moe_type == "GShard"
+    return gshard and config.moe.drop_tokens and config.moe.top_k == 2
+
+
+def _random_data(config: TrainConfig, device: str) -> bool:
+    return config.data.train_folder is None
+
+
+def _hf_data(config: TrainConfig, device: str) -> bool:
+    return config.data.type == "hf"
+
+
+def _token_data(config: TrainConfig, device: str) -> bool:
+    return config.data.type == "tokenized"
+
+
+def _no_shm(config: TrainConfig, device: str) -> bool:
+    data = config.data
+    return not data.use_shm or data.train_folder is None or data.type == "hf"
+
+
 def _no_upload(config: TrainConfig, device: str) -> bool:
     return not is_remote(config.ckpt.save_ckpt_folder or "")
 
+
+_ROOM = ("capacity_factor", "eval_capacity_factor", "min_capacity", "drop_tokens", "use_rts")
+"""The settings of how much room an expert has."""
 
 EFFECTLESS = (
     Effectless("hybrid_zero_optimizer.overlap_sync_param", _always, "parameters are gathered after the update"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
     Effectless("hybrid_zero_optimizer.all_gather_size", _always, "parameters are gathered by buckets"),
     Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
-    Effectless("data.shm_path", _always, "no index is kept in shared memory"),
-    Effectless("data.use_shm", _always, "random data has no index"),
-    Effectless("data.num_worker", _always, "data is read in the training process"),
+    Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
+    Effectless("data.use_shm", _random_data, "random data has no index"),
+    Effectless("data.use_shm", _hf_data, "a stream has no index"),
     Effectless("data.valid_micro_num", _always, "validation takes one micro-batch at a time"),
-    Effectless("data.subset_name", _always, "it is for Hugging Face data sets"),
+    Effectless("data.subset_name", _token_data, "it is for Hugging Face data sets"),
+    Effectless("data.text_key", _token_data, "it is for Hugging Face data sets"),
     Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),
     Effectless("model.parallel_output", _no_tensor, "tensor.size is 1"),
     Effectless("model.embed_split_hidden", _no_tensor, "tensor.size is 1"),
@@ -156,7 +166,7 @@ EFFECTLESS = (
     Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
     Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),
     Effectless("model.moe_type", _no_experts, "num_experts is 1"),
-    Effectless("model.max_position_embeddings", _always, "use_dynamic_ntk_rope is false"),
+    Effectless("model.max_position_embeddings", _no_stretching, "use_dynamic_ntk_rope is false"),
     Effectless("parallel.tensor.mode", _no_tensor, "tensor.size is 1"),
     Effectless("parallel.pipeline.interleaved_overlap", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
@@ -170,6 +180,11 @@ EFFECTLESS = (
     Effectless("cudnn_deterministic", _on_cpu, "there is no cuDNN on a CPU"),
     Effectless("cudnn_benchmark", _on_cpu, "there is no cuDNN on a CPU"),
     *(Effectless(f"moe.{name}", _no_experts, "num_experts is 1") for name in MoeConfig.model_fields),
+    *(Effectless(f"moe.{name}", _never_drops, "moe_type MegaBlock drops no token") for name in _ROOM),
+    *(Effectless(f"moe.{name}", _keeps_all, "drop_tokens is false") for name in _ROOM if name != "drop_tokens"),
+    Effectless("moe.use_rts", _takes_in_order, "with top_k 2 tokens are taken in order"),
+    Effectless("moe.noisy_gate_policy", _never_drops, "only the GShard router has noise"),
+    Effectless("moe.use_fused_gating", _has_experts, "there is one router"),
 )
 
 

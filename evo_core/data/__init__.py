@@ -1,9 +1,10 @@
 """From raw text to training batches.
 
 Raw text (`documents`) is tokenized (`tokenizers`, `tokenize`) to token files (`format`), which are grouped to shards
-of one data type with a held-out part (`shard`, `origins`). A training job reads shards (`token_folder`,
-`token_files`, `document_set`), orders and packs them (`sampling`, `packing`) and gets batches (`train_data`,
-`valid_data`, `batch`). Names here are imported when they are first used: planning needs neither numpy nor torch.
+of one data type with a held-out part (`shard`, `origins`). A training job opens shards (`token_folder`, `token_files`,
+`corpus`), orders and packs their documents (`sampling`, `mixing`, `original_packing`, `packing`) and gets batches
+(`train_data`, `valid_data`), or reads a Hugging Face data set (`hf_stream`); either is drawn ahead (`feed`). Names
+here are imported when they are first used: planning needs neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evo_core.data.batch import Batch
     from evo_core.data.documents import read_documents
+    from evo_core.data.feed import Feed, open_source
     from evo_core.data.format import BinReader, BinWriter
     from evo_core.data.token_folder import data_types
     from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
@@ -24,10 +26,12 @@ __all__ = [
     "Batch",
     "BinReader",
     "BinWriter",
+    "Feed",
     "Tokenizer",
     "TrainData",
     "data_types",
     "load_tokenizer",
+    "open_source",
     "read_documents",
     "train_sentencepiece",
     "validation_batches",
@@ -35,6 +39,8 @@ __all__ = [
 
 _MODULES = {
     "Batch": "batch",
+    "Feed": "feed",
+    "open_source": "feed",
     "BinReader": "format",
     "BinWriter": "format",
     "Tokenizer": "tokenizers",

@@ -1,33 +1,38 @@
-"""Documents in raw text files: ``.txt``, ``.jsonl`` and ``.json``, plain or compressed (``.gz``, ``.zst``).
+"""Documents in raw files: ``.txt``, ``.jsonl``, ``.json``, plain or packed (``.gz``, ``.zst``), and ``.parquet``.
 
 Two readings of a file:
 
-- text: a ``.txt`` file has a document per line that is not blank, stripped; ``.jsonl`` and ``.json`` (a list of
-  records) give the named fields of each record.
+- text: a ``.txt`` file has a document per line that is not blank, stripped; ``.jsonl``, ``.json`` (a list of
+  records) and ``.parquet`` give the named fields of each record.
 - internevo: what the original tool feeds to its tokenizer. ``.txt`` as above; each ``.jsonl`` line whole with
   its newline; each record of a ``.json`` list written again by ``json.dumps``.
+
+A file may be on disk or in an object store (`evo_core.data.files`). Memory does not grow with its size.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
+from evo_core.data.files import Location, file_exists, file_name
+from evo_core.data.json_list import JsonListError, read_json_list
+from evo_core.data.parquet_file import ParquetRecords
+from evo_core.data.raw_bytes import COMPRESSIONS, chunks, compression
+from evo_core.data.raw_lines import ByteRange, Line, lines, lines_before
 from evo_core.errors import DataError
 
 Mode = Literal["text", "internevo"]
 OnError = Literal["raise", "skip"]
 
-FORMATS = (".txt", ".jsonl", ".json")
-COMPRESSIONS = (".gz", ".zst")
+FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 
-_CHUNK = 1 << 20
+MAX_RECORD_BYTES = 64 << 20
+"""A line or a record that is longer is taken for a mistake: a file without newlines, say."""
 
 
 class DocumentReader(Iterator[str]):
@@ -36,21 +41,27 @@ class DocumentReader(Iterator[str]):
     Attributes:
         skipped: records left out so far because they were wrong (with ``on_error="skip"``).
         first_error: what was wrong with the first of them.
+        type: the data type that the record of the document given last names; None without a type_key.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: Location,
         text_keys: Sequence[str] = ("text",),
         *,
         mode: Mode = "text",
         on_error: OnError = "raise",
+        type_key: str | None = None,
+        byte_range: ByteRange | None = None,
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> None:
-        self.path = Path(path)
+        self.path = path
         self.skipped = 0
         self.first_error: DataError | None = None
-        self._text_keys = tuple(text_keys)
-        self._on_error = on_error
+        self.type: str | None = None
+        self._text_keys, self._type_key = tuple(text_keys), type_key
+        self._on_error, self._range, self._limit = on_error, byte_range, max_record_bytes
+        self._lines_before: int | None = None
         self._documents = self._open(mode)
 
     def __next__(self) -> str:
@@ -58,190 +69,204 @@ class DocumentReader(Iterator[str]):
 
     def _open(self, mode: Mode) -> Iterator[str]:
         kind = file_format(self.path)
-        if not self.path.is_file():
+        if not file_exists(self.path):
             raise DataError("there is no such file", file=self.path)
+        if self._type_key is not None and (kind == ".txt" or mode == "internevo"):
+            what = "lines of text have" if kind == ".txt" else "mode internevo reads"
+            raise DataError(f"{what} no fields to take a type from", file=self.path, key="type_key")
         if kind == ".txt":
             return self._text_lines()
         if kind == ".jsonl":
             return self._whole_lines() if mode == "internevo" else self._json_lines()
-        return self._json_list(json.dumps if mode == "internevo" else self._text_of)
+        if kind == ".json":
+            return self._json_list(mode)
+        if mode == "internevo":
+            raise DataError("the original reads .txt, .json and .jsonl alone", file=self.path, hint="use mode text")
+        return self._parquet()
 
     def _text_lines(self) -> Iterator[str]:
-        for number, line in _lines(self.path):
-            if (text := self._decode(line, number)) is not None and (text := text.strip()):
+        for line in self._lines():
+            if (text := self._decode(line)) is not None and (text := text.strip()):
                 yield text
 
     def _whole_lines(self) -> Iterator[str]:
-        for number, line in _lines(self.path):
-            if (text := self._decode(line, number)) is not None:
+        for line in self._lines():
+            if (text := self._decode(line)) is not None:
                 yield text
 
     def _json_lines(self) -> Iterator[str]:
-        for number, line in _lines(self.path):
-            if not line.strip() or self._decode(line, number) is None:
+        for line in self._lines():
+            content = line.content
+            if content is not None and not content.strip():
+                continue
+            if self._decode(line) is None:
                 continue
             try:
-                text = self._text_of(orjson.loads(line))
+                text = self._text_of(orjson.loads(content or b""))
             except orjson.JSONDecodeError as error:
-                self._reject(f"not JSON, or cut off ({error})", line=number)
+                self._reject(f"not JSON, or cut off ({error})", line=line.number)
             except _BadRecordError as error:
-                self._reject(str(error), line=number)
+                self._reject(str(error), line=line.number)
             else:
                 if text.strip():
                     yield text
 
-    def _json_list(self, text_of: Callable[[Any], str]) -> Iterator[str]:
-        content = b"".join(_chunks(self.path)).removeprefix(_BOM)
+    def _json_list(self, mode: Mode) -> Iterator[str]:
+        for number, record in enumerate(read_records(self.path, max_record_bytes=self._limit), 1):
+            yield from self._record(number, record, mode)
+
+    def _parquet(self) -> Iterator[str]:
+        columns = [*self._text_keys, *([self._type_key] if self._type_key is not None else [])]
+        for number, record in enumerate(ParquetRecords(self.path, list(dict.fromkeys(columns))), 1):
+            yield from self._record(number, record, "text")
+
+    def _record(self, number: int, record: Any, mode: Mode) -> Iterator[str]:
         try:
-            records = orjson.loads(content)
-        except orjson.JSONDecodeError as error:
-            # Nothing of the file can be told apart, so there is nothing to skip to.
-            raise DataError(f"not JSON, or cut off ({error.msg})", file=self.path, line=error.lineno) from None
-        if not isinstance(records, list):
-            raise DataError("expected a list of records", file=self.path, hint="or name it .jsonl")
-        for number, record in enumerate(records, 1):
-            try:
-                text = text_of(record)
-            except _BadRecordError as error:
-                self._reject(f"record {number}: {error}")
-            else:
-                if text.strip():
-                    yield text
+            text = json.dumps(record) if mode == "internevo" else self._text_of(record)
+        except _BadRecordError as error:
+            self._reject(f"record {number}: {error}")
+        else:
+            if text.strip():
+                yield text
+
+    def _lines(self) -> Iterator[Line]:
+        return lines(self.path, limit=self._limit, byte_range=self._range)
 
     def _text_of(self, record: Any) -> str:
-        """The named fields of a record, joined by newlines."""
+        """The named fields of a record, joined by newlines; notes its type."""
         if not isinstance(record, dict):
             raise _BadRecordError(f"expected an object with the field {self._text_keys[0]!r}")
-        texts = []
-        for key in self._text_keys:
-            if key not in record:
-                fields = ", ".join(map(repr, list(record)[:8])) or "none"
-                raise _BadRecordError(f"there is no field {key!r} (its fields: {fields})")
-            if not isinstance(record[key], str):
-                raise _BadRecordError(f"the field {key!r} is not text")
-            texts.append(record[key])
-        return "\n".join(texts)
+        texts = [self._field(record, key) for key in self._text_keys]
+        if self._type_key is not None:
+            self.type = self._field(record, self._type_key)
+            if not self.type.strip():
+                raise _BadRecordError(f"the field {self._type_key!r} names no type")
+        return texts[0] if len(texts) == 1 else "\n".join(texts)
 
-    def _decode(self, line: bytes, number: int) -> str | None:
-        """The line as text; None if it is not UTF-8 and such lines are skipped."""
+    @staticmethod
+    def _field(record: dict[str, Any], key: str) -> str:
+        if key not in record:
+            fields = ", ".join(map(repr, list(record)[:8])) or "none"
+            raise _BadRecordError(f"there is no field {key!r} (its fields: {fields})")
+        value = record[key]
+        if not isinstance(value, str):
+            raise _BadRecordError(f"the field {key!r} is not text")
+        return value
+
+    def _decode(self, line: Line) -> str | None:
+        """The line as text; None if it cannot be one and such lines are skipped."""
+        if line.content is None:
+            self._reject(f"a line of more than {self._limit:,} bytes", line.number, hint="end documents by newlines")
+            return None
         try:
-            return line.decode()
+            return line.content.decode()
         except UnicodeDecodeError as error:
-            self._reject(f"not UTF-8 at byte {error.start} of the line", line=number)
+            self._reject(f"not UTF-8 at byte {error.start} of the line", line=line.number)
             return None
 
-    def _reject(self, message: str, line: int | None = None) -> None:
-        error = DataError(message, file=self.path, line=line)
+    def _reject(self, message: str, line: int | None = None, hint: str | None = None) -> None:
+        if self._on_error == "skip":
+            self.skipped += 1
+            if self.first_error is not None:
+                return
+        error = DataError(message, file=self.path, line=self._number_in_file(line), hint=hint)
         if self._on_error == "raise":
             raise error
-        self.skipped += 1
-        self.first_error = self.first_error or error
+        self.first_error = error
+
+    def _number_in_file(self, line: int | None) -> int | None:
+        if line is None or self._range is None:
+            return line
+        if self._lines_before is None:
+            self._lines_before = lines_before(self.path, self._range[0], limit=self._limit)
+        return line + self._lines_before
 
 
 def read_documents(
-    path: str | Path, text_keys: Sequence[str] = ("text",), *, mode: Mode = "text", on_error: OnError = "raise"
+    path: Location,
+    text_keys: Sequence[str] = ("text",),
+    *,
+    mode: Mode = "text",
+    on_error: OnError = "raise",
+    type_key: str | None = None,
+    byte_range: ByteRange | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> DocumentReader:
     """The documents of a file, in its order; documents without text are passed over.
 
     Args:
-        path: a file named ``*.txt``, ``*.jsonl`` or ``*.json``, optionally with ``.gz`` or ``.zst`` behind it.
+        path: a path or URI named ``*.txt``, ``*.jsonl``, ``*.json``, each optionally with ``.gz`` or ``.zst`` behind
+            it, or ``*.parquet``.
         text_keys: the fields of a record that make its document, joined by newlines; each must be there.
         mode: ``text`` or ``internevo`` (see the module).
         on_error: whether a wrong record ends the reading or is left out and counted. A file that cannot be
             read on (a broken archive, a ``.json`` that does not parse) always ends it.
+        type_key: the field of a record that names its data type.
+        byte_range: only the lines that begin there; of a file for which `can_be_split` holds.
+        max_record_bytes: longest line or record (of a ``.json``: characters); a longer one is wrong.
 
     Raises:
         DataError: naming file and line.
     """
-    return DocumentReader(path, text_keys, mode=mode, on_error=on_error)
+    return DocumentReader(
+        path,
+        text_keys,
+        mode=mode,
+        on_error=on_error,
+        type_key=type_key,
+        byte_range=byte_range,
+        max_record_bytes=max_record_bytes,
+    )
 
 
-def file_format(path: str | Path) -> str:
-    """``.txt``, ``.jsonl`` or ``.json``, from a file's name.
+def read_records(
+    path: Location, *, max_record_bytes: int = MAX_RECORD_BYTES, on_bytes: Callable[[int], None] | None = None
+) -> Iterator[Any]:
+    """The records of a ``.json`` file that is a list.
+
+    Args:
+        on_bytes: called with the size of each piece that is read, unpacked.
+
+    Raises:
+        DataError: it is no list, or not JSON from some place on; what comes before has been given then. Behind that
+            place nothing can be told apart, so there is nothing to skip to.
+    """
+
+    def counted() -> Iterator[bytes]:
+        for chunk in chunks(path):
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+            yield chunk
+
+    try:
+        for _, record in read_json_list(counted(), most_bytes=max_record_bytes):
+            yield record
+    except JsonListError as error:
+        raise DataError(str(error), file=path, line=error.line, hint="or name it .jsonl") from None
+
+
+def file_format(path: Location) -> str:
+    """``.txt``, ``.jsonl``, ``.json`` or ``.parquet``, from a file's name.
 
     Raises:
         DataError: another name.
     """
-    name = Path(path).name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
+    name = file_name(path).lower().removesuffix(compression(path))
     kind = Path(name).suffix
-    if kind not in FORMATS:
+    if kind not in FORMATS or (kind == ".parquet" and compression(path)):
         known = ", ".join(FORMATS)
-        raise DataError(f"no format is known by this name; known: {known}, also with .gz or .zst behind", file=path)
+        raise DataError(
+            f"no format is known by this name; known: {known}, also with {' or '.join(COMPRESSIONS)} behind (but "
+            ".parquet)",
+            file=path,
+        )
     return kind
+
+
+def can_be_split(path: Location) -> bool:
+    """Whether ranges of its bytes can be read apart from one another: plain files of lines."""
+    return not compression(path) and file_format(path) in (".txt", ".jsonl")
 
 
 class _BadRecordError(Exception):
     """A record that is JSON but no document."""
-
-
-_BOM = b"\xef\xbb\xbf"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line with ``\\n`` at its end, whatever the file ends its lines with)."""
-    number = 0
-    for whole_line in _split(_chunks(path)):
-        # Returns end a line as well, as in Python's text files, which the original tool reads through.
-        for line in _split_at_returns(whole_line):
-            number += 1
-            yield number, line.removeprefix(_BOM) if number == 1 else line
-
-
-def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines with their newline; the last one has one only if the file ends in it."""
-    begun: list[bytes] = []
-    for chunk in chunks:
-        head, newline, tail = chunk.rpartition(b"\n")
-        if newline:
-            yield from (line + b"\n" for line in b"".join([*begun, head]).split(b"\n"))
-            begun = []
-        begun.append(tail)
-    if last := b"".join(begun):
-        yield last
-
-
-def _split_at_returns(line: bytes) -> list[bytes]:
-    if b"\r" not in line:
-        return [line]
-    return line.replace(b"\r\n", b"\n").replace(b"\r", b"\n").splitlines(keepends=True)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, decompressed.
-
-    Raises:
-        DataError: the archive is broken or ends early.
-    """
-    try:
-        if path.name.lower().endswith(".zst"):
-            yield from _zstd_chunks(path)
-            return
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                yield chunk
-    except EOFError:
-        raise DataError("the archive is cut off", file=path) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"not a readable .gz archive ({error})", file=path) from None
-
-
-def _zstd_chunks(path: Path) -> Iterator[bytes]:
-    import zstandard
-
-    # Frame by frame, since the library's own file object takes a file that is cut off for a complete one.
-    frame = None
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield frame.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise DataError(f"not a readable .zst archive ({error})", file=path) from None
-                data = b""
-                if frame.eof:
-                    data, frame = frame.unused_data, None
-    if frame is not None:
-        raise DataError("the archive is cut off", file=path)

@@ -8,8 +8,10 @@ it), int64 here; int32 metas of other tools are read as well.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import shutil
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +75,22 @@ class BinWriter:
         self._offset += len(line)
         self.tokens += tokens
 
+    def append(self, path: str | Path) -> np.ndarray:
+        """Append all documents of another ``.bin``, byte for byte; returns their lengths, int64 [documents].
+
+        Raises:
+            DataError: it, or its meta, is missing or damaged.
+        """
+        reader = BinReader(path)
+        with Path(path).open("rb") as file:
+            shutil.copyfileobj(file, self._file, 1 << 20)
+            size = file.tell()
+        self._offsets.frombytes((reader.offsets + self._offset).tobytes())
+        self._lengths.frombytes(reader.lengths.tobytes())
+        self._offset += size
+        self.tokens += int(reader.lengths.sum())
+        return reader.lengths
+
     def commit(self) -> None:
         """Make both files durable and visible."""
         _sync(self._file)
@@ -90,7 +108,8 @@ class BinWriter:
 
     def abort(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be written
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
         meta_path(self._temporary).unlink(missing_ok=True)
 
@@ -142,7 +161,7 @@ class BinReader:
                 self._bytes: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except FileNotFoundError:
             raise DataError("there is no such token file", file=self.path) from None
-        meta = _read_meta(meta_path(self.path))
+        meta = read_meta(meta_path(self.path))
         self.offsets = np.ascontiguousarray(meta[:, 0])
         self.lengths = np.ascontiguousarray(meta[:, -1])
         self._check_meta(size)
@@ -168,8 +187,9 @@ class BinReader:
         length = int(self.lengths[document])
         if line.startswith(_PREFIX) and line.endswith(_SUFFIX):
             ids = _parse_ids(line[len(_PREFIX) : -len(_SUFFIX)])
-            # The parser stops at whatever is no number: a full count means that it read everything.
-            if len(ids) == length and line.count(b",") == max(length - 1, 0):
+            # The parser stops at whatever is no number, and takes a missing one for 0: a full count without zeros means
+            # that it read everything.
+            if len(ids) == length and line.count(b",") == max(length - 1, 0) and ids.all():
                 return ids
         return self._tokens_of_any_json(line, document)
 
@@ -226,7 +246,7 @@ class BinReader:
 _REMAKE = "the .bin and its meta do not belong together: tokenize the raw file again"
 
 
-def _read_meta(path: Path) -> np.ndarray:
+def read_meta(path: Path) -> np.ndarray:
     """The meta as int64 [documents, columns >= 2]."""
     try:
         meta = np.load(path, allow_pickle=False)

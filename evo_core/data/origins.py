@@ -1,69 +1,123 @@
-"""Which raw file each document of a shard comes from: ``origins.json`` beside the shards.
+"""Which raw file each document of a shard comes from, and in what order documents are: ``origins.json``.
 
 ::
 
     {"origins": ["a.txt", "b.jsonl"],
-     "shards": {"train/cn/train_000.bin": [[0, 0], [120, 1]]}}
+     "shards": {"train/cn/train_000.bin": [[0, 0, 0], [120, 1, 35]]}}
 
-says that the first shard's documents 0 to 119 come from ``a.txt`` and the others from ``b.jsonl``.
+says that the first shard's documents 0 to 119 come from ``a.txt`` and are its first ones of this type and side, and
+that the others come from ``b.jsonl`` and follow on 35 others of that file. Names are sorted, so a smaller number is
+an earlier name.
+
+The contract with a reader: documents of one type and side are ordered by (origin, place in it). Within a shard they
+lie in that order. Which shard a document lies in says nothing: a refresh keeps shards and adds others, so that two
+datasets with the same documents may group them differently. `Origins.in_order` gives the one order that both have.
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import orjson
 
 from evo_core.errors import DataError
 
-_NAME = "origins.json"
+ORIGINS = "origins.json"
+
+
+class Run(NamedTuple):
+    """Documents [start, stop) of a shard, all from one raw file."""
+
+    shard: str
+    start: int
+    stop: int
+
+
+class _Entry(NamedTuple):
+    """As in the file: a run's first document in the shard, the number of its origin, and its place in that."""
+
+    document: int
+    origin: int
+    place: int
 
 
 class Origins:
-    """Runs of documents with one origin, for each shard."""
+    """Runs of documents with one origin, for each shard.
 
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._number: dict[str, int] = {}
-        self._runs: dict[str, list[tuple[int, int]]] = {}
+    Args:
+        names: every raw file that will be named, in any order.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = sorted(set(names))
+        self._number = {name: number for number, name in enumerate(self._names)}
+        self._entries: dict[str, list[_Entry]] = {}
 
     @property
     def shards(self) -> tuple[str, ...]:
         """All shards, by their paths below the folder."""
-        return tuple(self._runs)
+        return tuple(self._entries)
 
-    def add(self, shard: str, document: int, origin: str) -> None:
-        """Say where a shard's document comes from; documents in their order."""
-        number = self._number.setdefault(origin, len(self._names))
-        if number == len(self._names):
-            self._names.append(origin)
-        runs = self._runs.setdefault(shard, [])
-        if not runs or runs[-1][1] != number:
-            runs.append((document, number))
+    def add(self, shard: str, document: int, origin: str, place: int) -> None:
+        """Say where a run begins; runs in the order of their documents.
+
+        Args:
+            shard: the shard's path below the folder, like ``train/cn/train_000.bin``.
+            document: the run's first document in the shard, from 0.
+            origin: one of the names.
+            place: documents of this origin, type and side that come before it.
+        """
+        self._entries.setdefault(shard, []).append(_Entry(document, self._number[origin], place))
 
     def of(self, shard: str, document: int) -> str:
         """The raw file of a document.
 
         Args:
-            shard: the shard's path below the folder, like ``train/cn/train_000.bin``.
+            shard: the shard's path below the folder.
             document: its number in the shard, from 0.
 
         Raises:
             DataError: there is no such shard.
         """
-        runs = self._runs_of(shard)
-        return self._names[runs[bisect_right(runs, document, key=lambda run: run[0]) - 1][1]]
+        entries = self._of(shard)
+        return self._names[entries[bisect_right(entries, document, key=lambda entry: entry.document) - 1].origin]
 
     def of_shard(self, shard: str) -> list[str]:
         """All raw files of a shard, in the order of their documents."""
-        return list(dict.fromkeys(self._names[number] for _, number in self._runs_of(shard)))
+        return list(dict.fromkeys(self._names[entry.origin] for entry in self._of(shard)))
+
+    def in_order(self, documents: Mapping[str, int]) -> list[Run]:
+        """The runs of some shards of one type and side in the order that does not depend on the grouping.
+
+        Args:
+            documents: path of a shard below the folder to how many documents it has.
+
+        Raises:
+            DataError: there is no such shard.
+        """
+        runs = []
+        for shard, count in documents.items():
+            entries = self._of(shard)
+            stops = [*(entry.document for entry in entries[1:]), count]
+            for entry, stop in zip(entries, stops, strict=True):
+                runs.append((entry.origin, entry.place, Run(shard, entry.document, stop)))
+        return [run for _, _, run in sorted(runs)]
 
     def save(self, folder: str | Path) -> None:
-        """Write ``origins.json`` into a folder of shards."""
-        content = {"origins": self._names, "shards": self._runs}
-        (Path(folder) / _NAME).write_bytes(orjson.dumps(content) + b"\n")
+        """Write ``origins.json`` into a folder of shards, in one step."""
+        shards = {shard: [tuple(entry) for entry in entries] for shard, entries in self._entries.items()}
+        content = orjson.dumps({"origins": self._names, "shards": shards}) + b"\n"
+        path = Path(folder) / ORIGINS
+        temporary = path.with_name(f".{ORIGINS}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -72,20 +126,22 @@ class Origins:
         Raises:
             DataError: there is none, or it is damaged.
         """
-        path = Path(folder) / _NAME
-        result = cls()
+        path = Path(folder) / ORIGINS
         try:
             content = orjson.loads(path.read_bytes())
-            result._names = content["origins"]
-            result._runs = {shard: [tuple(run) for run in runs] for shard, runs in content["shards"].items()}
+            names = content["origins"]
+            result = cls(names)
+            for number, (shard, entries) in enumerate(content["shards"].items()):
+                for document, origin, *place in entries:
+                    # The first datasets had no places: there the order of the shards is that of the documents.
+                    result.add(shard, document, names[origin], place[0] if place else number)
         except FileNotFoundError:
             raise DataError("this folder does not say where its documents come from", file=path) from None
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"damaged ({error})", file=path) from None
-        result._number = {name: number for number, name in enumerate(result._names)}
         return result
 
-    def _runs_of(self, shard: str) -> list[tuple[int, int]]:
-        if shard not in self._runs:
+    def _of(self, shard: str) -> list[_Entry]:
+        if shard not in self._entries:
             raise DataError(f"{shard} is not among the shards of this folder")
-        return self._runs[shard]
+        return self._entries[shard]

@@ -7,8 +7,10 @@ tells attention what belongs together:
   Nothing attends across documents.
 - into one (``pack_sample_into_one: true``): the pack is cut every seq_len tokens, wherever documents end, and
   attention crosses documents inside a cut.
+- rows (``use_packed_dataset: false``): the pack is cut every seq_len tokens, and each cut holds the first seq_len
+  tokens of one document and padding.
 
-Either way the label of a token is the next token of its own document, and -100 where that document ends: no
+In all of them the label of a token is the next token of its own document, and -100 where that document ends: no
 label crosses documents. A token at a cut has its true next token as its label.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,16 +26,34 @@ import numpy as np
 IGNORE = -100
 
 
-class Piece(NamedTuple):
-    """A part of a document.
+class Pieces(NamedTuple):
+    """Parts of documents.
 
     Attributes:
-        ids: the part's tokens, and one more where the document goes on behind it.
-        length: tokens of the part, without that one.
+        ids: the tokens of each part, of any integer type.
+        lengths: int64 [parts], how many.
+        following: int64 [parts], the token that the document goes on with, -100 where it ends.
     """
 
-    ids: np.ndarray
-    length: int
+    ids: list[np.ndarray]
+    lengths: np.ndarray
+    following: np.ndarray
+
+    @classmethod
+    def joined(cls, several: Sequence[Pieces]) -> Pieces:
+        """Parts behind each other."""
+        if len(several) == 1:
+            return several[0]
+        return cls(
+            [part for pieces in several for part in pieces.ids],
+            np.concatenate([pieces.lengths for pieces in several]),
+            np.concatenate([pieces.following for pieces in several]),
+        )
+
+    @classmethod
+    def whole(cls, ids: Sequence[np.ndarray]) -> Pieces:
+        """Documents as they are."""
+        return cls(list(ids), np.array([len(part) for part in ids], np.int64), np.full(len(ids), IGNORE))
 
 
 @dataclass(frozen=True)
@@ -51,42 +72,90 @@ class Pack:
 
 
 def pack(
-    pieces: Sequence[Piece],
+    pieces: Pieces,
     *,
     packed_length: int,
     seq_len: int,
     into_one: bool = False,
+    rows: bool = False,
     mask_token_zero: bool = False,
+    out: np.ndarray | None = None,
 ) -> Pack:
     """Put pieces into a pack; what they leave free is padding (id 0, label -100, sequences of its own).
 
     A negative id is context: its absolute value is the input, and it is no label.
 
     Args:
-        pieces: at most packed_length tokens together.
+        pieces: at most packed_length tokens together; with `rows` at most seq_len in each and as many as there are
+            rows.
         packed_length: a multiple of seq_len.
         seq_len: tokens of the longest sequence.
-        into_one: see the module.
+        into_one, rows: see the module.
         mask_token_zero: True makes token 0 no label, as the original does.
+        out: int64 [3, packed_length], where the pack's three arrays are put; None makes them.
     """
-    length = sum(piece.length for piece in pieces)
-    if length > packed_length:
+    length = int(pieces.lengths.sum())
+    if length > packed_length or (rows and len(pieces.ids) * seq_len > packed_length):
         raise ValueError(f"pieces of {length} tokens do not fit into a pack of {packed_length}")
-    ids = np.zeros(packed_length, np.int64)
-    labels = np.full(packed_length, IGNORE, np.int64)
-    starts: list[int] = []
-    at = 0
-    for piece in pieces:
-        end = at + piece.length
-        ids[at:end] = piece.ids[: piece.length]
-        labels[at : at + len(piece.ids) - 1] = piece.ids[1:]
-        starts.extend(range(at, end, seq_len))
-        at = end
-    starts.extend(range(at, packed_length, seq_len))
-    if into_one:
-        starts = list(range(0, packed_length, seq_len))
-    labels[(labels < 0) | (mask_token_zero & (labels == 0))] = IGNORE
-    cu_seqlens = np.array([*starts, packed_length], np.int32)
-    lengths = np.diff(cu_seqlens)
-    positions = np.arange(packed_length) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
-    return Pack(np.abs(ids), labels, positions, cu_seqlens)
+    if out is None:
+        out = np.empty((3, packed_length), np.int64)
+    ids, labels, positions = out
+    starts = np.cumsum(pieces.lengths) - pieces.lengths
+    if rows:
+        starts = np.arange(len(pieces.ids)) * seq_len
+        ids[:] = 0
+        labels[:] = IGNORE
+        for part, start in zip(pieces.ids, starts.tolist(), strict=True):
+            ids[start : start + len(part)] = part
+            labels[start : start + len(part) - 1] = part[1:]
+    else:
+        if pieces.ids:
+            np.concatenate(pieces.ids, out=ids[:length], casting="same_kind")
+        ids[length:] = 0
+        last = max(length - 1, 0)
+        labels[:last] = ids[1 : last + 1]
+        labels[last:] = IGNORE
+    least = 1 if mask_token_zero else 0
+    labels[starts + pieces.lengths - 1] = np.where(pieces.following < least, IGNORE, pieces.following)
+    if int(ids.min()) < least:  # looking is cheaper than doing, and most data have none of these
+        np.copyto(labels, IGNORE, where=labels < least)
+        np.abs(ids, out=ids)
+    if into_one or rows:
+        cuts = np.arange(0, packed_length, seq_len)
+    else:
+        cuts = _cuts(starts, pieces.lengths, length, packed_length, seq_len)
+    cu_seqlens = np.empty(len(cuts) + 1, np.int32)
+    cu_seqlens[:-1], cu_seqlens[-1] = cuts, packed_length
+    np.subtract(_counted(packed_length), np.repeat(cuts, cu_seqlens[1:] - cuts), out=positions)
+    return Pack(ids, labels, positions, cu_seqlens)
+
+
+def split(cu_seqlens: np.ndarray, packed_length: int) -> list[np.ndarray]:
+    """The cu_seqlens of each pack, where full packs lie behind each other as one."""
+    bounds = cu_seqlens.searchsorted(np.arange(0, int(cu_seqlens[-1]) + 1, packed_length)).tolist()
+    return [
+        cu_seqlens[start : end + 1] - np.int32(row * packed_length) for row, (start, end) in enumerate(pairwise(bounds))
+    ]
+
+
+def _cuts(starts: np.ndarray, lengths: np.ndarray, filled: int, packed_length: int, seq_len: int) -> np.ndarray:
+    """Where sequences start: at every piece, every seq_len tokens in it, and likewise in the padding, int64."""
+    if filled < packed_length:
+        starts, lengths = np.append(starts, filled), np.append(lengths, packed_length - filled)
+    if int(lengths.max()) <= seq_len:
+        return starts
+    counts = -(-lengths // seq_len)
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before * seq_len, counts) + seq_len * np.arange(int(counts.sum()))
+
+
+_numbers = np.arange(0)
+
+
+def _counted(length: int) -> np.ndarray:
+    """The numbers 0 … length - 1, int64, not to be written to."""
+    global _numbers
+    numbers = _numbers
+    if len(numbers) < length:
+        _numbers = numbers = np.arange(length)
+    return numbers[:length]

@@ -31,8 +31,12 @@ class RandomDocuments:
         counted = np.full(documents, seq_len, np.int64) if fixed_length else 2 + self._n * self._r
         self.lengths: np.ndarray = np.minimum(counted, seq_len).astype(np.int64)
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a document, int64."""
+    def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Tokens [starts[i], stops[i]) of each document, int64."""
+        places = zip(documents.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        return [self._tokens(document, start, stop) for document, start, stop in places]
+
+    def _tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         n, r = self._n[document], self._r[document]
         ids = np.arange(start - 2, stop - 2) % n
         if start < 2:

@@ -4,7 +4,9 @@
 
     out/train/<type>/train_000.bin(.meta), train_001.bin(.meta), …
     out/valid/<type>/train_000.bin(.meta), …
-    out/origins.json
+    out/origins.json      which raw file each document comes from, and the order of the documents
+    out/refresh/          what the next dataset starts from
+    out/statistics.json   the manifest: every type and every shard; written last
 
 Whether a document is held out follows from its tokens and the seed alone, so it does not change when files are
 regrouped, and copies of a document are never on both sides.
@@ -12,49 +14,28 @@ regrouped, and copies of a document are never on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import errno
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import xxhash
+import orjson
 
-from evo_core.data.format import BinReader, BinWriter, encode_line
-from evo_core.data.origins import Origins
+from evo_core.data.census import DROPPED, SPLITS, Census, Dedup, Selection, ShardSource, Split, take_census
+from evo_core.data.dedup import NearDuplicates
+from evo_core.data.grouping import group
+from evo_core.data.origins import ORIGINS, Origins
+from evo_core.data.refresh_record import FOLDER, STATISTICS, RefreshRecord, save_record
+from evo_core.data.routing import Routing, check_type_name
+from evo_core.data.shard_writer import ShardWriter
 from evo_core.errors import DataError
 
-Split = Literal["train", "valid"]
-SPLITS: tuple[Split, ...] = ("train", "valid")
+__all__ = ["SPLITS", "STATISTICS", "RefreshRecord", "ShardSource", "Split", "write_shards"]
 
-
-@dataclass(frozen=True)
-class ShardSource:
-    """A tokenized raw file.
-
-    Attributes:
-        type: data type its documents belong to (``cn``, ``en``, ``code``, or any name).
-        bin_path: its ``.bin``.
-        origin: name of the raw file, as a reader should see it. The order of the documents follows it.
-    """
-
-    type: str
-    bin_path: Path
-    origin: str
-
-
-@dataclass
-class _Plan:
-    """A source with, for each document, whether it is held out (bool [documents])."""
-
-    source: ShardSource
-    reader: BinReader
-    held_out: np.ndarray
-
-    def side(self, split: Split) -> np.ndarray:
-        """Indices of the documents on one side."""
-        return np.flatnonzero(self.held_out if split == "valid" else ~self.held_out)
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is done (``read`` in bytes, then ``write`` in tokens), how much so far, and how much in all. An
+error that it raises ends the work."""
 
 
 def write_shards(
@@ -64,12 +45,20 @@ def write_shards(
     valid_fraction: float,
     shard_tokens: int,
     seed: int = 0,
+    routing: Routing | None = None,
+    dedup: Dedup = "none",
+    near: NearDuplicates | None = None,
+    previous: RefreshRecord | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Group the sources by type into shards below `out`.
 
-    Every document of every source goes into exactly one shard. Within a type and side, documents follow the
-    order of their origins and, in one origin, of its lines. A shard is closed by the document with which it
-    reaches `shard_tokens`.
+    Every document that is taken goes into exactly one shard. Within a shard, documents follow the order of their
+    origins and, in one origin, of its lines. A shard is closed by the document with which it reaches `shard_tokens`.
+
+    With `previous`, only sources that it was not made from are read; its shards are linked where nothing in them
+    changed, and the others written anew (see `evo_core.data.grouping`). The documents are the same as without.
 
     Args:
         sources: tokenized files, in any order.
@@ -77,75 +66,150 @@ def write_shards(
         valid_fraction: share of the documents held out, 0 <= valid_fraction < 1; 0 writes no valid part.
         shard_tokens: target size of a shard.
         seed: chooses another held-out part.
+        routing: how documents get their types; default by the type of their source.
+        dedup: which documents are left out because they repeat an earlier one (in the order of the origins, over
+            all types and both sides): ``none``, ``exact`` copies, or ``near`` ones as well.
+        near: what counts as nearly the same.
+        previous: of a dataset that this function wrote with the same arguments but other sources.
+        workers: processes that read; default one a core.
+        on_progress: see `OnProgress`.
 
     Returns:
-        Statistics as plain data: ``types`` has for each type its ``documents`` and ``tokens``, and the same for
-        its ``train`` and ``valid`` part; ``shards`` has for each shard its ``path`` below `out`, ``type``,
-        ``split``, ``documents``, ``tokens``, ``bytes`` and ``origins``, the raw files behind it.
+        What ``statistics.json`` says. ``types`` has for each type its ``documents`` and ``tokens``, the same for its
+        ``train`` and ``valid`` part, and with `dedup` what was ``removed``; ``dropped`` has the documents of types
+        that are not taken; ``shards`` has for each shard its ``path`` below `out`, ``type``, ``split``,
+        ``documents``, ``tokens``, ``bytes``, blake3 ``digest`` and ``meta_digest``, and ``origins``, the raw files
+        behind it.
 
     Raises:
-        DataError: there are no documents, a type would have none on one side, a file is damaged or `out` is in
-            use. Nothing is written then.
+        DataError: there are no documents, a type would have none on one side, a document's type is not taken, a
+            file is damaged, the disk is full, or `out` is in use. No shards are left in `out` then.
     """
     out = Path(out)
+    routing = routing or Routing()
     if not 0 <= valid_fraction < 1:
         raise DataError(f"must be at least 0 and below 1, not {valid_fraction}", key="valid_fraction")
     if shard_tokens < 1:
         raise DataError(f"must be at least 1, not {shard_tokens}", key="shard_tokens")
     if any((out / split).exists() for split in SPLITS):
         raise DataError("shards are already here", file=out, hint="write into an empty folder")
-    plans: dict[str, list[_Plan]] = {}
-    for source in sorted(sources, key=lambda source: (source.type, source.origin, str(source.bin_path))):
-        _check_type_name(source)
-        reader = BinReader(source.bin_path)
-        held_out = np.fromiter(_held_out(reader, valid_fraction, seed), bool, len(reader))
-        plans.setdefault(source.type, []).append(_Plan(source, reader, held_out))
-    statistics = {name: _statistics(of_type) for name, of_type in plans.items()}
-    _check_sides(statistics, valid_fraction)
+    sources = _in_order(sources, routing)
+    selection = Selection(valid_fraction, seed, routing, dedup, near or NearDuplicates())
+    census = _census(sources, selection, previous, workers, on_progress)
+    named = {source.type for source in sources} if routing.by == "path" else set()
+    statistics = _statistics(census, dedup, named - {unit.type for unit in census.units() if unit.split == DROPPED})
+    _check_sides(statistics["types"], valid_fraction, routing.types)
+    try:
+        statistics["shards"] = _write(sources, census, out, shard_tokens, previous, on_progress)
+        (out / STATISTICS).write_bytes(orjson.dumps(statistics, option=orjson.OPT_INDENT_2))
+    except BaseException as error:
+        for part in (*SPLITS, FOLDER):
+            shutil.rmtree(out / part, ignore_errors=True)
+        for name in (ORIGINS, STATISTICS):
+            (out / name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                "the disk is full: no shards were left here", file=out, hint="free some space and run again"
+            ) from None
+        raise
+    return statistics
 
-    origins = Origins()
-    shards = [
-        shard
-        for name, of_type in plans.items()
-        for split in SPLITS
-        for shard in _write_side(of_type, split, out, name, shard_tokens, origins)
-    ]
+
+def _in_order(sources: Iterable[ShardSource], routing: Routing) -> list[ShardSource]:
+    ordered = sorted(sources, key=lambda source: source.origin)
+    for before, source in zip([None, *ordered], ordered, strict=False):
+        if before is not None and before.origin == source.origin:
+            raise DataError("two token files are said to come from this raw file", file=source.origin)
+        if routing.by == "path":
+            check_type_name(source.type, source.origin)
+    return ordered
+
+
+def _census(
+    sources: Sequence[ShardSource],
+    selection: Selection,
+    earlier: RefreshRecord | None,
+    workers: int | None,
+    on_progress: OnProgress,
+) -> Census:
+    known = {source.origin for source in sources if earlier and earlier.number(source) is not None}
+    total = sum(s.bin_path.stat().st_size for s in sources if s.origin not in known and s.bin_path.exists())
+    done = 0
+
+    def on_file(size: int) -> None:
+        nonlocal done
+        done += size
+        on_progress("read", done, max(total, done))
+
+    if earlier is None:
+        return take_census(sources, selection, workers=workers, on_file=on_file)
+    return take_census(sources, selection, known=earlier.known, workers=workers, on_file=on_file)
+
+
+def _write(
+    sources: Sequence[ShardSource],
+    census: Census,
+    out: Path,
+    shard_tokens: int,
+    earlier: RefreshRecord | None,
+    on_progress: OnProgress,
+) -> list[dict[str, Any]]:
+    sides = group(sources, census, shard_tokens, earlier)
+    total, done = sum(load.tokens for side in sides for load in side.loads), 0
+
+    def on_tokens(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        on_progress("write", done, max(total, done))
+
+    writer = ShardWriter(out, sources, census.rows, shard_tokens, earlier, on_tokens)
+    shards = [shard for side in sides for shard in writer.write(side)]
+    origins = Origins(writer.origin(piece.unit) for pieces in writer.pieces.values() for piece in pieces)
+    for shard in shards:
+        document = 0
+        for piece in writer.pieces[shard["path"]]:
+            origins.add(shard["path"], document, writer.origin(piece.unit), piece.start)
+            document += piece.stop - piece.start
     origins.save(out)
-    return {"types": statistics, "shards": shards}
+    if all(source.object for source in sources):
+        save_record(out, sources, census, writer.pieces)
+    return shards
 
 
-def _held_out(reader: BinReader, valid_fraction: float, seed: int) -> Iterator[bool]:
-    """For each document, whether the hash of its line is in the lowest `valid_fraction` of all hashes."""
-    limit = int(valid_fraction * 2**64)
-    for document in range(len(reader)):
-        yield xxhash.xxh3_64_intdigest(_line(reader, document), seed=seed) < limit
+def _statistics(census: Census, dedup: Dedup, named: Iterable[str]) -> dict[str, Any]:
+    """Documents and tokens of each type, in all and on each side, and what was left out."""
+    types: dict[str, dict[str, Any]] = {name: _no_documents(dedup) for name in named}
+    dropped: dict[str, int] = {}
+    for unit in census.units():
+        if unit.split == DROPPED:
+            dropped[unit.type] = dropped.get(unit.type, 0) + unit.documents
+            continue
+        of_type = types.setdefault(unit.type, _no_documents(dedup))
+        for counts in (of_type, of_type[unit.split]):
+            counts["documents"] += unit.documents
+            counts["tokens"] += unit.tokens
+        if dedup != "none":
+            of_type["removed"]["exact"] += unit.exact
+            of_type["removed"]["near"] += unit.near
+    return {"types": dict(sorted(types.items())), **({"dropped": dict(sorted(dropped.items()))} if dropped else {})}
 
 
-def _line(reader: BinReader, document: int) -> bytes:
-    """The document's line in our spelling, which is a copy of nearly every line there is."""
-    line = reader.line(document)
-    if (
-        line.startswith(b'{"tokens": [')
-        and line.endswith(b"]}")
-        and line.count(b", ") == line.count(b",") == reader.lengths[document] - 1
-    ):
-        return line + b"\n"
-    return encode_line(reader.tokens(document))
+def _no_documents(dedup: Dedup) -> dict[str, Any]:
+    counts: dict[str, Any] = {"documents": 0, "tokens": 0}
+    counts |= {split: {"documents": 0, "tokens": 0} for split in SPLITS}
+    return counts | ({"removed": {"exact": 0, "near": 0}} if dedup != "none" else {})
 
 
-def _statistics(plans: list[_Plan]) -> dict[str, Any]:
-    """Documents and tokens of a type, in all and on each side."""
-    sides = {}
-    for split in SPLITS:
-        chosen = [plan.reader.lengths[plan.side(split)] for plan in plans]
-        sides[split] = {"documents": sum(map(len, chosen)), "tokens": sum(int(part.sum()) for part in chosen)}
-    return {key: sum(side[key] for side in sides.values()) for key in ("documents", "tokens")} | sides
-
-
-def _check_sides(statistics: dict[str, dict[str, Any]], valid_fraction: float) -> None:
-    if not any(of_type["documents"] for of_type in statistics.values()):
+def _check_sides(types: dict[str, dict[str, Any]], valid_fraction: float, expected: frozenset[str] | None) -> None:
+    if not any(of_type["documents"] for of_type in types.values()):
         raise DataError("there is not a single document to shard")
-    for name, of_type in statistics.items():
+    for name in sorted((expected or set()) - set(types)):
+        raise DataError(
+            f"there is no document of type {name}",
+            key="types",
+            hint=f"types found: {', '.join(types)}",
+        )
+    for name, of_type in types.items():
         for split in SPLITS:
             if of_type[split]["documents"] or (split == "valid" and valid_fraction == 0):
                 continue
@@ -155,48 +219,3 @@ def _check_sides(statistics: dict[str, dict[str, Any]], valid_fraction: float) -
                 key="valid_fraction",
                 hint=f"give more documents of type {name}, or another valid_fraction",
             )
-
-
-def _check_type_name(source: ShardSource) -> None:
-    if not source.type or source.type.startswith(".") or Path(source.type).name != source.type:
-        raise DataError(f"{source.type!r} is no name for a data type: it names a folder", file=source.origin)
-
-
-def _write_side(
-    plans: list[_Plan], split: Split, out: Path, name: str, shard_tokens: int, origins: Origins
-) -> Iterator[dict[str, Any]]:
-    """Write one side of one type; yields each shard when it is complete."""
-    writer: BinWriter | None = None
-    with ExitStack() as unfinished:
-        number = 0
-        for plan in plans:
-            for document in plan.side(split):
-                if writer is None:
-                    path = out / split / name / f"train_{number:03d}.bin"
-                    writer = unfinished.enter_context(BinWriter(path))
-                    number += 1
-                origins.add(_relative(writer, out), writer.documents, plan.source.origin)
-                writer.write_line(_line(plan.reader, document), int(plan.reader.lengths[document]))
-                if writer.tokens >= shard_tokens:
-                    unfinished.close()
-                    yield _shard(writer, out, name, split, origins)
-                    writer = None
-    if writer is not None:
-        yield _shard(writer, out, name, split, origins)
-
-
-def _relative(writer: BinWriter, out: Path) -> str:
-    return writer.path.relative_to(out).as_posix()
-
-
-def _shard(writer: BinWriter, out: Path, name: str, split: Split, origins: Origins) -> dict[str, Any]:
-    path = _relative(writer, out)
-    return {
-        "path": path,
-        "type": name,
-        "split": split,
-        "documents": writer.documents,
-        "tokens": writer.tokens,
-        "bytes": writer.path.stat().st_size,
-        "origins": origins.of_shard(path),
-    }

@@ -1,14 +1,17 @@
-"""One raw file to one ``.bin`` with its meta: the unit that a process pool or a job array spreads."""
+"""One raw file, or a range of it, to one ``.bin`` with its meta: the unit that `fan_out` spreads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from evo_core.data.documents import DocumentReader, Mode, OnError, read_documents
+from evo_core.data.document_types import TypeRuns, read_types, types_path
+from evo_core.data.documents import MAX_RECORD_BYTES, DocumentReader, Mode, OnError, read_documents
+from evo_core.data.files import Location
 from evo_core.data.format import BinWriter
+from evo_core.data.raw_lines import ByteRange
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 
 # Characters that are tokenized in one call: enough to lose no time between calls, little memory.
@@ -20,23 +23,29 @@ class TokenizeSpec:
     """What `tokenize_file` does; plain values, so that it can be sent to another process.
 
     Attributes:
-        input: raw file (see `evo_core.data.documents`).
+        input: raw file, a path or URI (see `evo_core.data.documents`).
         output: the ``.bin`` to write; ``.bin.meta`` goes beside it.
         tokenizer: a tokenizer's file or folder.
         text_keys: fields of a record that make its document.
         mode: ``text``, or ``internevo`` for the original tool's reading of JSON.
         bos, eos: whether a document begins with the begin id and ends with the end id.
         on_error: ``raise`` at the first wrong record, or ``skip`` and count them.
+        type_key: field of a record that names its data type; ``.bin.types`` then goes beside the ``.bin`` as well.
+        byte_range: only the lines that begin there.
+        max_record_bytes: longest line or record.
     """
 
-    input: Path
+    input: Location
     output: Path
-    tokenizer: Path
+    tokenizer: Location
     text_keys: tuple[str, ...] = ("text",)
     mode: Mode = "text"
     bos: bool = True
     eos: bool = True
     on_error: OnError = "raise"
+    type_key: str | None = None
+    byte_range: ByteRange | None = None
+    max_record_bytes: int = MAX_RECORD_BYTES
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class TokenizeResult:
         bytes: UTF-8 size of the documents' text.
         skipped: records left out.
         first_error: why the first of them was; None if there is none.
+        types: with a type_key, type to (documents, tokens).
     """
 
     documents: int
@@ -55,6 +65,7 @@ class TokenizeResult:
     bytes: int
     skipped: int = 0
     first_error: str | None = None
+    types: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def tokenize_file(spec: TokenizeSpec) -> TokenizeResult:
@@ -64,36 +75,93 @@ def tokenize_file(spec: TokenizeSpec) -> TokenizeResult:
         DataError: the file or a record is wrong, or the tokenizer lacks bos or eos. Nothing is written then.
     """
     tokenizer = _tokenizer(spec.tokenizer, _modified(spec.tokenizer))
-    documents = read_documents(spec.input, spec.text_keys, mode=spec.mode, on_error=spec.on_error)
-    size = 0
+    documents = read_documents(
+        spec.input,
+        spec.text_keys,
+        mode=spec.mode,
+        on_error=spec.on_error,
+        type_key=spec.type_key,
+        byte_range=spec.byte_range,
+        max_record_bytes=spec.max_record_bytes,
+    )
+    size, types = 0, TypeRuns()
     with BinWriter(spec.output) as writer:
-        for texts in _batches(documents):
-            size += sum(len(text.encode()) for text in texts)
-            for ids in tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos):
+        for texts, names in _batches(documents):
+            # Asking whether a text is ASCII costs nothing, encoding it only to measure it does.
+            size += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+            for place, ids in enumerate(tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos)):
                 if ids:
                     writer.write(ids)
-    first_error = None if documents.first_error is None else str(documents.first_error)
-    return TokenizeResult(writer.documents, writer.tokens, size, documents.skipped, first_error)
+                    if names:
+                        types.add(names[place], 1, len(ids))
+        _save_types(types, spec)
+    return TokenizeResult(
+        writer.documents,
+        writer.tokens,
+        size,
+        documents.skipped,
+        None if documents.first_error is None else str(documents.first_error),
+        types.counts,
+    )
+
+
+def join(parts: list[TokenizeSpec], results: list[TokenizeResult], output: Path) -> TokenizeResult:
+    """Put the outputs of several specs behind one another into one ``.bin``, as if one process had written it.
+
+    Raises:
+        DataError: a part is missing or damaged. Nothing is written then.
+    """
+    types = TypeRuns()
+    with BinWriter(output) as writer:
+        for part in parts:
+            lengths = writer.append(part.output)
+            if part.type_key is not None:
+                types.extend(*read_types(part.output), lengths)
+        if parts[0].type_key is not None:
+            types.save(output)
+        else:
+            types_path(output).unlink(missing_ok=True)
+    errors = [result.first_error for result in results if result.first_error is not None]
+    return TokenizeResult(
+        writer.documents,
+        writer.tokens,
+        sum(result.bytes for result in results),
+        sum(result.skipped for result in results),
+        errors[0] if errors else None,
+        types.counts,
+    )
+
+
+def _save_types(types: TypeRuns, spec: TokenizeSpec) -> None:
+    """Before the ``.bin`` is visible, so that it never stands beside the types of an earlier one."""
+    if spec.type_key is not None:
+        types.save(spec.output)
+    else:
+        types_path(spec.output).unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: Path, modified: int) -> Tokenizer:
+def _tokenizer(path: Location, modified: int) -> Tokenizer:
     """A process of a pool tokenizes many files with one tokenizer; `modified` tells a new one of that name."""
     return load_tokenizer(path)
 
 
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _modified(path: Location) -> int:
+    return Path(path).stat().st_mtime_ns if Path(path).exists() else 0
 
 
-def _batches(documents: DocumentReader) -> Iterator[list[str]]:
+def _batches(documents: DocumentReader) -> Iterator[tuple[list[str], list[str]]]:
+    """Texts, and where records name types those of the same documents."""
     texts: list[str] = []
+    names: list[str] = []
     size = 0
     for text in documents:
         texts.append(text)
+        if documents.type is not None:
+            names.append(documents.type)
         size += len(text)
         if size >= _BATCH_CHARACTERS:
-            yield texts
-            texts, size = [], 0
+            yield texts, names
+            texts, names, size = [], [], 0
     if texts:
-        yield texts
+        yield texts, names

@@ -8,14 +8,21 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evo_core.data.batch import Batch, stack
-from evo_core.data.document_set import Documents, DocumentSet
-from evo_core.data.packing import Pack, pack
+import numpy as np
+import torch
+
+from evo_core.data.batch import Batch
+from evo_core.data.corpus import ORIGINS, MinLength, open_corpus
+from evo_core.data.document_set import Documents, DocumentSet, Table
+from evo_core.data.format import meta_path
+from evo_core.data.index import Index, SharedIndex
+from evo_core.data.mixing import WeightedOrder
+from evo_core.data.original_packing import FileStream, OriginalOrder
+from evo_core.data.packing import Pieces, pack, split
 from evo_core.data.random_data import TRAIN_DOCUMENTS, RandomDocuments
-from evo_core.data.sampling import BatchSize, PackOrder, ShuffledStream
-from evo_core.data.token_files import TokenFile, file_digest, open_token_files
+from evo_core.data.sampling import BatchSize, Order, PackOrder, RowStream, Stream, TokenStream, shuffled
 from evo_core.data.token_folder import RANDOM_TYPES, bin_files, data_types
-from evo_core.errors import DataError
+from evo_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Raised when the order of the data changes for the same seed and data.
-_ORDER_VERSION = 1
+_ORDER_VERSION = 2
 
 
 class TrainData:
@@ -35,7 +42,7 @@ class TrainData:
     Attributes:
         types: data types; their positions are the type ids of a batch.
         tokens: training tokens of each type, in one epoch.
-        digest: of the data's order (seed, packing and files); a run goes on with the same data if it is the same.
+        digest: of the data's order (seed, packing and tokens); a run goes on with the same data if it is the same.
 
     Args:
         cfg: the training job.
@@ -43,59 +50,115 @@ class TrainData:
 
     Raises:
         DataError: there is no data, a file is damaged, or an id is outside model.vocab_size.
-        ConfigError: data.global_batch_tokens does not divide over dp_size ranks.
+        ConfigError: data.global_batch_tokens does not divide over dp_size ranks, or type_weights or min_length_dict
+            do not fit the folder.
     """
+
+    in_order = False
+    """Whether steps must be drawn one after the other."""
 
     def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> None:
         if not 0 <= dp_rank < dp_size:
             raise ValueError(f"rank {dp_rank} of {dp_size}")
         self._data, self._dp_rank, self._dp_size = cfg.data, dp_rank, dp_size
-        self._batch_size = _batch_size(cfg, dp_size)
-        folder = cfg.data.train_folder
+        self._batch_size = batch_size(cfg, dp_size)
+        folder = None if cfg.data.train_folder is None else Path(cfg.data.train_folder)
         self.types = data_types(folder)
-        sets, self.digest = _random_sets(cfg) if folder is None else _token_sets(cfg, Path(folder), dp_rank)
-        self._streams = {
-            number: ShuffledStream(documents, seed=cfg.seed, name=self.types[number])
-            for number, documents in enumerate(sets)
-            if len(documents.lengths)
-        }
-        per_type = [int(documents.lengths.sum()) for documents in sets]
-        self.tokens = dict(zip(self.types, per_type, strict=True))
-        self._order = PackOrder(per_type, cfg.data.packed_length, cfg.seed)
+        self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder)
+        sets, self.digest = _random_sets(cfg) if folder is None else _token_sets(cfg, folder, dp_rank, self._index)
+        self.tokens = {name: int(documents.lengths.sum()) for name, documents in zip(self.types, sets, strict=True)}
+        self._streams = [
+            _stream(cfg, name, documents, self._index) for name, documents in zip(self.types, sets, strict=True)
+        ]
+        self._order = _order(cfg, self.types, self._streams, self._batch_size, self._index)
 
     def batch(self, step: int) -> Batch:
         """This rank's micro-batches of a step, counted from 0 (skipped steps count as well)."""
-        place = self._batch_size.before(step) + self._dp_rank
-        end = self._batch_size.before(step + 1)
-        packs, types = [], []
-        while place < end:
+        data = self._data
+        places = range(self._batch_size.before(step) + self._dp_rank, self._batch_size.before(step + 1), self._dp_size)
+        arrays = np.empty((4, len(places), data.packed_length), np.int64)
+        parts = []
+        for row, place in enumerate(places):
             type_id, number = self._order.locate(place)
-            packs.append(self._pack(type_id, number))
-            types.append(type_id)
-            place += self._dp_size
-        return stack(packs, types)
+            parts.append(self._streams[type_id].pieces(number))
+            arrays[3, row] = type_id
+        # Every pack is full: all of them are made at once, as a long one.
+        packed = pack(
+            Pieces.joined(parts),
+            packed_length=len(places) * data.packed_length,
+            seq_len=data.seq_len,
+            into_one=data.pack_sample_into_one,
+            rows=not data.use_packed_dataset,
+            mask_token_zero=data.mask_token_zero,
+            out=arrays[:3].reshape(3, -1),
+        )
+        input_ids, labels, positions, type_ids = torch.from_numpy(arrays)
+        cu_seqlens = [torch.from_numpy(of_pack) for of_pack in split(packed.cu_seqlens, data.packed_length)]
+        return Batch(input_ids, labels, positions, type_ids, cu_seqlens)
+
+    def draw(self, step: int) -> tuple[Batch, None]:
+        """A step's batch, and the place in the data after it, which the step says already."""
+        return self.batch(step), None
+
+    def restore(self, place: None) -> None:
+        """Nothing to do: the step says where to go on."""
 
     def epoch(self, step: int) -> int:
         """The pass over the data in which a step begins, from 0."""
         return self._order.epoch_of(self._batch_size.before(step))
 
-    def _pack(self, type_id: int, number: int) -> Pack:
-        data = self._data
-        start = number * data.packed_length
-        return pack(
-            self._streams[type_id].pieces(start, start + data.packed_length),
-            packed_length=data.packed_length,
-            seq_len=data.seq_len,
-            into_one=data.pack_sample_into_one,
-            mask_token_zero=data.mask_token_zero,
-        )
+    def describe(self) -> str:
+        """Tokens by type, for the log."""
+        return ", ".join(f"{name} {count:,}" for name, count in self.tokens.items() if count) + " tokens"
+
+    def close(self) -> None:
+        """Give back what is shared with other processes."""
+        self._index.close()
 
 
-def _batch_size(cfg: TrainConfig, dp_size: int) -> BatchSize:
+def batch_size(cfg: TrainConfig, dp_size: int) -> BatchSize:
+    """Micro-batches of each step over all ranks.
+
+    Raises:
+        ConfigError: data.global_batch_tokens does not divide over dp_size ranks.
+    """
     full = cfg.micro_num(dp_size) * dp_size
     if (rampup := cfg.data.rampup) is None:
         return BatchSize.constant(full)
     return BatchSize(full, rampup.start * dp_size, rampup.increment * dp_size, rampup.every)
+
+
+def _stream(cfg: TrainConfig, name: str, documents: Documents, index: Index) -> Stream:
+    data = cfg.data
+    if data.packing == "internevo":
+        assert isinstance(documents, DocumentSet)
+        return FileStream(documents, data.packed_length, index=index, name=name)
+    order = shuffled(len(documents.lengths), cfg.seed, name)
+    if data.use_packed_dataset:
+        return TokenStream(documents, data.packed_length, order=order, index=index, name=name)
+    return RowStream(documents, data.seq_len, data.micro_bsz, order=order, index=index, name=name)
+
+
+def _order(
+    cfg: TrainConfig, types: tuple[str, ...], streams: list[Stream], batch_size: BatchSize, index: Index
+) -> Order:
+    sizes, per_pack = [stream.size for stream in streams], streams[0].per_pack
+    if cfg.data.packing == "internevo":
+        return OriginalOrder(sizes, batch_size.growing, batch_size.full, cfg.seed, index)
+    if (weights := cfg.data.type_weights) is None:
+        return PackOrder(sizes, per_pack, cfg.seed, index)
+    _check_weights(weights, dict(zip(types, sizes, strict=True)))
+    return WeightedOrder([weights[name] for name in types], sizes, per_pack, cfg.seed, index)
+
+
+def _check_weights(weights: dict[str, float], sizes: dict[str, int]) -> None:
+    key, known = "data.type_weights", ", ".join(sizes)
+    if unknown := [name for name in weights if name not in sizes]:
+        raise ConfigError(f"there is no data type {unknown[0]}, only {known}", key=key)
+    if missing := [name for name in sizes if name not in weights]:
+        raise ConfigError(f"{missing[0]} has no weight", key=key, hint=f"write {missing[0]}: 0 to leave it out")
+    if empty := [name for name, weight in weights.items() if weight and not sizes[name]]:
+        raise ConfigError(f"{empty[0]} has no documents to train on", key=key, hint=f"write {empty[0]}: 0")
 
 
 def _random_sets(cfg: TrainConfig) -> tuple[list[Documents], str]:
@@ -103,33 +166,32 @@ def _random_sets(cfg: TrainConfig) -> tuple[list[Documents], str]:
     samples = RandomDocuments(
         TRAIN_DOCUMENTS, seq_len=cfg.data.seq_len, fixed_length=fixed_length, vocab_size=vocab_size
     )
-    none = [DocumentSet([]) for _ in RANDOM_TYPES[1:]]
+    nothing = Table(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    none = [DocumentSet([], nothing) for _ in RANDOM_TYPES[1:]]
     return [samples, *none], _digest(cfg, {"random": [fixed_length, vocab_size]})
 
 
-def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int) -> tuple[list[Documents], str]:
-    paths = {name: bin_files(folder, name) for name in data_types(folder)}
-    opened = open_token_files([path for of_type in paths.values() for path in of_type], first=dp_rank)
-    for file in opened:
-        file.check(cfg.model.vocab_size)
-    files = iter(opened)
-    sets: list[Documents] = []
-    for name, of_type in paths.items():
-        sets.append(_type_set(name, [next(files) for _ in of_type], cfg.data.min_length))
-    if not any(len(documents.lengths) for documents in sets):
-        raise DataError(f"no document is left to train on (data.min_length {cfg.data.min_length})", file=folder)
-    contents = {
-        name: [(str(path.relative_to(folder)), file_digest(path, with_time=False)) for path in of_type]
-        for name, of_type in paths.items()
-    }
-    return sets, _digest(cfg, contents)
-
-
-def _type_set(name: str, files: list[TokenFile], min_length: int) -> DocumentSet:
-    documents = DocumentSet(files, min_length=min_length)
-    if not len(documents):
-        log.warning("data type %s has no document of at least min_length %d tokens", name, min_length)
-    return documents
+def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> tuple[list[Documents], str]:
+    data = cfg.data
+    original = data.packing == "internevo"
+    min_length = MinLength(data.min_length, data.min_length_dict)
+    corpus = open_corpus(
+        folder,
+        vocab_size=cfg.model.vocab_size,
+        min_length=min_length,
+        by_origin=not original,
+        first=dp_rank,
+        index=index if data.use_shm else None,
+    )
+    if not any(len(documents) for documents in corpus.documents.values()):
+        raise DataError(f"no document is left to train on (data.min_length {data.min_length})", file=folder)
+    for name, documents in corpus.documents.items():
+        if not len(documents):
+            log.warning("data type %s has no document of at least min_length %d tokens", name, data.min_length)
+    contents: dict[str, object] = dict(corpus.digests)
+    if original:  # here it matters where a file ends
+        contents = {n: [d, np.bincount(corpus.documents[n].files).tolist()] for n, d in corpus.digests.items()}
+    return list(corpus.documents.values()), _digest(cfg, contents)
 
 
 def _digest(cfg: TrainConfig, contents: object) -> str:
@@ -140,8 +202,23 @@ def _digest(cfg: TrainConfig, contents: object) -> str:
         "seq_len": data.seq_len,
         "packed_length": data.packed_length,
         "pack_sample_into_one": data.pack_sample_into_one,
+        "use_packed_dataset": data.use_packed_dataset,
+        "packing": data.packing,
+        "type_weights": data.type_weights,
         "mask_token_zero": data.mask_token_zero,
-        "min_length": data.min_length,
         "contents": contents,
     }
     return hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()
+
+
+def _shared_index(cfg: TrainConfig, folder: Path) -> SharedIndex:
+    """The index for this job on these files: another one if any of them was changed."""
+    data = cfg.data
+    paths = [path for name in data_types(folder) for path in bin_files(folder, name)]
+    origins = folder.absolute().parent / ORIGINS
+    files = [*paths, *(meta for path in paths if (meta := meta_path(path)).exists()), *[origins] * origins.exists()]
+    key = {
+        "files": [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        "order": _digest(cfg, [data.min_length, data.min_length_dict, data.micro_num, data.global_batch_tokens]),
+    }
+    return SharedIndex(data.shm_path, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32])

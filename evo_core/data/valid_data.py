@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from evo_core.data.batch import Batch, stack
-from evo_core.data.document_set import Documents, DocumentSet
-from evo_core.data.packing import Piece, pack
+from evo_core.data.corpus import open_corpus
+from evo_core.data.document_set import Documents
+from evo_core.data.packing import Pieces, pack
 from evo_core.data.random_data import VALID_DOCUMENTS, RandomDocuments
-from evo_core.data.token_files import open_token_files
-from evo_core.data.token_folder import RANDOM_TYPES, bin_files, data_types
+from evo_core.data.token_folder import RANDOM_TYPES, data_types
 from evo_core.errors import DataError
 
 # Another set than the one trained on, and ids that every vocabulary has room for.
@@ -71,11 +71,12 @@ def validation_batches(
 
     def batches() -> Iterator[Batch]:
         for windows in packs[dp_rank::dp_size]:
-            pieces = [
-                Piece(documents.tokens(document, start, start + length + 1), length)
-                for document, start, length in windows
-            ]
-            filled = pack(pieces, packed_length=seq_len * micro_bsz, seq_len=seq_len, mask_token_zero=mask_token_zero)
+            filled = pack(
+                _pieces(documents, windows),
+                packed_length=seq_len * micro_bsz,
+                seq_len=seq_len,
+                mask_token_zero=mask_token_zero,
+            )
             yield stack([filled], [types.index(data_type)])
 
     return batches()
@@ -87,11 +88,15 @@ def _documents(folder: str | Path | None, data_type: str, seq_len: int, vocab_si
         return RandomDocuments(
             count, seq_len=seq_len, fixed_length=False, vocab_size=vocab_size or _RANDOM_VOCAB, seed=_RANDOM_SEED
         )
-    files = open_token_files(bin_files(folder, data_type))
-    if vocab_size is not None:
-        for file in files:
-            file.check(vocab_size)
-    return DocumentSet(files)
+    return open_corpus(Path(folder), [data_type], vocab_size=vocab_size).documents[data_type]
+
+
+def _pieces(documents: Documents, windows: list[Window]) -> Pieces:
+    """Windows with the token that follows each."""
+    numbers, starts, lengths = np.array(windows, np.int64).reshape(-1, 3).T
+    ids = documents.read(numbers, starts, starts + lengths + 1)
+    following = np.array([part[-1] for part in ids], np.int64)
+    return Pieces([part[:-1] for part in ids], lengths, following)
 
 
 def _windows(lengths: np.ndarray, seq_len: int) -> list[Window]:

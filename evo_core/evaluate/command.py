@@ -1,30 +1,49 @@
-"""``python -m evo_core.evaluate``: a trained model on held-out text, beside n-gram baselines on the same tokens."""
+"""``python -m evo_core.evaluate``: a model on held-out text and on task files, and two evaluations side by side.
+
+--model CKPT --data FOLDER      loss, perplexity and accuracy per type, with --baselines beside n-gram models
+--model CKPT --tasks PLACE      multiple-choice, cloze and generation tasks from local files, through lm-eval
+--compare A.json B.json         two results that --output wrote
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evo_core.errors import ConfigError
+from evo_core.evaluate.compare import comparison_table, record
+from evo_core.evaluate.results import read, table, write
 from evo_core.job import command, report_progress
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(prog="evo_core.evaluate", description=__doc__)
-    result.add_argument("--model", required=True, help="a checkpoint, or a folder of checkpoints (the newest)")
-    result.add_argument(
-        "--data", required=True, type=Path, metavar="FOLDER", help="held-out token shards, one sub-folder per type"
+    result = argparse.ArgumentParser(
+        prog="evo_core.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSON file for the scores")
+    result.add_argument(
+        "--model", help="a checkpoint, a folder of checkpoints (the newest), or another system's folder"
+    )
+    result.add_argument("--data", type=Path, metavar="FOLDER", help="held-out token shards, one sub-folder per type")
+    result.add_argument("--tasks", type=Path, metavar="FILE_OR_FOLDER", help="task files in lm-eval's YAML form")
+    result.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two files that --output wrote")
+    result.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the results")
     result.add_argument(
         "--baselines",
         type=Path,
         metavar="FOLDER",
-        help="training token shards: unigram and bigram models of them are scored too",
+        help="training token shards: unigram and bigram models of them are scored on --data too",
+    )
+    result.add_argument(
+        "--max-length",
+        type=int,
+        metavar="TOKENS",
+        help="that --tasks are read with; default the model's trained length",
+    )
+    result.add_argument(
+        "--pack-tokens", type=int, default=8192, metavar="TOKENS", help="of --tasks in one forward pass (default 8192)"
     )
     result.add_argument("--launcher", choices=["torch", "slurm"], help="default: what the environment says")
     result.add_argument("--backend", help="of the process group; default nccl on GPUs, gloo on CPUs")
@@ -35,28 +54,66 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, join the ranks, evaluate; rank 0 writes the file and prints the table."""
     arguments = parser().parse_args(argv)
     with command("evo_core.evaluate"):
+        _check(arguments)
+        if arguments.compare is not None:
+            a, b = map(read, arguments.compare)
+            if arguments.output is not None:
+                write(arguments.output, record(a, b))
+            print(comparison_table(a, b))
+            return
+        if arguments.tasks is not None:
+            from evo_core.evaluate.harness.run import require_harness
+
+            require_harness()
         from evo_core.parallel.ranks import ranks
 
         with ranks(arguments.launcher, arguments.backend) as joined:
             scores = _score(arguments, joined)
             if joined.rank == 0:
-                write(arguments.output, scores)
+                if arguments.output is not None:
+                    write(arguments.output, scores)
                 print(table(scores), flush=True)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse combinations that ask for nothing, or for two things at once."""
+    if arguments.compare is not None:
+        given = [name for name in ("model", "data", "tasks", "baselines") if getattr(arguments, name) is not None]
+        if given:
+            raise ConfigError("reads results that are there already", key="--compare", hint=f"leave out --{given[0]}")
+        return
+    if arguments.model is None:
+        raise ConfigError("is missing", key="--model", hint="or compare two results: --compare A.json B.json")
+    if arguments.data is None and arguments.tasks is None:
+        raise ConfigError("there is nothing to evaluate on", hint="give --data FOLDER, --tasks FILE_OR_FOLDER or both")
+    if arguments.baselines is not None and arguments.data is None:
+        raise ConfigError("are measured on --data, which is missing", key="--baselines")
+    if arguments.pack_tokens < 1 or (arguments.max_length is not None and arguments.max_length < 1):
+        raise ConfigError("must be 1 or more", key="--pack-tokens" if arguments.pack_tokens < 1 else "--max-length")
+
+
 def _score(arguments: argparse.Namespace, joined: Any) -> dict[str, Any]:
-    """The model's scores by type, and on rank 0 those of the baselines."""
-    from evo_core.checkpoint import load_model, read_config
+    """The model's scores, and on rank 0 those of the baselines."""
+    from evo_core.checkpoint import load_model, read_config, trained_for
     from evo_core.checkpoint.folder import resolve
-    from evo_core.checkpoint.manifest import read_manifest
-    from evo_core.evaluate.holdout import holdout
-    from evo_core.evaluate.ngram import ngram_baselines
     from evo_core.parallel.collectives import on_first
 
-    first = joined.rank == 0
     folder = on_first(lambda: resolve(arguments.model))
-    cfg, manifest = read_config(folder), read_manifest(folder)
-    model, _ = load_model(folder, joined.device, check=joined.local_rank == 0)
+    cfg = read_config(folder)
+    model, tokenizer = load_model(folder, joined.device, check=joined.local_rank == 0)
+    step, tokens = trained_for(folder)
+    result: dict[str, Any] = {"checkpoint": str(folder), "step": step, "tokens": tokens}
+    if arguments.data is not None:
+        result |= _holdout(arguments, joined, cfg, model)
+    if arguments.tasks is not None:
+        result |= _tasks(arguments, joined, cfg, model, tokenizer, folder)
+    return result
+
+
+def _holdout(arguments: argparse.Namespace, joined: Any, cfg: Any, model: Any) -> dict[str, Any]:
+    from evo_core.evaluate.holdout import holdout
+    from evo_core.evaluate.ngram import ngram_baselines
+
     reading: dict[str, Any] = {"vocab_size": cfg.model.vocab_size, "mask_token_zero": cfg.data.mask_token_zero}
     scores = holdout(
         model,
@@ -69,37 +126,38 @@ def _score(arguments: argparse.Namespace, joined: Any) -> dict[str, Any]:
         on_type=lambda done, total: report_progress(done, total, "data types"),
         **reading,
     )
-    result: dict[str, Any] = {
-        "checkpoint": str(folder),
-        "step": manifest.step,
-        "tokens": manifest.tokens,
-        "model": scores,
-        "baselines": {},
-    }
-    if arguments.baselines is not None and first:
+    baselines = {}
+    if arguments.baselines is not None and joined.rank == 0:
         found = ngram_baselines(arguments.baselines, arguments.data, **reading).to_dict()["types"]
         for name in ("unigram", "bigram"):
-            result["baselines"][name] = {data_type: of_type[name] for data_type, of_type in found.items()}
-    return result
+            baselines[name] = {data_type: of_type[name] for data_type, of_type in found.items()}
+    return {"model": scores, "baselines": baselines}
 
 
-def write(path: Path, scores: Mapping[str, Any]) -> None:
-    """Write the scores as JSON, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(scores, indent=1))
-    draft.replace(path)
+def _tasks(
+    arguments: argparse.Namespace, joined: Any, cfg: Any, model: Any, tokenizer: Any, folder: Path
+) -> dict[str, Any]:
+    from evo_core.evaluate.harness.model import HarnessModel
+    from evo_core.evaluate.harness.run import run_tasks
+
+    if tokenizer is None:
+        hint = "put its tokenizer beside the weights, or name it in the job's data.tokenizer_path"
+        raise ConfigError("tasks are texts, and there is no tokenizer with this model", file=folder, hint=hint)
+    adapter = HarnessModel(
+        model,
+        tokenizer,
+        max_length=arguments.max_length or _trained_length(cfg, folder),
+        pack_tokens=arguments.pack_tokens,
+        dp_rank=joined.rank,
+        dp_size=joined.world_size,
+        device=joined.device,
+        on_progress=lambda done, total: report_progress(done, total, "packs"),
+    )
+    return run_tasks(adapter, arguments.tasks)
 
 
-def table(scores: Mapping[str, Any]) -> str:
-    """A table to read: a row for each data type, the model beside the baselines."""
-    baselines: Mapping[str, Any] = scores["baselines"]
-    heads = ["type", "tokens", "loss", "perplexity", "acc", *(f"{name} loss" for name in baselines)]
-    rows = [heads]
-    for data_type, score in scores["model"].items():
-        row = [data_type, f"{score['tokens']:,}", f"{score['loss']:.4f}", f"{score['perplexity']:.2f}"]
-        row.append(f"{score['acc']:.4f}")
-        row += [f"{of_type[data_type]['loss']:.4f}" for of_type in baselines.values()]
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+def _trained_length(cfg: Any, folder: Path) -> int:
+    """Tokens that the model was trained to read at once; another system's weights say it in their own settings."""
+    from evo_core.checkpoint.folder import MANIFEST
+
+    return cfg.data.seq_len if (folder / MANIFEST).is_file() else cfg.model.max_position_embeddings

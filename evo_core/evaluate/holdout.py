@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.data import data_types, validation_batches
-from evo_core.train.metrics import perplexity, sums_by_type
+from evo_core.evaluate.blocks import BLOCKS, block_sums, stderr
+from evo_core.train.metrics import perplexity
 
-Score = dict[str, float]
+Score = dict[str, Any]
 
 
 @torch.no_grad()
@@ -46,13 +47,15 @@ def holdout(
         reading: further arguments of `validation_batches` (mask_token_zero, vocab_size).
 
     Returns:
-        ``{type: {"loss": nats per token, "perplexity", "acc", "tokens"}}``; types without targets are left out.
+        ``{type: score}`` with a score's loss (nats per token), perplexity, acc and tokens; loss_stderr and acc_stderr,
+        their standard errors with sequences taken as independent; and blocks, the sums that two models on the same
+        text are compared by (see blocks.py). Types without targets are left out.
     """
     types = data_types(folder)
-    sums = torch.zeros(3, len(types), dtype=torch.float64, device=device)
+    sums = torch.zeros(len(types), 3, BLOCKS, dtype=torch.float64, device=device)
     training = model.training
     model.eval()
-    for done, name in enumerate(types, 1):
+    for number, name in enumerate(types):
         for batch in validation_batches(
             folder,
             name,
@@ -65,16 +68,26 @@ def holdout(
             batch = batch.to(device)
             for i in range(batch.micro_num):
                 output = model(batch.input_ids[i], batch.positions[i], batch.cu_seqlens[i], labels=batch.labels[i])
-                sums += sums_by_type(output.nll, output.hit, batch.labels[i], batch.type_ids[i], len(types))
+                sums[number] += block_sums(
+                    output.nll, output.hit, batch.labels[i], batch.input_ids[i], batch.cu_seqlens[i]
+                )
         if on_type is not None:
-            on_type(done, len(types))
+            on_type(number + 1, len(types))
     model.train(training)
     if dp_size > 1:
         dist.all_reduce(sums, group=group)
-    return {name: score(*column) for name, column in zip(types, sums.T.tolist(), strict=True) if column[2] > 0}
+    return {name: score(*rows) for name, rows in zip(types, sums.tolist(), strict=True) if sum(rows[2]) > 0}
 
 
-def score(nll: float, hits: float, targets: float) -> Score:
-    """The score of one data type from its sums."""
-    loss = nll / targets
-    return {"loss": loss, "perplexity": perplexity(loss), "acc": hits / targets, "tokens": int(targets)}
+def score(nll: list[float], hits: list[float], targets: list[float]) -> Score:
+    """The score of one data type from its sums by block."""
+    loss, tokens = sum(nll) / sum(targets), sum(targets)
+    return {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "acc": sum(hits) / tokens,
+        "tokens": int(tokens),
+        "loss_stderr": stderr(nll, targets),
+        "acc_stderr": stderr(hits, targets),
+        "blocks": {"nll": nll, "hits": hits, "targets": targets},
+    }

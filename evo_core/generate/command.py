@@ -68,8 +68,9 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     from evo_core.checkpoint import load_model
     from evo_core.checkpoint.folder import resolve
     from evo_core.config import local_path
-    from evo_core.generate.continuation import ending_ids, generate
+    from evo_core.generate.continuation import generate
     from evo_core.generate.output import write_samples
+    from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
     from evo_core.parallel.collectives import gather_objects, on_first
 
@@ -80,18 +81,20 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
         raise ConfigError("no checkpoint is named", key="generation.ckpt_folder", hint=hint)
     folder = on_first(lambda: resolve(saved))
     model, tokenizer = load_model(folder, ranks.device, check=ranks.local_rank == 0)
+    dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
     sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, tokenizer))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(ranks.rank, len(prompts), ranks.world_size)
-    elsewhere = {"ckpt_folder", "prompts", "data_folder", "output_folder", "num_beams"}
+    elsewhere = {"ckpt_folder", "prompts", "data_folder", "output_folder"}
     own = generate(
         model,
         tokenizer,
         [prompts[number] for number in mine],
         seed=cfg.seed,
         indices=mine,
+        dynamic_ntk=dynamic_ntk,
         progress=_progress(ranks.world_size, len(prompts)),
         **generation.model_dump(exclude=elsewhere),
     )
@@ -104,6 +107,19 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
     report_progress(len(prompts), len(prompts), "prompts")
     print(summary(results), f"model: {folder}", f"samples: {output / 'samples.md'}", sep="\n", flush=True)
+
+
+def _settle_rope(cfg: TrainConfig, model: Any) -> bool | None:
+    """Dynamic NTK is chosen when generating: what the configuration states goes before what the model was saved with.
+
+    Returns:
+        Whether it is on; None leaves it to the model's own settings.
+    """
+    from evo_core.config.fields import is_set
+
+    if is_set(cfg, "model.max_position_embeddings") and hasattr(model, "cfg"):
+        model.cfg = model.cfg.model_copy(update={"max_position_embeddings": cfg.model.max_position_embeddings})
+    return cfg.model.use_dynamic_ntk_rope if is_set(cfg, "model.use_dynamic_ntk_rope") else None
 
 
 def _progress(world_size: int, total: int) -> Callable[[int, int], None]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from evo_core.errors import ConfigError, DataError
-from evo_core.generate.batches import Batches
+from evo_core.errors import ConfigError
+from evo_core.generate.batch import Batch, Row, random_numbers
+from evo_core.generate.beams import BeamSearch
+from evo_core.generate.forward import Forward
+from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
 from evo_core.generate.sampling import Sampling
 from evo_core.model import Decoder
 
 if TYPE_CHECKING:
     from evo_core.data.tokenizers import Tokenizer
-
-DEFAULT_MAX_LENGTH = 100
 
 
 @dataclass
@@ -50,6 +50,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 50,
     top_p: float = 1.0,
+    num_beams: int = 1,
     repetition_penalty: float = 1.0,
     length_penalty: float = 1.0,
     eos_id: int | Sequence[int] | None = None,
@@ -58,6 +59,7 @@ def generate(
     batch_size: int = 1,
     seed: int = 1024,
     indices: Sequence[int] | None = None,
+    dynamic_ntk: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue prompts.
@@ -74,6 +76,7 @@ def generate(
             is cut to it.
         max_new_tokens: tokens of the continuation, in place of max_length.
         do_sample, temperature, top_k, top_p, repetition_penalty, length_penalty: see `Sampling`.
+        num_beams: above 1, beam search (see beams.py), where length_penalty weighs whole texts.
         eos_id: id or ids that end a text; None takes the tokenizer's.
         bos_id: put before a text prompt; None takes the tokenizer's, if it has one.
         pad_id: removed from both ends of token prompts (they may have been padded to one length); None takes
@@ -81,100 +84,101 @@ def generate(
         batch_size: prompts at a time.
         seed: of the draws.
         indices: number of each prompt, of which its draws depend; its place in ``prompts`` by default.
+        dynamic_ntk: stretch the rotary base beyond the trained length; None as the model's settings say.
         progress: called after every token with (prompts done, tokens generated).
 
     Raises:
         ConfigError: a setting out of range, or a model of another kind.
         DataError: a prompt without tokens, or with an id outside the vocabulary; text without a tokenizer.
     """
+    decoder = check_model(model)
+    sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty, length_penalty)
+    if num_beams < 1:
+        raise ConfigError(f"{num_beams} must be 1 or more", key="generation.num_beams")
+    given: list[str | Sequence[int]] = list(prompts)
+    sequences = [ids_of(prompt, i, decoder, tokenizer, bos_id, pad_id) for i, prompt in enumerate(given)]
+    limits = [limit_of(len(ids), max_length, max_new_tokens) for ids in sequences]
+    numbers = range(len(sequences)) if indices is None else indices
+    rows = [
+        Row(ids[:limit], limit, sampling, random_numbers(seed, number) if do_sample else None)
+        for ids, limit, number in zip(sequences, limits, numbers, strict=True)
+    ]
+    run = _Run(decoder, ending_ids(eos_id, tokenizer), drawable(decoder, tokenizer), dynamic_ntk, progress)
+    with evaluating(decoder):
+        for start in range(0, len(rows), batch_size):
+            run.batch(rows[start : start + batch_size], num_beams)
+    return [_result(prompt, row, tokenizer) for prompt, row in zip(given, rows, strict=True)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode for the block: without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def check_model(model: nn.Module) -> Decoder:
+    """The model itself, if it is one that can generate.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if not isinstance(model, Decoder):
         raise ConfigError(f"{type(model).__name__} keeps no keys and values: only the shipped families generate")
-    sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty, length_penalty)
-    given: list[str | Sequence[int]] = list(prompts)
-    sequences = [_ids_of(prompt, i, model, tokenizer, bos_id, pad_id) for i, prompt in enumerate(given)]
-    limits = [_limit(len(ids), max_length, max_new_tokens) for ids in sequences]
-    sequences = [ids[:limit] for ids, limit in zip(sequences, limits, strict=True)]
-    numbers = range(len(sequences)) if indices is None else indices
-    batches = Batches(model, sampling, ending_ids(eos_id, tokenizer), _drawable(model, tokenizer), progress)
-
-    continuations: list[list[int]] = []
-    for start in range(0, len(sequences), batch_size):
-        rows = range(start, min(start + batch_size, len(sequences)))
-        draws = [_random_numbers(seed, numbers[row]) for row in rows] if do_sample else None
-        continuations += batches.run([sequences[row] for row in rows], [limits[row] for row in rows], draws)
-    return [
-        _result(prompt, ids, new, tokenizer, bool(new) and new[-1] in batches.ending)
-        for prompt, ids, new in zip(given, sequences, continuations, strict=True)
-    ]
+    return model
 
 
-def _ids_of(
-    prompt: str | Sequence[int],
-    number: int,
-    model: Decoder,
-    tokenizer: Tokenizer | None,
-    bos_id: int | None,
-    pad_id: int | None,
-) -> list[int]:
-    bos = tokenizer.bos_id if bos_id is None and tokenizer is not None else bos_id
-    pad = tokenizer.pad_id if pad_id is None and tokenizer is not None else pad_id
-    if not isinstance(prompt, str):
-        ids = _without_padding([int(token) for token in prompt], None if pad == bos else pad)
-    elif tokenizer is None:
-        raise DataError(f"prompt {number + 1} is text, and there is no tokenizer")
-    else:
-        ids = [*([] if bos is None else [bos]), *tokenizer.encode(prompt)]
-    if not ids:
-        raise DataError(f"prompt {number + 1} has no tokens", hint="set generation.bos_id to start from nothing")
-    vocab = model.cfg.vocab_size
-    outside = next((token for token in ids if not 0 <= token < vocab), None)
-    if outside is not None:
-        raise DataError(f"prompt {number + 1} holds token id {outside}, outside the model's vocabulary of {vocab}")
-    return ids
+class _Run:
+    """Batch after batch with the same model, counting what was done."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        ending: frozenset[int],
+        limit: int,
+        dynamic_ntk: bool | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.forward, self.ending, self.drawable = Forward(model), ending, limit
+        self.dynamic_ntk = model.cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
+        self.trained = model.cfg.max_position_embeddings
+        self.progress = progress or (lambda prompts, tokens: None)
+        self.prompts = self.tokens = 0
+
+    def batch(self, rows: Sequence[Row], num_beams: int) -> None:
+        live = [row for row in rows if not row.done]
+        self._count(len(rows) - len(live), 0)
+        if not live:
+            return
+        # Where no row can come beyond the trained length, the base never moves and keys may be kept rotated.
+        dynamic_ntk = self.dynamic_ntk and max(row.limit for row in live) > self.trained
+        if num_beams > 1:
+            search = BeamSearch(self.forward, self.ending, self.drawable, num_beams, dynamic_ntk=dynamic_ntk)
+            search.run(live, self._count)
+            return
+        batch = Batch(self.forward, self.ending, self.drawable, dynamic_ntk=dynamic_ntk)
+        batch.add(live)
+        going = len(batch.rows)
+        self._count(len(live) - going, len(live))
+        while batch.rows:
+            batch.step()
+            self._count(going - len(batch.rows), going)
+            going = len(batch.rows)
+
+    def _count(self, prompts: int, tokens: int) -> None:
+        self.prompts, self.tokens = self.prompts + prompts, self.tokens + tokens
+        if prompts or tokens:
+            self.progress(self.prompts, self.tokens)
 
 
-def _without_padding(ids: list[int], pad: int | None) -> list[int]:
-    start, end = 0, len(ids)
-    while start < end and ids[start] == pad:
-        start += 1
-    while end > start and ids[end - 1] == pad:
-        end -= 1
-    return ids[start:end]
-
-
-def _limit(prompt_length: int, max_length: int | None, max_new_tokens: int | None) -> int:
-    """Tokens of prompt and continuation together."""
-    if max_new_tokens is not None:
-        return prompt_length + max_new_tokens
-    return DEFAULT_MAX_LENGTH if max_length is None else max_length
-
-
-def ending_ids(eos_id: int | Sequence[int] | None, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """The ids that end a text: as stated, else the tokenizer's, else none."""
-    if eos_id is None:
-        eos_id = tokenizer.eos_id if tokenizer is not None else None
-    if eos_id is None:
-        return frozenset()
-    return frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
-
-
-def _drawable(model: Decoder, tokenizer: Tokenizer | None) -> int:
-    """Ids below this may be chosen: a vocabulary padded beyond the tokenizer's has ids that mean nothing."""
-    vocab: int = model.cfg.vocab_size
-    return vocab if tokenizer is None else min(vocab, tokenizer.vocab_size)
-
-
-def _random_numbers(seed: int, number: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def _result(
-    prompt: str | Sequence[int], ids: list[int], new: list[int], tokenizer: Tokenizer | None, finished: bool
-) -> Generation:
+def _result(prompt: str | Sequence[int], row: Row, tokenizer: Tokenizer | None) -> Generation:
     if tokenizer is None:
-        return Generation("", "", new, finished, ids)
+        return Generation("", "", row.new, row.finished, row.prompt)
     # Decoded together and then parted: decoded alone, a continuation would lose the space it begins with.
-    before, whole = tokenizer.decode(ids), tokenizer.decode([*ids, *new])
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
-    return Generation(prompt if isinstance(prompt, str) else before, text, new, finished, ids)
+    before, whole = tokenizer.decode(row.prompt), tokenizer.decode([*row.prompt, *row.new])
+    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(row.new)
+    return Generation(prompt if isinstance(prompt, str) else before, text, row.new, row.finished, row.prompt)

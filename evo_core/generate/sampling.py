@@ -7,6 +7,7 @@ probability p, and a draw from what is left. Without sampling: the penalties, th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Sampling:
         repetition_penalty: scores of tokens seen before are divided by it where positive, multiplied where
             negative (arXiv:1909.05858); 1 is none.
         length_penalty: scores of all tokens but the ending ones are divided by ``length ** length_penalty``,
-            length counting the tokens so far with the prompt; 1 is none.
+            length counting the tokens so far with the prompt; 1 is none. Beam search takes it otherwise (beams.py).
 
     Raises:
         ConfigError: a value out of range.
@@ -51,52 +52,95 @@ class Sampling:
                 raise ConfigError(f"{getattr(self, name):g} must be {rule}", key=f"generation.{name}")
 
 
-def penalise(logits: Tensor, seen: Tensor | None, lengths: Tensor, ending: Tensor, sampling: Sampling) -> Tensor:
+class RowSettings:
+    """The settings of a batch's rows as columns [rows, 1]; None where no row asks for anything.
+
+    Attributes:
+        top_k: [rows, 1] int64, the vocabulary's size for a row without it.
+        widest: the largest of top_k.
+        drawn: [rows] bool, the rows that draw; None where all do.
+        greedy: whether no row draws.
+    """
+
+    def __init__(self, rows: Sequence[Sampling], vocab_size: int, device: torch.device | str) -> None:
+        def column(value: Callable[[Sampling], float]) -> Tensor | None:
+            values = [value(row) for row in rows]
+            if all(number == 1 for number in values):
+                return None
+            return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+
+        self.greedy = not any(row.do_sample for row in rows)
+        all_draw = all(row.do_sample for row in rows)
+        self.drawn = None if all_draw else torch.tensor([row.do_sample for row in rows], device=device)
+        counts = [min(row.top_k or vocab_size, vocab_size) for row in rows if row.do_sample or self.greedy]
+        self.widest = max(counts, default=1)
+        kept = [min(row.top_k or vocab_size, self.widest) for row in rows]
+        self.top_k = None if set(kept) <= {self.widest} else torch.tensor(kept, device=device)[:, None]
+        self.temperature = column(lambda row: row.temperature)
+        # Rounded sums of probabilities reach 1 before the last token: beyond any of them for a row that keeps all.
+        self.top_p = column(lambda row: row.top_p if row.top_p < 1 else 1)
+        self.top_p = None if self.top_p is None else self.top_p.masked_fill(self.top_p == 1, 2.0)
+        self.repetition_penalty = column(lambda row: row.repetition_penalty)
+        self.length_penalty = column(lambda row: row.length_penalty)
+
+
+def penalise(logits: Tensor, seen: Tensor | None, lengths: Tensor | None, ending: Tensor, rows: RowSettings) -> Tensor:
     """Logits with both penalties, in float32 or wider.
 
     Args:
         logits: [B, V].
         seen: [B, V] bool, the tokens of each row so far; may be None without repetition penalty.
-        lengths: [B], tokens of each row so far, prompt included.
+        lengths: [B], tokens of each row so far, prompt included; may be None without length penalty.
         ending: [n] int64, the ids that end a text.
     """
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if sampling.repetition_penalty != 1 and seen is not None:
-        penalty = sampling.repetition_penalty
+    if rows.repetition_penalty is not None and seen is not None:
+        penalty = rows.repetition_penalty.to(scores.dtype)
         scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-    if sampling.length_penalty != 1:
-        shorter = scores / lengths.to(scores.dtype)[:, None] ** sampling.length_penalty
+    if rows.length_penalty is not None and lengths is not None:
+        power = rows.length_penalty.to(scores.dtype)
+        shorter = torch.where(power == 1, scores, scores / lengths.to(scores.dtype)[:, None] ** power)
         scores = shorter.index_copy(1, ending, scores[:, ending])
     return scores
 
 
-def distribution(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
     """What is drawn from: probabilities [B, k] in falling order, 0 where cut off, and the ids [B, k] they belong to.
 
-    k is ``top_k``, or V without it. Probabilities are divided by the sum of those that are left.
+    k is the largest ``top_k``, or V without it. Probabilities are divided by the sum of those that are left.
     """
-    scores = scores / sampling.temperature
-    count = min(sampling.top_k, scores.shape[-1]) if sampling.top_k else scores.shape[-1]
-    best, ids = scores.topk(count, dim=-1)
+    if rows.temperature is not None:
+        scores = scores / rows.temperature.to(scores.dtype)
+    best, ids = scores.topk(rows.widest, dim=-1)
+    if rows.top_k is not None:
+        best = best.masked_fill(torch.arange(rows.widest, device=best.device) >= rows.top_k, float("-inf"))
     probability = best.softmax(-1)
-    if sampling.top_p < 1:
+    if rows.top_p is not None:
         more_likely = probability.cumsum(-1) - probability
-        probability = probability * (more_likely < sampling.top_p)
+        probability = probability * (more_likely < rows.top_p.to(probability.dtype))
         probability = probability / probability.sum(-1, keepdim=True)
     return probability, ids
 
 
-def choose(scores: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
+def most_likely(scores: Tensor) -> Tensor:
+    """The place of the largest of scores [B, V] in each row [B], the first where there are several."""
+    if scores.device.type == "cpu":  # numpy's search uses vector instructions and is many times faster
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
+def choose(scores: Tensor, rows: RowSettings, uniform: Tensor | None) -> Tensor:
     """The next token of each row [B].
 
     Args:
         scores: [B, V], with their penalties.
-        uniform: [B] float64 random numbers in [0, 1), one per row; None takes the most likely.
+        uniform: [B] float64 random numbers in [0, 1), one per row; None where no row draws.
     """
-    if uniform is None:
-        return scores.argmax(-1)
-    probability, ids = distribution(scores, sampling)
+    if uniform is None or rows.greedy:
+        return most_likely(scores)
+    probability, ids = distribution(scores, rows)
     cumulative = probability.double().cumsum(-1)
     place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     last = (probability > 0).sum(-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(place, last)).squeeze(1)
+    chosen = ids.gather(1, torch.minimum(place, last)).squeeze(1)
+    return chosen if rows.drawn is None else torch.where(rows.drawn, chosen, ids[:, 0])

@@ -7,7 +7,8 @@ public name pulls in what it needs when it is first used.
     init_weights(model, cfg.model, seed)    its first weights, independent of rank and layout
     count_parameters(model)
     attention_kernel(device, dtype)         which attention runs here, and why
-    register_model_type(name, ...)          a model type of one's own
+    register_model_type(name, ...)          a model type of one's own (docs/models.md)
+    draw, linear_cross_entropy, ModelOutput what such a type is made of
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evo_core.model.build import build_model, count_parameters
     from evo_core.model.decoder import Decoder, ModelOutput
-    from evo_core.model.init import init_weights
+    from evo_core.model.init import draw, init_weights
     from evo_core.model.ops.attention import attention_kernel
+    from evo_core.model.ops.loss import linear_cross_entropy
     from evo_core.model.registry import known_model_types, model_type, register_model_type
 
 _HOME = {
@@ -27,8 +29,10 @@ _HOME = {
     "count_parameters": "build",
     "Decoder": "decoder",
     "ModelOutput": "decoder",
+    "draw": "init",
     "init_weights": "init",
     "attention_kernel": "ops.attention",
+    "linear_cross_entropy": "ops.loss",
     "known_model_types": "registry",
     "model_type": "registry",
     "register_model_type": "registry",
@@ -40,8 +44,10 @@ __all__ = [
     "attention_kernel",
     "build_model",
     "count_parameters",
+    "draw",
     "init_weights",
     "known_model_types",
+    "linear_cross_entropy",
     "model_type",
     "register_model_type",
 ]

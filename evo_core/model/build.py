@@ -51,16 +51,12 @@ def count_parameters(model: nn.Module) -> int:
 def _check(cfg: ModelConfig) -> None:
     """What would build another model than the block says, where no configuration file was checked before."""
     heads, kv_heads = cfg.num_attention_heads, cfg.num_kv_attention_heads
-    if cfg.hidden_size % (2 * heads):
+    if cfg.head_dim % 2 or (cfg.hidden_size % heads and cfg.head_dim == cfg.hidden_size // heads):
         message = f"hidden_size {cfg.hidden_size} does not divide into {heads} heads of even width"
         raise ConfigError(message, key="model.num_attention_heads")
     if heads % kv_heads:
         message = f"{heads} query heads cannot share {kv_heads} key and value heads"
         raise ConfigError(message, key="model.num_kv_attention_heads")
-    for name in ("drop_rate", "attn_drop_rate"):
-        if getattr(cfg, name):
-            message = f"{getattr(cfg, name)}: this version has no dropout"
-            raise ConfigError(message, key=f"model.{name}", hint="set it to 0")
     if cfg.residual_in_fp32 and cfg.apply_post_layer_norm:
         message = "norms after each sum leave no residual stream to keep in float32"
         raise ConfigError(message, key="model.residual_in_fp32", hint="set it to false")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from evo_core.model.decoder import Decoder
+from evo_core.model.ops.mlp import MLP
+from evo_core.model.ops.moe import Gate, MixtureMLP
 from evo_core.model.ops.norm import Norm
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def init_weights(model: nn.Module, model_cfg: ModelConfig | Any, seed: int) -> N
 
     Matrices are normal (or with ``init_type: uniform`` uniform with the same deviation) with the standard
     deviations of the block; projections onto the residual stream are divided by ``sqrt(2 * (layer + 1))``
-    with ``use_scaled_init``. Biases are 0, norms 1.
+    with ``use_scaled_init``. Biases are 0, norms 1. A router starts like the matrices into the MLP.
 
     The numbers are drawn in float32 on the CPU and then rounded to the parameter's dtype, so every dtype and
     device starts from the same ones. A model type of one's own is asked to do it by its method
@@ -45,6 +47,7 @@ def init_weights(model: nn.Module, model_cfg: ModelConfig | Any, seed: int) -> N
                 bias.zero_()
 
 
+@torch.no_grad()
 def draw(parameter: Tensor, std: float, *, seed: int, name: str, uniform: bool = False) -> None:
     """Fill one parameter with zero-mean numbers of deviation ``std`` that depend on (seed, name) alone."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -61,14 +64,21 @@ def draw(parameter: Tensor, std: float, *, seed: int, name: str, uniform: bool =
 def _deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[nn.Parameter, float]]:
     """Each matrix of the decoder with its standard deviation."""
     yield model.embedding.weight, cfg.embedding_init_std
-    yield model.head.weight, cfg.out_head_init_std
+    if not model.head.is_tied:
+        yield model.head.weight, cfg.out_head_init_std
     block: Any
     for layer, block in enumerate(model.blocks):
         depth = math.sqrt(2 * (layer + 1)) if cfg.use_scaled_init else 1.0
-        attention, mlp = block.attention, block.mlp
+        attention = block.attention
         for linear in (attention.q, attention.k, attention.v) if attention.layout == "split" else (attention.qkv,):
             yield linear.weight, cfg.attn_wqkv_init_std
         yield attention.out.weight, cfg.attn_other_init_std / depth
-        for linear in (mlp.gate, mlp.up) if mlp.gated else (mlp.up,):
-            yield linear.weight, cfg.ffn_uplayer_init_std
-        yield mlp.down.weight, cfg.ffn_other_init_std / depth
+        for module in block.mlp.modules():
+            if isinstance(module, MLP):
+                for linear in (module.gate, module.up) if module.gated else (module.up,):
+                    yield linear.weight, cfg.ffn_uplayer_init_std
+                yield module.down.weight, cfg.ffn_other_init_std / depth
+            elif isinstance(module, Gate):
+                yield module.wg.weight, cfg.ffn_uplayer_init_std
+            elif isinstance(module, MixtureMLP) and module.residual_mlp is not None:
+                yield module.coefficient.weight, cfg.ffn_uplayer_init_std

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evo_core.checkpoint import TrainState, save
-from evo_core.data import TrainData
+from evo_core.data import Feed, open_source
 from evo_core.evaluate.holdout import holdout
 from evo_core.model import build_model, init_weights
 from evo_core.parallel import ranks as process_ranks
@@ -23,8 +23,8 @@ from evo_core.parallel.ranks import Ranks
 from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.resume import Start, find_start, save_folder, take_start
-from evo_core.train.setup import make_optimizer, make_schedules, seed_step, set_kernels
+from evo_core.train.resume import Start, find_start, places, save_folder, take_start
+from evo_core.train.setup import make_optimizer, make_schedules, seed_micro_batch, set_kernels
 from evo_core.train.startup import describe, introduce
 from evo_core.train.stop_file import StopFile, ends, saves
 
@@ -86,7 +86,7 @@ def _train(
     lines.keep_in(folder)
     introduce(cfg, ranks, layout, folder)
 
-    data = TrainData(cfg, dp_rank=layout.dp_rank, dp_size=layout.dp)
+    data = open_source(cfg, dp_rank=layout.dp_rank, dp_size=layout.dp)
     model = build_model(cfg.model, device=ranks.device)
     if start is None:
         init_weights(model, cfg.model, cfg.seed)
@@ -94,7 +94,7 @@ def _train(
     lr, beta2 = make_schedules(cfg)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=layout.dp)
     batch_tokens = speed.step_tokens(cfg.micro_num(layout.dp))
-    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens)
+    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, layout)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
     describe(cfg, ranks, layout, model, optimizer, data)
@@ -104,12 +104,15 @@ def _train(
     stop_file = StopFile(cfg.ckpt.stop_file_path, reads=layout.is_log_rank)
     total_steps, stopped, ended = cfg.data.total_steps, False, False
 
-    with Journal(cfg, folder, state.step, keeps=layout.is_log_rank) as journal:
+    with (
+        Feed(data, state.step, total_steps, workers=cfg.data.num_worker) as feed,
+        Journal(cfg, folder, state.step, keeps=layout.is_log_rank) as journal,
+    ):
         while state.step < total_steps and not (stopped or ended):
             step, began, asked = state.step, time.perf_counter(), 0
 
             if cfg.data.skips(step):
-                batch_micro_num = data.batch(step).micro_num
+                batch_micro_num = feed.batch(step).micro_num
                 record: dict[str, Any] = {
                     "step": step,
                     "loss": None,
@@ -121,8 +124,7 @@ def _train(
                     log.info("step=%d is in skip_batches: its batch is drawn and not trained on", step)
             else:
                 # Forward and backward of every micro-batch; the last backward reduces the gradients.
-                seed_step(cfg.seed, step, layout.dp_rank)
-                batch = data.batch(step)
+                batch = feed.batch(step)
                 cut, batch_micro_num = segments(batch.cu_seqlens), batch.micro_num
                 batch = batch.to(ranks.device, non_blocking=True)
                 totals = StepTotals(data.types, ranks.device)
@@ -130,6 +132,7 @@ def _train(
                 optimizer.begin()
                 computing = time.perf_counter()
                 for i in range(batch_micro_num):
+                    seed_micro_batch(cfg.seed, step, i * layout.dp + layout.dp_rank)
                     output = model(
                         batch.input_ids[i],
                         batch.positions[i],
@@ -138,10 +141,12 @@ def _train(
                         max_seqlen=cut["largest_length"],
                         label_smoothing=cfg.loss.label_smoothing,
                     )
-                    loss = output.loss / batch_micro_num
-                    totals.add_loss(loss)
+                    totals.add_loss(output.loss / batch_micro_num)
+                    if output.moe_loss is not None:
+                        totals.add_moe_loss(output.moe_loss / batch_micro_num)
                     totals.add_tokens(output.nll, output.hit, batch.labels[i], batch.type_ids[i])
-                    optimizer.backward(loss, last=i == batch_micro_num - 1)
+                    objective = output.objective(cfg.loss.moe_loss_coeff) / batch_micro_num
+                    optimizer.backward(objective, last=i == batch_micro_num - 1)
                 grad_norm = optimizer.reduce(totals.vector)
                 fwd_bwd_time = time.perf_counter() - computing
 
@@ -168,6 +173,7 @@ def _train(
                     **cut,
                     "adam_beta2": beta2(state.updates),
                     "fwd_bwd_time": round(fwd_bwd_time, 2),
+                    **totals.moe(layout.dp),
                     **totals.quality(),
                     "tokens_per_second": round(speed.step_tokens(batch_micro_num) / seconds, 1),
                     "step_time": round(seconds, 4),
@@ -189,6 +195,8 @@ def _train(
             if root is not None and (due or snapshot):
                 began = time.perf_counter()
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
+                if data.in_order:
+                    state.places = places(feed, layout)
                 checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due)
                 if layout.is_log_rank:
                     log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)

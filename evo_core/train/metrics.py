@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from evo_core.config import ModelConfig
+
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
@@ -36,14 +38,14 @@ LOG_FIELDS = (
 )
 """The original's log line. Ours follow after these."""
 
-_STOP, _STOP_FILE, _LOSS, _TYPES = 0, 1, 2, 3
+_STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _TYPES = 0, 1, 2, 3, 4
 
 
 class StepTotals:
     """Sums of one step, laid out as one vector so that a single all-reduce makes them global.
 
-    Vector: whether a rank was told to stop, the number in the stop file, the loss, then negative log-likelihood [n],
-    hits [n] and targets [n] of each of the n data types.
+    Vector: whether a rank was told to stop, the number in the stop file, the loss, the experts' balance loss, then
+    negative log-likelihood [n], hits [n] and targets [n] of each of the n data types.
 
     Args:
         types: names of the data types, in the order of their ids.
@@ -51,7 +53,7 @@ class StepTotals:
     """
 
     def __init__(self, types: Sequence[str], device: torch.device) -> None:
-        self.types = tuple(types)
+        self.types, self.has_moe_loss = tuple(types), False
         self.vector = torch.zeros(_TYPES + 3 * len(self.types), dtype=torch.float64, device=device)
 
     def tell(self, *, stop: bool, stop_file: int) -> None:
@@ -61,6 +63,11 @@ class StepTotals:
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a rank's share of the step's loss, a scalar."""
         self.vector[_LOSS] += loss.detach()
+
+    def add_moe_loss(self, loss: torch.Tensor) -> None:
+        """Add a rank's share of the balance loss of its experts, a scalar."""
+        self.has_moe_loss = True
+        self.vector[_MOE_LOSS] += loss.detach()
 
     def add_tokens(self, nll: torch.Tensor, hit: torch.Tensor, labels: torch.Tensor, type_ids: torch.Tensor) -> None:
         """Add the targets of one micro-batch; all arguments are [T]."""
@@ -80,6 +87,10 @@ class StepTotals:
     def loss(self) -> float:
         """The sum of all ranks' losses."""
         return float(self.vector[_LOSS])
+
+    def moe(self, dp: int) -> dict[str, float]:
+        """``moe_loss``, the mean over ``dp`` ranks of the balance losses, of a model that has experts."""
+        return {"moe_loss": float(self.vector[_MOE_LOSS]) / dp} if self.has_moe_loss else {}
 
     def quality(self) -> dict[str, float]:
         """``acc``, ``perplexity``, and ``loss/``, ``acc/``, ``tokens/`` of each type that the step has targets of."""
@@ -117,7 +128,7 @@ class Throughput:
     tflops per GPU = c {[(8 + 4 m) B S h^2 + 4 B S^2 h] L} / 1 + 6 B S h V, over time * ranks * 10^12, with c = 4 where
     any block is recomputed in backward, else 3; m = 1.5 mlp_ratio (three matrices); B sequences of S tokens in a step;
     h, L, V hidden size, layers, vocabulary. It counts attention as if it were not causal and a fraction of recomputed
-    blocks as all of them.
+    blocks as all of them. Of a model type of a user's own the formula says nothing: ``num_layers`` is 0 then.
     """
 
     world_size: int
@@ -134,16 +145,17 @@ class Throughput:
     def of(cls, cfg: TrainConfig, *, world_size: int, dp: int) -> Throughput:
         """For a training job on so many ranks."""
         model = cfg.model
+        ours = isinstance(model, ModelConfig)
         return cls(
             world_size=world_size,
             dp=dp,
             seq_len=cfg.data.seq_len,
             micro_bsz=cfg.data.micro_bsz,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
+            hidden_size=model.hidden_size if ours else 0,
+            num_layers=model.num_layers if ours else 0,
             vocab_size=model.vocab_size,
-            mlp_ratio=float(model.mlp_ratio),
-            recomputes=float(model.checkpoint) > 0,
+            mlp_ratio=float(model.mlp_ratio) if ours else 0.0,
+            recomputes=ours and float(model.checkpoint) > 0,
         )
 
     def step_tokens(self, micro_num: int) -> int:
@@ -154,8 +166,10 @@ class Throughput:
         """Tokens per rank and second."""
         return self.step_tokens(micro_num) / self.world_size / seconds
 
-    def tflops(self, micro_num: int, seconds: float) -> float:
-        """Teraflops per rank, by the formula above."""
+    def tflops(self, micro_num: int, seconds: float) -> float | None:
+        """Teraflops per rank, by the formula above; None where it does not apply."""
+        if self.num_layers == 0:
+            return None
         b, s, h = self.micro_bsz * micro_num * self.dp, self.seq_len, self.hidden_size
         passes = 4 if self.recomputes else 3
         layer = (8 + 4 * 1.5 * self.mlp_ratio) * b * s * h**2 + 4 * b * s**2 * h

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
-from evo_core.checkpoint.folder import resolve
+from evo_core.checkpoint.formats import Kind, fill_model, locate, open_weights, other_settings
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
-from evo_core.parallel.collectives import on_first
+from evo_core.parallel.collectives import gather_objects, on_first
 
 if TYPE_CHECKING:
     from torch import nn
 
     from evo_core.config import TrainConfig
-    from evo_core.data import TrainData
+    from evo_core.data import Feed
+    from evo_core.data.feed import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.parallel.layout import Layout
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to start from and what to take of it; `resumes` says that it is the run's own."""
+    """A checkpoint to start from and what to take of it.
+
+    Attributes:
+        checkpoint: its folder; until it is found, what was written for it.
+        content: "model" and what else to take, or "all".
+        resumes: whether it is the run's own.
+        kind: the format of the folder that was found.
+        ckpt_type: the format that it was said to have.
+    """
 
     checkpoint: Path
     content: tuple[str, ...]
     resumes: bool
+    kind: Kind = "evo"
+    ckpt_type: str | None = None
 
 
 def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> Start | None:
@@ -44,7 +58,7 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
     """
     info = cfg.ckpt.load_ckpt_info
     if init is None and not cfg.ckpt.auto_resume and info is not None:
-        init = Start(Path(info.path), tuple(info.content), resumes=False)
+        init = Start(Path(info.path), tuple(info.content), resumes=False, ckpt_type=info.ckpt_type)
     if cfg.ckpt.auto_resume:
         folder = save_folder(cfg)
         found = newest_sound(folder) if folder is not None else None
@@ -65,21 +79,79 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
             return Start(found[0], ("all",), resumes=True)
     if init is None:
         return None
-    path = on_first(lambda: resolve(init.checkpoint))
-    verify(path)
+    found_start = on_first(lambda: _located(init))
+    if not found_start.checkpoint.is_dir():
+        found_start = _located(init)  # from a hub: every node has its own copy
+    if found_start.kind == "evo":
+        verify(found_start.checkpoint)
     if first:
-        log.info("starting from %s (%s)", path, ", ".join(init.content))
-    return Start(path, init.content, resumes=False)
+        log.info("starting from %s (%s)", found_start.checkpoint, ", ".join(init.content))
+    return found_start
+
+
+_KINDS: dict[str | None, tuple[Kind, ...]] = {
+    None: ("evo", "internevo", "llama", "hf"),
+    "evo": ("evo",),
+    "internevo": ("evo", "internevo"),
+    "internlm": ("evo", "internevo"),
+    "llama": ("llama",),
+    "hf_llama": ("hf",),
+    "hf_model": ("hf",),
+}
+"""The formats that a ``ckpt_type`` may mean; ours goes by the original's name too."""
+
+
+def _located(init: Start) -> Start:
+    """The start with its folder found, checked against what was said of it.
+
+    Raises:
+        CheckpointError: nothing is there, it is of another format, or more than the model is asked of it.
+    """
+    kind, folder = locate(str(init.checkpoint))
+    if kind not in _KINDS[init.ckpt_type]:
+        fits = next(name for name, kinds in _KINDS.items() if name and kind in kinds and name != "hf_llama")
+        raise CheckpointError(
+            f"{init.ckpt_type}: {folder} is in another format ({kind})",
+            key="ckpt.load_ckpt_info.ckpt_type",
+            hint=f"write ckpt_type: {fits}",
+        )
+    if kind != "evo" and init.content != ("model",):
+        raise CheckpointError(
+            f"{', '.join(init.content)}: of another system's checkpoint ({folder}) only the model is read, neither "
+            "optimizer nor schedule nor place in the data",
+            key="ckpt.load_ckpt_info.content",
+            hint='write content: ["model"]',
+        )
+    return replace(init, checkpoint=folder, kind=kind)
+
+
+def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: HybridZeroOptimizer) -> TrainState:
+    """The weights of another system's folder, at the beginning of a run; each rank reads them by itself."""
+    weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
+    fill_model(model, weights)
+    optimizer.restored(updates=0, master=False)
+    if dist.get_rank() == 0:
+        for difference in other_settings(weights.model, cfg.model):
+            log.warning("%s: %s", start.checkpoint, difference)
+    return TrainState()
 
 
 def take_start(
-    start: Start, cfg: TrainConfig, model: nn.Module, optimizer: HybridZeroOptimizer, data: TrainData, batch_tokens: int
+    start: Start,
+    cfg: TrainConfig,
+    model: nn.Module,
+    optimizer: HybridZeroOptimizer,
+    data: Source,
+    batch_tokens: int,
+    layout: Layout,
 ) -> TrainState:
     """Load the chosen checkpoint.
 
     Raises:
         CheckpointError: it does not fit the model, or its place in the data is one in other data.
     """
+    if start.kind != "evo":
+        return _take_foreign(start, cfg, model, optimizer)
     state = load(start.checkpoint, model, optimizer, start.content)
     if state.step == 0:
         return state
@@ -91,6 +163,14 @@ def take_start(
             hint="go on with the same data, seed and lengths; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
+    if data.in_order and len(state.places) != layout.dp:
+        raise CheckpointError(
+            f"each of {len(state.places)} data-parallel ranks has its place in the stream of data there, and here are "
+            f"{layout.dp} ranks",
+            file=start.checkpoint,
+            hint=f"go on with {len(state.places)} ranks; or start from its weights alone: ckpt.auto_resume false, "
+            'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
+        )
     if state.batch_tokens != batch_tokens:
         raise CheckpointError(
             f"was trained with {state.batch_tokens} tokens a step, this run has {batch_tokens}: step {state.step} "
@@ -98,7 +178,15 @@ def take_start(
             file=start.checkpoint,
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
+    if data.in_order:
+        data.restore(state.places[layout.dp_rank])
     return state
+
+
+def places(feed: Feed, layout: Layout) -> list[Any]:
+    """The place in the data of each data-parallel rank; every rank must call it."""
+    found = dict(gather_objects((layout.dp_rank, feed.place)))
+    return [found[rank] for rank in range(layout.dp)]
 
 
 def save_folder(cfg: TrainConfig) -> Path | None:

@@ -70,10 +70,14 @@ def set_kernels(cfg: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
 
 
-def seed_step(seed: int, step: int, dp_rank: int) -> None:
-    """Make whatever a model draws in a step (dropout of one's own model) a function of the step, as the data is.
+def seed_micro_batch(seed: int, step: int, number: int) -> None:
+    """Make whatever a model draws in a micro-batch (dropout, the choices of a router) a function of its place.
 
-    So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn.
+    So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn, and another
+    number of ranks draws the same for the same tokens.
+
+    Args:
+        number: of the micro-batch among those of the step, over all ranks.
     """
-    digest = hashlib.sha256(f"{seed}:{step}:{dp_rank}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{step}:{number}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little"))

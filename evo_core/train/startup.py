@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from evo_core.model import attention_kernel, count_parameters
+from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.data import TrainData
+    from evo_core.data.feed import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
     from evo_core.parallel.layout import Layout
     from evo_core.parallel.ranks import Ranks
@@ -49,29 +49,25 @@ def describe(
     layout: Layout,
     model: nn.Module,
     optimizer: HybridZeroOptimizer,
-    data: TrainData,
+    data: Source,
 ) -> None:
     """Model, data, kernels, and the settings that change nothing here."""
     total = cfg.data.total_steps
     shares = [sum(bucket.owned(rank) for bucket in optimizer.buckets) for rank in range(layout.zero1)]
     log.info("Number of elements on ranks: %s", shares)
-    dtype = next(model.parameters()).dtype
-    kernel, why = attention_kernel(ranks.device, dtype, bool(cfg.model.use_flash_attn))
     log.info(
-        "model %s: %s parameters in %s; attention %s (%s), fused AdamW in %s, %d threads per rank",
+        "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
         cfg.model_type,
         f"{count_parameters(model):,}",
-        dtype,
-        kernel,
-        why,
+        next(model.parameters()).dtype,
+        _attention(model, ranks.device),
         optimizer.dtype,
         torch.get_num_threads(),
     )
     micro_num = cfg.micro_num(layout.dp)
-    tokens = ", ".join(f"{name} {count:,}" for name, count in data.tokens.items() if count)
     log.info(
-        "data: %s tokens; a step is %s tokens (%d micro-batches of %d on each of %d ranks), %d steps",
-        tokens,
+        "data: %s; a step is %s tokens (%d micro-batches of %d on each of %d ranks), %d steps",
+        data.describe(),
         f"{micro_num * layout.dp * cfg.data.packed_length:,}",
         micro_num,
         cfg.data.packed_length,
@@ -81,3 +77,13 @@ def describe(
     without = cfg.settings_without_effect(ranks.device.type)
     if without:
         log.info("set, but without effect here: %s", "; ".join(without))
+
+
+def _attention(model: nn.Module, device: torch.device) -> str:
+    """Which kernel attends, and why; of a model type of a user's own nothing is known."""
+    if not isinstance(model, Decoder):
+        return ""
+    cfg = model.cfg
+    flash, dropout = cfg.use_flash_attn, cfg.attn_drop_rate
+    name, why = attention_kernel(device, model.dtype, flash, head_dim=cfg.head_dim, dropout=dropout)
+    return f"attention {name} ({why}), "

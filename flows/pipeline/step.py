@@ -100,8 +100,9 @@ def _make(
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(exist_ok=True)
     started = time.time()
+    context = _context(plan, step, store, observer, stop, attempt, work)
     try:
-        statistics = step.kind.run(_context(plan, step, store, observer, stop, attempt, work))
+        statistics = step.kind.run(context)
         if claim.lost:
             raise UserError("another run took this step over while this process seemed dead", key=step.name)
     except Stopped:
@@ -114,7 +115,7 @@ def _make(
         commits.discard(home, attempt.number)
         commits.discard_home_if_empty(home)
         raise
-    commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id))
+    commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
     return artifact

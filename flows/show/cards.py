@@ -76,6 +76,9 @@ def _results(artifact: Artifact) -> list[str]:
     if artifact.type == "scores":
         table = score_rows(results.scores(artifact))
         return [_table(list(table[0]), [list(row.values()) for row in table])] if table else []
+    if artifact.type == "task_scores":
+        table = results.task_rows(artifact)
+        return [_table(list(table[0]), [list(row.values()) for row in table])] if table else []
     if artifact.type == "samples":
         return [_sample(sample) for sample in results.samples(artifact)]
     return []

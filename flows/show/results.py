@@ -59,6 +59,20 @@ def _scores(content: Mapping[str, Any]) -> Iterator[Score]:
                 yield Score(predictor, type_, found["loss"], found["tokens"], found.get("acc"))
 
 
+def task_rows(artifact: Artifact) -> list[dict[str, str]]:
+    """The rows of a task_scores artifact: one for each metric of each task, then of each group."""
+    content = read_json(artifact.path / SCORES) or {}
+    table = []
+    for name, task in {**content.get("tasks", {}), **content.get("groups", {})}.items():
+        for metric, found in task["metrics"].items():
+            error = "" if found["stderr"] is None else f" ± {found['stderr']:.4f}"
+            documents = str(task.get("documents", ""))
+            table.append(
+                {"task": name, "documents": documents, "metric": metric, "value": f"{found['value']:.4f}{error}"}
+            )
+    return table
+
+
 def by_type(rows: list[Score]) -> dict[str, dict[str, Score]]:
     """Type to predictor to score, in the order of the rows."""
     found: dict[str, dict[str, Score]] = {}

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON in one step, durably."""
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Replace `path` by `value` as JSON in one step, durably.
+
+    Args:
+        indent: None writes one line, ten times as fast, which counts for lists of ten thousand files.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_beside(path, value)
+    temporary = _write_beside(path, value, indent)
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -57,10 +61,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_beside(path: Path, value: Any) -> Path:
+def _write_beside(path: Path, value: Any, indent: int | None = 1) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with temporary.open("w", encoding="utf-8") as out:
-        json.dump(value, out, ensure_ascii=False, indent=1)
+        out.write(json.dumps(value, ensure_ascii=False, indent=indent))
         out.write("\n")
         out.flush()
         os.fsync(out.fileno())

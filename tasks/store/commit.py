@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,20 @@ def new_attempt(home: Path) -> tuple[int, Path]:
         return number, folder
 
 
-def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """List and digest every file of an attempt, make them durable, and write its manifest last."""
+def seal(folder: Path, manifest: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
+    """List and digest every file of an attempt, make them durable, and write its manifest last.
+
+    Args:
+        known: path below the folder to digest, of files that are durable already; they are not read again.
+    """
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        known = digest_file(path)
-        files.append({"path": path.relative_to(folder).as_posix(), "size": known.size, "digest": known.digest})
+        name = path.relative_to(folder).as_posix()
+        if known and name in known:
+            files.append({"path": name, "size": path.stat().st_size, "digest": known[name]})
+            continue
+        found = digest_file(path)
+        files.append({"path": name, "size": found.size, "digest": found.digest})
         with path.open("rb") as file:
             os.fsync(file.fileno())
     for sub in [p for p in folder.rglob("*") if p.is_dir()]:

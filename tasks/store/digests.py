@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -42,7 +42,7 @@ class DigestMemory:
 
     def __init__(self, inventory: Path) -> None:
         self.inventory = inventory
-        self._known: dict[tuple[str, int, int], FileDigest] = {}
+        self._known: dict[str, tuple[int, int, str, int]] = {}
         self._new = False
         if inventory.exists():
             self._read()
@@ -50,11 +50,17 @@ class DigestMemory:
     def of(self, path: Path) -> FileDigest:
         """Digest of `path`, from memory when the file has not changed since."""
         stat = path.stat()
-        key = (str(path), stat.st_size, stat.st_mtime_ns)
-        if key not in self._known:
-            self._known[key] = digest_file(path)
+        return self.of_listed(str(path), stat.st_size, stat.st_mtime_ns)
+
+    def of_listed(self, path: str, size: int, mtime_ns: int) -> FileDigest:
+        """The same for a file whose size and modification time have just been looked at."""
+        known = self._known.get(path)
+        if known is None or known[:2] != (size, mtime_ns):
+            found = digest_file(Path(path))
+            self._known[path] = size, mtime_ns, found.digest, found.lines
             self._new = True
-        return self._known[key]
+            return found
+        return FileDigest(known[2], size, known[3])
 
     def save(self) -> None:
         """Write the inventory, if it learned anything."""
@@ -63,8 +69,10 @@ class DigestMemory:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [dict(path=path, mtime_ns=mtime, **asdict(known)) for (path, _, mtime), known in self._known.items()]
-        table = pa.table({column: [row[column] for row in rows] for column in self.COLUMNS})
+        columns = [list(self._known), *map(list, zip(*self._known.values(), strict=True))]
+        types = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.int64())
+        arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
+        table = pa.Table.from_arrays(arrays, names=self.COLUMNS)
         self.inventory.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.inventory.with_name(f".{self.inventory.name}.{os.getpid()}.tmp")
         pq.write_table(table, temporary)
@@ -76,11 +84,12 @@ class DigestMemory:
         import pyarrow.parquet as pq
 
         try:
-            columns = pq.read_table(self.inventory).to_pydict()
-        except (pa.ArrowInvalid, OSError):
+            with pq.ParquetFile(self.inventory) as file:  # `read_table` would import pandas, in seconds
+                columns = file.read().to_pydict()
+            known = zip(*(columns[name] for name in self.COLUMNS[1:]), strict=True)
+            self._known = dict(zip(columns["path"], known, strict=True))
+        except (pa.ArrowInvalid, OSError, KeyError):
             return  # a damaged inventory is only forgotten digests
-        for path, size, mtime, digest, lines in zip(*(columns[c] for c in self.COLUMNS), strict=True):
-            self._known[path, size, mtime] = FileDigest(digest, size, lines)
 
 
 def combine(parts: Iterable[tuple[str, str]]) -> str:

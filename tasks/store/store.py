@@ -74,7 +74,7 @@ class Store:
 
     def object(self, object_id: str) -> Path:
         """The folder of a shared object (one tokenized file)."""
-        return self.root / "objects" / object_id[:2] / object_id
+        return Path(f"{self.root}/objects/{object_id[:2]}/{object_id}")  # asked for ten thousand times in a row
 
     @property
     def inventory(self) -> Path:

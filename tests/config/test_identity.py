@@ -17,7 +17,8 @@ from tests.config.jobs import CONFIGS, at, job
 LEAVES = list(leaves(TrainConfig))
 LOAD_INFO = {"path": "local:x", "content": ["model"]}
 EXECUTION = [leaf for leaf in LEAVES if leaf.mark == "execution"]
-IDENTITY = [leaf for leaf in LEAVES if leaf.mark == "identity" and not leaf.key.startswith("ckpt.load_ckpt_info")]
+OPTIONAL = ("ckpt.load_ckpt_info.", "model.rope_scaling.")  # blocks that are None where they are left out
+IDENTITY = [leaf for leaf in LEAVES if leaf.mark == "identity" and not leaf.key.startswith(OPTIONAL)]
 
 
 def other(value: Any) -> Any:
@@ -101,6 +102,18 @@ def test_what_is_loaded_counts_only_where_it_is_read() -> None:
     resuming, starting = ({"load_ckpt_info": LOAD_INFO, "auto_resume": resume} for resume in (True, False))
     assert job({"ckpt": resuming}).identity(1) == job().identity(1)
     assert job({"ckpt": starting}).identity(1)["ckpt"]["load_ckpt_info"]["path"] == "local:x"
+
+
+def test_a_rope_scaling_counts_with_all_its_numbers() -> None:
+    scaled = job({"model": {"rope_scaling": {}}}).identity(1)["model"]
+    assert "rope_scaling" not in job().identity(1)["model"]
+    assert scaled["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
 
 
 def test_the_way_a_value_is_written_does_not_matter() -> None:

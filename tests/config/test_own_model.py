@@ -84,6 +84,7 @@ def test_a_config_may_register_its_model(tmp_path: Path) -> None:
         "from evo_core.model import register_model_type\n"
         "class Keys(BaseModel):\n"
         "    width: int\n"
+        "    vocab_size: int = 7\n"
         "def build(model_cfg, *, device, dtype): ...\n"
         'register_model_type("WIDE", build, Keys, replace=True)\n'
         'model_type = "WIDE"\n'

@@ -21,7 +21,8 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
     [
         (
             at("model.num_attention_heads", 5),
-            "model.num_attention_heads: hidden_size 64 does not divide into 5 heads (nearest: 4 or 8 heads)",
+            "model.num_attention_heads: hidden_size 64 does not divide into 5 heads (nearest: 4 or 8 heads, or "
+            "state head_dim)",
         ),
         (at("model.num_attention_heads", 64), "model.num_attention_heads: a head is 1 wide; rotary positions need"),
         (
@@ -29,7 +30,28 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
             "model.num_kv_attention_heads: 4 query heads cannot share 3 key and value heads (nearest: 2 or 4)",
         ),
         (at("model.num_kv_attention_heads", 2), "INTERNLM has as many key and value heads as query heads"),
-        (at("model.apply_post_layer_norm", True), "model.apply_post_layer_norm: INTERNLM has its norms before"),
+        (at("model.head_dim", 15), "model.head_dim: a head is 15 wide; rotary positions need an even width"),
+        (at("model.num_experts", 4), "model.num_experts: INTERNLM has no experts (INTERNLM_MoE has)"),
+        (
+            {"model_type": "INTERNLM_MoE", "model": {"num_experts": 4}, "moe": {"top_k": 3}},
+            "moe.top_k: the GShard router sends a token to 1 or 2 experts, not to 3 (moe_type MegaBlock takes more)",
+        ),
+        (
+            {
+                "model_type": "INTERNLM_MoE",
+                "model": {"num_experts": 2, "moe_type": "MegaBlock"},
+                "moe": {"top_k": 3},
+            },
+            "moe.top_k: 3 is more than the 2 experts there are",
+        ),
+        (
+            {"model_type": "INTERNLM2_PUBLIC", "model": {"norm_head": True, "tie_word_embeddings": True}},
+            "model.norm_head: scales the head's rows, which are the embedding's here",
+        ),
+        (
+            at("model.rope_scaling", {"low_freq_factor": 4}),
+            "model.rope_scaling: low_freq_factor 4 is not below high_freq_factor 4",
+        ),
         (at("model.norm_head", True), "model.norm_head: INTERNLM has no such head"),
         (at("model.model_type", "LLAMA2") | {"model_type": "INTERNLM"}, "model.model_type: contradicts model_type"),
         (at("model.num_chunks", 3), "model.num_chunks: 4 layers do not divide into 3 chunks (nearest: 2 or 4)"),
@@ -103,6 +125,21 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
         ),
         ({"data": {"type": "hf", "skip_batches": "1", "tokenizer_path": "x"}}, "data.skip_batches: must be empty"),
         ({"data": {"type": "hf"}}, "data.tokenizer_path: is required with data.type hf"),
+        ({"data": {"type": "hf"}}, "data.train_folder: is required with data.type hf"),
+        (at("data", {"packing": "internevo"}), "data.packing: internevo goes file by file, and there is no"),
+        (
+            at("data", {"packing": "internevo", "train_folder": "d", "use_packed_dataset": False}),
+            "data.packing: internevo orders packs",
+        ),
+        (
+            at("data", {"packing": "internevo", "train_folder": "d", "type_weights": {"en": 1}}),
+            "data.packing: internevo mixes types by their tokens",
+        ),
+        (
+            at("data", {"use_packed_dataset": False, "pack_sample_into_one": True}),
+            "data.pack_sample_into_one: has no meaning with use_packed_dataset false",
+        ),
+        (at("data.type_weights", {"en": 0, "cn": 0}), "data.type_weights: no weight is above 0"),
     ],
 )
 def test_contradictions(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,36 @@ def test_every_setting_is_marked_identity_or_execution_and_documented() -> None:
         assert kind.__doc__ != Block.__doc__, kind
         for field in kind.model_fields.values():
             assert isinstance(field.json_schema_extra, dict)
-            assert (field.json_schema_extra["mark"] == "block") == (block_type(field) is not None)
+            expected = ("block", "copied") if block_type(field) is not None else ("identity", "execution", "copied")
+            assert field.json_schema_extra["mark"] in expected
 
 
 def test_a_setting_that_came_later_came_with_its_default() -> None:
     for leaf in leaves(TrainConfig):
-        if leaf.introduced is not NEVER:
+        if leaf.key.startswith("model.rope_scaling."):  # the block came later, as None
+            assert leaf.introduced is None
+        elif leaf.introduced is not NEVER and not callable(leaf.introduced):
             assert leaf.introduced == leaf.field.default, leaf.key
+
+
+def test_a_head_is_as_wide_as_usual_where_nothing_is_stated() -> None:
+    usual, stated, wider = job(), job({"model": {"head_dim": 16}}), job({"model": {"head_dim": 32}})
+    assert (usual.model.head_dim, stated.model.head_dim, wider.model.head_dim) == (16, 16, 32)
+    assert "head_dim" not in usual.identity(1)["model"]
+    assert stated.identity(1) == usual.identity(1)
+    assert wider.identity(1)["model"]["head_dim"] == 32
+    assert TrainConfig.model_validate(usual.to_plain()) == usual
+
+
+def test_the_moe_block_is_handed_to_the_model() -> None:
+    config = job({"moe": {"min_capacity": 7}})
+    assert config.model.moe is config.moe
+    assert "moe" not in config.to_plain()["model"]
+    assert "moe" not in config.identity(1)["model"]
+    assert config.identity(1)["moe"] == {"min_capacity": 7}
+    message = "model.moe: is a block of its own (state it at the top level)"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        job({"model": {"moe": {"top_k": 2}}})
 
 
 def test_an_unmarked_setting_would_be_found() -> None:

@@ -14,38 +14,21 @@ from evo_core.config.support import EFFECTLESS, REFUSALS
 from tests.config.jobs import at, job, refusal
 
 REFUSED = {
-    "model_type": at("model_type", "INTERNLM_MoE"),
     "output_tf32": at("output_tf32", True),
     "resume_tb_folder": at("resume_tb_folder", "x"),
     "tensorboard_folder": at("tensorboard_folder", "s3://b/x"),
-    "data.type": {"data": {"type": "hf", "tokenizer_path": "t.model"}},
     "data.train_folder": at("data.train_folder", "boto3:s3://bucket.ip/x"),
     "data.valid_folder": at("data.valid_folder", "s3://bucket/x"),
-    "data.tokenizer_path": at("data.tokenizer_path", "internlm/internlm-7b"),
-    "data.use_shm": at("data", {"use_shm": True, "train_folder": "/data"}),
-    "data.use_packed_dataset": at("data.use_packed_dataset", False),
-    "data.packing": at("data.packing", "internevo"),
-    "data.min_length_dict": at("data.min_length_dict", {"code": 3}),
-    "data.type_weights": at("data.type_weights", {"cn": 1, "en": "1/2"}),
-    "model.drop_rate": at("model.drop_rate", 0.1),
-    "model.attn_drop_rate": at("model.attn_drop_rate", 0.1),
-    "model.num_experts": at("model.num_experts", 4),
     "model.num_chunks": at("model.num_chunks", 2),
     "model.is_reward": at("model.is_reward", True),
-    "model.use_dynamic_ntk_rope": at("model.use_dynamic_ntk_rope", True),
     "parallel.tensor.size": at("parallel.tensor", {"size": 2, "mode": "msp"}),
     "parallel.pipeline.size": at("parallel.pipeline", 2),
     "parallel.weight.size": at("parallel", {"weight": 2, "tensor": {"mode": "isp"}}),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
     "ckpt.save_ckpt_folder": at("ckpt.save_ckpt_folder", "boto3:s3://bucket.ip/x"),
-    "ckpt.load_ckpt_info.path": at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "internlm/internlm-7b"}}),
-    "ckpt.load_ckpt_info.ckpt_type": at(
-        "ckpt",
-        {"auto_resume": False, "load_ckpt_info": {"path": "local:x", "content": "model", "ckpt_type": "hf_llama"}},
-    ),
+    "ckpt.load_ckpt_info.path": at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "s3://bucket/x"}}),
     "monitor.alert.enable_feishu_alert": at("monitor.alert.enable_feishu_alert", True),
     "monitor.alert.light_monitor_address": at("monitor.alert.light_monitor_address", "http://x"),
-    "generation.num_beams": at("generation.num_beams", 4),
     "generation.ckpt_folder": at("generation.ckpt_folder", "s3://b/x"),
     "generation.data_folder": at("generation.data_folder", "s3://b/x"),
     "generation.output_folder": at("generation.output_folder", "s3://b/x"),
@@ -77,18 +60,13 @@ def test_a_refusal_is_one_clear_sentence() -> None:
         at("parallel.tensor", {"size": 1, "mode": "isp"}),
         at("monitor.alert", {"enable_feishu_alert": False, "feishu_alert_address": "https://x"}),
         at("data.train_folder", "data/train"),
-        {"ckpt": {"auto_resume": False, "load_ckpt_info": {"path": "local:internlm/internlm-7b"}}},
+        at("data.tokenizer_path", "internlm/internlm-7b"),
+        at("data.type_weights", {"cn": 1, "en": "1/2"}),
+        at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "internlm/internlm-7b"}}),
     ],
 )
 def test_not_refused_where_nothing_would_change(changes: dict[str, Any]) -> None:
     job(changes)
-
-
-def test_a_local_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "internlm" / "internlm-7b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    job(REFUSED["data.tokenizer_path"])
-    job(REFUSED["ckpt.load_ckpt_info.path"])
 
 
 def test_only_what_was_set_is_named() -> None:
@@ -99,7 +77,35 @@ def test_only_what_was_set_is_named() -> None:
         "cudnn_benchmark (there is no cuDNN on a CPU)",
     ]
     assert config.settings_without_effect("cuda") == ["parallel.weight.overlap (weight.size is 1)"]
+    shared = job(at("data", {"use_shm": True, "shm_path": "/x", "train_folder": "/data", "num_worker": 2}))
+    assert shared.settings_without_effect("cpu") == []
+    random = job(at("data", {"use_shm": True, "shm_path": "/x", "text_key": "text"}))
+    assert random.settings_without_effect("cpu") == [
+        "data.shm_path (no index is kept in shared memory)",
+        "data.use_shm (random data has no index)",
+        "data.text_key (it is for Hugging Face data sets)",
+    ]
     assert job({"moe": {"top_k": 2}}).settings_without_effect("cuda") == ["moe.top_k (num_experts is 1)"]
+
+
+def test_what_a_router_does_not_read_is_named() -> None:
+    moe: dict[str, Any] = {"capacity_factor": 2, "use_rts": True, "noisy_gate_policy": "RSample"}
+
+    def named(**changes: Any) -> list[str]:
+        model = {"num_experts": 4} | changes.pop("model", {})
+        return job({"model_type": "INTERNLM_MoE", "model": model, "moe": moe | changes}).settings_without_effect("cuda")
+
+    assert named() == []
+    assert named(top_k=2) == ["moe.use_rts (with top_k 2 tokens are taken in order)"]
+    assert named(drop_tokens=False) == [
+        "moe.capacity_factor (drop_tokens is false)",
+        "moe.use_rts (drop_tokens is false)",
+    ]
+    assert named(top_k=3, model={"moe_type": "MegaBlock"}) == [
+        "moe.capacity_factor (moe_type MegaBlock drops no token)",
+        "moe.use_rts (moe_type MegaBlock drops no token)",
+        "moe.noisy_gate_policy (only the GShard router has noise)",
+    ]
 
 
 def test_the_tables_name_settings_that_exist() -> None:
@@ -133,6 +139,6 @@ def test_no_setting_is_ignored() -> None:
         and leaf.key not in listed
         and DERIVED.get(leaf.key, leaf.key).rpartition(".")[2] not in read
         and not leaf.key.startswith("generation.")  # the whole block is handed over
-        and leaf.key != "metric_dtype"  # it has one value
+        and leaf.key not in ("metric_dtype", "model.rope_scaling.rope_type")  # they have one value
     ]
     assert ignored == []

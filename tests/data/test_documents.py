@@ -51,7 +51,7 @@ def test_the_same_documents_from_every_format(tmp_path: Path, compression: str) 
 
 
 def test_lines_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evo_core.data.documents._CHUNK", 5)
+    monkeypatch.setattr("evo_core.data.raw_bytes.CHUNK", 5)
     path = _file(tmp_path, "a.txt", "\ufeffabcdefghijkl\nmno\r\np\rqr\n\nstuvwxyz".encode())
     assert list(read_documents(path)) == ["abcdefghijkl", "mno", "p", "qr", "stuvwxyz"]
 
@@ -88,9 +88,9 @@ WRONG = {
     "field.jsonl": (b"\n" + RECORD + b'{"txt": "x"}\n', "no field 'text' \\(its fields: 'txt'\\)", 3, 1),
     "number.jsonl": (b'{"text": 3}\n', "'text' is not text", 1, 0),
     "list.jsonl": (b"[1]\n" + RECORD, "expected an object", 1, 1),
-    "cut.json": (b'[{"text": "a"},\n {"te', "not JSON, or cut off", 2, None),
-    "bytes.json": (b'[{"text": "\xff"}]', "not JSON", 1, None),
-    "object.json": (b'{"text": "a"}', "expected a list", None, None),
+    "cut.json": (b'[{"text": "a"},\n {"te', "cut off", 2, None),
+    "bytes.json": (b'[{"text": "\xff"}]', "not UTF-8", 1, None),
+    "object.json": (b'{"text": "a"}', "expected a list", 1, None),
     "field.json": (b'[{"text": "a"}, {}]', "record 2: there is no field 'text'", None, 1),
     "cut.txt.gz": (gzip.compress(b"good\n" * 999)[:-9], "archive is cut off", None, None),
     "not.txt.gz": (b"plain", "not a readable .gz", None, None),

@@ -57,7 +57,7 @@ def test_epochs_differ() -> None:
 
 
 def test_no_tokens_have_no_order() -> None:
-    with pytest.raises(ValueError, match="no tokens"):
+    with pytest.raises(ValueError, match="an order of nothing"):
         PackOrder([0, 0], 4, 0)
 
 

@@ -169,3 +169,22 @@ def test_a_sentence_is_traced_to_its_file(tmp_path: Path, tokenizer: Tokenizer) 
     reader = BinReader(tmp_path / "out" / found[0].shard)
     assert "努力追逐" in tokenizer.decode(reader.tokens(found[0].document).tolist())
     assert list(find_text(tmp_path / "out", tokenizer, "not there")) == []
+
+
+def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evo_core.data import survey
+
+    monkeypatch.setattr(survey, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(survey, "_BYTES_PER_TASK", 600)
+    sources = _sources(tmp_path, [DOCUMENTS[n : n + 10] for n in range(0, 200, 10)])
+    for workers in (1, 2):
+        write_shards(
+            sources, tmp_path / f"{workers}", valid_fraction=0.2, shard_tokens=300, dedup="near", workers=workers
+        )
+    paths = [p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*") if p.is_file()]
+    assert len(paths) > 10
+    for path in paths:
+        assert (tmp_path / "1" / path).read_bytes() == (tmp_path / "2" / path).read_bytes()
+    sources[13].bin_path.write_bytes(b"{" + sources[13].bin_path.read_bytes()[1:-1] + b"x")
+    with pytest.raises(DataError, match=r"13.bin:10: "):
+        write_shards(sources, tmp_path / "3", valid_fraction=0.2, shard_tokens=300, workers=2)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import torch
 
-from evo_core.generate import generate
+from evo_core.generate import generate, kv_cache
+from evo_core.generate.batch import Batch, Row
+from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
-from evo_core.model.ops.attention import Documents
-from tests.generate.models import decoder, greedy_without_cache
+from evo_core.generate.sampling import Sampling
+from tests.generate.models import decoder, greedy_without_cache, logits_without_cache
 from tests.model.llama import to_llama
 
+GREEDY = Sampling(do_sample=False)
 PROMPTS = [[1, 7, 30, 4], [5], [9, 9, 9, 9, 9, 9, 9, 12], [60, 2]]
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -20,6 +24,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "INTERNLM2": {"num_kv_attention_heads": 2},
     "INTERNLM2, interleaved, post norm": {"qk_interleaved": True, "apply_post_layer_norm": True},
     "LLAMA2": {"model_type": "LLAMA2", "num_kv_attention_heads": 1, "no_bias": True},
+    "INTERNLM, layer norm, no gate": {"model_type": "INTERNLM", "norm_type": "layernorm", "use_swiglu": False},
+    "QWEN3": {"model_type": "QWEN3", "num_kv_attention_heads": 2},
+    "INTERNLM2, normed queries and keys": {"qk_norm": True, "num_kv_attention_heads": 2},
+    "INTERNLM_MoE": {"model_type": "INTERNLM_MoE", "num_experts": 4, "moe_type": "MegaBlock-D"},
+    "INTERNLM2, normed head": {"norm_head": True, "embed_grad_scale": 0.1},
 }
 
 
@@ -42,33 +51,69 @@ def test_left_padded_prompts_are_their_tokens() -> None:
     assert [r.ids for r in results] == [greedy_without_cache(model, prompt, 8) for prompt in PROMPTS]
 
 
-def test_greedy_equals_hugging_faces_generate() -> None:
+def test_greedy_equals_hugging_faces_generate_over_left_padded_batches() -> None:
     model = decoder(model_type="LLAMA2", qk_interleaved=False, no_bias=True, num_kv_attention_heads=2)
     llama = to_llama(model).double()
-    results = generate(model, None, PROMPTS, max_new_tokens=20, do_sample=False, batch_size=2)
-    for prompt, result in zip(PROMPTS, results, strict=True):
-        ids = torch.tensor([prompt])
-        theirs = llama.generate(ids, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids))
-        assert result.ids == theirs[0, len(prompt) :].tolist()
+    width = max(map(len, PROMPTS))
+    padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    theirs = llama.generate(padded, attention_mask=mask, max_new_tokens=200, do_sample=False, pad_token_id=0)
+    for batch_size in (4, 3):
+        results = generate(model, None, PROMPTS, max_new_tokens=200, do_sample=False, batch_size=batch_size)
+        assert [result.ids for result in results] == theirs[:, width:].tolist()
 
 
-def test_the_cache_is_set_aside_once_and_forgets_rows() -> None:
+@pytest.mark.parametrize("ahead", [1, 5, 512])
+def test_short_path_and_modules_agree_while_rows_join_and_leave(ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "AHEAD", ahead)  # how often the cache moves
     model = decoder(num_kv_attention_heads=2)
-    cache = KVCache(model, rows=3, max_length=9)
-    positions = cache.prefill([2, 3, 1])
-    assert positions.tolist() == [0, 1, 0, 1, 2, 0]
-    cu_seqlens = torch.tensor([0, 2, 5, 6], dtype=torch.int32)
+    short, modules = Forward(model), Forward(model)
+    assert short._short
+    modules._short = False
+    rng = random.Random(0)
+    batches = [Batch(forward, [], 61) for forward in (short, modules)]
+    expected: dict[tuple[int, ...], list[int]] = {}
+    rows: list[list[Row]] = [[], []]
+    for _ in range(6):
+        prompts = [[rng.randrange(61) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 3))]
+        more = rng.randint(1, 12)
+        for batch, all_rows in zip(batches, rows, strict=True):
+            new = [Row(prompt, len(prompt) + more, GREEDY) for prompt in prompts]
+            all_rows += new
+            batch.add(new)
+            for _ in range(3):
+                if batch.rows:
+                    batch.step()
+        expected |= {(*prompt, -more): greedy_without_cache(model, prompt, more) for prompt in prompts}
+        if batches[0].rows:
+            leaver = rows[0].index(rng.choice(batches[0].rows))
+            for batch, all_rows in zip(batches, rows, strict=True):
+                batch.remove([all_rows[leaver]])
+    for batch, all_rows in zip(batches, rows, strict=True):
+        while batch.rows:
+            batch.step()
+        for row in all_rows:
+            full = expected[(*row.prompt, len(row.prompt) - row.limit)]
+            assert row.new == full[: len(row.new)]
+        assert sum(row.done for row in all_rows) > 3
+    assert [row.new for row in rows[0]] == [row.new for row in rows[1]]
+
+
+def test_rows_are_taken_several_times_and_reordered() -> None:
+    model = decoder()
+    forward, cache = Forward(model), KVCache(model)
+    prompts = [[3, 4, 5], [6], [7, 8]]
     with torch.inference_mode():
-        model.hidden(torch.tensor([3, 4, 5, 6, 7, 8]), positions, Documents(cu_seqlens), cache)
-        cache.keep([0, 2])
-        where = cache._keys.data_ptr()
-        for _ in range(7):
-            before = list(cache.lengths)
-            positions = cache.step()
-            assert positions.tolist() == before
-            model.hidden(torch.tensor([11, 12]), positions, Documents(torch.tensor([0, 1, 2])), cache)
-    assert cache.lengths == [9, 8]
-    assert cache._keys.data_ptr() == where
+        forward.prompts(prompts, [5, 5, 5], cache)
+        cache.select([2, 0, 0, 2, 2])
+        logits = forward.step(torch.tensor([9, 10, 11, 12, 9]), cache)
+        cache.select([4, 1])
+        after = forward.step(torch.tensor([20, 21]), cache)
+    for row, ids in enumerate(([7, 8, 9], [3, 4, 5, 10], [3, 4, 5, 11], [7, 8, 12], [7, 8, 9])):
+        assert torch.allclose(logits[row], logits_without_cache(model, ids))
+    for row, ids in enumerate(([7, 8, 9, 20], [3, 4, 5, 10, 21])):
+        assert torch.allclose(after[row], logits_without_cache(model, ids))
+    assert cache.lengths == [4, 5]
 
 
 def test_memory_that_held_nan_does_no_harm() -> None:

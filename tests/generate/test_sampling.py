@@ -6,15 +6,20 @@ import pytest
 import torch
 
 from evo_core.errors import ConfigError
-from evo_core.generate.sampling import Sampling, choose, distribution, penalise
+from evo_core.generate.sampling import RowSettings, Sampling, choose, distribution, penalise
 
 SCORES = torch.tensor([[2.0, 0.0, -1.0, 3.0, 1.0, -4.0]], dtype=torch.float64)
 ALL = Sampling(top_k=0)
+NO_ID = torch.tensor([], dtype=torch.int64)
+
+
+def settings(*rows: Sampling) -> RowSettings:
+    return RowSettings(rows, 6, "cpu")
 
 
 def probabilities(sampling: Sampling, scores: torch.Tensor = SCORES) -> torch.Tensor:
     """What is drawn from, by id [V]."""
-    probability, ids = distribution(scores, sampling)
+    probability, ids = distribution(scores, settings(sampling))
     return torch.zeros_like(scores).scatter_(1, ids, probability)[0]
 
 
@@ -52,19 +57,20 @@ def test_top_p_counts_within_the_top_k() -> None:
 
 def test_repetition_penalty_lowers_seen_tokens_of_either_sign() -> None:
     seen = torch.tensor([[True, False, True, False, False, False]])
-    out = penalise(SCORES, seen, torch.tensor([2]), torch.tensor([], dtype=torch.int64), Sampling(repetition_penalty=2))
+    out = penalise(SCORES, seen, None, NO_ID, settings(Sampling(repetition_penalty=2)))
     assert out.tolist() == [[1.0, 0.0, -2.0, 3.0, 1.0, -4.0]]
 
 
 def test_length_penalty_divides_all_but_the_ending_tokens() -> None:
     two = SCORES.repeat(2, 1)
-    out = penalise(two, None, torch.tensor([4, 9]), torch.tensor([0, 5]), Sampling(length_penalty=0.5))
+    half = Sampling(length_penalty=0.5)
+    out = penalise(two, None, torch.tensor([4, 9]), torch.tensor([0, 5]), settings(half, half))
     assert torch.allclose(out[0], torch.tensor([2.0, 0.0, -0.5, 1.5, 0.5, -4.0]).double())
     assert torch.allclose(out[1], torch.tensor([2.0, 0.0, -1 / 3, 1.0, 1 / 3, -4.0]).double())
 
 
 def test_no_penalty_changes_nothing() -> None:
-    out = penalise(SCORES, None, torch.tensor([4]), torch.tensor([5]), Sampling())
+    out = penalise(SCORES, None, None, torch.tensor([5]), settings(Sampling()))
     assert torch.equal(out, SCORES)
 
 
@@ -72,7 +78,7 @@ def test_no_penalty_changes_nothing() -> None:
 def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     draws = 200_000
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    chosen = choose(SCORES.expand(draws, -1), sampling, uniform)
+    chosen = choose(SCORES.expand(draws, -1), settings(*[sampling] * draws), uniform)
     frequency = torch.bincount(chosen, minlength=6) / draws
     expected = probabilities(sampling)
     assert (frequency[expected == 0] == 0).all()
@@ -82,14 +88,41 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
 
 def test_the_ends_of_the_unit_interval_are_safe() -> None:
     uniform = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    chosen = choose(SCORES.expand(2, -1).float(), Sampling(top_k=0, top_p=0.9), uniform)
+    chosen = choose(SCORES.expand(2, -1).float(), settings(*[Sampling(top_k=0, top_p=0.9)] * 2), uniform)
     kept = probabilities(Sampling(top_k=0, top_p=0.9)).nonzero().flatten().tolist()
     assert chosen[0] == 3
     assert chosen[1] in kept
 
 
+def test_rows_of_a_batch_keep_their_own_settings() -> None:
+    rows = [
+        Sampling(top_k=2, temperature=0.7),
+        Sampling(top_k=0, top_p=0.7, repetition_penalty=1.7),
+        Sampling(do_sample=False, top_k=0),
+        Sampling(top_k=4, length_penalty=0.5),
+    ]
+    torch.manual_seed(0)
+    scores = torch.randn(4, 6, dtype=torch.float64)
+    seen, lengths, ending = torch.rand(4, 6) < 0.5, torch.tensor([3, 4, 5, 6]), torch.tensor([2])
+    uniform = torch.rand(4, dtype=torch.float64)
+    together = penalise(scores, seen, lengths, ending, settings(*rows))
+    chosen = choose(together, settings(*rows), uniform)
+    for i, row in enumerate(rows):
+        own = settings(row)
+        alone = penalise(scores[i : i + 1], seen[i : i + 1], lengths[i : i + 1], ending, own)
+        assert torch.equal(together[i : i + 1], alone)
+        assert chosen[i] == choose(alone, own, None if own.greedy else uniform[i : i + 1])
+        if row.do_sample:
+            probability, ids = distribution(together, settings(*rows))
+            mine, my_ids = distribution(alone, own)
+            width = mine.shape[1]
+            assert torch.allclose(probability[i, :width], mine[0])
+            assert not probability[i, width:].any()
+            assert torch.equal(ids[i, :width], my_ids[0])
+
+
 def test_greedy_takes_the_most_likely() -> None:
-    assert choose(SCORES, Sampling(do_sample=False), None).tolist() == [3]
+    assert choose(SCORES, settings(Sampling(do_sample=False)), None).tolist() == [3]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from evo_core.model import build_model, count_parameters
+from evo_core.model import build_model
+from evo_core.model.ops.attention import Documents
 from tests.model import reference
 from tests.model.configs import packed, randomise, relative_error, tiny
 
@@ -24,20 +27,33 @@ VARIANTS = {
     "INTERNLM2, other base": {"rope_base": 1e6, "mlp_ratio": 8 / 3},
     "LLAMA2": {"model_type": "LLAMA2", "num_kv_attention_heads": 2, "no_bias": True},
     "LLAMA2, halves": {"model_type": "LLAMA2", "qk_interleaved": False},
+    "INTERNLM, post norm": {"model_type": "INTERNLM", "apply_post_layer_norm": True},
+    "LLAMA2, post norm": {"model_type": "LLAMA2", "apply_post_layer_norm": True, "norm_type": "layernorm"},
+    "LLAMA3": {
+        "model_type": "LLAMA3",
+        "num_kv_attention_heads": 2,
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 16},
+    },
+    "QWEN3": {"model_type": "QWEN3", "num_kv_attention_heads": 2, "head_dim": 12},
+    "QWEN3, tied": {"model_type": "QWEN3", "tie_word_embeddings": True, "hidden_size": 36, "head_dim": 8},
+    "QWEN3, layer norm": {"model_type": "QWEN3", "norm_type": "layernorm"},
+    "INTERNLM, tied": {"model_type": "INTERNLM", "tie_word_embeddings": True},
 }
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_loss_and_every_gradient_equal_the_formulas_in_float64(variant: str) -> None:
+def test_loss_and_every_gradient_equal_the_formulas_in_float64(variant: str, smoothing: float) -> None:
     cfg = tiny(dtype="float64", **VARIANTS[variant])
     model = build_model(cfg)
     randomise(model)
     batch = packed(LENGTHS)
-    output = model(**batch)
+    output = model(**batch, label_smoothing=smoothing)
     output.loss.backward()
+    assert {t.dtype for t in (output.loss, output.nll, *(p.grad for p in model.parameters()))} == {torch.float64}
 
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    expected = reference.loss(weights, cfg, batch)
+    expected = reference.loss(weights, cfg, batch, smoothing)
     expected.backward()
     assert abs(output.loss.item() - expected.item()) < 1e-12
     for name, parameter in model.named_parameters():
@@ -85,20 +101,12 @@ def test_names_of_parameters_are_the_original_systems() -> None:
     }
     assert names(no_bias=True) == internlm2
     split = {f"layers.0.attention.w{x}.weight" for x in "qkv"}
-    assert names(no_bias=True, model_type="LLAMA2") == internlm2 - {"layers.0.attention.wqkv.weight"} | split
-
-
-def test_the_published_7b_has_7321948160_parameters() -> None:
-    cfg = tiny(
-        model_type="INTERNLM",
-        vocab_size=103168,
-        hidden_size=4096,
-        num_layers=32,
-        num_attention_heads=32,
-        mlp_ratio=8 / 3,
-        multiple_of=256,
-    )
-    assert count_parameters(build_model(cfg, device="meta")) == 7_321_948_160
+    llama = internlm2 - {"layers.0.attention.wqkv.weight"} | split
+    assert names(no_bias=True, model_type="LLAMA2") == llama
+    assert names(model_type="LLAMA3") == llama
+    normed = {f"layers.0.attention.{x}_norm.weight" for x in "qk"}
+    assert names(model_type="QWEN3") == llama | normed
+    assert names(model_type="QWEN3", tie_word_embeddings=True) == (llama | normed) - {"output.weight"}
 
 
 @pytest.mark.parametrize("settings", [{"residual_in_fp32": True}, {"use_fp32_norm": True}, {}])
@@ -167,6 +175,73 @@ def test_embed_grad_scale_scales_the_gradient_of_embedding_and_head_alone() -> N
     for (name, a), b in zip(plain.named_parameters(), scaled.parameters(), strict=True):
         scale = 0.1 if name in ("tok_embeddings.weight", "output.weight") else 1.0
         assert torch.allclose(a.grad * scale, b.grad, rtol=1e-12), name
+
+
+def test_a_tied_head_moves_with_its_embedding() -> None:
+    model = build_model(tiny(model_type="QWEN3", tie_word_embeddings=True), device="meta")
+    model = model.to_empty(device="cpu")
+    randomise(model)
+    assert model.head.effective_weight().data_ptr() == model.embedding.weight.data_ptr()
+    assert not list(model.head.parameters())
+    copied = copy.deepcopy(model)
+    assert copied.head.effective_weight().data_ptr() == copied.embedding.weight.data_ptr()
+
+
+def test_dropout_is_for_training_and_the_same_when_recomputed() -> None:
+    batch = packed(LENGTHS)
+    rates = {"drop_rate": 0.2, "attn_drop_rate": 0.2, "num_layers": 3, "dtype": "float64"}
+    plain, saving = build_model(tiny(**rates)), build_model(tiny(**rates, checkpoint=True))
+    randomise(plain)
+    saving.load_state_dict(plain.state_dict())
+    losses = []
+    for model in (plain, saving):
+        torch.manual_seed(5)
+        losses.append(model(**batch).loss)
+        losses[-1].backward()
+    assert losses[0].item() == losses[1].item()
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    torch.manual_seed(6)
+    assert plain(**batch).loss.item() != losses[0].item()
+    whole = build_model(tiny(num_layers=3, dtype="float64"))
+    whole.load_state_dict(plain.state_dict())
+    plain.eval()
+    assert plain(**batch).loss.item() == whole(**batch).loss.item()
+
+
+@torch.no_grad()
+def test_dropout_acts_on_the_embedding_and_on_what_each_part_adds() -> None:
+    model = build_model(tiny(num_layers=1, dtype="float64", drop_rate=0.25))
+    randomise(model)
+    model.norm = torch.nn.Identity()
+    batch = packed([40])
+
+    def hidden() -> torch.Tensor:
+        return model.hidden(batch["input_ids"], batch["positions"], Documents(batch["cu_seqlens"]))
+
+    def dropped(value: torch.Tensor, whole: torch.Tensor) -> float:
+        kept = value != 0
+        assert torch.allclose(value[kept], whole[kept] / 0.75)
+        return 1 - kept.double().mean().item()
+
+    block, embedded = model.blocks[0], model.embedding(batch["input_ids"])
+    block.attention.out.weight.zero_()
+    block.attention.out.bias.zero_()
+    block.mlp.down.weight.zero_()
+    assert dropped(hidden(), embedded) == pytest.approx(0.25, abs=0.05)
+    model.embedding.weight.zero_()
+    block.attention.out.bias.fill_(2.0)
+    assert dropped(hidden(), torch.full_like(embedded, 2.0)) == pytest.approx(0.25, abs=0.05)
+    block.attention.out.bias.zero_()
+    block.mlp = Three()
+    assert dropped(hidden(), torch.full_like(embedded, 3.0)) == pytest.approx(0.25, abs=0.05)
+
+
+class Three(torch.nn.Module):
+    """An MLP that says 3 to everything."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, 3.0)
 
 
 def test_a_document_does_not_see_its_neighbours() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from evo_core.config.schema.model import RopeScalingConfig
 from evo_core.model.ops.embedding import scale_gradient
 from evo_core.model.ops.norm import Norm, rms_norm
-from evo_core.model.ops.rope import rotary, rotate
+from evo_core.model.ops.rope import inverse_frequencies, rotary, rotate
 from tests.model.configs import relative_error
 
 
@@ -81,3 +82,33 @@ def test_scaled_gradient_leaves_the_value_exactly() -> None:
     assert torch.equal(x, y)
     y.sum().backward()
     assert torch.allclose(x.grad, torch.full_like(x, 0.1))
+
+
+def test_each_token_may_have_a_base_of_its_own() -> None:
+    positions, bases = torch.tensor([3, 5, 5]), [10000.0, 10000.0, 2e6]
+    together = rotary(positions, 8, torch.tensor(bases, dtype=torch.float64), interleaved=False, dtype=torch.float64)
+    for t, base in enumerate(bases):
+        alone = rotary(positions[t : t + 1], 8, base, interleaved=False, dtype=torch.float64)
+        assert torch.allclose(together.cos[t], alone.cos[0], atol=1e-14)
+        assert torch.allclose(together.sin[t], alone.sin[0], atol=1e-14)
+
+
+def test_llama3_scaling_equals_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    numbers = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, **numbers}
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=128, rope_parameters=rope), torch.device("cpu"))
+    ours = inverse_frequencies(128, 500000.0, RopeScalingConfig(**numbers))
+    assert ours.dtype == torch.float64
+    assert ((ours - theirs).abs() / ours).max() < 1e-6
+    plain = inverse_frequencies(128, 500000.0)
+    assert (ours == plain).sum() > 20
+    assert torch.allclose(ours[-20:], plain[-20:] / 8, rtol=1e-12)
+    assert ((ours < plain) & (ours > plain / 8 * 1.0001)).any()

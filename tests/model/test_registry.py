@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,8 +117,6 @@ def test_an_unknown_type_gets_a_suggestion() -> None:
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
         ({"num_attention_heads": 32}, "heads of even width"),
         ({"num_kv_attention_heads": 3}, "cannot share 3"),
-        ({"drop_rate": 0.1}, "no dropout"),
-        ({"attn_drop_rate": 0.1}, "no dropout"),
         ({"apply_post_layer_norm": True, "residual_in_fp32": True}, "residual_in_fp32"),
     ],
 )
@@ -153,3 +152,49 @@ def test_importing_the_registry_imports_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+class WithConfig(Bigram):
+    """A class that brings its keys itself."""
+
+    class Config(BaseModel):
+        vocab_size: int
+
+    def __init__(self, cfg: Any, *, device: Any, dtype: torch.dtype) -> None:
+        super().__init__(cfg.vocab_size, device=device, dtype=dtype)
+
+
+class WithoutVocabulary(WithConfig):
+    class Config(BaseModel):  # type: ignore[assignment]
+        width: int
+
+
+def test_a_class_is_named_by_its_import_path() -> None:
+    name = f"{__name__}:WithConfig"
+    job = {"model_type": name, "model": {"vocab_size": 9, "dtype": "torch.float32"}}
+    cfg = TrainConfig.model_validate(job)
+    assert isinstance(build_model(cfg.model), WithConfig)
+    assert cfg.identity(1)["model_type"] == name
+    register_model_type("SHORT", WithConfig)
+    assert model_type("SHORT").config_model is WithConfig.Config
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_package.module:Model", "No module named 'no_such_package'"),
+        (f"{__name__}:NoSuchClass", "has no 'NoSuchClass'"),
+        (f"{__name__}:Bigram", "does not say which keys its model block may hold"),
+        (f"{__name__}:WithoutVocabulary", "its keys lack vocab_size"),
+    ],
+)
+def test_a_path_that_leads_to_no_model_type_is_answered(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.model_validate({"model_type": path, "model": {"vocab_size": 9}})
+
+
+def test_a_module_that_cannot_be_imported_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_models.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="importing it fails: ZeroDivisionError"):
+        model_type("broken_models:Model")

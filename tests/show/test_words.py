@@ -9,7 +9,16 @@ from flows.show import words
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (950, "950"), (9999, "9999"), (2896.4, "2896"), (12_345, "12.3k"), (3_100_000, "3.1M"), (7e9, "7G"), (1.5, "1.5")],
+    [
+        (0, "0"),
+        (950, "950"),
+        (9999, "9999"),
+        (2896.4, "2896"),
+        (12_345, "12.3k"),
+        (3_100_000, "3.1M"),
+        (7e9, "7G"),
+        (1.5, "1.5"),
+    ],
 )
 def test_counts(number: float, text: str) -> None:
     assert words.count(number) == text

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evo_core.config import TrainConfig
-from evo_core.data import Batch, BinWriter, TrainData
+from evo_core.data import Batch, BinWriter, Feed
 
 VOCAB = 64
 TYPES = ("cn", "code", "en")
@@ -99,11 +99,11 @@ def run(cfg: TrainConfig, folder: Path) -> Any:
 
 
 def before_each_step(act: Callable[[int], None]) -> None:
-    """Have the runs of this process call `act(step)` before a step draws its batch; for ranks, which do not return."""
-    draw = TrainData.batch
+    """Have the runs of this process call `act(step)` before a step takes its batch; for ranks, which do not return."""
+    draw = Feed.batch
 
-    def batch(self: TrainData, step: int) -> Batch:
+    def batch(self: Feed, step: int) -> Batch:
         act(step)
         return draw(self, step)
 
-    TrainData.batch = batch  # type: ignore[method-assign]
+    Feed.batch = batch  # type: ignore[method-assign]

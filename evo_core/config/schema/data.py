@@ -31,7 +31,9 @@ class DataConfig(Block):
         "tokenized", "What train_folder is: token shards (.bin), or a Hugging Face data set read while training."
     )
     train_folder: str | None = execution(
-        None, "Folder with a sub-folder of .bin files per data type; None trains on random data."
+        None,
+        "Folder with a sub-folder of .bin files per data type; None trains on random data. With type hf: a folder of "
+        "files, a file, or a hub's owner/name.",
     )
     valid_folder: str | None = execution(None, "Folder like train_folder for evaluation; None: random data.")
     seq_len: PositiveInt = identity(2048, "Tokens of the longest segment.")
@@ -51,9 +53,11 @@ class DataConfig(Block):
         False, "True: attention crosses the samples inside a segment of seq_len. False: it stays in each sample."
     )
     min_length: NonNegativeInt = identity(0, "Samples with fewer tokens than this are left out.")
-    min_length_dict: dict[str, NonNegativeInt] = identity({}, "min_length for files whose path holds the key.")
+    min_length_dict: dict[str, NonNegativeInt] = identity(
+        {}, "min_length for files whose path below train_folder, like /cn/train_000.bin, holds the key."
+    )
     type_weights: dict[str, NonNegativeFloat] | None = identity(
-        None, "Share of each data type in the mix; None: in proportion to its tokens.", introduced=None
+        None, "Weight of each data type in the mix; None: in proportion to its tokens.", introduced=None
     )
     skip_batches: str | None = identity(
         "", 'Steps whose batch is drawn but not trained on: "10-20,35" (both ends included, ascending).'
@@ -75,10 +79,13 @@ class DataConfig(Block):
         None, "Tokenizer the tokens were made with; it is kept with the checkpoints, for generation."
     )
     subset_name: str | None = identity(None, "Folder inside a Hugging Face data set.")
+    text_key: str = identity("text", "Field of a Hugging Face data set that holds the text.", introduced="text")
     valid_every: NonNegativeInt = execution(0, "Steps between two evaluations on valid_folder; 0: none.")
     valid_micro_num: PositiveInt | None = execution(None, "Micro-batches of an evaluation step; None: as micro_num.")
     log_every: PositiveInt = execution(1, "Steps between two log lines.")
-    num_worker: NonNegativeInt = execution(4, "Processes that read training data.")
+    num_worker: NonNegativeInt = execution(
+        4, "Threads that draw batches ahead of the step that needs them; 0: each is drawn when it is needed."
+    )
     empty_cache_and_diag_interval: Int = execution(
         50, "Steps between two clean-ups of memory with a diagnosis of slow ranks; 0 or less: 50."
     )

@@ -32,6 +32,10 @@ class GenerationConfig(Block):
     temperature: PositiveFloat = execution(1.0, "Logits are divided by this before drawing.")
     top_k: NonNegativeInt = execution(50, "Draw from the k most likely tokens; 0: from all.")
     top_p: Float = execution(1.0, "Draw from the smallest set of tokens with this probability (0 < p <= 1).")
-    num_beams: PositiveInt = execution(1, "Beams of beam search; 1: none.")
+    num_beams: PositiveInt = execution(1, "Beams of beam search (drawn ones with do_sample); 1: none.")
     repetition_penalty: PositiveFloat = execution(1.0, "Above 1: tokens already there become less likely.")
-    length_penalty: Float = execution(1.0, "Scores other than eos's are divided by length to this power.")
+    length_penalty: Float = execution(
+        1.0,
+        "Scores other than eos's are divided by length to this power; with beams a text's log-probability is, by its "
+        "number of new tokens.",
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import field_validator, model_validator
 
 from evo_core.config.families import family_defaults
-from evo_core.config.fields import Block, copied, execution, identity
+from evo_core.config.fields import Block, copied, execution, identity, optional_block
 from evo_core.config.values import (
     LayerFraction,
     NonNegativeFloat,
@@ -15,9 +15,53 @@ from evo_core.config.values import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    to_int,
 )
 
 Dtype = Literal["torch.bfloat16", "torch.float16", "torch.float32", "torch.tf32", "torch.float64"]
+
+
+class RopeScalingConfig(Block):
+    """Rotary frequencies slowed down for longer inputs, as Llama 3.1 does; names as in Hugging Face folders."""
+
+    rope_type: Literal["llama3"] = identity("llama3", "The formula.", introduced=None)
+    factor: PositiveFloat = identity(8.0, "Slow pairs turn so many times slower.", introduced=None)
+    low_freq_factor: PositiveFloat = identity(1.0, "Fewer turns over the original length: slow.", introduced=None)
+    high_freq_factor: PositiveFloat = identity(4.0, "More turns over it: left as they are.", introduced=None)
+    original_max_position_embeddings: PositiveInt = identity(8192, "The original length, tokens.", introduced=None)
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor:g} is not below high_freq_factor {self.high_freq_factor:g}"
+            )
+        return self
+
+
+class MoeConfig(Block):
+    """Routing of tokens to experts."""
+
+    top_k: PositiveInt = identity(1, "Experts a token goes to.", introduced=1)
+    capacity_factor: PositiveFloat = identity(1.0, "Room per expert in training, over an even split.", introduced=1.0)
+    eval_capacity_factor: PositiveFloat = identity(1.0, "The same in evaluation.", introduced=1.0)
+    min_capacity: NonNegativeInt = identity(4, "Room per expert, at least.", introduced=4)
+    noisy_gate_policy: Literal["Jitter", "RSample"] | None = identity(None, "Noise on the router.", introduced=None)
+    drop_tokens: bool = identity(True, "Drop tokens beyond an expert's room.", introduced=True)
+    use_rts: bool = identity(True, "Choose the dropped tokens at random.", introduced=True)
+    use_fused_gating: bool = execution(False, "One kernel for the router.")
+
+
+def _head_dim(hidden_size: Any, heads: Any) -> int:
+    """The width of a head where none is stated; 2 where the sizes are no numbers, which is reported elsewhere."""
+    try:
+        return max(to_int(hidden_size) // to_int(heads), 1)
+    except (ValueError, ZeroDivisionError):
+        return 2
+
+
+def _usual_head_dim(model: ModelConfig) -> int:
+    return _head_dim(model.hidden_size, model.num_attention_heads)
 
 
 class ModelConfig(Block):
@@ -33,11 +77,15 @@ class ModelConfig(Block):
 
     model_type: str = copied("INTERNLM", "The top-level model_type.")
     use_fp32_norm: bool = copied(False, "The top-level use_fp32_norm.")
+    moe: MoeConfig = copied(MoeConfig(), "The top-level moe block.")
 
     num_layers: PositiveInt = identity(..., "Decoder blocks.")
     hidden_size: PositiveInt = identity(..., "Width of the residual stream.")
     num_attention_heads: PositiveInt = identity(..., "Query heads.")
     num_kv_attention_heads: PositiveInt = identity(..., "Key and value heads; default: num_attention_heads.")
+    head_dim: PositiveInt = identity(
+        ..., "Width of one attention head; default: hidden_size / num_attention_heads.", introduced=_usual_head_dim
+    )
     vocab_size: PositiveInt = identity(..., "Rows of the embedding and of the head.")
     mlp_ratio: PositiveFloat = identity(8 / 3, "Width of the MLP over hidden_size, rounded up to multiple_of.")
     multiple_of: PositiveInt = identity(256, "The MLP's width is a multiple of this.")
@@ -47,9 +95,11 @@ class ModelConfig(Block):
 
     no_bias: bool = identity(False, "True: the attention's linear layers have no bias.")
     use_swiglu: bool = identity(True, "MLP is w2(silu(w1 x) * w3 x); False: w2(gelu(w1 x)).")
+    qk_norm: bool = identity(False, "Queries and keys are normed, each head by itself.", introduced=False)
     norm_type: Literal["rmsnorm", "layernorm"] = identity("rmsnorm", "The norm before attention and MLP.")
     layer_norm_epsilon: PositiveFloat = identity(1e-5, "Added to the norm's mean square.")
     apply_post_layer_norm: bool = identity(False, "Norms after attention and MLP in place of before.")
+    tie_word_embeddings: bool = identity(False, "The head's matrix is the embedding's.", introduced=False)
     norm_head: bool = identity(False, "Rows of the head are scaled to length 1.")
     is_reward: bool = identity(False, "A reward head in place of the vocabulary.", introduced=False)
     embed_grad_scale: PositiveFloat = identity(1.0, "The embedding's gradient is multiplied by this.")
@@ -61,10 +111,12 @@ class ModelConfig(Block):
     qk_interleaved: bool = identity(
         ..., "Rotary pairs: True takes neighbours (0,1),(2,3)…, False takes halves (0,d/2),(1,d/2+1)…"
     )
+    rope_scaling: RopeScalingConfig | None = optional_block("Slower rotary frequencies for longer inputs.")
     max_position_embeddings: PositiveInt = identity(2048, "Longest training length, for Dynamic NTK.", introduced=2048)
     use_dynamic_ntk_rope: bool = identity(
         False, "Stretch the rotary base for longer inputs at generation.", introduced=False
     )
+    dynamic_ntk_factor: PositiveFloat = identity(1.0, "Stretch it so much further than needed.", introduced=1.0)
 
     init_type: Literal["normal", "uniform"] = identity("normal", "Distribution of initial weights.")
     use_scaled_init: bool = identity(True, "Output layers of block i start 1/sqrt(2(i+1)) times smaller.")
@@ -92,11 +144,6 @@ class ModelConfig(Block):
     dropout_selective_checkpoint: bool = execution(True, "Keep dropout out of recomputation.")
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
     def mlp_hidden_size(self) -> int:
         """Width of the MLP: int(hidden_size · mlp_ratio) rounded up to a multiple of multiple_of."""
         width = int(self.hidden_size * self.mlp_ratio)
@@ -119,6 +166,8 @@ class ModelConfig(Block):
                 raise ValueError("adapt_hf and qk_interleaved contradict each other: state qk_interleaved alone")
         if data.get("num_kv_attention_heads") is None:
             data["num_kv_attention_heads"] = data.get("num_attention_heads", 1)
+        if data.get("head_dim") is None:
+            data["head_dim"] = _head_dim(data.get("hidden_size"), data.get("num_attention_heads"))
         for name, value in family_defaults(data.get("model_type", "INTERNLM")).items():
             if data.get(name) is None:
                 data[name] = value
@@ -130,16 +179,3 @@ class ModelConfig(Block):
         name = str(value).removeprefix("torch.")
         full = f"torch.{'float16' if name == 'half' else name}"
         return full if full in get_args(Dtype) else value
-
-
-class MoeConfig(Block):
-    """Routing of tokens to experts."""
-
-    top_k: PositiveInt = identity(1, "Experts a token goes to.", introduced=1)
-    capacity_factor: PositiveFloat = identity(1.0, "Room per expert in training, over an even split.", introduced=1.0)
-    eval_capacity_factor: PositiveFloat = identity(1.0, "The same in evaluation.", introduced=1.0)
-    min_capacity: NonNegativeInt = identity(4, "Room per expert, at least.", introduced=4)
-    noisy_gate_policy: Literal["Jitter", "RSample"] | None = identity(None, "Noise on the router.", introduced=None)
-    drop_tokens: bool = identity(True, "Drop tokens beyond an expert's room.", introduced=True)
-    use_rts: bool = identity(True, "Choose the dropped tokens at random.", introduced=True)
-    use_fused_gating: bool = execution(False, "One kernel for the router.")

@@ -16,10 +16,11 @@ from pydantic import (
     model_validator,
 )
 
+from evo_core.config.families import SHIPPED
 from evo_core.config.fields import Block, block, execution, identity, required_block, value_at
 from evo_core.config.identity import identity_of
 from evo_core.config.layout import data_parallel_size, layout_errors, micro_num
-from evo_core.config.own_model import SHIPPED, is_model_type, own_model
+from evo_core.config.own_model import is_model_type, own_model
 from evo_core.config.problems import raise_all
 from evo_core.config.report import errors_of
 from evo_core.config.resolve import merge
@@ -41,11 +42,21 @@ from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.config.support import refusal_errors, settings_without_effect
 from evo_core.config.values import NonNegativeInt
 from evo_core.config.write import to_plain, to_yaml
+from evo_core.errors import ConfigError
 
 
 def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
     name = info.data.get("model_type", SHIPPED[0])
-    return shipped(data) if name in SHIPPED else own_model(name, data)
+    if name not in SHIPPED:
+        return own_model(name, data)
+    moe = info.data.get("moe", MoeConfig())
+    if isinstance(data, ModelConfig):
+        return shipped(data.model_copy(update={"moe": moe}))
+    if isinstance(data, dict):
+        if data.get("moe") is not None:
+            raise ConfigError("is a block of its own", key="model.moe", hint="state it at the top level")
+        data = {**data, "moe": moe}
+    return shipped(data)
 
 
 class TrainConfig(Block):
@@ -64,8 +75,8 @@ class TrainConfig(Block):
     resume_tb_folder: str | None = execution(None, "Records of an earlier run to carry on.")
 
     data: DataConfig = block(DataConfig, "What is trained on.")
-    model: Annotated[ModelConfig, WrapValidator(_of_its_type)] = required_block("The network.")
     moe: MoeConfig = block(MoeConfig, "Routing of tokens to experts.")
+    model: Annotated[ModelConfig, WrapValidator(_of_its_type)] = required_block("The network.")
     loss: LossConfig = block(LossConfig, "The training loss.")
     adam: AdamConfig = block(AdamConfig, "The optimizer.")
     lr_scheduler: LrSchedulerConfig = block(LrSchedulerConfig, "The learning rate over time.")

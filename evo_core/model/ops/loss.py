@@ -77,7 +77,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         for start in range(0, labels.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
-            x, target, live = hidden[rows], targets[rows, None], valid[rows]
+            # 1 or 0 in the wide type: a bool times a Python number would be float32 even beside float64.
+            x, target, live = hidden[rows], targets[rows, None], valid[rows].to(wide)
             logits = F.linear(x, weight).to(wide)
             highest, argmax = logits.max(dim=-1, keepdim=True)
             at_target = logits.gather(1, target)
@@ -87,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_normaliser = (highest + normaliser.log()).squeeze(1)
 
             nll[rows] = (log_normaliser - at_target.squeeze(1)) * live
-            hit[rows] = (argmax == target).squeeze(1) & live
+            hit[rows] = (argmax == target).squeeze(1) & valid[rows]
             if mean_logit is None:
                 total += nll[rows].sum()
             else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from evo_core.model.dtypes import accumulation_dtype
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.model import RopeScalingConfig
 
 
 class Rotary(NamedTuple):
@@ -27,18 +31,58 @@ class Rotary(NamedTuple):
     interleaved: bool
 
 
-def rotary(positions: Tensor, head_dim: int, base: float, *, interleaved: bool, dtype: torch.dtype) -> Rotary:
-    """The rotation at positions [T]: pair i turns by ``position * base^(-2i / head_dim)`` radians.
+def rotary(
+    positions: Tensor,
+    head_dim: int,
+    base: float | Tensor,
+    *,
+    interleaved: bool,
+    dtype: torch.dtype,
+    scaling: RopeScalingConfig | None = None,
+) -> Rotary:
+    """The rotation at positions [T]: pair i turns by ``position * inverse_frequencies(...)[i]`` radians.
 
     The angle is formed in float64, where position 10^6 still has nine digits after the point; the tables have
     float32 or, for a float64 model, float64.
+
+    Args:
+        base: one for all tokens, or [T] float64, a base of each token's own.
+        scaling: see `inverse_frequencies`.
     """
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
-    angle = positions.to(torch.float64)[:, None] * base**-exponent
+    turns = inverse_frequencies(head_dim, base, scaling, device=positions.device)
+    angle = positions.to(torch.float64)[:, None] * turns
     cos, sin = angle.cos().to(accumulation_dtype(dtype)), angle.sin().to(accumulation_dtype(dtype))
     if interleaved:
         return Rotary(torch.stack((cos, cos), -1).flatten(1), torch.stack((-sin, sin), -1).flatten(1), True)
     return Rotary(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1), False)
+
+
+def inverse_frequencies(
+    head_dim: int,
+    base: float | Tensor,
+    scaling: RopeScalingConfig | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Radians per position of each pair, float64: ``base^(-2i / head_dim)``, slowed down by a scaling.
+
+    "llama3" (Llama 3.1, arXiv:2407.21783 and its published code): a pair whose wavelength is longer than
+    ``original_max_position_embeddings / low_freq_factor`` turns ``factor`` times slower, one shorter than
+    ``original_max_position_embeddings / high_freq_factor`` as before, and between them the speed goes over
+    linearly in the turns that a pair makes over the original length.
+
+    Args:
+        base: one number, giving [head_dim / 2], or a tensor [T], giving [T, head_dim / 2].
+        scaling: None, or the numbers of "llama3".
+    """
+    exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / -head_dim
+    inverse = base[:, None] ** exponent if isinstance(base, Tensor) else base**exponent
+    if scaling is None:
+        return inverse
+    turns = scaling.original_max_position_embeddings * inverse / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return inverse * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: Tensor, rotation: Rotary) -> Tensor:

@@ -1,0 +1,106 @@
+"""Our own checkpoints as a format among the others: their weights, without the state of a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evo_core.checkpoint.formats.lazy import Lazy
+from evo_core.checkpoint.formats.plain import PlainForm
+from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
+from evo_core.checkpoint.formats.weights import Weights
+from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.saving import CONFIG, TOKENIZER
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER
+from evo_core.checkpoint.train_state import TrainState
+from evo_core.config import load_config, save_config
+from evo_core.errors import CheckpointError
+
+
+def open_evo(folder: Path, *, check: bool = True) -> Weights:
+    """The weights of a complete checkpoint folder.
+
+    Args:
+        check: compare the files that are read with their digests first.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+    """
+    manifest = read_manifest(folder)
+    if check:
+        read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]
+        if problems := damage(folder, manifest, read):
+            raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    cfg = load_config(folder / CONFIG)
+    tokenizer = folder / manifest.tokenizer if manifest.tokenizer else None
+    plain = PlainForm(cfg.model).to_plain(_stored(folder / MODEL))
+    return Weights(folder, "evo", cfg, plain, tokenizer, manifest.step, manifest.tokens)
+
+
+def write_evo(weights: Weights, folder: Path) -> None:
+    """Write a checkpoint that holds weights alone: a run can start from it, but not go on.
+
+    Args:
+        folder: an empty one.
+    """
+    own = PlainForm(weights.model).from_plain(weights.tensors)
+    _store(folder / MODEL, own)
+    save_config(weights.config, folder / CONFIG)
+    TrainState(step=0).write(folder)
+    tokenizer = None
+    if weights.tokenizer is not None:
+        copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
+        tokenizer = TOKENIZER
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    files = {str(path.relative_to(folder)): file_record(path) for path in paths}
+    written_by = {"converted_from": weights.kind, "torch": torch.__version__}
+    write_manifest(folder, Manifest(weights.step, weights.tokens, "", files, tokenizer, written_by))
+
+
+def _stored(folder: Path) -> dict[str, Lazy]:
+    """The tensors of a `torch.distributed.checkpoint`, each read alone."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = dcp.FileSystemReader(folder)
+    try:
+        metadata = reader.read_metadata()
+    except Exception as error:  # a damaged pickle fails in any way it likes
+        raise CheckpointError(f"no tensors can be read here: {error}", file=folder) from error
+
+    def lazy(name: str, entry: TensorStorageMetadata) -> Lazy:
+        shape, dtype = tuple(entry.size), entry.properties.dtype
+
+        def read() -> Tensor:
+            from evo_core.checkpoint.tensors import read_tensors
+
+            tensor = torch.empty(shape, dtype=dtype)
+            read_tensors(folder, {name: tensor})
+            return tensor
+
+        return Lazy(shape, dtype, read)
+
+    entries = metadata.state_dict_metadata
+    return {name: lazy(name, e) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+
+
+def _store(folder: Path, tensors: Mapping[str, Lazy]) -> None:
+    """Write a `torch.distributed.checkpoint` with one tensor in memory at a time: each is made when its turn comes."""
+    import torch.distributed.checkpoint as dcp
+
+    class OneByOne(dcp.DefaultSavePlanner):
+        def lookup_object(self, index: Any) -> Any:
+            return tensors[index.fqn].read()
+
+    places = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            dcp.save(places, storage_writer=dcp.FileSystemWriter(folder), planner=OneByOne(), no_dist=True)
+        except dcp.CheckpointException as error:  # what really happened, Ctrl-C included
+            raise next(iter(error.failures.values()))[0] from None

@@ -1,0 +1,186 @@
+"""``config.json`` of a Hugging Face folder, from and to a `model` block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evo_core.checkpoint.formats.hf_names import ARCHITECTURES, INTERNLM, INTERNLM2, INTERNLM_MOE, LLAMA, QWEN3
+from evo_core.checkpoint.formats.settings import width_of_mlp
+from evo_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from evo_core.checkpoint.formats.hf_names import Architecture
+    from evo_core.config import ModelConfig
+
+_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
+    """The class that a config.json names.
+
+    Raises:
+        CheckpointError: it is none of those that are read here.
+    """
+    names = config.get("architectures") or []
+    by_type = {architecture.hf_type: architecture for architecture in ARCHITECTURES.values()}
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    if not names and config.get("model_type") in by_type:
+        return by_type[config["model_type"]]
+    what = ", ".join(names) or config.get("model_type") or "no architecture"
+    remote = "; it brings code of its own, which is not run" if config.get("auto_map") else ""
+    raise CheckpointError(f"{what} is not supported{remote}", file=file, hint=f"supported: {', '.join(ARCHITECTURES)}")
+
+
+def model_settings(config: Mapping[str, Any], architecture: Architecture, file: Path) -> dict[str, Any]:
+    """The settings of a `model` block that a config.json means.
+
+    Raises:
+        CheckpointError: it means something that our decoder does not do.
+    """
+    _refuse(config, architecture, file)
+    try:
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        settings: dict[str, Any] = {
+            "model_type": architecture.model_type,
+            "num_layers": config["num_hidden_layers"],
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "num_kv_attention_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or (128 if architecture is QWEN3 else hidden // heads),
+            "vocab_size": config["vocab_size"],
+            **width_of_mlp(hidden, int(config["intermediate_size"])),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot be read: {error!r}", file=file) from error
+    settings |= {
+        "no_bias": not config.get("bias" if architecture in (INTERNLM, INTERNLM2, INTERNLM_MOE) else "attention_bias"),
+        "layer_norm_epsilon": config.get("rms_norm_eps", 1e-6),
+        "qk_interleaved": False,
+        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        **_rotary_settings(config, file),
+    }
+    if architecture is LLAMA and ("rope_scaling" in settings or settings["rope_base"] == 500000):
+        settings["model_type"] = "LLAMA3"
+    if architecture is INTERNLM_MOE:
+        settings |= {name: config[name] for name in ("num_experts", "moe_use_residual", "moe_type", "moe")}
+    return settings
+
+
+def config_of(
+    cfg: ModelConfig, architecture: Architecture, *, dtype: str, max_position: int, special: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Args:
+        dtype: of the tensors, "bfloat16".
+        max_position: longest text it is for, tokens.
+        special: ``bos_token_id`` and the like.
+
+    Raises:
+        CheckpointError: the class cannot express the model.
+    """
+    _refuse_model(cfg, architecture)
+    config: dict[str, Any] = {
+        "architectures": [architecture.name],
+        "model_type": architecture.hf_type,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.hidden_size,
+        "intermediate_size": cfg.mlp_hidden_size,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_attention_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": max_position,
+        "initializer_range": 0.02,
+        "rms_norm_eps": cfg.layer_norm_epsilon,
+        "tie_word_embeddings": cfg.tie_word_embeddings,
+        "use_cache": True,
+        "torch_dtype": dtype,
+        **special,
+    }
+    dynamic = {"type": "dynamic", "factor": cfg.dynamic_ntk_factor}
+    if architecture in (INTERNLM, INTERNLM_MOE):
+        rotary: dict[str, Any] = {"base": cfg.rope_base, "type": "dynamic" if cfg.use_dynamic_ntk_rope else "origin"}
+        if cfg.use_dynamic_ntk_rope and cfg.dynamic_ntk_factor != 1:
+            rotary["scaling_factor"] = cfg.dynamic_ntk_factor
+        config |= {"bias": not cfg.no_bias, "rotary": rotary}
+    else:
+        config |= {"num_key_value_heads": cfg.num_kv_attention_heads, "rope_theta": cfg.rope_base}
+        config["rope_scaling"] = dynamic if cfg.use_dynamic_ntk_rope else _scaling_of(cfg)
+    if architecture is INTERNLM2:
+        config["bias"] = not cfg.no_bias
+    if architecture in (LLAMA, QWEN3):
+        config |= {"attention_bias": not cfg.no_bias, "head_dim": cfg.head_dim}
+    if architecture is INTERNLM_MOE:
+        config |= {name: getattr(cfg, name) for name in ("num_experts", "moe_use_residual", "moe_type")}
+        config["moe"] = cfg.moe.model_dump()
+    return config
+
+
+def _rotary_settings(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """rope_base, and what changes it for long texts.
+
+    transformers 5 writes ``rope_parameters``, older versions ``rope_theta`` and ``rope_scaling``, InternLM ``rotary``.
+    """
+    rotary = config.get("rotary")
+    if isinstance(rotary, Mapping):
+        kind = rotary.get("type", "dynamic")  # InternLM's own default
+        scaling: Mapping[str, Any] = {"rope_type": kind, "factor": rotary.get("scaling_factor", 1.0)}
+        base = rotary.get("base", 10000)
+    else:
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        base = scaling.get("rope_theta") or config.get("rope_theta") or 10000.0
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    settings: dict[str, Any] = {"rope_base": base}
+    if kind == "llama3":
+        settings["rope_scaling"] = {"rope_type": "llama3", **{name: scaling[name] for name in _SCALING}}
+    elif kind == "dynamic":
+        settings |= {"use_dynamic_ntk_rope": True, "dynamic_ntk_factor": scaling.get("factor") or 1.0}
+    elif kind not in ("default", "origin"):
+        raise CheckpointError(f"rotary positions of type {kind!r} are not supported", file=file)
+    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise CheckpointError("rotary positions of a part of each head are not supported", file=file)
+    return settings
+
+
+def _scaling_of(cfg: ModelConfig) -> dict[str, Any] | None:
+    return None if cfg.rope_scaling is None else cfg.rope_scaling.model_dump()
+
+
+def _refuse(config: Mapping[str, Any], architecture: Architecture, file: Path) -> None:
+    """What a config.json may ask for that our decoder does not do."""
+    if config.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"hidden_act {config['hidden_act']!r} is not supported, only silu", file=file)
+    if config.get("mlp_bias"):
+        raise CheckpointError("an MLP with biases is not supported", file=file)
+    if config.get("use_sliding_window"):
+        raise CheckpointError("attention in a sliding window is not supported", file=file)
+    if config.get("quantization_config"):
+        raise CheckpointError("quantised weights are not supported", file=file)
+
+
+def _refuse_model(cfg: ModelConfig, architecture: Architecture) -> None:
+    """What our decoder may do that a class does not."""
+    heads = cfg.num_attention_heads
+    old = (INTERNLM, INTERNLM_MOE)
+    impossible = {
+        "norm_type": cfg.norm_type != "rmsnorm",
+        "use_swiglu": not cfg.use_swiglu,
+        "apply_post_layer_norm": cfg.apply_post_layer_norm,
+        "qk_norm": cfg.qk_norm != (architecture is QWEN3),
+        "num_experts": cfg.num_experts > 1 and architecture is not INTERNLM_MOE,
+        "num_kv_attention_heads": architecture in old and cfg.num_kv_attention_heads != heads,
+        "head_dim": architecture not in (LLAMA, QWEN3) and cfg.head_dim * heads != cfg.hidden_size,
+        "rope_scaling": architecture not in (LLAMA, QWEN3) and cfg.rope_scaling is not None,
+        "use_dynamic_ntk_rope": cfg.use_dynamic_ntk_rope and cfg.rope_scaling is not None,
+    }
+    for name, refused in impossible.items():
+        if refused:
+            value = getattr(cfg, name)
+            shown = f" {value}" if isinstance(value, bool | int | float | str) else ""
+            message = f"a {architecture.name} has no place for model.{name}{shown}"
+            raise CheckpointError(message, hint="convert to evo or internevo, which keep it")

@@ -1,0 +1,60 @@
+"""Weights in a folder of any format, found but not read yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from evo_core.checkpoint.formats.lazy import Lazy
+from evo_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from evo_core.config import ModelConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What every reader gives and every writer takes.
+
+    Attributes:
+        folder: where they lie.
+        kind: "evo", "internevo", "llama" or "hf".
+        config: whose `model` block describes the network.
+        tensors: in the plain form (plain.py).
+        tokenizer: a file, or a folder that has one in it, or None.
+        step, tokens: behind a checkpoint of our own.
+    """
+
+    folder: Path
+    kind: str
+    config: TrainConfig
+    tensors: Mapping[str, Lazy]
+    tokenizer: Path | None = None
+    step: int = 0
+    tokens: int = 0
+
+    @property
+    def model(self) -> ModelConfig:
+        """The `model` block."""
+        return self.config.model
+
+
+def dtype_setting(tensors: Mapping[str, Lazy], folder: Path) -> str:
+    """What ``model.dtype`` is for such tensors: the type that most of their elements have.
+
+    Raises:
+        CheckpointError: it is none that a model can run in (quantised weights).
+    """
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += max(tensor.nbytes // tensor.dtype.itemsize, 1)
+    dtype = sizes.most_common(1)[0][0]
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        message = f"has weights of type {str(dtype).removeprefix('torch.')}"
+        raise CheckpointError(message, file=folder, hint="take weights that are not quantised")
+    return str(dtype)

@@ -1,0 +1,31 @@
+"""``evo data …`` and ``python -m evo_core.data …``: text to token files and shards, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from evo_core.data.commands.inspect import head, stats, verify
+from evo_core.data.commands.shard import shard
+from evo_core.data.commands.tokenize import tokenize
+from evo_core.data.commands.tokenize_sft import tokenize_sft
+
+app = typer.Typer(
+    name="data",
+    help="Text to token files and shards, and what is in them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "tokenize": tokenize,
+    "tokenize-sft": tokenize_sft,
+    "shard": shard,
+    "stats": stats,
+    "head": head,
+    "verify": verify,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)

@@ -1,0 +1,174 @@
+"""`evo data tokenize`: raw text files to one token file."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evo_core.errors import DataError
+
+if TYPE_CHECKING:
+    from evo_core.data.tokenize import TokenizeResult
+
+
+class Mode(StrEnum):
+    """How JSON is read."""
+
+    TEXT = "text"
+    INTERNEVO = "internevo"
+
+
+class OnError(StrEnum):
+    """What to do with a wrong record."""
+
+    RAISE = "raise"
+    SKIP = "skip"
+
+
+def tokenize(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT...",
+            help="Files (.txt, .jsonl, .json, also .gz, .zst; .parquet), folders of them, patterns, or s3:// URIs.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "--bin_output_path", metavar="OUT.bin", help="Token file; OUT.bin.meta goes beside it."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="SentencePiece .model, tokenizer.json, a folder with one, or a hub id."),
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="text: the fields named; internevo: JSON as InternEvo's tools/tokenizer.py reads it.")
+    ] = Mode.TEXT,
+    bos: Annotated[bool, typer.Option(help="Begin each document with the begin id.")] = True,
+    eos: Annotated[bool, typer.Option(help="End each document with the end id.")] = True,
+    text_key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Field that holds the text; repeat to join. [default: text]")
+    ] = None,
+    type_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Field that names a document's type, for `shard --route field`.")
+    ] = None,
+    on_error: Annotated[OnError, typer.Option(help="Stop at a wrong record, or skip it and count.")] = OnError.RAISE,
+    max_record_bytes: Annotated[int, typer.Option(min=1, help="A longer line or record is wrong.")] = 64 << 20,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler to run on, or `local`. [default: processes]")
+    ] = None,
+    text_input_path: Annotated[
+        str | None, typer.Option("--text_input_path", help="The original's spelling of INPUT.", hidden=True)
+    ] = None,
+) -> None:
+    """Tokenize text, file after file in the order given, into one token file.
+
+    What is there under the output's name is replaced when all went well, and never appended to.
+    """
+    from evo_core.data.commands.bar import token_bar
+    from evo_core.data.fan_out import dask_executor, tokenize_together
+    from evo_core.data.tokenize import TokenizeSpec
+    from evo_core.data.tokenizers import load_tokenizer
+
+    given = [*(inputs or []), *([text_input_path] if text_input_path else [])]
+    if not given:
+        raise DataError("there is nothing to tokenize", key="INPUT", hint="name files, folders or patterns")
+    if output is None:
+        raise DataError("is required", key="--output", hint="name the token file to write, like cn/output.bin")
+    if output.suffix != ".bin":
+        raise DataError(f"{output} does not end in .bin", key="--output", hint=f"write {output}.bin")
+    if tokenizer is None:
+        raise DataError("is required", key="--tokenizer", hint=_WHERE_FROM)
+    files = find_raw_files(given)
+    load_tokenizer(tokenizer)  # said once, before any work
+    specs = [
+        TokenizeSpec(
+            input=file,
+            output=output,
+            tokenizer=tokenizer,
+            text_keys=tuple(text_key or ["text"]),
+            mode=mode.value,
+            bos=bos,
+            eos=eos,
+            on_error=on_error.value,
+            type_key=type_key,
+            max_record_bytes=max_record_bytes,
+        )
+        for file in files
+    ]
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(dask_executor(dask)) if dask is not None else None
+        on_progress = stack.enter_context(token_bar("tokenizing"))
+        try:
+            result = tokenize_together(specs, output, workers=workers, executor=executor, on_progress=on_progress)
+        except OSError as error:
+            raise DataError(f"it cannot be written ({error.strerror or error})", file=output) from error
+    _print(result, len(files), output, time.monotonic() - began)
+
+
+def find_raw_files(given: Sequence[str]) -> list[str]:
+    """The raw files that paths, folders, patterns and URIs mean: as given, and sorted in a folder or pattern.
+
+    Raises:
+        DataError: one of them means none.
+    """
+    from evo_core.data.documents import file_format
+    from evo_core.data.files import is_uri
+
+    found: list[str] = []
+    for text in given:
+        if is_uri(text) or Path(text).is_file():
+            found.append(text)
+        elif Path(text).is_dir():
+            below = sorted(str(p) for p in Path(text).rglob("*") if p.is_file() and not p.name.startswith("."))
+            known = [path for path in below if _is_raw(path)]
+            if not known:
+                raise DataError(
+                    "there is no file of text in this folder", file=text, hint=".txt, .jsonl, .json, .parquet"
+                )
+            found += known
+        elif matches := sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file()):  # noqa: PTH207 (may be absolute)
+            found += matches
+        else:
+            raise DataError("there is no such file, folder or pattern", file=text)
+    for file in found:
+        file_format(file)
+    return found
+
+
+def _is_raw(path: str) -> bool:
+    from evo_core.data.documents import file_format
+
+    try:
+        file_format(path)
+    except DataError:
+        return False
+    return True
+
+
+def _print(result: TokenizeResult, files: int, output: Path, seconds: float) -> None:
+    print(
+        f"{files:,} file{'s' * (files != 1)}, {result.documents:,} documents, {result.tokens:,} tokens, "
+        f"{result.tokens / max(seconds, 1e-9):,.0f} tokens/s  → {output}"
+    )
+    for name, (documents, tokens) in sorted(result.types.items()):
+        print(f"  {name}: {documents:,} documents, {tokens:,} tokens")
+    if result.skipped:
+        print(f"skipped: {result.skipped:,} record{'s' * (result.skipped != 1)}; the first: {result.first_error}")
+
+
+_WHERE_FROM = (
+    "a SentencePiece .model such as InternLM's V7_sft.model, a tokenizer.json, a folder with one, any hub id; or train "
+    "one: the step tokenizer.train"
+)

@@ -1,0 +1,180 @@
+"""What a loader computes once and looks up for every batch: where documents lie, and the orders of documents and packs.
+
+Each process keeps its own (`Index`), or the processes of a node share one (`SharedIndex`, ``data.use_shm``): the
+first that needs an array computes it and writes it into a folder in memory, and the others map it. The folder's name
+is a digest of all that the arrays depend on. Every process holds a lock on it while it runs; the last to leave removes
+the folder, and folders that nobody holds any more, after a crash, are removed by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from evo_core.errors import ConfigError
+
+Arrays = Mapping[str, np.ndarray]
+
+_PREFIX = "evo-"
+_IN_USE = "in-use.lock"
+
+
+class Index:
+    """Arrays by name, kept by whoever asked for them."""
+
+    def arrays(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """The arrays of that name; `make` computes them where they are not there yet."""
+        return make()
+
+    def forget(self, name: str) -> None:
+        """Say that arrays of that name will not be asked for again."""
+
+    def close(self) -> None:
+        """Give back what is shared; arrays that were handed out stay valid."""
+
+
+class Epochs:
+    """Arrays for each epoch, of which the newest few are kept; several threads may ask.
+
+    Args:
+        index: where they are kept.
+        name: of the arrays.
+        make: computes those of an epoch.
+        kept: how many epochs are in use at a time.
+    """
+
+    def __init__(self, index: Index, name: str, make: Callable[[int], Arrays], *, kept: int) -> None:
+        self._index, self._name, self._make, self._kept = index, name, make, kept
+        self._held: OrderedDict[int, Arrays] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, epoch: int) -> Arrays:
+        with self._lock:
+            if epoch not in self._held:
+                self._held[epoch] = self._index.arrays(f"{self._name}-{epoch}", lambda: self._make(epoch))
+                if len(self._held) > self._kept:
+                    old, _ = self._held.popitem(last=False)
+                    self._index.forget(f"{self._name}-{old}")
+            self._held.move_to_end(epoch)
+            return self._held[epoch]
+
+
+class SharedIndex(Index):
+    """Arrays that all processes of this machine with the same key share.
+
+    Args:
+        root: a folder, best one in memory; made if it is not there.
+        key: a digest of all that the arrays depend on.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+
+    def __init__(self, root: str | Path, key: str) -> None:
+        root = Path(root)
+        try:
+            _make_root(root)
+            _sweep(root)
+            self.folder = root / f"{_PREFIX}{key}"
+            self._hold = _hold(self.folder)
+        except OSError as error:
+            raise ConfigError(
+                f"no index can be kept in {root} ({error.strerror})",
+                key="data.shm_path",
+                hint="name a folder in memory that every rank can write to, or set data.use_shm to false",
+            ) from error
+        self._finalizer = weakref.finalize(self, _leave, self.folder, self._hold, os.getpid())
+
+    def arrays(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        folder = self.folder / name.replace("/", "%")
+        while True:
+            if not folder.is_dir():
+                with (self.folder / f"{folder.name}.lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if not folder.is_dir():
+                        _write(folder, make())
+            # Another process may be an epoch further and have forgotten it just now.
+            with contextlib.suppress(FileNotFoundError):
+                return {path.stem: _mapped(path) for path in folder.iterdir()}
+
+    def forget(self, name: str) -> None:
+        # Whoever still maps the arrays keeps them; whoever asks again computes them again.
+        _remove(self.folder / name.replace("/", "%"))
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _make_root(root: Path) -> None:
+    if not root.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            root.chmod(0o1777)  # as /tmp: the next user of this machine shares the root, not what is in it
+
+
+def _hold(folder: Path) -> int:
+    """A shared lock on a folder, made if need be, as the open file that has it."""
+    path = folder / _IN_USE
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the last of those who held it
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            os.close(descriptor)
+
+
+def _leave(folder: Path, descriptor: int, holder: int) -> None:
+    """Let go of the folder, and remove it where nobody else holds it."""
+    if os.getpid() != holder:
+        return  # a fork of the holder, which shares its lock
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(folder)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders that processes left when they were killed."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            _leave(folder, os.open(folder / _IN_USE, os.O_RDWR), os.getpid())
+    for folder in root.glob(f".{_PREFIX}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, which nobody sees half removed."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _write(folder: Path, arrays: Arrays) -> None:
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    for name, array in arrays.items():
+        np.save(draft / f"{name}.npy", array, allow_pickle=False)
+    draft.rename(folder)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    # As plain arrays, which slice five times as fast as np.memmap; an empty file cannot be mapped.
+    mapped = np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None, allow_pickle=False)
+    return np.asarray(mapped)

@@ -1,0 +1,61 @@
+"""The records of a Parquet file, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from evo_core.data.files import Location, open_file
+from evo_core.errors import DataError
+
+_ROWS = 1024
+
+
+class ParquetRecords(Iterator[dict[str, Any]]):
+    """Iterates over the rows of a file.
+
+    Attributes:
+        rows: how many there are.
+
+    Args:
+        columns: the ones to read; None reads all.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is not readable or has no such column.
+    """
+
+    def __init__(self, location: Location, columns: Sequence[str] | None = None) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise DataError(
+                "Parquet files need the package pyarrow", file=location, hint="pip install pyarrow"
+            ) from None
+        self._location, self._broken = location, (pyarrow.ArrowException, OSError)
+        try:
+            self._table = pyarrow.parquet.ParquetFile(open_file(location))
+        except self._broken as error:
+            raise self._unreadable(error) from None
+        names = self._table.schema_arrow.names
+        for column in columns or ():
+            if column not in names:
+                raise DataError(
+                    f"there is no column {column!r} (its columns: {', '.join(map(repr, names[:8]))})", file=location
+                )
+        self.rows = self._table.metadata.num_rows
+        self._records = self._read(list(columns) if columns is not None else None)
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._records)
+
+    def _read(self, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+        try:
+            with self._table:
+                for batch in self._table.iter_batches(_ROWS, columns=columns):
+                    yield from batch.to_pylist()
+        except self._broken as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(f"not a readable Parquet file ({error})", file=self._location)

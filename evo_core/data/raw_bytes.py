@@ -1,0 +1,69 @@
+"""The bytes of a raw file, unpacked while they are read: plain, ``.gz`` or ``.zst``, on disk or in an object store."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from evo_core.data.files import Location, file_name, open_file, read_error
+from evo_core.errors import DataError
+
+COMPRESSIONS = (".gz", ".zst")
+CHUNK = 1 << 20
+
+
+def compression(location: Location) -> str:
+    """``.gz``, ``.zst`` or nothing, from a file's name."""
+    name = file_name(location).lower()
+    return next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+
+
+def chunks(location: Location, *, start: int = 0) -> Iterator[bytes]:
+    """The file's bytes, unpacked, a mebibyte or so at a time.
+
+    Args:
+        start: where to begin; of plain files only.
+
+    Raises:
+        DataError: it is not there or not readable, or the archive is broken or ends early.
+    """
+    kind = compression(location)
+    with open_file(location) as file:
+        try:
+            if kind == ".zst":
+                yield from _zstd_chunks(file, location)
+            elif kind == ".gz":
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    while chunk := unpacked.read(CHUNK):
+                        yield chunk
+            else:
+                file.seek(start)
+                while chunk := file.read(CHUNK):
+                    yield chunk
+        except EOFError:
+            raise DataError("the archive is cut off", file=location) from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"not a readable .gz archive ({error})", file=location) from None
+        except OSError as error:
+            raise read_error(location, error) from error
+
+
+def _zstd_chunks(file: BinaryIO, location: Location) -> Iterator[bytes]:
+    import zstandard
+
+    # Frame by frame, since the library's own file object takes a file that is cut off for a complete one.
+    frame = None
+    while data := file.read(CHUNK):
+        while data:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise DataError(f"not a readable .zst archive ({error})", file=location) from None
+            data = b""
+            if frame.eof:
+                data, frame = frame.unused_data, None
+    if frame is not None:
+        raise DataError("the archive is cut off", file=location)

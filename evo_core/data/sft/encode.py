@@ -1,0 +1,171 @@
+"""A record's pieces to the ids of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evo_core.data.sft.pieces import Format, Piece, RecordError
+from evo_core.data.sft.special import SpecialText
+from evo_core.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample.
+
+    Attributes:
+        ids: token ids, negative where they are read and not trained on.
+        trained: how many are trained on.
+        cut: whether it was longer.
+    """
+
+    ids: list[int]
+    trained: int
+    cut: bool
+
+
+class SampleEncoder:
+    """Encodes records of one format.
+
+    Attributes:
+        tokenizer: what the ids are of.
+        note: what a person should know about the format; may be empty.
+
+    Args:
+        max_length: samples are cut to as many ids, an end id included.
+        bos, eos: whether begin and end ids stand around a sample; None leaves it to the format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        record_format: Format,
+        *,
+        max_length: int,
+        bos: bool | None = None,
+        eos: bool | None = None,
+    ) -> None:
+        self.tokenizer, self.note = tokenizer, record_format.note
+        self._format, self._max_length = record_format, max_length
+        bos = record_format.bos if bos is None else bos
+        eos = record_format.eos if eos is None else eos
+        # An empty text with its marks around it: which says what to do where the tokenizer has none.
+        self._begin = tokenizer.encode("", bos=True)[:1] if bos else []
+        self._end = tokenizer.encode("", eos=True)[-1:] if eos else []
+        self._special = SpecialText(tokenizer)
+
+    def encode(self, record: Any) -> Sample:
+        """The sample of a record.
+
+        Raises:
+            RecordError: the record does not fit the format, nothing of it is trained on, or an id 0 would have to
+                be marked as not trained on, which -0 cannot say.
+        """
+        (found,) = self.encode_batch([record])
+        if isinstance(found, RecordError):
+            raise found
+        return found
+
+    def encode_batch(self, records: Sequence[Any]) -> list[Sample | RecordError]:
+        """`encode` for several records at once, which is faster; errors stand in the place of their samples."""
+        pieces = [self._pieces(record) for record in records]
+        if self._format.as_one_text:
+            return [
+                found if isinstance(found, RecordError) else self._sample(self._as_one_text(found)) for found in pieces
+            ]
+        ids = iter(self._encoded([found for found in pieces if not isinstance(found, RecordError)]))
+        return [found if isinstance(found, RecordError) else self._sample(next(ids)) for found in pieces]
+
+    def _pieces(self, record: Any) -> Sequence[Piece] | RecordError:
+        if not isinstance(record, dict):
+            return RecordError(f"expected an object, not {type(record).__name__}")
+        try:
+            pieces = checked(self._format.pieces(record), self._format.name)
+        except RecordError as error:
+            return error
+        if not any(trained and len(content) for content, trained in pieces):
+            return RecordError("nothing of it is trained on")
+        size = self.tokenizer.vocab_size
+        for content, _ in pieces:
+            if not isinstance(content, str) and (wrong := [token for token in content if not 0 <= token < size]):
+                return RecordError(f"{wrong[0]} is no id of the vocabulary of {size}")
+        return pieces
+
+    def _sample(self, parts: Iterable[tuple[list[int], bool]]) -> Sample | RecordError:
+        """The sample of ids that are trained on and ids that are not."""
+        ids, count = list(self._begin), len(self._begin) + len(self._end)
+        for part, trained in parts:
+            if trained:
+                ids += part
+                count += len(part)
+            elif 0 in part:
+                piece = self.tokenizer.piece(0)
+                return RecordError(
+                    f"the prompt holds token id 0 ({piece!r}), which no minus can mark as not trained on"
+                )
+            else:
+                ids += [-token for token in part]
+        room = self._max_length - len(self._end)
+        if len(ids) <= room:
+            return Sample(ids + self._end, count, cut=False)
+        ids = ids[:room] + self._end
+        return Sample(ids, sum(token >= 0 for token in ids), cut=True)
+
+    def _encoded(self, samples: Sequence[Sequence[Piece]]) -> Iterator[list[tuple[list[int], bool]]]:
+        """The ids of each piece, tokenized by itself."""
+        cut = self._special.cut if self._format.special else _whole
+        # Texts and ids in turn; all texts go through the tokenizer together.
+        rows = [[cut(text) if isinstance(text, str) else list(text) for text, _ in pieces] for pieces in samples]
+        texts = [part for row in rows for parts in row for part in parts if isinstance(part, str)]
+        ids = iter(self.tokenizer.encode_batch(texts))
+        for row, pieces in zip(rows, samples, strict=True):
+            yield [
+                ([token for part in parts for token in (next(ids) if isinstance(part, str) else (part,))], trained)
+                for parts, (_, trained) in zip(row, pieces, strict=True)
+            ]
+
+    def _as_one_text(self, pieces: Sequence[Piece]) -> Iterator[tuple[list[int], bool]]:
+        """One text; a token that reaches over the edge of a trained piece is trained on."""
+        spans, at = [], 0
+        for content, trained in pieces:
+            if trained:
+                spans.append((at, at + len(content)))
+            at += len(content)
+        text = "".join(content for content, _ in pieces if isinstance(content, str))
+        number = 0
+        for token, start, end in self._special.encode(text):
+            while number < len(spans) and spans[number][1] <= start:
+                number += 1
+            yield [token], number < len(spans) and (spans[number][0] < end or spans[number][0] <= start)
+
+
+def _whole(text: str) -> list[str | int]:
+    return [text]
+
+
+def checked(pieces: Any, name: str) -> Sequence[Piece]:
+    """What a format gave, if it is a list of pieces.
+
+    Raises:
+        RecordError: it is something else.
+    """
+    if not isinstance(pieces, list | tuple):
+        raise RecordError(f"{name} gave {_shown(pieces)}, not a list of (text, trained) pairs")
+    for piece in pieces:
+        if (
+            not isinstance(piece, list | tuple)
+            or len(piece) != 2
+            or not isinstance(piece[0], str | list | tuple)
+            or not isinstance(piece[1], bool)
+        ):
+            raise RecordError(f"{name} gave {_shown(piece)}, not a pair (text, trained)")
+        if not isinstance(piece[0], str) and not all(type(token) is int for token in piece[0]):
+            raise RecordError(f"{name} gave {_shown(piece[0])}, not a text or a list of ids")
+    return pieces
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

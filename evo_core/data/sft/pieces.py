@@ -1,0 +1,63 @@
+"""What a record's format makes of it: pieces of text, some to be trained on.
+
+A format is a function from a record (a JSON object, a row of a table) to pieces, in the order in which the model reads
+them::
+
+    def dialogue(record: dict) -> list[tuple[str, bool]]:
+        return [(f"Question: {record['question']}\\nAnswer:", False), (" " + record["answer"], True)]
+
+A piece is ``(text, trained)``. The model reads all of it and learns to write what is trained. In place of a text
+there may be a list of token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Piece = tuple[str | Sequence[int], bool]
+PieceFunction = Callable[[dict[str, Any]], Sequence[Piece]]
+
+
+class RecordError(Exception):
+    """What is wrong with one record; whoever reads the file adds where it stands."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How records become samples.
+
+    Attributes:
+        name: as in ``--format``.
+        pieces: record to pieces.
+        as_one_text: whether the pieces' texts are tokenized as one text; else each by itself.
+        special: whether special tokens written in a text (``<|im_end|>``) become their ids.
+        bos, eos: whether a sample begins with the begin id and ends with the end id, unless told otherwise.
+        note: what a person should know about it, in a line; may be empty.
+    """
+
+    name: str
+    pieces: PieceFunction
+    as_one_text: bool = False
+    special: bool = True
+    bos: bool = True
+    eos: bool = True
+    note: str = ""
+
+
+def text_field(record: dict[str, Any], key: str, *, default: str | None = None) -> str:
+    """A field that must be text; with a default it may be missing or null.
+
+    Raises:
+        RecordError: it is missing, or no text.
+    """
+    value = record.get(key, default)
+    if value is None:
+        value = default
+    if value is None:
+        fields = ", ".join(map(repr, list(record)[:8])) or "none"
+        raise RecordError(f"there is no field {key!r} (its fields: {fields})")
+    if not isinstance(value, str):
+        raise RecordError(f"the field {key!r} is not text")
+    return value

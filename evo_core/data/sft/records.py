@@ -1,0 +1,130 @@
+"""Records in files: ``.jsonl`` and ``.json`` (a list of records), plain or compressed, and ``.parquet``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from evo_core.data.documents import OnError, file_format, read_documents, read_records
+from evo_core.data.parquet_file import ParquetRecords
+from evo_core.data.raw_bytes import COMPRESSIONS
+from evo_core.errors import DataError
+
+_SUFFIXES = (".jsonl", ".json")
+RECORD_FILES = (".parquet", *_SUFFIXES, *(suffix + packed for suffix in _SUFFIXES for packed in COMPRESSIONS))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: a line of a ``.jsonl``, or the n-th record of another file, from 1."""
+
+    file: Path
+    number: int
+    is_line: bool
+
+    def error(self, message: str) -> DataError:
+        """What is wrong with this record."""
+        if self.is_line:
+            return DataError(message, file=self.file, line=self.number)
+        return DataError(f"record {self.number}: {message}", file=self.file)
+
+
+class RecordReader(Iterator[tuple[Place, Any]]):
+    """Iterates over the records of one file, in its order; blank lines are passed over.
+
+    Attributes:
+        skipped: lines left out so far because they could not be read (with ``on_error="skip"``).
+        first_error: what was wrong with the first of them.
+        done: the share of the file read so far, 0 to 1; it stays 0 for a compressed ``.jsonl``.
+
+    Raises:
+        DataError: the file's name says no format, or it cannot be read; with ``on_error="raise"`` also a line that
+            is no JSON.
+    """
+
+    def __init__(self, path: Path, *, on_error: OnError = "raise") -> None:
+        self.path = path
+        self.skipped = 0
+        self.first_error: DataError | None = None
+        self.done = 0.0
+        self._on_error = on_error
+        if path.name.lower().endswith(".parquet"):
+            self._records = self._rows()
+        else:
+            self._records = self._lines() if _kind(path) == ".jsonl" else self._list()
+
+    def __next__(self) -> tuple[Place, Any]:
+        return next(self._records)
+
+    # The internevo reading gives every line of a .jsonl.
+
+    def _lines(self) -> Iterator[tuple[Place, Any]]:
+        texts = read_documents(self.path, mode="internevo", on_error=self._on_error)
+        size = self.path.stat().st_size if self.path.suffix.lower() == ".jsonl" else 0
+        lines = read = 0
+        for text in texts:
+            lines, read = lines + 1, read + len(text.encode())
+            self.done = read / size if size else 0.0
+            if text.strip():
+                yield from self._parsed(text, Place(self.path, lines + texts.skipped, is_line=True))
+        self.skipped += texts.skipped
+        self.first_error = self.first_error or texts.first_error
+
+    def _list(self) -> Iterator[tuple[Place, Any]]:
+        size = self.path.stat().st_size if self.path.suffix.lower() == ".json" else 0
+        read = 0
+
+        def on_bytes(more: int) -> None:
+            nonlocal read
+            read += more
+
+        for number, record in enumerate(read_records(self.path, on_bytes=on_bytes), 1):
+            self.done = read / size if size else 0.0
+            yield Place(self.path, number, is_line=False), record
+
+    def _parsed(self, text: str, place: Place) -> Iterator[tuple[Place, Any]]:
+        try:
+            yield place, orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            self._reject(place.error(f"not JSON, or cut off ({error})"))
+
+    def _rows(self) -> Iterator[tuple[Place, Any]]:
+        records = ParquetRecords(self.path)
+        for number, record in enumerate(records, 1):
+            self.done = number / records.rows
+            yield Place(self.path, number, is_line=False), record
+
+    def _reject(self, error: DataError) -> None:
+        if self._on_error == "raise":
+            raise error
+        self.skipped += 1
+        self.first_error = self.first_error or error
+
+
+def record_files(path: Path) -> list[Path]:
+    """The file, or the files of records in a folder, sorted by name.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(RECORD_FILES))
+        if not files:
+            raise DataError(f"there is no file of records here; known: {', '.join(RECORD_FILES)}", file=path)
+        return files
+    if not path.is_file():
+        raise DataError("there is no such file of records", file=path)
+    if not path.name.lower().endswith(".parquet"):
+        _kind(path)
+    return [path]
+
+
+def _kind(path: Path) -> str:
+    kind = file_format(path)
+    if kind not in _SUFFIXES:
+        raise DataError(f"not a file of records; known: {', '.join(RECORD_FILES)}", file=path)
+    return kind

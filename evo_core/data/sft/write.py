@@ -1,0 +1,258 @@
+"""Samples to token files: a dataset split into train and valid, or one file for a pipeline to split."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from evo_core.data.format import BinWriter, meta_path
+from evo_core.data.origins import Origins
+from evo_core.data.sft.chat import find_template
+from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
+from evo_core.data.tokenizers import Tokenizer
+from evo_core.errors import DataError
+
+SPLITS = ("train", "valid")
+_NAME = "dataset.bin"
+
+
+@dataclass
+class Counts:
+    """What lies in one token file.
+
+    Attributes:
+        samples, tokens: in all.
+        trained: tokens that are trained on.
+    """
+
+    samples: int = 0
+    tokens: int = 0
+    trained: int = 0
+
+
+@dataclass
+class SftResult:
+    """What came out.
+
+    Attributes:
+        note: what a person should know about the format.
+        splits: by name, ``train`` and, if there is one, ``valid``.
+        cut: samples that were longer than they may be.
+        skipped: records left out, and why the first of them was.
+    """
+
+    note: str
+    splits: dict[str, Counts] = field(default_factory=dict)
+    cut: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def write_sft_file(files: Sequence[Path], output: Path, settings: SftSettings, *, workers: int = 1) -> SftResult:
+    """The samples of files as one ``.bin`` with its meta.
+
+    Raises:
+        DataError: naming the file and the record. Nothing is written then.
+    """
+    encoder = settings.encoder()
+    result = SftResult(encoder.note, splits={"train": Counts()})
+    samples = read_samples(files, settings, encoder, result.skipped, workers=workers)
+    with _full_disk_said(output), closing(samples), BinWriter(output) as writer:
+        for sample in samples:
+            writer.write_line(sample.line, sample.tokens)
+            result.cut += sample.cut
+            _count(result.splits["train"], sample.tokens, sample.trained)
+    return result
+
+
+def write_sft_dataset(
+    files: Sequence[Path],
+    output: Path,
+    settings: SftSettings,
+    *,
+    split_ratio: float = 0.1,
+    seed: int = 0,
+    data_type: str = "en",
+    workers: int = 1,
+    on_progress: Progress = lambda share, tokens: None,
+) -> SftResult:
+    """Samples below `output`, as a training job reads them, in the order of the records::
+
+        train/en/dataset.bin(.meta)   valid/en/dataset.bin(.meta)   tokenizer/…   origins.json
+
+    The valid part are ``int(split_ratio * samples)`` samples drawn without replacement; the others are the train
+    part. Files of an earlier run at the same place are replaced.
+
+    Args:
+        files: see `evo_core.data.sft.records`.
+        output: the folder.
+        settings: how records become samples.
+        split_ratio: share of the samples held out, 0 <= split_ratio < 1; 0 writes no valid part.
+        seed: draws another valid part.
+        data_type: the folder below train/ and valid/.
+        workers: processes.
+        on_progress: called with (share done, tokens).
+
+    Raises:
+        DataError: naming the file and the record; there are too few samples to split; the disk is full; the
+            output holds a folder ``tokenizer`` that is not of an earlier run. Nothing is written then.
+    """
+    if not 0 <= split_ratio < 1:
+        raise DataError(f"must be at least 0 and below 1, not {split_ratio}", key="split_ratio")
+    if not data_type or data_type.startswith(".") or Path(data_type).name != data_type:
+        raise DataError(f"{data_type!r} is no name for a data type: it names a folder", key="type")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"must be at least 0 and below 2**32, not {seed}", key="seed")
+    if (output / "tokenizer").exists() and not (output / "origins.json").exists():
+        raise DataError("this folder is in the way: no earlier run wrote it", file=output / "tokenizer")
+    encoder = settings.encoder()
+    result = SftResult(encoder.note)
+    samples = read_samples(files, settings, encoder, result.skipped, workers=workers, on_progress=on_progress)
+    with _full_disk_said(output), _staging(output) as staging, closing(samples):
+        # Which samples are held out depends on how many there are: they wait in a file without a name.
+        with tempfile.TemporaryFile(dir=staging) as spool:
+            table = _Table()
+            for sample in samples:
+                spool.write(sample.line)
+                table.add(sample)
+                result.cut += sample.cut
+            held_out = _held_out(len(table), split_ratio, seed, files)
+            spool.seek(0)
+            origins = Origins(file.name for file in files)
+            with ExitStack() as stack:
+                sides = []
+                for split in SPLITS if split_ratio > 0 else SPLITS[:1]:
+                    writer = stack.enter_context(BinWriter(staging / split / data_type / _NAME))
+                    sides.append(_Side(writer, staging, origins))
+                    result.splits[split] = sides[-1].counts
+                for (size, tokens, trained, file), held in zip(table.rows(), held_out, strict=True):
+                    sides[int(held)].write(spool.read(size), tokens, trained, files[file].name)
+        origins.save(staging)
+        keep_tokenizer(encoder.tokenizer, settings, staging / "tokenizer")
+        _publish(staging, output, data_type)
+    return result
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A hidden folder in the output, gone at the end; so is the output if nothing was put there."""
+    staging = output / f".{os.getpid()}.tmp"
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):
+            output.rmdir()
+
+
+def _publish(staging: Path, output: Path, data_type: str) -> None:
+    """Move what is complete to its place; only renames, so that a full disk cannot leave half of it."""
+    shutil.rmtree(output / "tokenizer", ignore_errors=True)
+    (staging / "tokenizer").rename(output / "tokenizer")
+    bins = [Path(split, data_type, _NAME) for split in SPLITS]
+    for path in bins:  # those of an earlier run: its metas would describe other bytes
+        meta_path(output / path).unlink(missing_ok=True)
+        (output / path).unlink(missing_ok=True)
+    for path in bins:
+        if (staging / path).exists():
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            (staging / path).rename(output / path)
+            meta_path(staging / path).rename(meta_path(output / path))
+    (staging / "origins.json").rename(output / "origins.json")
+
+
+@contextmanager
+def _full_disk_said(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError("the disk is full", file=output, hint="free some space and run again") from None
+
+
+class _Table:
+    """What is known of each sample: its line's bytes, tokens, trained tokens and the number of its file."""
+
+    def __init__(self) -> None:
+        self._values = array("q")
+
+    def __len__(self) -> int:
+        return len(self._values) // 4
+
+    def add(self, sample: SampleLine) -> None:
+        self._values.extend((len(sample.line), sample.tokens, sample.trained, sample.file))
+
+    def rows(self) -> Iterator[tuple[int, int, int, int]]:
+        values = iter(self._values)
+        return zip(values, values, values, values, strict=True)
+
+
+class _Side:
+    """The train or the valid part while it is written."""
+
+    def __init__(self, writer: BinWriter, output: Path, origins: Origins) -> None:
+        self.counts = Counts()
+        self._writer, self._origins = writer, origins
+        self._shard = writer.path.relative_to(output).as_posix()
+        self._origin = ""
+
+    def write(self, line: bytes, tokens: int, trained: int, origin: str) -> None:
+        if origin != self._origin:
+            self._origins.add(self._shard, self._writer.documents, origin, 0)
+            self._origin = origin
+        self._writer.write_line(line, tokens)
+        _count(self.counts, tokens, trained)
+
+
+def _held_out(samples: int, split_ratio: float, seed: int, files: Sequence[Path]) -> np.ndarray:
+    """bool [samples]: what the original draws, without the repetitions."""
+    if not samples:
+        raise DataError("there is not a single sample in it", file=files[0])
+    count = int(samples * split_ratio)
+    if split_ratio > 0 and count == 0:
+        raise DataError(
+            f"{samples} samples are too few for a split ratio of {split_ratio}: the valid part would have none",
+            file=files[0],
+            key="split_ratio",
+            hint="give a larger one, or 0 for no valid part",
+        )
+    held_out = np.zeros(samples, bool)
+    held_out[np.random.RandomState(seed).choice(samples, count, replace=False)] = True
+    return held_out
+
+
+def _count(counts: Counts, tokens: int, trained: int) -> None:
+    counts.samples += 1
+    counts.tokens += tokens
+    counts.trained += trained
+
+
+def keep_tokenizer(tokenizer: Tokenizer, settings: SftSettings, folder: Path) -> None:
+    """Put the tokenizer into a folder, with its configuration and, for chats, the template; it is there in one step.
+
+    A folder of that name is replaced.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        config = tokenizer.path.with_name("tokenizer_config.json")
+        for file in {*tokenizer.files, config} if config.is_file() else tokenizer.files:
+            shutil.copyfile(file, temporary / file.name)
+        if settings.record_format == "chat":
+            template = find_template(tokenizer, settings.chat_template)
+            (temporary / "chat_template.jinja").write_text(template.text, "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

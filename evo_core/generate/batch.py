@@ -1,0 +1,145 @@
+"""Sequences that are continued together, a token each per step; they may join and leave between steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from evo_core.generate.forward import Forward
+from evo_core.generate.kv_cache import KVCache
+from evo_core.generate.sampling import RowSettings, Sampling, choose, penalise
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt and what follows it.
+
+    Args:
+        prompt: its token ids, at least one.
+        limit: tokens of prompt and continuation together.
+        sampling: how its tokens are chosen.
+        draws: its own random numbers; None takes the most likely tokens.
+
+    Attributes:
+        new: the continuation so far, the token that ended it included.
+        finished: whether an ending token was chosen.
+    """
+
+    prompt: list[int]
+    limit: int
+    sampling: Sampling
+    draws: torch.Generator | None = None
+    new: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and continuation so far."""
+        return len(self.prompt) + len(self.new)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more may follow."""
+        return self.finished or self.length >= self.limit
+
+
+def random_numbers(seed: int, number: int) -> torch.Generator:
+    """The draws of the prompt of that number, whatever is generated beside it."""
+    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Batch:
+    """Rows that are continued together.
+
+    Args:
+        forward: the model.
+        ending: ids that end a text.
+        drawable: ids below this may be chosen.
+        dynamic_ntk: read rows longer than the trained length with a stretched rotary base.
+
+    Attributes:
+        rows: those that are not done.
+    """
+
+    def __init__(self, forward: Forward, ending: Collection[int], drawable: int, *, dynamic_ntk: bool = False) -> None:
+        self.forward, self.drawable, self.dynamic_ntk = forward, drawable, dynamic_ntk
+        self.rows: list[Row] = []
+        self._ending = frozenset(ending)
+        self._ending_ids = torch.tensor(sorted(i for i in ending if i < drawable), dtype=torch.int64)
+        self._ending_ids = self._ending_ids.to(forward.device)
+        self._cache = KVCache(forward.model, dynamic_ntk=dynamic_ntk)
+        self._last = torch.empty(0, dtype=torch.int64, device=forward.device)
+        self._rows_changed()
+
+    @torch.inference_mode()
+    def add(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of new rows, none of them done, and choose the first token of each."""
+        more = [row.limit - len(row.prompt) for row in rows]
+        logits = self.forward.prompts([row.prompt for row in rows], more, self._cache)
+        before, self.rows = len(self.rows), [*self.rows, *rows]
+        self._rows_changed()
+        seen = None if self._seen is None else self._seen[before:]
+        chosen = self._choose(logits, rows, self._settings_of(rows), seen)
+        self._last = torch.cat([self._last, chosen])
+        self._let_go()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Choose one more token for every row."""
+        logits = self.forward.step(self._last, self._cache)
+        self._last = self._choose(logits, self.rows, self._settings, self._seen)
+        self._let_go()
+
+    @torch.inference_mode()
+    def remove(self, rows: Collection[Row]) -> None:
+        """Continue these rows no further."""
+        self._let_go(rows)
+
+    def _choose(self, logits: Tensor, rows: Sequence[Row], settings: RowSettings, seen: Tensor | None) -> Tensor:
+        """Choose the next token of each row and put it behind the others."""
+        lengths = None
+        if settings.length_penalty is not None:
+            lengths = torch.tensor([row.length for row in rows], device=logits.device)
+        scores = penalise(logits[:, : self.drawable], seen, lengths, self._ending_ids, settings)
+        chosen = choose(scores, settings, None if settings.greedy else self._uniform(rows))
+        if seen is not None:
+            seen.scatter_(1, chosen[:, None], True)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            row.new.append(token)
+            row.finished = token in self._ending
+        return chosen
+
+    def _uniform(self, rows: Sequence[Row]) -> Tensor:
+        numbers = [0.0 if row.draws is None else _draw(row.draws) for row in rows]
+        return torch.tensor(numbers, dtype=torch.float64, device=self.forward.device)
+
+    def _let_go(self, unwanted: Collection[Row] = ()) -> None:
+        """Rows that are done, or not wanted any more, leave."""
+        leaving = [place for place, row in enumerate(self.rows) if row.done or row in unwanted]
+        if not leaving:
+            return
+        order = self._cache.drop(leaving)
+        self.rows = [self.rows[place] for place in order]
+        self._last = self._last[torch.tensor(order, dtype=torch.int64, device=self._last.device)]
+        self._rows_changed()
+
+    def _rows_changed(self) -> None:
+        self._seen: Tensor | None = None
+        if any(row.sampling.repetition_penalty != 1 for row in self.rows):
+            self._seen = torch.zeros(len(self.rows), self.drawable, dtype=torch.bool, device=self.forward.device)
+            for place, row in enumerate(self.rows):
+                known = [token for token in (*row.prompt, *row.new) if token < self.drawable]
+                self._seen[place, torch.tensor(known, dtype=torch.int64)] = True
+        self._settings = self._settings_of(self.rows)
+
+    def _settings_of(self, rows: Sequence[Row]) -> RowSettings:
+        return RowSettings([row.sampling for row in rows], self.drawable, self.forward.device)
+
+
+def _draw(numbers: torch.Generator) -> float:
+    return torch.rand((), generator=numbers, dtype=torch.float64).item()

@@ -1,0 +1,157 @@
+"""The kernels of packed attention, and which of them runs: always said with its reason.
+
+On a CPU one causal call per document is four to ten times faster than one call with a mask over the whole sequence,
+and it never forms a T x T matrix. On CUDA a kernel for variable lengths takes all documents in one call: flash-attn 2,
+3 or 4, whichever is installed, those made for the chip first, else torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from evo_core.model.ops.attention import Documents
+
+Run = Callable[[Tensor, Tensor, Tensor, "Documents", float], Tensor]
+
+
+class Kernel(NamedTuple):
+    """One way to run packed attention, with the reason it was chosen."""
+
+    name: str
+    why: str
+    run: Run
+
+
+_FLASH_MODULES = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
+
+
+@cache
+def choose(device_type: str, dtype: torch.dtype, head_dim: int, use_flash_attn: bool, dropout: bool) -> Kernel:
+    """The kernel for such tensors on this machine."""
+    per_document = partial(Kernel, "sdpa-per-document", run=sdpa_per_document)
+    if device_type != "cuda":
+        return per_document(f"variable-length kernels need CUDA, this is {device_type}")
+    if not use_flash_attn:
+        return per_document("model.use_flash_attn is false")
+    if dtype not in (torch.float16, torch.bfloat16):
+        return per_document(f"variable-length kernels take float16 or bfloat16, not {dtype}")
+    if head_dim > 256 or head_dim % 8:
+        return per_document(f"variable-length kernels take heads of 8, 16 ... 256, not {head_dim}")
+    major, minor = compute_capability()
+    if major < 8:
+        return per_document(f"variable-length kernels need compute capability 8.0, this GPU has {major}.{minor}")
+    if dropout:
+        function = flash_function(2)
+        if isinstance(function, str):
+            return per_document(f"of the variable-length kernels only flash-attn 2 has dropout, and it {function}")
+        return Kernel("flash-attn-2", "it is installed, and has dropout", partial(flash, function))
+    passed_over: list[str] = []
+    for version in _preferred(major):
+        function = flash_function(version)
+        if not isinstance(function, str):
+            why = "; ".join(["it is installed", *passed_over])
+            return Kernel(f"flash-attn-{version}", why, partial(flash, function))
+        passed_over.append(f"flash-attn {version} {function}")
+    why = "; ".join(passed_over)
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        return per_document(f"{why}; torch's varlen_attn cannot be imported: {error}")
+    return Kernel("torch-varlen", why, partial(varlen, varlen_attn))
+
+
+def compute_capability() -> tuple[int, int]:
+    """Of the current GPU."""
+    return torch.cuda.get_device_capability()
+
+
+def _preferred(major: int) -> tuple[int, ...]:
+    """Versions of flash-attn in the order to try them: 3 is made for compute capability 9, 4 for 10 and later."""
+    if major == 9:
+        return 3, 4, 2
+    return (4, 2) if major > 9 else (2, 4, 3)
+
+
+def flash_function(version: int) -> Callable[..., Any] | str:
+    """``flash_attn_varlen_func`` of a version of flash-attn, or why it is not to be had: "is not installed"..."""
+    name = _FLASH_MODULES[version]
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (error.name == name or name.startswith(f"{error.name}.")):
+            return "is not installed"
+        return f"cannot be imported: {error}"
+    except (ImportError, OSError, RuntimeError) as error:  # built for another torch or CUDA
+        return f"cannot be imported: {error}"
+    # flash-attn 4 alone leaves a package flash_attn without a version 2 in it.
+    return getattr(module, "flash_attn_varlen_func", None) or "is not installed"
+
+
+def flash(
+    flash_attn_varlen_func: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Documents,
+    dropout: float,
+) -> Tensor:
+    """flash-attn of any version. With `cudnn_deterministic` its backward pass gives the same bits every time."""
+    options: dict[str, Any] = {"causal": True}
+    if dropout:
+        options["dropout_p"] = dropout
+    if torch.backends.cudnn.deterministic:
+        options["deterministic"] = True
+    # By name: the versions put other arguments between these.
+    out = flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q=documents.cu_seqlens,
+        cu_seqlens_k=documents.cu_seqlens,
+        max_seqlen_q=documents.max_seqlen,
+        max_seqlen_k=documents.max_seqlen,
+        **options,
+    )
+    return out[0] if isinstance(out, tuple) else out  # version 4 returns the normaliser too
+
+
+def varlen(
+    varlen_attn: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, documents: Documents, dropout: float
+) -> Tensor:
+    """torch's own; it has no dropout."""
+    cu_seqlens, longest = documents.cu_seqlens, documents.max_seqlen
+    options: dict[str, object] = {"window_size": (-1, 0)}  # causal
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # torch 2.11
+            group = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+
+
+def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dropout: float) -> Tensor:
+    """One causal call per document."""
+    lengths = documents.lengths
+    if len(set(lengths)) == 1:  # equally long documents are one batch
+        batch = (len(lengths), lengths[0])
+        return _sdpa(*(x.unflatten(0, batch) for x in (q, k, v)), dropout=dropout).flatten(0, 1)
+    parts = zip(*(x.unsqueeze(0).split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    return torch.cat([_sdpa(*part, dropout=dropout) for part in parts], dim=1).squeeze(0)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+    """Causal attention of equally long documents: [n, length, heads, d] -> [n, length, heads, d]."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    gqa = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=gqa)
+    return out.transpose(1, 2)

@@ -1,0 +1,128 @@
+"""A mixture of experts in place of a block's MLP.
+
+Names of parameters are the original system's: ``moe_layer.gate.wg``, ``moe_layer.experts.wrapped_experts.{e}``, and
+with a residual ``residual_mlp`` and ``coefficient``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from evo_core.model.dtypes import accumulation_dtype
+from evo_core.model.ops.linear import Linear
+from evo_core.model.ops.mlp import MLP
+from evo_core.model.ops.routing import Routing, capacity, dropless, gshard
+
+if TYPE_CHECKING:
+    from evo_core.config import ModelConfig
+
+_JITTER = 1e-2
+
+
+class MixtureMLP(nn.Module):
+    """Experts, and with ``moe_use_residual`` a plain MLP beside them (arXiv:2201.05596).
+
+    The sum of both is weighted per token by ``softmax(coefficient(x))``.
+    """
+
+    def __init__(self, cfg: ModelConfig, **factory: Any) -> None:
+        super().__init__()
+        self.moe_layer = ExpertLayer(cfg, **factory)
+        self.residual_mlp: MLP | None = None
+        if cfg.moe_use_residual:
+            self.residual_mlp = _mlp(cfg, **factory)
+            self.coefficient = Linear(cfg.hidden_size, 2, bias=True, **factory)
+
+    def forward(self, x: Tensor, *, keep_all: bool = False) -> tuple[Tensor, Tensor]:
+        """x [T, hidden_size] -> the same shape, and the balance loss, a scalar in float32 or wider.
+
+        Args:
+            keep_all: drop no token, whatever the settings say: a text that is generated must not depend on those
+                beside it.
+        """
+        out, balance = self.moe_layer(x, keep_all=keep_all)
+        if self.residual_mlp is None:
+            return out, balance
+        share = self.coefficient(x).softmax(-1)
+        return out * share[:, :1] + self.residual_mlp(x) * share[:, 1:], balance
+
+
+class ExpertLayer(nn.Module):
+    """Router, experts, and the dispatch between them."""
+
+    def __init__(self, cfg: ModelConfig, **factory: Any) -> None:
+        super().__init__()
+        self.gate = Gate(cfg, **factory)
+        self.experts = nn.ModuleDict({"wrapped_experts": nn.ModuleList(_mlp(cfg, **factory) for _ in _experts(cfg))})
+        self.dispatch = Dispatch()
+
+    def forward(self, x: Tensor, *, keep_all: bool = False) -> tuple[Tensor, Tensor]:
+        """x [T, hidden_size] -> the same shape, and the balance loss."""
+        routing = self.gate(x, keep_all=keep_all)
+        return self.dispatch(x, routing, self.experts["wrapped_experts"]), routing.balance
+
+
+class Gate(nn.Module):
+    """The router: ``wg`` [num_experts, hidden_size], in float32 or wider whatever the model's type.
+
+    Capacity is counted over all tokens that come in together, a whole micro-batch. Noise and random choices are made
+    in training alone, from torch's own random numbers.
+    """
+
+    def __init__(self, cfg: ModelConfig, *, device: torch.device | str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.moe, self.is_dropless = cfg.moe, cfg.moe_type != "GShard"
+        wide = accumulation_dtype(dtype)
+        self.wg = Linear(cfg.hidden_size, cfg.num_experts, bias=False, device=device, dtype=wide)
+
+    @property
+    def draws(self) -> bool:
+        """Whether routing takes random numbers in training."""
+        moe = self.moe
+        at_random = moe.use_rts and moe.drop_tokens and moe.top_k == 1
+        return not self.is_dropless and (moe.noisy_gate_policy is not None or at_random)
+
+    def forward(self, x: Tensor, *, keep_all: bool = False) -> Routing:
+        """x [T, hidden_size] -> the experts of each token."""
+        moe = self.moe
+        x = x.to(self.wg.weight.dtype)
+        if self.is_dropless:
+            return dropless(self.wg(x), moe.top_k)
+        if self.training and moe.noisy_gate_policy == "Jitter":
+            x = x * torch.empty_like(x).uniform_(1 - _JITTER, 1 + _JITTER)
+        room = None
+        if moe.drop_tokens and not keep_all:
+            factor = moe.capacity_factor if self.training else moe.eval_capacity_factor
+            experts, least = self.wg.out_features, moe.min_capacity
+            room = capacity(x.shape[0], experts, top_k=moe.top_k, factor=factor, least=least)
+        noisy = self.training and moe.noisy_gate_policy == "RSample"
+        return gshard(self.wg(x), moe.top_k, room, noisy=noisy, at_random=self.training and moe.use_rts)
+
+
+class Dispatch(nn.Module):
+    """Takes tokens to their experts and the results back: no weights, the one place where experts may be elsewhere."""
+
+    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleList) -> Tensor:
+        """sum over each token's kept experts of weight * expert(x): [T, hidden_size] -> [T, hidden_size]."""
+        top_k = routing.experts.shape[1]
+        nowhere = len(experts)
+        wanted = routing.experts.masked_fill(~routing.kept, nowhere).flatten()
+        counts = torch.bincount(wanted, minlength=nowhere + 1)[:nowhere].tolist()
+        order = wanted.argsort(stable=True)[: sum(counts)]
+        parts = zip(experts, x[order // top_k].split(counts), strict=True)
+        results = torch.cat([expert(part) for expert, part in parts if part.shape[0]])
+        # Each result back to its own place and then summed: the same bits every time on every device.
+        back = results.new_zeros(wanted.shape[0], x.shape[1]).index_copy(0, order, results)
+        weights = routing.weights.to(x.dtype).unsqueeze(1)
+        return torch.bmm(weights, back.view(x.shape[0], top_k, -1)).squeeze(1)
+
+
+def _experts(cfg: ModelConfig) -> range:
+    return range(cfg.num_experts)
+
+
+def _mlp(cfg: ModelConfig, **factory: Any) -> MLP:
+    return MLP(cfg.hidden_size, cfg.mlp_hidden_size, gated=cfg.use_swiglu, **factory)

@@ -1,0 +1,227 @@
+"""The one thread that runs the model: requests join its batches, and every step gives each of them a token.
+
+Requests are served in the order they came, up to ``max_batch`` at a time; who waits joins as soon as somebody is
+done, in the middle of the others' texts. So a long answer holds nobody up, and a long prompt only for as long as
+it takes to read it once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evo_core.generate.batch import Batch, Row
+from evo_core.generate.forward import Forward
+from evo_core.generate.prompt_ids import drawable
+from evo_core.generate.streaming import TextStream
+from evo_core.serve.stops import StopTexts
+
+if TYPE_CHECKING:
+    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.model import Decoder
+
+log = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 4096
+"""Prompts that join between two steps hold no more tokens than this together, if there are several."""
+
+
+class Busy(Exception):
+    """Too many requests wait already."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of one choice: text that is certain now, and at the end why it ended.
+
+    finish_reason: "stop" (an ending token or a stop text), "length", or "error" with ``error`` saying what.
+    tokens: of the continuation so far.
+    """
+
+    choice: int
+    text: str
+    finish_reason: str | None = None
+    tokens: int = 0
+    error: str | None = None
+
+
+class Choice:
+    """One continuation that a request asked for.
+
+    Args:
+        number: its place in the answer.
+        row: prompt, limit and settings.
+        tokenizer: turns its tokens into text.
+        stops: texts that end it.
+        dynamic_ntk: read beyond the trained length with a stretched rotary base.
+        tell: called with each `Event`, on the engine's thread.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        row: Row,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        dynamic_ntk: bool,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.number, self.row, self.dynamic_ntk, self.tell = number, row, dynamic_ntk, tell
+        self._text, self._stops = TextStream(tokenizer, row.prompt), StopTexts(stops)
+        self.ended = False
+
+    def advance(self) -> None:
+        """Tell what one more token brought."""
+        ended_by_token = self.row.finished
+        text = "" if ended_by_token else self._stops.push(self._text.push(self.row.new[-1]))
+        if self.row.done and not self._stops.found:
+            text += self._stops.push(self._text.finish())
+            if not self._stops.found:
+                text += self._stops.finish()
+        reason = None
+        if ended_by_token or self._stops.found:
+            reason = "stop"
+        elif self.row.done:
+            reason = "length"
+        self.ended = reason is not None
+        if text or reason:
+            self.tell(Event(self.number, text, reason, len(self.row.new)))
+
+    def fail(self, message: str) -> None:
+        """Tell that nothing more will come."""
+        self.ended = True
+        self.tell(Event(self.number, "", "error", len(self.row.new), message))
+
+
+class Engine:
+    """Runs a model for many requests at a time.
+
+    Args:
+        model, tokenizer: as `evo_core.checkpoint.load_model` gives them.
+        ending: ids that end a text.
+        max_batch: continuations at a time.
+        max_waiting: continuations that may wait for their turn.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        ending: Collection[int],
+        *,
+        max_batch: int = 16,
+        max_waiting: int = 256,
+    ) -> None:
+        self._forward, self._ending, self._drawable = Forward(model), ending, drawable(model, tokenizer)
+        self._trained, self.max_batch, self.max_waiting = model.cfg.max_position_embeddings, max_batch, max_waiting
+        self._batches = {stretched: self._batch(stretched) for stretched in (False, True)}
+        self._running: dict[Row, Choice] = {}
+        self._waiting: deque[Choice] = deque()
+        self._unwanted: set[Choice] = set()
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="evo-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def close(self, *, wait: bool = True) -> None:
+        """End all that runs or waits with an error, and the thread; may be called from a signal handler with wait
+        False, and more than once."""
+        self._closing = True
+        if wait:
+            with self._changed:
+                self._changed.notify()
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are served."""
+        return self._thread.is_alive() and not self._closing
+
+    def load(self) -> tuple[int, int]:
+        """How many continuations run, and how many wait."""
+        return len(self._running), len(self._waiting)
+
+    def submit(self, choices: Sequence[Choice]) -> None:
+        """Queue the choices of one request.
+
+        Raises:
+            Busy: too many wait already.
+        """
+        with self._changed:
+            if self._closing or len(self._waiting) + len(choices) > self.max_waiting:
+                raise Busy
+            self._waiting.extend(choices)
+            self._changed.notify()
+
+    def cancel(self, choices: Collection[Choice]) -> None:
+        """Nobody wants these any more."""
+        with self._changed:
+            self._unwanted.update(choice for choice in choices if not choice.ended)
+            self._changed.notify()
+
+    def _batch(self, stretched: bool) -> Batch:
+        return Batch(self._forward, self._ending, self._drawable, dynamic_ntk=stretched)
+
+    def _run(self) -> None:
+        while self._take_news():
+            for stretched, batch in self._batches.items():
+                if batch.rows:
+                    self._advance(stretched, batch.rows, batch.step)
+        for choice in [*self._running.values(), *self._waiting]:
+            choice.fail("the server is stopping")
+
+    def _take_news(self) -> bool:
+        """Wait until there is work, let go what is unwanted, and let in who waits; False when it is over."""
+        with self._changed:
+            while not (self._waiting or self._running or self._closing):
+                self._changed.wait(timeout=0.5)
+            if self._closing:
+                return False
+            unwanted, self._unwanted = self._unwanted, set()
+            if unwanted:
+                self._waiting = deque(choice for choice in self._waiting if choice not in unwanted)
+            self._let_go([choice for choice in unwanted if choice.row in self._running])
+            fresh: list[Choice] = []
+            tokens = 0
+            while self._waiting and len(self._running) + len(fresh) < self.max_batch:
+                tokens += len(self._waiting[0].row.prompt)
+                if fresh and tokens > PROMPT_TOKENS:
+                    break
+                fresh.append(self._waiting.popleft())
+            self._running |= {choice.row: choice for choice in fresh}
+        for stretched, batch in self._batches.items():
+            # A text that ends within the trained length is read the same either way, and cheaper unstretched.
+            rows = [c.row for c in fresh if (c.dynamic_ntk and c.row.limit > self._trained) == stretched]
+            if rows:
+                self._advance(stretched, rows, lambda batch=batch, rows=rows: batch.add(rows))  # type: ignore[misc]
+        return True
+
+    def _advance(self, stretched: bool, rows: Sequence[Row], work: Callable[[], None]) -> None:
+        """Do a piece of work that gives each row a token, and tell it."""
+        rows = list(rows)
+        try:
+            work()
+        except Exception as error:
+            log.exception("a batch failed; its requests are answered with the error")
+            rows = list({*rows, *self._batches[stretched].rows})
+            self._batches[stretched] = self._batch(stretched)
+            for row in rows:
+                self._running.pop(row).fail(f"{type(error).__name__}: {error}")
+            return
+        for row in rows:
+            self._running[row].advance()
+        self._let_go([self._running[row] for row in rows if self._running[row].ended])
+
+    def _let_go(self, choices: Sequence[Choice]) -> None:
+        rows = {choice.row for choice in choices}
+        for row in rows:
+            del self._running[row]
+        for batch in self._batches.values():
+            batch.remove(rows)

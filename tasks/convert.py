@@ -1,0 +1,129 @@
+"""`model.import` and `model.export`: weights of other systems into a pipeline, and a model out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from evo_core.errors import ConfigError
+from tasks import kind
+from tasks.kind import Facts, Input, Kind, Source, StepContext
+from tasks.launch.launcher import LaunchRuntime
+from tasks.launched import launch
+from tasks.paths import PipelinePath
+from tasks.store.digests import DigestMemory, combine
+from tasks.store.links import link_or_copy
+from tasks.train import MODEL
+
+HF = "hf"
+"""Folder in an exported artifact that Hugging Face's transformers reads."""
+
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
+
+
+class ImportParams(kind.Params):
+    """What is imported."""
+
+    source: PipelinePath = Field(description="a Hugging Face, Meta or InternEvo folder with weights")
+    tokenizer: PipelinePath | None = Field(None, description="a tokenizer, in place of the one beside the weights")
+    config: PipelinePath | None = Field(
+        None, description="a configuration with the `model` block, for an InternEvo folder without model_config.pt"
+    )
+    model_type: str | None = Field(None, description="family to read it as; default: the nearest")
+    dtype: Dtype | None = Field(None, description="type of the weights; default: as they are")
+
+
+class ImportModel(Source[ImportParams, LaunchRuntime]):
+    """Weights of another system as a model that steps can finetune, evaluate and generate with."""
+
+    name = "model.import"
+    output = "model"
+    params_type = ImportParams
+    runtime_type = LaunchRuntime
+
+    def digest(self, params: ImportParams, remember: Path) -> tuple[str, Facts]:
+        """sha256 over name and content of every file that is read, and over what is made of them."""
+        if not params.source.is_dir():
+            hint = "download the model and name its folder" if not params.source.exists() else "name its folder"
+            raise ConfigError(f"there is no folder {params.source}", key="source", hint=hint)
+        weights = [path for path in params.source.iterdir() if path.is_file() and not path.name.startswith(".")]
+        if not weights:
+            raise ConfigError(f"there are no weights in {params.source}", key="source", hint="name the folder itself")
+        memory = DigestMemory(remember)
+        parts = [(path.name, memory.of(path).digest) for path in weights]
+        for name in ("tokenizer", "config"):
+            given: Path | None = getattr(params, name)
+            if given is None:
+                continue
+            files = [path for path in (given.iterdir() if given.is_dir() else [given]) if path.is_file()]
+            if not files:
+                raise ConfigError(f"there is no {given}", key=name)
+            parts += [(f"{name}:{path.name}", memory.of(path).digest) for path in files]
+        memory.save()
+        parts += [(name, value) for name in ("model_type", "dtype") if (value := getattr(params, name)) is not None]
+        return combine(parts), _vocabulary(params.source)
+
+    def run(self, ctx: StepContext[ImportParams, LaunchRuntime]) -> dict[str, Any]:
+        params = ctx.params
+        found, _ = self.digest(params, ctx.store.inventory)
+        if ctx.source_digest is not None and found != ctx.source_digest:
+            message = "the weights changed while the run was starting"
+            raise ConfigError(message, file=params.source, hint="run again when they are complete")
+        _convert(ctx, params.source, ctx.folder / MODEL, "evo", params, "tokenizer", "config", "model_type", "dtype")
+        link_or_copy(ctx.folder / MODEL / "config.yaml", ctx.folder / "config.yaml")
+        return _size(ctx.folder / MODEL)
+
+
+class ExportParams(kind.Params):
+    """What the Hugging Face folder is."""
+
+    dtype: Dtype | None = Field(None, description="type of the weights; default: as they are")
+    max_shard: str = Field("10GB", description="largest file")
+    rotary_type: Literal["origin", "dynamic"] | None = Field(
+        None, description="whether it stretches its rotary base for long texts; default: as the model does"
+    )
+    architecture: str | None = Field(None, description="class; default: that of the model type")
+
+
+class ExportModel(Kind[ExportParams, LaunchRuntime]):
+    """A model as a Hugging Face folder."""
+
+    name = "model.export"
+    inputs: ClassVar[Mapping[str, Input]] = {"model": Input("model")}
+    output = "hf_model"
+    params_type = ExportParams
+    runtime_type = LaunchRuntime
+
+    def facts(self, params: ExportParams, runtime: LaunchRuntime, facts: Mapping[str, Facts]) -> Facts:
+        return {"vocab_size": facts["model"].get("vocab_size")}
+
+    def run(self, ctx: StepContext[ExportParams, LaunchRuntime]) -> dict[str, Any]:
+        source = ctx.inputs["model"].path / MODEL
+        _convert(ctx, source, ctx.folder / HF, "hf", ctx.params, "dtype", "max_shard", "rotary_type", "architecture")
+        return _size(ctx.folder / HF)
+
+
+def _convert(ctx: StepContext[Any, Any], source: Path, target: Path, to: str, params: Any, *options: str) -> None:
+    """Run the command with those of the parameters that are given."""
+    args = [str(source), str(target), "--to", to]
+    for name in options:
+        if (value := getattr(params, name)) is not None:
+            args += [f"--{name.replace('_', '-')}", str(value)]
+    launch(ctx, "evo_core.convert", *args)
+
+
+def _vocabulary(source: Path) -> Facts:
+    """The vocabulary, where a file says it that can be read while planning."""
+    try:
+        return {"vocab_size": int(json.loads((source / "config.json").read_bytes())["vocab_size"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _size(folder: Path) -> dict[str, Any]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}

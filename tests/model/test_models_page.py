@@ -1,0 +1,97 @@
+"""docs/models.md does what it says: its code runs, and its model type of one's own is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+SNIPPET, TRIGRAM = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+(JOB,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+(COMMAND,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+(ENTRY_POINT,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(arguments, cwd=folder, env=variables, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The folder that holds the page's package and its job."""
+    (tmp_path / "my_models").mkdir()
+    (tmp_path / "my_models" / "__init__.py").touch()
+    (tmp_path / "my_models" / "trigram.py").write_text(TRIGRAM)
+    (tmp_path / "trigram.yaml").write_text(JOB)
+    return tmp_path
+
+
+def train(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variable, *command = COMMAND.split()
+    assert (variable, command[0]) == ("PYTHONPATH=.", "python")
+    return run([sys.executable, *command[1:], *arguments], folder, **{"PYTHONPATH": ".", **environment})
+
+
+def test_the_first_example_prints_what_its_comment_says() -> None:
+    result = run([sys.executable, "-c", SNIPPET], ROOT)
+    assert result.returncode == 0, result.stderr
+    (expected,) = re.findall(r"print\(.*# ([\d,]+)$", SNIPPET, re.MULTILINE)
+    assert result.stdout.strip() == expected
+
+
+def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Path) -> None:
+    first = train(package)
+    assert first.returncode == 0, first.stderr
+    assert "model my_models.trigram:Trigram: 49,152 parameters" in first.stdout + first.stderr
+    (record,) = package.glob("RUN/trigram/*/metrics.jsonl")
+    steps = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]
+    assert steps[0]["loss"] == pytest.approx(6.24, abs=0.1)  # ln 512
+    assert all(step["tflops"] is None for step in steps)
+
+    more = train(package, "--set", "data.total_steps=6")
+    assert more.returncode == 0, more.stderr
+    assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [0, 1, 2, 3, 4, 5]
+
+    code = (
+        "from evo_core.checkpoint import load_model\n"
+        "model, _ = load_model('checkpoints')\n"
+        "print(type(model).__name__, model.now.weight.shape)"
+    )
+    loaded = run([sys.executable, "-c", code], package, PYTHONPATH=".")
+    assert loaded.stdout.strip() == "Trigram torch.Size([512, 32])", loaded.stderr
+
+
+def test_its_keys_are_checked(package: Path) -> None:
+    result = train(package, "--set", "model.hiden_size=3")
+    assert result.returncode == 2
+    assert 'model.hiden_size: unknown key; did you mean "hidden_size"?' in result.stderr
+    result = train(package, PYTHONPATH="elsewhere", PYTHONSAFEPATH="1")
+    assert result.returncode == 2
+    assert "my_models.trigram:Trigram: No module named 'my_models'" in result.stderr
+    assert "PYTHONPATH" in result.stderr
+
+
+def test_an_installed_package_gives_it_a_short_name(package: Path) -> None:
+    metadata = package / "my_models-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-models\nVersion: 1.0\n")
+    section, line = ENTRY_POINT.strip().splitlines()
+    group, name = re.findall(r'"(.*)"', section)[0], line.split(" = ")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{name[0]} = {json.loads(name[1])}\n")
+    code = (
+        "from evo_core.config import load_config\n"
+        "from evo_core.model import build_model, known_model_types\n"
+        f"cfg = load_config('trigram.yaml', ['model_type={name[0]}'])\n"
+        "print(type(build_model(cfg.model)).__name__, 'TRIGRAM' in known_model_types())"
+    )
+    result = run([sys.executable, "-c", code], package, PYTHONPATH=".")
+    assert result.stdout.strip() == "Trigram True", result.stderr
