@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -100,22 +101,25 @@ def child(pipeline: Path, store: Path, trace: Path | None = None) -> dict[str, A
     """One run in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.refresh", "--child", str(pipeline), str(store)]
     if trace is not None and (strace := shutil.which("strace")):
-        command = [strace, "-f", "-qq", "-e", "trace=open,openat,connect", "-s", "4096", "-o", str(trace), *command]
-    start = time.monotonic()
+        command = [strace, "-f", "-qq", "-e", "trace=open,openat", "-s", "4096", "-o", str(trace), *command]
+    start, before = time.monotonic(), _cpu()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    return {**json.loads(done.stdout.splitlines()[-1]), "process": time.monotonic() - start}
+    seconds = {"process": time.monotonic() - start, "cpu": _cpu() - before}
+    return json.loads(done.stdout.splitlines()[-1]) | seconds
+
+
+def _cpu() -> float:
+    """CPU seconds of all processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def opened(trace: Path, raw: RawFiles, store: Path) -> dict[str, int]:
     """Successful opens by what was opened."""
     counts = dict.fromkeys(["raw files", "raw folders", "objects", "object folders", "rest of the store"], 0)
-    for line in trace.read_text(errors="replace").splitlines():
-        call = re.search(r'open(?:at)?\((?:AT_FDCWD, |\d+, )?"([^"]*)", ([A-Z_|]+).*\) = \d+', line)
-        if call is None:
-            continue
-        path, is_folder = call[1], "O_DIRECTORY" in call[2]
+    for path, is_folder in _successful_opens(trace.read_text(errors="replace")):
         if path.startswith(raw.root):
             counts["raw folders" if is_folder else "raw files"] += 1
         elif path.startswith(f"{store}/objects"):
@@ -123,6 +127,20 @@ def opened(trace: Path, raw: RawFiles, store: Path) -> dict[str, int]:
         elif path.startswith(str(store)):
             counts["rest of the store"] += 1
     return counts
+
+
+def _successful_opens(trace: str) -> Iterator[tuple[str, bool]]:
+    """(path, whether it was opened as a folder) of every open that gave a descriptor."""
+    begun: dict[str, tuple[str, bool]] = {}
+    for line in trace.splitlines():
+        process = line.partition(" ")[0]
+        if call := re.search(r'open(?:at)?\((?:AT_FDCWD, |\d+, )?"([^"]*)", ([A-Z_|]+)', line):
+            begun[process] = call[1], "O_DIRECTORY" in call[2]
+        if process in begun and (call or re.search(r"<\.\.\. open(?:at)? resumed>", line)):
+            if re.search(r"= \d+$", line):
+                yield begun.pop(process)
+            elif not line.endswith("<unfinished ...>"):
+                begun.pop(process)
 
 
 class RawFiles:
@@ -168,10 +186,8 @@ def report(where: str, count: int, found: dict[str, Any]) -> None:
     for name, title in {"first": "from nothing", "refresh": f"{NEW} new files"}.items():
         run = found[name]
         parts = ", ".join(f"{part} {run[part]:.2f}" for part in ("plan", "raw", "tokens", "shards"))
-        print(
-            f"  {title:<14} {run['process']:7.2f} s in all ({parts}); {run['tokenized']:,} tokenized, "
-            f"{run['shards_kept']} shards kept"
-        )
+        print(f"  {title:<14} {run['process']:7.2f} s, {run['cpu']:.2f} s of CPU ({parts})")
+        print(f"                 {run['tokenized']:,} files tokenized, {run['shards_kept']} shards kept")
     print(f"  opened by a refresh with {NEW} new files: {found['opened'] or 'not counted (no strace here)'}")
     print(f"  shards: {shards(found['counted'])}", flush=True)
 

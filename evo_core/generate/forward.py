@@ -28,6 +28,8 @@ COPIED_ELEMENTS = 1 << 22
 """Weights up to this size are copied in the order in which a step reads them fastest; a second copy of larger ones
 would take more memory than it is worth."""
 
+BLOCK_ROWS, BLOCK_COLUMNS = 4, 256
+
 
 class Forward:
     """Runs a decoder over new prompts and over single tokens with a `KVCache`.
@@ -171,9 +173,9 @@ class _Layer:
 class _Product:
     """Linear layers of one input; their results lie behind one another [rows, sum of out_features].
 
-    Several of moderate size become one. On a CPU a weight with more rows than columns is kept with each column in one
-    piece: for a few rows of input the product is bound by reading the weight, and long pieces are read up to twice as
-    fast as short ones.
+    Several of moderate size become one. For a few rows of input a product is bound by reading the weight, so on a CPU
+    it is copied in the order in which it is read fastest: a weight with more rows than columns with each column in
+    one piece, and one as wide as a vocabulary, for `BLOCK_ROWS` rows of input or more, in blocks of its columns.
 
     Args:
         parts: weight [out_features, in_features] and bias of each.
@@ -181,13 +183,17 @@ class _Product:
 
     def __init__(self, parts: list[tuple[Tensor, Tensor | None]]) -> None:
         self.parts = [(weight.detach().t(), bias) for weight, bias in parts]
-        rows, columns = sum(weight.shape[0] for weight, _ in parts), parts[0][0].shape[1]
-        if rows * columns > COPIED_ELEMENTS:
+        self.width, columns = sum(weight.shape[0] for weight, _ in parts), parts[0][0].shape[1]
+        self._blocks: Tensor | None = None
+        self._in_blocks = False
+        if self.width * columns > COPIED_ELEMENTS:
             return
         weight = torch.cat([weight.detach() for weight, _ in parts]) if len(parts) > 1 else parts[0][0].detach()
         biases = [bias.detach() for _, bias in parts if bias is not None]
-        by_column = rows > columns and weight.device.type == "cpu"
-        self.parts = [(weight.t().contiguous() if by_column else weight.t(), torch.cat(biases) if biases else None)]
+        on_cpu = weight.device.type == "cpu"
+        self._in_blocks = on_cpu and not biases and self.width >= 2048
+        by_column = weight.t().contiguous() if on_cpu and self.width > columns else weight.t()
+        self.parts = [(by_column, torch.cat(biases) if biases else None)]
 
     @classmethod
     def of(cls, *linears: Linear) -> _Product:
@@ -195,8 +201,17 @@ class _Product:
         return cls([(linear.weight, linear.bias) for linear in linears])
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._in_blocks and x.shape[0] >= BLOCK_ROWS:
+            return self._by_blocks(x)
         results = [torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts]
         return results[0] if len(results) == 1 else torch.cat(results, -1)
+
+    def _by_blocks(self, x: Tensor) -> Tensor:
+        if self._blocks is None:
+            weight = F.pad(self.parts[0][0], (0, -self.width % BLOCK_COLUMNS))
+            self._blocks = weight.unflatten(1, (-1, BLOCK_COLUMNS)).transpose(0, 1).contiguous()
+        result = torch.bmm(x.expand(self._blocks.shape[0], -1, -1), self._blocks)
+        return result.transpose(0, 1).flatten(1)[:, : self.width]
 
 
 class _Sum:

@@ -148,7 +148,7 @@ def test_a_copy_under_another_name_loads(hugging_face: Path, tmp_path: Path) -> 
 
 def test_what_is_no_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="no tokenizer here"):
-        load_tokenizer("internlm/internlm-7b")
+        load_tokenizer(tmp_path / "none" / "internlm-7b")
     with pytest.raises(DataError, match=r"expected tokenizer\.json"):
         load_tokenizer(tmp_path)
     for name, content in (("a.model", b"junk"), ("empty.model", b""), ("a.json", b"{}")):
