@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo_core.model.dtypes import product_dtype
+
 if TYPE_CHECKING:
     from evo_core.model.ops.attention import Documents
 
@@ -39,7 +41,9 @@ def choose(device_type: str, dtype: torch.dtype, head_dim: int, use_flash_attn: 
     """The kernel for such tensors on this machine."""
     per_document = partial(Kernel, "sdpa-per-document", run=sdpa_per_document)
     if device_type != "cuda":
-        return per_document(f"variable-length kernels need CUDA, this is {device_type}")
+        why = f"variable-length kernels need CUDA, this is {device_type}"
+        wide = product_dtype(dtype, device_type)
+        return per_document(why if wide == dtype else f"{why}; in {wide}, since this CPU has no products of {dtype}")
     if not use_flash_attn:
         return per_document("model.use_flash_attn is false")
     if dtype not in (torch.float16, torch.bfloat16):
@@ -151,7 +155,8 @@ def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dro
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     """Causal attention of equally long documents: [n, length, heads, d] -> [n, length, heads, d]."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    dtype, wide = q.dtype, product_dtype(q.dtype, q.device.type)
+    q, k, v = (x.to(wide).transpose(1, 2) for x in (q, k, v))
     gqa = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=gqa)
-    return out.transpose(1, 2)
+    return out.to(dtype).transpose(1, 2)

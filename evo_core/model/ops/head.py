@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from evo_core.model.dtypes import accumulation_dtype
 from evo_core.model.ops.embedding import Embedding, scale_gradient
+from evo_core.model.ops.linear import linear
 from evo_core.model.ops.loss import linear_cross_entropy
 
 
@@ -53,7 +54,7 @@ class Head(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [T, hidden_size] -> [T, vocab_size]."""
-        return F.linear(hidden, self.effective_weight())
+        return linear(hidden, self.effective_weight())
 
     def loss(self, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, nll [T], hit [T]) of labels [T]; see `linear_cross_entropy`."""

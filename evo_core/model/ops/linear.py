@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from evo_core.model.dtypes import product_dtype
+
+#: A product with fewer rows is bound by reading the weights, which widening only makes longer.
+_LEAST_WIDENED_ROWS = 12
 
 
 class Linear(nn.Module):
@@ -29,7 +36,40 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b``, in the type that this device multiplies fast; see `product_dtype`.
+
+    x [..., in_features], weight [out_features, in_features] -> [..., out_features] of x's dtype.
+    """
+    wide = product_dtype(x.dtype, x.device.type)
+    if wide == x.dtype or x.numel() < _LEAST_WIDENED_ROWS * x.shape[-1]:
+        return F.linear(x, weight, bias)
+    return _WidenedLinear.apply(x, weight, bias, wide)
+
+
+class _WidenedLinear(torch.autograd.Function):
+    """Factors are widened for each product and rounded after it, so that nothing wide is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.wide = wide
+        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wanted_x, wanted_weight, wanted_bias, _ = ctx.needs_input_grad
+        grad = grads[0].to(ctx.wide)
+        rows = grad.flatten(0, -2)
+        d_x = (grad @ weight.to(ctx.wide)).to(x.dtype) if wanted_x else None
+        d_weight = (rows.t() @ x.flatten(0, -2).to(ctx.wide)).to(weight.dtype) if wanted_weight else None
+        d_bias = rows.sum(0).to(weight.dtype) if wanted_bias else None
+        return d_x, d_weight, d_bias, None

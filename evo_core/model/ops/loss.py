@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo_core.model.dtypes import accumulation_dtype
+from evo_core.model.dtypes import accumulation_dtype, product_dtype
 
 IGNORE_INDEX = -100
 
@@ -75,11 +75,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if with_gradient else None
         d_weight = torch.zeros(weight.shape, device=weight.device, dtype=wide) if with_gradient else None
 
+        multiplied_in = product_dtype(hidden.dtype, hidden.device.type)
+        factor = weight.to(multiplied_in)
         for start in range(0, labels.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
             # 1 or 0 in the wide type: a bool times a Python number would be float32 even beside float64.
-            x, target, live = hidden[rows], targets[rows, None], valid[rows].to(wide)
-            logits = F.linear(x, weight).to(wide)
+            x, target, live = hidden[rows].to(multiplied_in), targets[rows, None], valid[rows].to(wide)
+            logits = F.linear(x, factor).to(wide)
             highest, argmax = logits.max(dim=-1, keepdim=True)
             at_target = logits.gather(1, target)
             mean_logit = logits.mean(dim=-1) if smoothing else None
@@ -103,9 +105,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if smoothing:
                 d_logits.sub_((smoothing / weight.shape[0]) * live[:, None])
             d_logits.scatter_(1, target, d_logits.gather(1, target) - (1 - smoothing) * live[:, None])
-            d_logits = d_logits.to(hidden.dtype)
-            torch.mm(d_logits, weight, out=d_hidden[rows])
-            if hidden.dtype == wide:
+            d_logits = d_logits.to(multiplied_in)
+            if multiplied_in == hidden.dtype:
+                torch.mm(d_logits, factor, out=d_hidden[rows])
+            else:
+                d_hidden[rows] = d_logits @ factor
+            if multiplied_in == wide:
                 d_weight.addmm_(d_logits.t(), x)
             else:
                 d_weight += d_logits.t() @ x
