@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -290,17 +291,14 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def side_by_side(kind: str, corpus: list[Path], vocabulary: Path, rounds: int) -> dict[str, Any]:
-    """Two processes of ours against two bare encoders, each pair by the wall clock of its slower half.
-
-    The bar is of what one process reaches of one bare encoder: two must lose no more by being two.
-    """
+    """Two processes of ours against two bare encoders, each pair by the wall clock of its slower half."""
     walls: dict[str, list[float]] = {"bare": [], "evo": []}
-    tokens = 0
+    made: set[tuple[str, ...]] = set()
     for _ in range(rounds):
         for name, of_name in walls.items():
             done = finish([start(name, path, vocabulary, core) for core, path in enumerate(corpus)])
-            tokens = sum(run.tokens for run in done)
-            of_name.append(tokens / max(run.wall for run in done))
+            made.add(tuple(run.digest for run in done))
+            of_name.append(sum(run.tokens for run in done) / max(run.wall for run in done))
     speed = {name: statistics.median(of_name) for name, of_name in walls.items()}
     return {
         "vocabulary": kind,
@@ -308,9 +306,70 @@ def side_by_side(kind: str, corpus: list[Path], vocabulary: Path, rounds: int) -
         "tokens_per_cpu_second": None,
         "tokens_per_second": speed["bare"],
         "evo_over_it": speed["evo"] / speed["bare"],
-        "bar": TWO_PROCESSES_BAR * BARS[kind]["bare"],
-        "ids_equal": True,
+        "bar": TWO_PROCESSES_BAR,
+        "ids_equal": len(made) == 1,
     }
+
+
+def measure_memory(folder: Path, sizes: list[float]) -> list[dict[str, Any]]:
+    """Peak memory of one process that tokenizes a file of each size, in each format, and that of one that does not."""
+    from evo_core.data import train_sentencepiece
+
+    make_corpus(folder, sizes[0], 1)
+    vocabulary = train_sentencepiece(read_texts(folder / "corpus_0.jsonl"), folder / "m.model", vocab_size=8000)
+    rows = []
+    for size in sizes:
+        make_corpus(folder, size, 1)
+        lines = folder / "corpus_0.jsonl"
+        for form in MEMORY_FORMATS:
+            raw = as_format(lines, form)
+            command = [sys.executable, "-m", "benchmarks.data", "--memory-of", str(raw), str(vocabulary)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            idle, peak = json.loads(done.stdout)
+            rows.append({"megabytes": size, "format": form, "idle_mib": idle / 1024, "peak_mib": peak / 1024})
+            if raw != lines:
+                raw.unlink()
+    return rows
+
+
+MEMORY_FORMATS = (".jsonl", ".json", ".parquet")
+
+
+def as_format(lines: Path, form: str) -> Path:
+    """The records of a .jsonl as one list, or as one Parquet file of large row groups."""
+    raw = lines.with_suffix(form)
+    if form == ".json":
+        with lines.open("rb") as file, raw.open("wb") as out:
+            for number, line in enumerate(file):
+                out.write((b"," if number else b"[") + line)
+            out.write(b"]")
+    elif form == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with pq.ParquetWriter(raw, pa.schema({"text": pa.string()})) as out:
+            texts: list[str] = []
+            for text in read_texts(lines):
+                texts.append(text)
+                if len(texts) == 10_000:
+                    out.write_table(pa.table({"text": texts}))
+                    texts = []
+            if texts:
+                out.write_table(pa.table({"text": texts}))
+    return raw
+
+
+def print_memory(raw: Path, vocabulary: Path) -> None:
+    """The body of a process: its memory in KiB with everything imported, and the most it had."""
+    from evo_core.data.tokenize import TokenizeSpec, tokenize_file
+
+    def peak() -> int:
+        # Not getrusage: its maximum starts at what the parent had.
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+    idle = peak()
+    tokenize_file(TokenizeSpec(raw, raw.with_suffix(".bin"), vocabulary))
+    print(json.dumps([idle, peak()]))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -332,7 +391,10 @@ def table(result: dict[str, Any]) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, *(f"left out: {line}" for line in result["left_out"])])
+    for row in result.get("memory", ()):
+        what = f"{row['megabytes']:,.0f} MB of {row['format']}"
+        lines.append(f"peak memory, {what}: {row['peak_mib']:.0f} MiB ({row['idle_mib']:.0f} before the first record)")
+    return "\n".join([*lines[0 if result["rows"] else 1 :], *(f"left out: {line}" for line in result["left_out"])])
 
 
 def main() -> None:
@@ -341,16 +403,30 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=40.0, help="size of each of the two corpus files")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        nargs="+",
+        metavar="MB",
+        help="measure peak memory on files of these sizes in place of speed; `100 1000` takes half an hour",
+    )
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
         name, corpus, vocabulary, core = arguments.alone
         run_alone(name, Path(corpus), Path(vocabulary), int(core))
         return
+    if arguments.memory_of:
+        print_memory(*arguments.memory_of)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_corpus(folder, arguments.megabytes * 2, 2)
-        result = measure(folder, arguments.rounds)
+        if arguments.memory:
+            result = {"rows": [], "left_out": [], "memory": measure_memory(folder, arguments.memory)}
+        else:
+            make_corpus(folder, arguments.megabytes * 2, 2)
+            result = measure(folder, arguments.rounds)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.megabytes:g} MB a file")
     print(table(result))
     if arguments.json:

@@ -6,7 +6,6 @@ types are numbered as they first appear.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,16 +64,10 @@ class TypeRuns:
             if len(part):
                 self.add(names[int(part[0])], len(part), int(sizes.sum()))
 
-    def save(self, path: Path) -> None:
-        """Write ``X.bin.types`` of a ``.bin``, all or nothing."""
+    def content(self) -> bytes:
+        """What the file holds."""
         runs = [list(run) for run in zip(self._starts, self._types, strict=True)]
-        target = types_path(path)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_bytes(orjson.dumps({"types": self.names, "runs": runs}) + b"\n")
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        return orjson.dumps({"types": self.names, "runs": runs}) + b"\n"
 
 
 def read_types(path: str | Path) -> tuple[tuple[str, ...], np.ndarray]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import orjson
 
-from evo_core.data.files import Location, file_exists, file_name
+from evo_core.data.files import Location, file_name, file_size
 from evo_core.data.json_list import JsonListError, read_json_list
 from evo_core.data.parquet_file import ParquetRecords
 from evo_core.data.raw_bytes import COMPRESSIONS, chunks, compression
@@ -31,8 +31,9 @@ OnError = Literal["raise", "skip"]
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 
-MAX_RECORD_BYTES = 64 << 20
-"""A line or a record that is longer is taken for a mistake: a file without newlines, say."""
+MAX_RECORD_BYTES = 16 << 20
+"""A line or a record that is longer is taken for a mistake: a file without newlines, say. To tokenize a text takes up
+to 120 times its size in memory."""
 
 
 class DocumentReader(Iterator[str]):
@@ -42,6 +43,7 @@ class DocumentReader(Iterator[str]):
         skipped: records left out so far because they were wrong (with ``on_error="skip"``).
         first_error: what was wrong with the first of them.
         type: the data type that the record of the document given last names; None without a type_key.
+        done: the share of the file, or of the range, that is read so far, 0 to 1.
     """
 
     def __init__(
@@ -62,18 +64,25 @@ class DocumentReader(Iterator[str]):
         self._text_keys, self._type_key = tuple(text_keys), type_key
         self._on_error, self._range, self._limit = on_error, byte_range, max_record_bytes
         self._lines_before: int | None = None
+        self._read = 0.0
         self._documents = self._open(mode)
 
     def __next__(self) -> str:
         return next(self._documents)
 
+    @property
+    def done(self) -> float:
+        return min(self._read / max(self._size, 1), 1.0)
+
     def _open(self, mode: Mode) -> Iterator[str]:
         kind = file_format(self.path)
-        if not file_exists(self.path):
-            raise DataError("there is no such file", file=self.path)
+        self._size = file_size(self.path) if self._range is None else self._range[1] - self._range[0]
         if self._type_key is not None and (kind == ".txt" or mode == "internevo"):
             what = "lines of text have" if kind == ".txt" else "mode internevo reads"
             raise DataError(f"{what} no fields to take a type from", file=self.path, key="type_key")
+        if self._size == 0 and self._range is None:
+            self._reject("the file is empty")
+            return iter(())
         if kind == ".txt":
             return self._text_lines()
         if kind == ".jsonl":
@@ -96,41 +105,48 @@ class DocumentReader(Iterator[str]):
 
     def _json_lines(self) -> Iterator[str]:
         for line in self._lines():
-            content = line.content
-            if content is not None and not content.strip():
-                continue
-            if self._decode(line) is None:
+            if line.content is not None and line.content.isspace():
                 continue
             try:
-                text = self._text_of(orjson.loads(content or b""))
+                # What is no line of text (None) is no JSON either.
+                text = self._text_of(orjson.loads(line.content or b""))
             except orjson.JSONDecodeError as error:
-                self._reject(f"not JSON, or cut off ({error})", line=line.number)
+                if self._decode(line) is not None:
+                    self._reject(f"not JSON, or cut off ({error})", line=line.number)
             except _BadRecordError as error:
                 self._reject(str(error), line=line.number)
             else:
-                if text.strip():
+                if text and not text.isspace():
                     yield text
 
     def _json_list(self, mode: Mode) -> Iterator[str]:
-        for number, record in enumerate(read_records(self.path, max_record_bytes=self._limit), 1):
+        for number, record in enumerate(read_records(self.path, max_record_bytes=self._limit, on_bytes=self._count), 1):
             yield from self._record(number, record, mode)
 
     def _parquet(self) -> Iterator[str]:
         columns = [*self._text_keys, *([self._type_key] if self._type_key is not None else [])]
-        for number, record in enumerate(ParquetRecords(self.path, list(dict.fromkeys(columns))), 1):
+        records = ParquetRecords(self.path, list(dict.fromkeys(columns)))
+        for number, record in enumerate(records, 1):
+            self._read = self._size * number / records.rows
             yield from self._record(number, record, "text")
 
     def _record(self, number: int, record: Any, mode: Mode) -> Iterator[str]:
         try:
             text = json.dumps(record) if mode == "internevo" else self._text_of(record)
+            text.encode()
+        except UnicodeEncodeError:
+            self._reject(f"record {number}: half a character (an escape like \\ud800 without its other half)")
         except _BadRecordError as error:
             self._reject(f"record {number}: {error}")
         else:
-            if text.strip():
+            if text and not text.isspace():
                 yield text
 
     def _lines(self) -> Iterator[Line]:
-        return lines(self.path, limit=self._limit, byte_range=self._range)
+        return lines(self.path, limit=self._limit, byte_range=self._range, on_bytes=self._count)
+
+    def _count(self, size: int) -> None:
+        self._read += size
 
     def _text_of(self, record: Any) -> str:
         """The named fields of a record, joined by newlines; notes its type."""
@@ -225,21 +241,14 @@ def read_records(
     """The records of a ``.json`` file that is a list.
 
     Args:
-        on_bytes: called with the size of each piece that is read, unpacked.
+        on_bytes: called with the bytes of the file that are read, piece by piece (still packed).
 
     Raises:
         DataError: it is no list, or not JSON from some place on; what comes before has been given then. Behind that
             place nothing can be told apart, so there is nothing to skip to.
     """
-
-    def counted() -> Iterator[bytes]:
-        for chunk in chunks(path):
-            if on_bytes is not None:
-                on_bytes(len(chunk))
-            yield chunk
-
     try:
-        for _, record in read_json_list(counted(), most_bytes=max_record_bytes):
+        for _, record in read_json_list(chunks(path, on_bytes=on_bytes), most_bytes=max_record_bytes):
             yield record
     except JsonListError as error:
         raise DataError(str(error), file=path, line=error.line, hint="or name it .jsonl") from None

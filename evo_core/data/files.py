@@ -7,6 +7,7 @@ Local files are opened by Python alone. Credentials of an object store come from
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 from pathlib import Path
@@ -85,6 +86,45 @@ def file_exists(location: Location) -> bool:
         raise read_error(location, error) from error
 
 
+def find_files(location: str) -> list[str]:
+    """The files that a path or URI means: itself, those below it if it is a folder, or those that match a pattern.
+
+    Files of a folder or pattern are sorted, those with hidden names (``.x``) left out.
+
+    Raises:
+        DataError: there is none, or the store cannot be asked.
+    """
+    try:
+        found = _find_in_store(location) if is_uri(location) else _find_here(str(local_path(location)))
+    except DataError:
+        raise
+    except Exception as error:
+        raise read_error(location, error) from error
+    if not found:
+        raise DataError("there is no such file, no file in such a folder and none that matches", file=location)
+    return found
+
+
+def _find_here(path: str) -> list[str]:
+    if Path(path).is_file():
+        return [path]
+    if Path(path).is_dir():
+        below = (p for p in Path(path).rglob("*") if p.is_file())
+        return sorted(str(p) for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    return sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file())  # noqa: PTH207 (may be absolute)
+
+
+def _find_in_store(uri: str) -> list[str]:
+    fs, path = filesystem(uri)
+    if any(letter in path for letter in "*?["):
+        found = [p for p in fs.glob(path) if fs.isfile(p)]
+    elif fs.isfile(path):
+        return [uri]
+    else:
+        found = fs.find(path)
+    return sorted(fs.unstrip_protocol(p) for p in found if not file_name(p).startswith("."))
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """fsspec's file system for a URI, and the path in it.
 
@@ -109,6 +149,8 @@ def read_error(location: Location, error: BaseException) -> DataError:
     """What happened when a file was opened or read, in the user's terms."""
     if isinstance(error, FileNotFoundError):
         return DataError("there is no such file", file=location)
+    if type(error).__name__ == "FileExpired":  # s3fs reads the version that it saw in a listing, or none
+        return DataError("this raw file has changed since it was listed", file=location, hint="run again")
     if isinstance(error, IsADirectoryError) or (isinstance(error, OSError) and error.errno == errno.EISDIR):
         return DataError("this is a folder, not a file", file=location)
     hint = _CREDENTIALS if is_uri(location) else "check who may read it"

@@ -9,6 +9,7 @@ it), int64 here; int32 metas of other tools are read as well.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -36,7 +37,7 @@ def encode_line(tokens: Sequence[int] | np.ndarray) -> bytes:
     if isinstance(tokens, np.ndarray):
         tokens = np.ascontiguousarray(tokens)
     ids = orjson.dumps(tokens, option=orjson.OPT_SERIALIZE_NUMPY)
-    return b'{"tokens": ' + ids.replace(b",", b", ") + b"}\n"
+    return b'{"tokens": %b}\n' % ids.replace(b",", b", ")
 
 
 class BinWriter:
@@ -45,12 +46,18 @@ class BinWriter:
     Use it as a context manager: leaving it normally commits, leaving it by an exception removes what was
     written. Both files are written under hidden names in the same folder, then renamed, the meta last: a
     ``.bin`` with its meta is complete.
+
+    Args:
+        durable: whether they are on the disk before they are visible. Files that do not outlive the process that
+            asked for them need not be, which saves most of the time of a small one.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, durable: bool = True) -> None:
         self.path = Path(path)
+        self._durable = durable
+        self._beside: dict[Path, bytes | None] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._temporary = self._hidden(self.path)
         self._file = self._temporary.open("wb", buffering=1 << 20)
         self._offsets, self._lengths = array("q"), array("q")
         self._offset = 0
@@ -91,27 +98,51 @@ class BinWriter:
         self.tokens += int(reader.lengths.sum())
         return reader.lengths
 
+    def put_beside(self, path: Path, content: bytes | None) -> None:
+        """Have a small file in the same folder appear together with the ``.bin``; with None: disappear."""
+        self._beside[path] = content
+
     def commit(self) -> None:
-        """Make both files durable and visible."""
-        _sync(self._file)
+        """Make the files durable and visible."""
+        self._sync(self._file)
         self._file.close()
         meta = np.stack([np.asarray(self._offsets, np.int64), np.asarray(self._lengths, np.int64)], axis=1)
         temporary_meta = meta_path(self._temporary)
         with temporary_meta.open("wb") as file:
             np.save(file, meta)
-            _sync(file)
-        # A meta of an earlier file of this name would describe other bytes.
+            self._sync(file)
+        for path, content in self._beside.items():
+            if content is not None:
+                with self._hidden(path).open("wb") as file:
+                    file.write(content)
+                    self._sync(file)
+        # A meta of an earlier file of this name would describe other bytes: without it there is no such token file.
         meta_path(self.path).unlink(missing_ok=True)
+        for path, content in self._beside.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                self._hidden(path).replace(path)
         self._temporary.replace(self.path)
         temporary_meta.replace(meta_path(self.path))
-        _sync_folder(self.path.parent)
+        if self._durable:
+            _sync_folder(self.path.parent)
 
     def abort(self) -> None:
         """Remove what was written."""
         with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be written
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
-        meta_path(self._temporary).unlink(missing_ok=True)
+        for path in (self._temporary, meta_path(self._temporary), *map(self._hidden, self._beside)):
+            path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _hidden(path: Path) -> Path:
+        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def _sync(self, file: BinaryIO) -> None:
+        file.flush()
+        if self._durable:
+            os.fsync(file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -129,9 +160,12 @@ class BinWriter:
             raise
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def write_error(path: Path, error: OSError) -> DataError:
+    """What happened when a file was written, in the user's terms."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = "the file would be larger than is allowed" if error.errno == errno.EFBIG else "the disk is full"
+        return DataError(f"{what}: nothing was left here", file=path, hint="free some space and run again")
+    return DataError(f"it cannot be written ({error.strerror or error})", file=path)
 
 
 def _sync_folder(folder: Path) -> None:

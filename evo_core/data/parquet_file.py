@@ -8,7 +8,9 @@ from typing import Any
 from evo_core.data.files import Location, open_file
 from evo_core.errors import DataError
 
-_ROWS = 1024
+# Few enough that a batch of long documents is small.
+_ROWS = 256
+_BUFFER_BYTES = 1 << 20
 
 
 class ParquetRecords(Iterator[dict[str, Any]]):
@@ -32,10 +34,13 @@ class ParquetRecords(Iterator[dict[str, Any]]):
             raise DataError(
                 "Parquet files need the package pyarrow", file=location, hint="pip install pyarrow"
             ) from None
-        self._location, self._broken = location, (pyarrow.ArrowException, OSError)
+        self._location, self._broken = location, (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+        self._file = open_file(location)
         try:
-            self._table = pyarrow.parquet.ParquetFile(open_file(location))
+            # A column is read through a buffer as it is needed: row groups may be larger than memory.
+            self._table = pyarrow.parquet.ParquetFile(self._file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         except self._broken as error:
+            self._file.close()
             raise self._unreadable(error) from None
         names = self._table.schema_arrow.names
         for column in columns or ():
@@ -51,7 +56,7 @@ class ParquetRecords(Iterator[dict[str, Any]]):
 
     def _read(self, columns: list[str] | None) -> Iterator[dict[str, Any]]:
         try:
-            with self._table:
+            with self._file, self._table:
                 for batch in self._table.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except self._broken as error:

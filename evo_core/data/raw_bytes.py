@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from evo_core.data.files import Location, file_name, open_file, read_error
@@ -20,34 +20,44 @@ def compression(location: Location) -> str:
     return next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
 
 
-def chunks(location: Location, *, start: int = 0) -> Iterator[bytes]:
+def chunks(location: Location, *, start: int = 0, on_bytes: Callable[[int], None] | None = None) -> Iterator[bytes]:
     """The file's bytes, unpacked, a mebibyte or so at a time.
 
     Args:
         start: where to begin; of plain files only.
+        on_bytes: called before each piece is given, with the bytes of the file that were read for it (still packed).
 
     Raises:
         DataError: it is not there or not readable, or the archive is broken or ends early.
     """
-    kind = compression(location)
     with open_file(location) as file:
         try:
-            if kind == ".zst":
-                yield from _zstd_chunks(file, location)
-            elif kind == ".gz":
-                with gzip.GzipFile(fileobj=file) as unpacked:
-                    while chunk := unpacked.read(CHUNK):
-                        yield chunk
-            else:
-                file.seek(start)
-                while chunk := file.read(CHUNK):
-                    yield chunk
+            file.seek(start)
+            at = start
+            for chunk in _unpacked(file, location):
+                if on_bytes is not None:
+                    at, before = file.tell(), at
+                    on_bytes(at - before)
+                yield chunk
         except EOFError:
             raise DataError("the archive is cut off", file=location) from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"not a readable .gz archive ({error})", file=location) from None
         except OSError as error:
             raise read_error(location, error) from error
+
+
+def _unpacked(file: BinaryIO, location: Location) -> Iterator[bytes]:
+    kind = compression(location)
+    if kind == ".zst":
+        yield from _zstd_chunks(file, location)
+    elif kind == ".gz":
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            while chunk := unpacked.read(CHUNK):
+                yield chunk
+    else:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def _zstd_chunks(file: BinaryIO, location: Location) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from evo_core.data.files import Location
@@ -23,12 +23,19 @@ class Line(NamedTuple):
     content: bytes | None
 
 
-def lines(location: Location, *, limit: int, byte_range: ByteRange | None = None) -> Iterator[Line]:
+def lines(
+    location: Location,
+    *,
+    limit: int,
+    byte_range: ByteRange | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Iterator[Line]:
     """The lines of a file; memory for one of them and a chunk of the file.
 
     Args:
         limit: bytes of the longest line that is given.
         byte_range: of a plain file (not of an archive); ranges that touch give each line once.
+        on_bytes: as `chunks` has it.
 
     Raises:
         DataError: the file cannot be read.
@@ -36,7 +43,7 @@ def lines(location: Location, *, limit: int, byte_range: ByteRange | None = None
     start, end = byte_range or (0, None)
     at, number = start, 0
     # A range that begins inside a line leaves that line to the range before it.
-    found = _split(chunks(location, start=max(start - 1, 0)), limit)
+    found = _split(chunks(location, start=max(start - 1, 0), on_bytes=on_bytes), limit)
     if start:
         _, size = next(found, (None, 1))
         at += size - 1

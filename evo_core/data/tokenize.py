@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from evo_core.data.document_types import TypeRuns, read_types, types_path
 from evo_core.data.documents import MAX_RECORD_BYTES, DocumentReader, Mode, OnError, read_documents
 from evo_core.data.files import Location
-from evo_core.data.format import BinWriter
+from evo_core.data.format import BinWriter, write_error
 from evo_core.data.raw_lines import ByteRange
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -68,14 +69,104 @@ class TokenizeResult:
     types: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def tokenize_file(spec: TokenizeSpec) -> TokenizeResult:
+OnBatch = Callable[[int, float, int], None]
+"""Called after each batch with (number of the file, share of it that is read, tokens in all). An error that it raises
+ends the work."""
+
+
+def tokenize_file(spec: TokenizeSpec, *, on_batch: OnBatch | None = None) -> TokenizeResult:
     """Tokenize one raw file. A file without documents gives a ``.bin`` without lines.
 
     Raises:
-        DataError: the file or a record is wrong, or the tokenizer lacks bos or eos. Nothing is written then.
+        DataError: the file or a record is wrong, the tokenizer lacks bos or eos, or the output cannot be written.
+            Nothing is written then.
     """
-    tokenizer = _tokenizer(spec.tokenizer, _modified(spec.tokenizer))
-    documents = read_documents(
+    return tokenize_into([spec], spec.output, on_batch=on_batch)
+
+
+def tokenize_into(
+    specs: Sequence[TokenizeSpec], output: Path, *, durable: bool = True, on_batch: OnBatch | None = None
+) -> TokenizeResult:
+    """Tokenize raw files into one ``.bin``, one behind the other; their own outputs are ignored.
+
+    Args:
+        specs: either all with a type_key or all without.
+        durable: as `BinWriter` has it.
+
+    Raises:
+        DataError: as `tokenize_file`.
+    """
+    size, types = 0, TypeRuns()
+    readers: list[DocumentReader] = []
+    with _writing(output, durable=durable) as writer:
+        for number, spec in enumerate(specs):
+            tokenizer = _tokenizer(spec.tokenizer, _modified(spec.tokenizer))
+            readers.append(_documents(spec))
+            for texts, names in _batches(readers[-1]):
+                # Asking whether a text is ASCII costs nothing, encoding it only to measure it does.
+                size += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+                for place, ids in enumerate(tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos)):
+                    if ids:
+                        writer.write(ids)
+                        if names:
+                            types.add(names[place], 1, len(ids))
+                if on_batch is not None:
+                    on_batch(number, readers[-1].done, writer.tokens)
+        _put_types(writer, types, specs)
+    errors = (reader.first_error for reader in readers)
+    first_error = next((str(error) for error in errors if error is not None), None)
+    skipped = sum(reader.skipped for reader in readers)
+    return TokenizeResult(writer.documents, writer.tokens, size, skipped, first_error, types.counts)
+
+
+def join(
+    parts: Sequence[Path], results: Sequence[TokenizeResult], output: Path, specs: Sequence[TokenizeSpec]
+) -> TokenizeResult:
+    """Put token files behind one another into one ``.bin``, as if one process had written it.
+
+    Args:
+        parts: the token files.
+        results: of each part.
+        specs: what the parts were made by.
+
+    Raises:
+        DataError: a part is missing or damaged, or the output cannot be written. Nothing is written then.
+    """
+    types = TypeRuns()
+    with _writing(output) as writer:
+        for part in parts:
+            lengths = writer.append(part)
+            if specs[0].type_key is not None:
+                types.extend(*read_types(part), lengths)
+        _put_types(writer, types, specs)
+    return TokenizeResult(
+        writer.documents,
+        writer.tokens,
+        sum(result.bytes for result in results),
+        sum(result.skipped for result in results),
+        next((result.first_error for result in results if result.first_error is not None), None),
+        types.counts,
+    )
+
+
+@contextlib.contextmanager
+def _writing(output: Path, *, durable: bool = True) -> Iterator[BinWriter]:
+    """A writer whose troubles are the user's to mend; those of reading have been told by whoever read."""
+    try:
+        with BinWriter(output, durable=durable) as writer:
+            yield writer
+    except OSError as error:
+        raise write_error(output, error) from error
+
+
+def _put_types(writer: BinWriter, types: TypeRuns, specs: Sequence[TokenizeSpec]) -> None:
+    """Without a type_key an earlier file of types goes: it would be taken for this one's."""
+    typed = bool(specs) and specs[0].type_key is not None
+    writer.put_beside(types_path(writer.path), types.content() if typed else None)
+
+
+def _documents(spec: TokenizeSpec) -> DocumentReader:
+    return read_documents(
         spec.input,
         spec.text_keys,
         mode=spec.mode,
@@ -84,60 +175,6 @@ def tokenize_file(spec: TokenizeSpec) -> TokenizeResult:
         byte_range=spec.byte_range,
         max_record_bytes=spec.max_record_bytes,
     )
-    size, types = 0, TypeRuns()
-    with BinWriter(spec.output) as writer:
-        for texts, names in _batches(documents):
-            # Asking whether a text is ASCII costs nothing, encoding it only to measure it does.
-            size += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-            for place, ids in enumerate(tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos)):
-                if ids:
-                    writer.write(ids)
-                    if names:
-                        types.add(names[place], 1, len(ids))
-        _save_types(types, spec)
-    return TokenizeResult(
-        writer.documents,
-        writer.tokens,
-        size,
-        documents.skipped,
-        None if documents.first_error is None else str(documents.first_error),
-        types.counts,
-    )
-
-
-def join(parts: list[TokenizeSpec], results: list[TokenizeResult], output: Path) -> TokenizeResult:
-    """Put the outputs of several specs behind one another into one ``.bin``, as if one process had written it.
-
-    Raises:
-        DataError: a part is missing or damaged. Nothing is written then.
-    """
-    types = TypeRuns()
-    with BinWriter(output) as writer:
-        for part in parts:
-            lengths = writer.append(part.output)
-            if part.type_key is not None:
-                types.extend(*read_types(part.output), lengths)
-        if parts[0].type_key is not None:
-            types.save(output)
-        else:
-            types_path(output).unlink(missing_ok=True)
-    errors = [result.first_error for result in results if result.first_error is not None]
-    return TokenizeResult(
-        writer.documents,
-        writer.tokens,
-        sum(result.bytes for result in results),
-        sum(result.skipped for result in results),
-        errors[0] if errors else None,
-        types.counts,
-    )
-
-
-def _save_types(types: TypeRuns, spec: TokenizeSpec) -> None:
-    """Before the ``.bin`` is visible, so that it never stands beside the types of an earlier one."""
-    if spec.type_key is not None:
-        types.save(spec.output)
-    else:
-        types_path(spec.output).unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=2)

@@ -22,6 +22,8 @@ __all__ = ["Tokenizer", "load_tokenizer", "train_sentencepiece"]
 # Data alone: nothing that would be run.
 _HUB_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
+_FEW_TEXTS = 64
+
 _WHERE_FROM = (
     "give a SentencePiece .model (InternLM's V7_sft.model, for example), a Hugging Face tokenizer.json, a folder with "
     "one of them or a hub id; or train one: the step tokenizer.train"
@@ -59,7 +61,11 @@ class Tokenizer(ABC):
         """`encode` for several texts at once, which is faster."""
         begin = [self._required(self.bos_id, "bos")] if bos else []
         end = [self._required(self.eos_id, "eos")] if eos else []
-        return [[*begin, *ids, *end] for ids in self._encode(list(texts))]
+        encoded = self._encode(list(texts))
+        for ids in encoded:
+            ids[:0] = begin
+            ids += end
+        return encoded
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -147,7 +153,10 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model.id_to_piece(token) if 0 <= token < self.vocab_size else ""
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # One thread: callers that want more cores run a process for each.
+        # A list is encoded in a thread of the library's own; on a busy machine the wait for it is longer than a few
+        # texts take. One thread: callers that want more cores run a process for each.
+        if len(texts) < _FEW_TEXTS:
+            return [self._model.encode(text) for text in texts]
         return self._model.encode(texts, num_threads=1)
 
 
@@ -165,6 +174,9 @@ class HuggingFaceTokenizer(Tokenizer):
             self._model: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"not a Hugging Face tokenizer ({error})", file=path, hint=_WHERE_FROM) from None
+        # Whatever it was saved with: texts are taken whole.
+        self._model.no_truncation()
+        self._model.no_padding()
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         names = _special_names(config) if config.is_file() else {}
         self.bos_id = self._special(names.get("bos_token"), "<s>", "<|begin_of_text|>", "<bos>")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import multiprocessing
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +21,7 @@ from evo_core.data.fan_out import Interrupted, dask_executor, tokenize_files, to
 from evo_core.data.tokenize import TokenizeSpec, tokenize_file
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
-from tests.data.corpora import CHINESE, ENGLISH
+from tests.data.corpora import CHINESE, ENGLISH, read_bin
 
 
 @pytest.fixture
@@ -112,3 +118,89 @@ def test_stopping_leaves_what_is_finished(tmp_path: Path, raw: Path, tokenizer: 
 def test_no_scheduler_at_the_address() -> None:
     with pytest.raises(DataError, match="no Dask scheduler answers"), dask_executor("127.0.0.1"):
         pass
+
+
+def test_neighbours_that_are_small_are_done_together(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fan_out, "PART_BYTES", 1000)
+    for number in range(300):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": f"{ENGLISH} {number}"}) + "\n")
+    (tmp_path / "7.jsonl").write_text("oops\n")
+    specs = [
+        TokenizeSpec(tmp_path / f"{n}.jsonl", tmp_path / "x.bin", tokenizer.path, on_error="skip") for n in range(300)
+    ]
+    calls: list[int] = []
+    with ThreadPoolExecutor(2) as executor:
+        monkeypatch.setattr(executor, "submit", _counted(executor.submit, calls))
+        result = tokenize_together(specs, tmp_path / "out" / "all.bin", executor=executor)
+    assert 20 < len(calls) < 100
+    expected = [[*tokenizer.encode(f"{ENGLISH} {n}", bos=True, eos=True)] for n in range(300) if n != 7]
+    assert read_bin(tmp_path / "out" / "all.bin") == expected
+    assert (result.documents, result.skipped) == (299, 1)
+    assert "7.jsonl:1: not JSON" in (result.first_error or "")
+    assert left(tmp_path / "out") == ["all.bin", "all.bin.meta"]
+
+
+def _counted(submit: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def counting(*arguments: Any) -> Any:
+        calls.append(1)
+        return submit(*arguments)
+
+    return counting
+
+
+@pytest.mark.parametrize("how", ["processes", "threads"])
+def test_stopping_a_split_file_leaves_nothing(
+    tmp_path: Path, raw: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(fan_out, "PART_BYTES", 10_000)
+    monkeypatch.setattr("evo_core.data.tokenize._BATCH_CHARACTERS", 100)
+    raw.write_bytes(raw.read_bytes() * 20)
+    stop = threading.Event()
+
+    def tell(share: float, tokens: int) -> None:
+        if tokens:
+            stop.set()
+
+    spec = TokenizeSpec(raw, tmp_path / "out" / "a.bin", tokenizer.path)
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(2)) if how == "threads" else None
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            tokenize_files([spec], workers=2, executor=executor, on_progress=tell, stop=stop)
+        assert time.monotonic() - began < 60
+    assert left(tmp_path / "out") == []
+
+
+def test_progress_is_told_within_a_file(
+    tmp_path: Path, raw: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evo_core.data.tokenize._BATCH_CHARACTERS", 4000)
+    monkeypatch.setattr("evo_core.data.raw_bytes.CHUNK", 5000)
+    packed = tmp_path / "raw.jsonl.gz"
+    packed.write_bytes(gzip.compress(raw.read_bytes()))
+    told: list[tuple[float, int]] = []
+    spec = TokenizeSpec(packed, tmp_path / "a.bin", tokenizer.path)
+    [result] = tokenize_files([spec], on_progress=lambda share, tokens: told.append((share, tokens)))
+    assert len(told) > 5
+    assert told == sorted(told)
+    assert told[-1] == (1.0, result.tokens)
+
+
+@pytest.mark.faults
+def test_a_killed_worker_is_one_clear_error(tmp_path: Path, raw: Path, tokenizer: Tokenizer) -> None:
+    raw.write_bytes(raw.read_bytes() * 20)
+    specs = [TokenizeSpec(raw, tmp_path / "out" / f"{n}.bin", tokenizer.path) for n in range(4)]
+
+    def kill(share: float, tokens: int) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(DataError, match=r"ended from outside; .* memory runs out \(use fewer workers\)"):
+        tokenize_files(specs, workers=2, on_progress=kill)
+    assert not [name for name in left(tmp_path / "out") if name.startswith(".")]
+
+
+def test_nothing_to_do() -> None:
+    assert tokenize_files([]) == []

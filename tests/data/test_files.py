@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evo_core.data.documents import read_documents
-from evo_core.data.files import file_exists, file_size, open_file, read_error
+from evo_core.data.files import file_exists, file_size, find_files, open_file, read_error
 from evo_core.data.tokenize import TokenizeSpec, tokenize_file
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
@@ -60,6 +60,20 @@ def test_another_store(store: str) -> None:
     assert list(read_documents(f"{store}/b.txt", byte_range=(3, 10))) == ["three"]
 
 
+def test_what_folders_and_patterns_mean(store: str, tmp_path: Path) -> None:
+    assert find_files(store) == ["memory:///raw/a.txt", "memory:///raw/b.txt", "memory:///raw/sub/c.txt"]
+    assert find_files(f"{store}/?.txt") == ["memory:///raw/a.txt", "memory:///raw/b.txt"]
+    assert find_files(f"{store}/b.txt") == [f"{store}/b.txt"]
+    for name in ("b.txt", "a.txt", ".hidden/x.txt", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_files(str(tmp_path)) == [str(tmp_path / name) for name in ("a.txt", "b.txt", "sub/c.txt")]
+    assert find_files(str(tmp_path / "**" / "*.txt"))[-1] == str(tmp_path / "sub" / "c.txt")
+    for nothing in (f"{store}/x*.txt", str(tmp_path / "x*.txt"), f"{store}/none"):
+        with pytest.raises(DataError, match="there is no such file"):
+            find_files(nothing)
+
+
 def test_what_cannot_be_read(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for missing in (tmp_path / "a.txt", f"{store}/z.txt"):
         for look in (open_file, file_size):
@@ -91,5 +105,6 @@ def test_a_file_in_s3(s3: S3Server, tmp_path: Path, tokenizer: Tokenizer, monkey
     for number, place in enumerate((f"s3://{bucket}/raw/a.txt", tmp_path / "a.txt")):
         tokenize_file(TokenizeSpec(place, tmp_path / f"{number}.bin", tokenizer.path))
     assert read_bin(tmp_path / "0.bin") == read_bin(tmp_path / "1.bin")
+    assert find_files(f"s3://{bucket}/raw") == [f"s3://{bucket}/raw/a.txt"]
     with pytest.raises(DataError, match="there is no such file"):
         open_file(f"s3://{bucket}/raw/b.txt")

@@ -53,6 +53,10 @@ def test_what_is_wrong(tmp_path: Path) -> None:
         list(read_documents(path, ("body",)))
     with pytest.raises(DataError, match="reads"):
         read_documents(path, mode="internevo")
+    bad = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff"))
+    pq.write_table(pa.table({"text": bad}), path)
+    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file \(.*utf-?8"):
+        list(read_documents(path))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match="not a readable Parquet file"):
         list(read_documents(path))

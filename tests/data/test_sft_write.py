@@ -211,7 +211,7 @@ def test_nothing_to_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
         with pytest.raises(DataError, match=message):
             record_files(tmp_path / name)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="not a single sample"):
+    with pytest.raises(DataError, match="the file is empty"):
         write(tmp_path / "empty.jsonl", tmp_path / "out", tokenizer)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a readable Parquet file"):

@@ -160,6 +160,17 @@ def test_what_is_no_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> None:
             tokenizer.decode(ids)
 
 
+def test_a_tokenizer_takes_texts_whole_however_it_was_saved(hugging_face: Path) -> None:
+    from tokenizers import Tokenizer as Library
+
+    plain = load_tokenizer(hugging_face).encode_batch([ENGLISH, "a"])
+    saved = Library.from_file(str(hugging_face / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=8)
+    saved.save(str(hugging_face / "tokenizer.json"))
+    assert load_tokenizer(hugging_face).encode_batch([ENGLISH, "a"]) == plain
+
+
 def test_the_tutorials_sentences() -> None:
     path = os.environ.get("EVO_INTERNLM_TOKENIZER")
     if not path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -62,7 +61,9 @@ def tokenize(
         str | None, typer.Option(metavar="KEY", help="Field that names a document's type, for `shard --route field`.")
     ] = None,
     on_error: Annotated[OnError, typer.Option(help="Stop at a wrong record, or skip it and count.")] = OnError.RAISE,
-    max_record_bytes: Annotated[int, typer.Option(min=1, help="A longer line or record is wrong.")] = 64 << 20,
+    max_record_bytes: Annotated[
+        int, typer.Option(min=1, help="A longer line or record is wrong. [default: 16 MiB]", show_default=False)
+    ] = 16 << 20,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler to run on, or `local`. [default: processes]")
@@ -90,12 +91,12 @@ def tokenize(
     if tokenizer is None:
         raise DataError("is required", key="--tokenizer", hint=_WHERE_FROM)
     files = find_raw_files(given)
-    load_tokenizer(tokenizer)  # said once, before any work
+    model = load_tokenizer(tokenizer)  # here, once: of a hub id the workers get the file
     specs = [
         TokenizeSpec(
             input=file,
             output=output,
-            tokenizer=tokenizer,
+            tokenizer=model.path,
             text_keys=tuple(text_key or ["text"]),
             mode=mode.value,
             bos=bos,
@@ -110,40 +111,29 @@ def tokenize(
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(dask_executor(dask)) if dask is not None else None
         on_progress = stack.enter_context(token_bar("tokenizing"))
-        try:
-            result = tokenize_together(specs, output, workers=workers, executor=executor, on_progress=on_progress)
-        except OSError as error:
-            raise DataError(f"it cannot be written ({error.strerror or error})", file=output) from error
+        result = tokenize_together(specs, output, workers=workers, executor=executor, on_progress=on_progress)
     _print(result, len(files), output, time.monotonic() - began)
 
 
 def find_raw_files(given: Sequence[str]) -> list[str]:
     """The raw files that paths, folders, patterns and URIs mean: as given, and sorted in a folder or pattern.
 
+    Of a folder only files with names of a raw format are taken; a file that is named must have one.
+
     Raises:
         DataError: one of them means none.
     """
-    from evo_core.data.documents import file_format
-    from evo_core.data.files import is_uri
+    from evo_core.data.documents import FORMATS, file_format
+    from evo_core.data.files import find_files
 
     found: list[str] = []
     for text in given:
-        if is_uri(text) or Path(text).is_file():
-            found.append(text)
-        elif Path(text).is_dir():
-            below = sorted(str(p) for p in Path(text).rglob("*") if p.is_file() and not p.name.startswith("."))
-            known = [path for path in below if _is_raw(path)]
-            if not known:
-                raise DataError(
-                    "there is no file of text in this folder", file=text, hint=".txt, .jsonl, .json, .parquet"
-                )
-            found += known
-        elif matches := sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file()):  # noqa: PTH207 (may be absolute)
-            found += matches
-        else:
-            raise DataError("there is no such file, folder or pattern", file=text)
-    for file in found:
-        file_format(file)
+        files = find_files(text)
+        if files == [text]:
+            file_format(text)
+        elif not (files := [file for file in files if _is_raw(file)]):
+            raise DataError("there is no file of text here", file=text, hint=f"known: {', '.join(FORMATS)}")
+        found += files
     return found
 
 
