@@ -190,7 +190,7 @@ def work(name: str, row: Row, threads: int, pipe: Connection) -> None:
             model.zero_grad(set_to_none=True)
             loss = step()
             loss.backward()
-            return float(loss)
+            return float(loss.detach())
 
         loss, norm = run(), 0.0
         if model is not None:

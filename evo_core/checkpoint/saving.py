@@ -88,7 +88,8 @@ def _copy_tokenizer(cfg: TrainConfig, folder: Path) -> str | None:
     if cfg.data.tokenizer_path is None:
         return None
     (folder / TOKENIZER).mkdir()
-    for file in load_tokenizer(cfg.data.tokenizer_path).files:
+    tokenizer = load_tokenizer(cfg.data.tokenizer_path)
+    for file in (*tokenizer.files, *tokenizer.companions):
         shutil.copy(file, folder / TOKENIZER / file.name)
     return TOKENIZER
 

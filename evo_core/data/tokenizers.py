@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tokenizer", "load_tokenizer", "train_sentencepiece"]
 
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Data alone: nothing that would be run.
 _HUB_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
@@ -92,6 +93,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Files beside it that say how its texts are put together, and that go where it goes."""
+        beside = (self.path.with_name(name) for name in _COMPANIONS)
+        return tuple(file for file in beside if file.is_file() and file not in self.files)
 
     def _required(self, token: int | None, name: str) -> int:
         if token is None:

@@ -24,11 +24,13 @@ from evo_core.model.ops.moe import MixtureMLP
 from evo_core.model.ops.norm import Norm
 from evo_core.model.ops.rope import Rotary, rotate
 
-COPIED_ELEMENTS = 1 << 22
+COPIED_ELEMENTS = 1 << 23
 """Weights up to this size are copied in the order in which a step reads them fastest; a second copy of larger ones
 would take more memory than it is worth."""
 
-BLOCK_ROWS, BLOCK_COLUMNS = 4, 256
+PANEL_ROWS, PANEL_COLUMNS = range(4, 25), 16
+"""On a CPU, a product of so many rows takes half to nine tenths of the time when the weight lies in panels of so many
+columns: fewer rows are bound by reading it, and for more the library's own copying into panels pays off."""
 
 
 class Forward:
@@ -175,7 +177,7 @@ class _Product:
 
     Several of moderate size become one. For a few rows of input a product is bound by reading the weight, so on a CPU
     it is copied in the order in which it is read fastest: a weight with more rows than columns with each column in
-    one piece, and one as wide as a vocabulary, for `BLOCK_ROWS` rows of input or more, in blocks of its columns.
+    one piece, and for `PANEL_ROWS` rows of input in panels.
 
     Args:
         parts: weight [out_features, in_features] and bias of each.
@@ -184,15 +186,15 @@ class _Product:
     def __init__(self, parts: list[tuple[Tensor, Tensor | None]]) -> None:
         self.parts = [(weight.detach().t(), bias) for weight, bias in parts]
         self.width, columns = sum(weight.shape[0] for weight, _ in parts), parts[0][0].shape[1]
-        self._blocks: Tensor | None = None
-        self._in_blocks = False
+        self._panels: _Panels | None = None
         if self.width * columns > COPIED_ELEMENTS:
             return
         weight = torch.cat([weight.detach() for weight, _ in parts]) if len(parts) > 1 else parts[0][0].detach()
         biases = [bias.detach() for _, bias in parts if bias is not None]
         on_cpu = weight.device.type == "cpu"
-        self._in_blocks = on_cpu and not biases and self.width >= 2048
         by_column = weight.t().contiguous() if on_cpu and self.width > columns else weight.t()
+        if not biases and _is_wide_on_cpu(weight):
+            self._panels = _Panels(by_column.t())
         self.parts = [(by_column, torch.cat(biases) if biases else None)]
 
     @classmethod
@@ -201,17 +203,32 @@ class _Product:
         return cls([(linear.weight, linear.bias) for linear in linears])
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._in_blocks and x.shape[0] >= BLOCK_ROWS:
-            return self._by_blocks(x)
+        if self._panels is not None and x.shape[0] in PANEL_ROWS:
+            return self._panels(x)
         results = [torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts]
         return results[0] if len(results) == 1 else torch.cat(results, -1)
 
-    def _by_blocks(self, x: Tensor) -> Tensor:
-        if self._blocks is None:
-            weight = F.pad(self.parts[0][0], (0, -self.width % BLOCK_COLUMNS))
-            self._blocks = weight.unflatten(1, (-1, BLOCK_COLUMNS)).transpose(0, 1).contiguous()
-        result = torch.bmm(x.expand(self._blocks.shape[0], -1, -1), self._blocks)
-        return result.transpose(0, 1).flatten(1)[:, : self.width]
+
+class _Panels:
+    """x [rows, in_features] -> x @ weight.T [rows, out_features], the weight copied in panels when first used.
+
+    Args:
+        weight: [out_features, in_features].
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight, self._panels = weight, weight[:0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not len(self._panels):
+            padded = F.pad(self._weight, (0, 0, 0, -len(self._weight) % PANEL_COLUMNS))
+            self._panels = padded.unflatten(0, (-1, PANEL_COLUMNS)).mT.contiguous()
+        result = torch.bmm(x.expand(len(self._panels), -1, -1), self._panels)
+        return result.transpose(0, 1).flatten(1)[:, : len(self._weight)]
+
+
+def _is_wide_on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == accumulation_dtype(weight.dtype)
 
 
 class _Sum:
@@ -221,8 +238,12 @@ class _Sum:
         self.linear, self.weight = linear, linear.weight.detach().t()
         # In narrow types the sum inside the product would round once where the modules round twice.
         self.inside = linear.bias is None and model.dtype == accumulation_dtype(model.dtype)
+        copied = self.inside and self.weight.numel() <= COPIED_ELEMENTS and _is_wide_on_cpu(self.weight)
+        self._panels = _Panels(linear.weight.detach()) if copied else None
 
     def __call__(self, h: Tensor, x: Tensor) -> Tensor:
+        if self._panels is not None and h.shape[0] in PANEL_ROWS:
+            return self._panels(h).add_(x)
         if self.inside:
             return torch.addmm(x, h, self.weight)
         return x + F.linear(h, self.linear.weight, self.linear.bias)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evo_core.model.build import build_model, count_parameters
+    from evo_core.model.compiled import compile_blocks
     from evo_core.model.decoder import Decoder, ModelOutput
     from evo_core.model.init import draw, init_weights
     from evo_core.model.ops.attention import attention_kernel
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "build_model": "build",
+    "compile_blocks": "compiled",
     "count_parameters": "build",
     "Decoder": "decoder",
     "ModelOutput": "decoder",
@@ -43,6 +45,7 @@ __all__ = [
     "ModelOutput",
     "attention_kernel",
     "build_model",
+    "compile_blocks",
     "count_parameters",
     "draw",
     "init_weights",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
 from evo_core.errors import ConfigError
@@ -46,14 +44,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-@cache
+def _native_on_cpu() -> frozenset[torch.dtype]:
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    ops = torch.ops.mkldnn
+    supported = {torch.bfloat16: ops._is_mkldnn_bf16_supported(), torch.float16: ops._is_mkldnn_fp16_supported()}
+    return frozenset(dtype for dtype, it_is in supported.items() if it_is)
+
+
+# Asked once, here: torch.compile follows neither the question nor a function's cache.
+_NATIVE_ON_CPU = _native_on_cpu()
+
+
 def product_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     """The type to multiply matrices of a dtype in: float32 for 16 bit on a CPU without such instructions.
 
     Such a CPU takes 4 to 8 times as long for a product of 16-bit matrices as for one of float32, which adds up the
     same numbers and rounds once.
     """
-    if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return dtype
-    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
-    return dtype if torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, name)() else torch.float32
+    narrow = device_type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if narrow and dtype not in _NATIVE_ON_CPU else dtype

@@ -15,7 +15,7 @@ import torch
 from evo_core.checkpoint import TrainState, save
 from evo_core.data import Feed, open_source
 from evo_core.evaluate.holdout import holdout
-from evo_core.model import build_model, init_weights
+from evo_core.model import build_model, compile_blocks, init_weights
 from evo_core.parallel import ranks as process_ranks
 from evo_core.parallel.collectives import on_first
 from evo_core.parallel.layout import Layout, make_layout
@@ -90,6 +90,10 @@ def _train(
     model = build_model(cfg.model, device=ranks.device)
     if start is None:
         init_weights(model, cfg.model, cfg.seed)
+    if getattr(cfg.model, "compile", False):
+        compiled = compile_blocks(model)
+        if layout.is_log_rank:
+            log.info("%d blocks are compiled in the first step", compiled)
     optimizer = make_optimizer(cfg, model, layout)
     lr, beta2 = make_schedules(cfg)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=layout.dp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from evo_core.checkpoint import load_model, newest_complete
+from evo_core.config.identity import identity_of
 from evo_core.errors import CheckpointError
 from evo_core.train.setup import make_schedules
 from tests.ranks import run_on_ranks
@@ -39,6 +41,16 @@ def test_the_same_run_gives_the_same_bits(tmp_path: Path) -> None:
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_curve(tmp_path: Path) -> None:
+    """The setting is not part of what a job computes."""
+    plain, compiled = (job(tmp_path, ckpt__enable_save_ckpt=False, model__compile=value) for value in (False, True))
+    assert identity_of(plain, 1) == identity_of(compiled, 1)
+    run(plain, tmp_path / "plain")
+    run(compiled, tmp_path / "compiled")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-11)
+
+
 def test_it_learns(tmp_path: Path) -> None:
     result = run(job(tmp_path, data__total_steps=30, ckpt__enable_save_ckpt=False), tmp_path / "run")
     assert result.loss < losses(tmp_path / "run")[0] - 0.5
@@ -54,6 +66,18 @@ def test_the_final_step_is_saved_and_the_model_can_be_loaded(tmp_path: Path) -> 
     assert not model.training
     assert next(model.parameters()).dtype == torch.float64
     assert next(load_model(tmp_path / "ckpt", dtype=torch.float32)[0].parameters()).dtype == torch.float32
+
+
+def test_the_tokenizer_and_its_chat_template_stay_with_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "tasks" / "tokenizer.json", tmp_path / "own")
+    (tmp_path / "own" / "chat_template.jinja").write_text("{{ messages }}")
+    cfg = job(tmp_path, data__total_steps=1, data__tokenizer_path=str(tmp_path / "own"), model__vocab_size=300)
+    result = run(cfg, tmp_path / "run")
+    assert result.checkpoint is not None
+    _, tokenizer = load_model(result.checkpoint)
+    assert tokenizer is not None
+    assert [file.name for file in tokenizer.companions] == ["chat_template.jinja"]
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:

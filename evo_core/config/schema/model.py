@@ -137,6 +137,7 @@ class ModelConfig(Block):
         0.0, "Share of the blocks whose activations are recomputed in the backward pass (true: all)."
     )
     use_flash_attn: bool = execution(True, "Attend with the best variable-length kernel there is.")
+    compile: bool = execution(False, "Let torch.compile make kernels for each block; the first steps take minutes.")
     num_chunks: PositiveInt = execution(1, "Model pieces per pipeline rank; more than 1: interleaved schedule.")
     parallel_output: bool = execution(True, "Leave the logits split over the tensor-parallel ranks.")
     embed_split_hidden: bool = execution(True, "Split the embedding by hidden dimension, not by vocabulary.")

@@ -246,8 +246,7 @@ def keep_tokenizer(tokenizer: Tokenizer, settings: SftSettings, folder: Path) ->
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        config = tokenizer.path.with_name("tokenizer_config.json")
-        for file in {*tokenizer.files, config} if config.is_file() else tokenizer.files:
+        for file in (*tokenizer.files, *tokenizer.companions):
             shutil.copyfile(file, temporary / file.name)
         if settings.record_format == "chat":
             template = find_template(tokenizer, settings.chat_template)
