@@ -35,6 +35,8 @@ VOCABULARY = 32000
 SENTENCEPIECE_VOCABULARY = 16000
 BARS = {"hf": {"bare": 0.85, "datasets.map": 1.8, "datatrove": 4.0}, "sp": {"bare": 0.90}}
 TWO_PROCESSES_BAR = 0.95
+SAMPLE = {"cn": 3_000_000, "en": 3_000_000, "code": 6_000_000}
+"""Bytes of each type that are repeated until a corpus is full."""
 WARM_UP = 200
 """Documents encoded before the clock starts."""
 
@@ -51,13 +53,15 @@ class Measured(NamedTuple):
 # --- the corpus and the vocabularies
 
 
-def make_corpus(folder: Path, megabytes: float, files: int) -> None:
-    """Real Chinese, English and code as JSON lines of about this size, the same in each file."""
+def make_corpus(folder: Path, megabytes: float, files: int, types: list[str], characters: int | None = None) -> None:
+    """Real text of these types as JSON lines of about this size, the same in each file; cut into short documents."""
     from evo_core.data.sample_text import write_sample_text
 
     raw, target = folder / "sample", int(megabytes * 1e6 / files)
-    write_sample_text(raw, {"cn": 3_000_000, "en": 3_000_000, "code": 6_000_000})
+    write_sample_text(raw, {name: size for name, size in SAMPLE.items() if name in types})
     texts = [json.loads(line)["text"] for path in sorted(raw.rglob("*.jsonl")) for line in path.open(encoding="utf-8")]
+    if characters is not None:
+        texts = [text[at : at + characters] for text in texts for at in range(0, len(text), characters)]
     for number in range(files):
         with (folder / f"corpus_{number}.jsonl").open("w", encoding="utf-8") as out:
             size = round_ = 0
@@ -257,9 +261,9 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[Measured]:
 # --- the table
 
 
-def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    """All rows."""
-    vocabularies = train_vocabularies(folder)
+def measure(folder: Path, rounds: int, kinds: list[str]) -> dict[str, Any]:
+    """The rows of these vocabularies."""
+    vocabularies = {kind: vocabulary for kind, vocabulary in train_vocabularies(folder).items() if kind in kinds}
     corpus = [folder / "corpus_0.jsonl", folder / "corpus_1.jsonl"]
     result: dict[str, Any] = {"rows": [], "left_out": []}
     for kind, vocabulary in vocabularies.items():
@@ -315,11 +319,11 @@ def measure_memory(folder: Path, sizes: list[float]) -> list[dict[str, Any]]:
     """Peak memory of one process that tokenizes a file of each size, in each format, and that of one that does not."""
     from evo_core.data import train_sentencepiece
 
-    make_corpus(folder, sizes[0], 1)
+    make_corpus(folder, sizes[0], 1, list(SAMPLE))
     vocabulary = train_sentencepiece(read_texts(folder / "corpus_0.jsonl"), folder / "m.model", vocab_size=8000)
     rows = []
     for size in sizes:
-        make_corpus(folder, size, 1)
+        make_corpus(folder, size, 1, list(SAMPLE))
         lines = folder / "corpus_0.jsonl"
         for form in MEMORY_FORMATS:
             raw = as_format(lines, form)
@@ -401,6 +405,9 @@ def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=40.0, help="size of each of the two corpus files")
+    parser.add_argument("--types", nargs="+", choices=SAMPLE, default=list(SAMPLE), help="of text in the corpus (all)")
+    parser.add_argument("--characters", type=int, metavar="N", help="of a document at most; longer ones are cut up")
+    parser.add_argument("--vocabularies", nargs="+", choices=BARS, default=list(BARS), help="rows to run (all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument(
@@ -425,8 +432,8 @@ def main() -> None:
         if arguments.memory:
             result = {"rows": [], "left_out": [], "memory": measure_memory(folder, arguments.memory)}
         else:
-            make_corpus(folder, arguments.megabytes * 2, 2)
-            result = measure(folder, arguments.rounds)
+            make_corpus(folder, arguments.megabytes * 2, 2, arguments.types, arguments.characters)
+            result = measure(folder, arguments.rounds, arguments.vocabularies)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.megabytes:g} MB a file")
     print(table(result))
     if arguments.json:
