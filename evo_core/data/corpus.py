@@ -8,7 +8,7 @@ numbered as they lie: file by file in the order of paths.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,11 @@ class MinLength(NamedTuple):
                 hint="write longer parts of the path",
             )
         return self.by_text[matching[0]] if matching else self.general
+
+    def unused(self, paths: Iterable[str]) -> list[str]:
+        """The texts that are in none of the paths."""
+        paths = list(paths)
+        return [text for text in self.by_text if not any(text in path for path in paths)]
 
 
 NO_MIN_LENGTH = MinLength()
@@ -122,6 +127,12 @@ def open_corpus(
         corpus.documents[name] = DocumentSet([next(ids) for _ in of_type], table)
         corpus.digests[name] = found[f"{number}-digest"][0].decode()
     return corpus
+
+
+def paths_below(folder: Path) -> Iterator[str]:
+    """The files of a folder of token shards as `MinLength` sees them."""
+    for name in data_types(folder):
+        yield from (_below(folder, path) for path in bin_files(folder, name))
 
 
 def _below(folder: Path, path: Path) -> str:

@@ -97,8 +97,8 @@ class ShardWriter:
             "documents": writer.documents,
             "tokens": writer.tokens,
             "bytes": writer.path.stat().st_size,
-            "digest": _digest(writer.path),
-            "meta_digest": _digest(meta_path(writer.path)),
+            "digest": shard_digest(writer.path),
+            "meta_digest": shard_digest(meta_path(writer.path)),
             "origins": list(dict.fromkeys(self.origin(piece.unit) for piece in pieces)),
         }
 
@@ -129,8 +129,8 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def _digest(path: Path) -> str:
-    """blake3 of a file, hex."""
+def shard_digest(path: Path) -> str:
+    """The blake3 of a file by which the manifest knows it, hex."""
     from blake3 import blake3
 
     return blake3().update_mmap(path).hexdigest()

@@ -14,6 +14,7 @@ from evo_core.data.inspection.find import find_lone_metas, find_shards
 from evo_core.data.inspection.statistics import statistics
 from evo_core.data.sft.samples import SftSettings
 from evo_core.data.sft.write import write_sft_dataset
+from evo_core.data.shard import ShardSource, write_shards
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from tests.data.corpora import write_bin, write_folder
@@ -149,6 +150,25 @@ def test_the_command_verify(dataset: Path, tokenizer: Tokenizer) -> None:
     assert report["count"] == 20 and len(report["problems"]) == 20
     with pytest.raises(DataError, match="not both"):
         run("verify", dataset, "--vocab-size", 3, "--tokenizer", tokenizer.path)
+
+
+def test_verify_compares_a_dataset_with_its_manifest(tmp_path: Path) -> None:
+    """An id that is another valid one shows in the digest alone."""
+    write_bin(tmp_path / "cn.bin", [[1, 2], [3, 4]])
+    source = ShardSource("cn", tmp_path / "cn.bin", "cn.txt")
+    write_shards([source], tmp_path / "set", valid_fraction=0, shard_tokens=100)
+    assert "all well" in run("verify", tmp_path / "set").output
+    (shard,) = (tmp_path / "set" / "train").rglob("*.bin")
+    shard.write_bytes(shard.read_bytes().replace(b"[3, 4]", b"[3, 5]"))
+    text = run("verify", tmp_path / "set", status=2).output
+    assert f"{shard.name}: holds other bytes than statistics.json says" in text and "1 problem" in text
+    shard.unlink()
+    (shard.parent / f"{shard.name}.meta").unlink()
+    write_bin(shard.with_name("other.bin"), [[1]])
+    text = run("verify", tmp_path / "set", status=2).output
+    assert f"{shard.name}: is listed in statistics.json, and not there" in text and "2 problems" in text
+    (tmp_path / "set" / "statistics.json").write_text("{}")
+    assert "not a manifest of shards" in run("verify", tmp_path / "set", status=2).output
 
 
 def test_verify_finds_a_meta_that_lost_its_bin(folder: Path) -> None:

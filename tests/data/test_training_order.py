@@ -118,7 +118,7 @@ def test_a_weight_for_nothing(tmp_path: Path) -> None:
 # ---- min_length_dict
 
 
-def test_a_min_length_for_some_files(tmp_path: Path) -> None:
+def test_a_min_length_for_some_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     documents = [[1], [2, 3], [4, 5, 6]]
     folder = write_folder(tmp_path / "d", {"en": [documents, documents], "cn": [documents]})
 
@@ -128,6 +128,10 @@ def test_a_min_length_for_some_files(tmp_path: Path) -> None:
     assert tokens(min_length_dict={"/cn/": 3}) == {"cn": 3, "en": 12}
     assert tokens(min_length=2, min_length_dict={"en/train_001": 3}) == {"cn": 5, "en": 8}
     assert tokens(min_length=3, min_length_dict={"/cn/": 0}) == {"cn": 6, "en": 6}
+    tokens(min_length_dict={"/english/": 3, "/en/": 1})
+    assert [record.message for record in caplog.records if "min_length_dict" in record.message] == [
+        f"data.min_length_dict: '/english/' is in the path of no file of {folder}, e.g. /cn/train_000.bin"
+    ]
     with pytest.raises(
         ConfigError, match=r"data.min_length_dict: /en/ and _001 are both in the path /en/train_001.bin"
     ):
