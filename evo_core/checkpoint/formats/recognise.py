@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,8 @@ def kind_of(folder: Path) -> Kind | None:
 def locate(uri: str | Path) -> tuple[Kind, Path]:
     """The format and the folder of the weights that a path or a hub id means.
 
-    A folder of our checkpoints means the newest complete one. A hub id (``owner/name``, where there is no such folder)
+    A folder of our checkpoints means the newest complete one, an artifact of a pipeline the model in it, and an artifact
+    in the making its newest checkpoint. A hub id (``owner/name``, where there is no such folder)
     is downloaded through `huggingface_hub`: weights, settings and tokenizer, never code.
 
     Raises:
@@ -47,12 +49,28 @@ def locate(uri: str | Path) -> tuple[Kind, Path]:
     folder = local_path(text)
     if is_hub_id(text):
         folder = _from_hub(text)
+    if (folder / "attempts").is_dir():
+        folder = _in_artifact(folder)
     kind = kind_of(folder)
     if kind is not None:
         return kind, folder
     if folder.is_file():
         raise CheckpointError("is a file", file=folder, hint=f"name the folder it is in: {folder.parent}")
     return "evo", folders.resolve_own(folder)
+
+
+def _in_artifact(artifact: Path) -> Path:
+    """Where the model lies in an artifact: in the attempt that its manifest names; without one, work goes on."""
+    try:
+        manifest = json.loads((artifact / folders.MANIFEST).read_text("utf-8"))
+        kind, attempt = manifest["type"], manifest["attempt"]
+    except FileNotFoundError:
+        return artifact / "work" / "ckpt"
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the artifact's manifest cannot be read ({error})", file=artifact) from None
+    if kind != "model":
+        raise CheckpointError(f"this artifact holds no model (its type: {kind})", file=artifact)
+    return artifact / "attempts" / str(attempt) / "model"
 
 
 def _from_hub(name: str) -> Path:
