@@ -36,8 +36,8 @@ def kind_of(folder: Path) -> Kind | None:
 def locate(uri: str | Path) -> tuple[Kind, Path]:
     """The format and the folder of the weights that a path or a hub id means.
 
-    A folder of our checkpoints means the newest complete one, an artifact of a pipeline the model in it, and an artifact
-    in the making its newest checkpoint. A hub id (``owner/name``, where there is no such folder)
+    A folder of our checkpoints means the newest complete one, a pipeline's artifact the model in it, and one in the
+    making its newest checkpoint. A hub id (``owner/name``, where there is no such folder)
     is downloaded through `huggingface_hub`: weights, settings and tokenizer, never code.
 
     Raises:
