@@ -81,7 +81,9 @@ def do(action: str) -> None:
     elif word == "advance":
         kept = Path(os.environ["EVO_JOB_FOLDER"]) / "kept"
         done = int(kept.read_text()) + 1 if kept.exists() else 1
-        kept.write_text(str(done))
+        own = kept.with_name(f"kept.{os.getpid()}")  # all ranks do this at once: none may read a half
+        own.write_text(str(done))
+        own.replace(kept)
         do(f"progress:{done}")
     elif word == "error":
         fail("RuntimeError", value, False)
