@@ -206,6 +206,7 @@ def test_small_files_make_shards_of_the_target_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_files(files: LocalFiles | S3Files, tmp_path: Path) -> None:
     files.write(texts(range(10_000)))
     corpus = Corpus(tmp_path, files)
