@@ -9,6 +9,7 @@ path (``uses: my_package.my_module:MyKind``).
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ class StepContext(Generic[P, R]):
     digests: dict[str, str] = field(default_factory=dict)
 
 
-class Kind(Generic[P, R]):
+class Kind(ABC, Generic[P, R]):
     """Base class of step kinds. Subclasses set the class attributes and implement `run`."""
 
     name: ClassVar[str]
@@ -122,14 +123,15 @@ class Kind(Generic[P, R]):
         """What is known about the artifact before it is made."""
         return {}
 
+    @abstractmethod
     def run(self, ctx: StepContext[P, R]) -> dict[str, Any]:
         """Make the artifact in `ctx.folder`; return its statistics (plain data, shown in tables)."""
-        raise NotImplementedError(f"{type(self).__name__}.run")  # pragma: no cover
 
 
 class Source(Kind[P, R]):
     """A kind without inputs whose content comes from outside: its key follows what is there, not what is asked for."""
 
+    @abstractmethod
     def digest(self, params: P, remember: Path) -> tuple[str, Facts]:
         """Digest of what is there now, and facts about it; called when planning, so it must be cheap.
 
@@ -139,4 +141,3 @@ class Source(Kind[P, R]):
         Raises:
             ConfigError: nothing is there (missing folder, empty corpus).
         """
-        raise NotImplementedError(f"{type(self).__name__}.digest")  # pragma: no cover

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,9 +87,7 @@ def _copy_tokenizer(cfg: TrainConfig, folder: Path) -> str | None:
     if cfg.data.tokenizer_path is None:
         return None
     (folder / TOKENIZER).mkdir()
-    tokenizer = load_tokenizer(cfg.data.tokenizer_path)
-    for file in (*tokenizer.files, *tokenizer.companions):
-        shutil.copy(file, folder / TOKENIZER / file.name)
+    load_tokenizer(cfg.data.tokenizer_path).copy_to(folder / TOKENIZER)
     return TOKENIZER
 
 

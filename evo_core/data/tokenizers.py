@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,20 +77,20 @@ class Tokenizer(ABC):
             DataError: an id is not in the vocabulary.
         """
 
+    @abstractmethod
     def encode_with_offsets(self, text: str) -> list[tuple[int, int, int]]:
         """(id, start, end) of each token of a text: it stands for the characters [start, end).
 
         Of the tokens that together stand for one character, some may stand for none, at its start or its end.
         """
-        raise NotImplementedError(f"{type(self).__name__}.encode_with_offsets")
 
+    @abstractmethod
     def token_id(self, piece: str) -> int | None:
         """The id of a piece of the vocabulary, as the vocabulary spells it (``<s>``, ``<0x0A>``); None without it."""
-        raise NotImplementedError(f"{type(self).__name__}.token_id")
 
+    @abstractmethod
     def piece(self, token: int) -> str:
         """How the vocabulary spells an id; the empty text where it has none."""
-        raise NotImplementedError(f"{type(self).__name__}.piece")
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> list[list[int]]: ...
@@ -99,6 +100,11 @@ class Tokenizer(ABC):
         """Files beside it that say how its texts are put together, and that go where it goes."""
         beside = (self.path.with_name(name) for name in _COMPANIONS)
         return tuple(file for file in beside if file.is_file() and file not in self.files)
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy its files and their companions into a folder."""
+        for file in (*self.files, *self.companions):
+            shutil.copyfile(file, folder / file.name)
 
     def _required(self, token: int | None, name: str) -> int:
         if token is None:

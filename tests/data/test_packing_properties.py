@@ -214,6 +214,15 @@ class Letters(Tokenizer):
     def decode(self, ids: Any) -> str:
         return "".join(chr(token) for token in ids)
 
+    def encode_with_offsets(self, text: str) -> list[tuple[int, int, int]]:
+        return [(ord(letter), at, at + 1) for at, letter in enumerate(text)]
+
+    def token_id(self, piece: str) -> int | None:
+        return ord(piece) if len(piece) == 1 else None
+
+    def piece(self, token: int) -> str:
+        return chr(token)
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [[ord(letter) for letter in text] for text in texts]
 

@@ -91,11 +91,17 @@ class Vocabulary(Tokenizer):
     def token_id(self, piece: str) -> int | None:
         return self._pieces.get(piece)
 
+    def piece(self, token: int) -> str:
+        return next((piece for piece, number in self._pieces.items() if number == token), "")
+
     def decode(self, ids: Any) -> str:
-        raise NotImplementedError
+        return "".join(map(self.piece, ids))
+
+    def encode_with_offsets(self, text: str) -> list[tuple[int, int, int]]:
+        return [(self._pieces[text], 0, len(text))]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        raise NotImplementedError
+        return [[self._pieces[text]] for text in texts]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,15 @@ class LetterTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(LETTERS[i - 3] for i in self._known(ids) if i >= 3)
 
+    def encode_with_offsets(self, text: str) -> list[tuple[int, int, int]]:
+        return [(token, at, at + 1) for at, token in enumerate(self._encode([text])[0])]
+
+    def token_id(self, piece: str) -> int | None:
+        return 3 + LETTERS.index(piece) if piece in LETTERS else None
+
+    def piece(self, token: int) -> str:
+        return LETTERS[token - 3] if 3 <= token < self.vocab_size else ""
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [[3 + LETTERS.index(letter) if letter in LETTERS else 0 for letter in text] for text in texts]
 

@@ -246,8 +246,7 @@ def keep_tokenizer(tokenizer: Tokenizer, settings: SftSettings, folder: Path) ->
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for file in (*tokenizer.files, *tokenizer.companions):
-            shutil.copyfile(file, temporary / file.name)
+        tokenizer.copy_to(temporary)
         if settings.record_format == "chat":
             template = find_template(tokenizer, settings.chat_template)
             (temporary / "chat_template.jinja").write_text(template.text, "utf-8")
