@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,9 @@ class Measured(NamedTuple):
 # --- the corpus and the vocabularies
 
 
-def make_corpus(folder: Path, megabytes: float, files: int, types: list[str], characters: int | None = None) -> None:
+def make_corpus(
+    folder: Path, megabytes: float, files: int, types: Iterable[str] = tuple(SAMPLE), characters: int | None = None
+) -> None:
     """Real text of these types as JSON lines of about this size, the same in each file; cut into short documents."""
     from evo_core.data.sample_text import write_sample_text
 
@@ -319,11 +321,11 @@ def measure_memory(folder: Path, sizes: list[float]) -> list[dict[str, Any]]:
     """Peak memory of one process that tokenizes a file of each size, in each format, and that of one that does not."""
     from evo_core.data import train_sentencepiece
 
-    make_corpus(folder, sizes[0], 1, list(SAMPLE))
+    make_corpus(folder, sizes[0], 1)
     vocabulary = train_sentencepiece(read_texts(folder / "corpus_0.jsonl"), folder / "m.model", vocab_size=8000)
     rows = []
     for size in sizes:
-        make_corpus(folder, size, 1, list(SAMPLE))
+        make_corpus(folder, size, 1)
         lines = folder / "corpus_0.jsonl"
         for form in MEMORY_FORMATS:
             raw = as_format(lines, form)

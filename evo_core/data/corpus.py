@@ -8,7 +8,7 @@ numbered as they lie: file by file in the order of paths.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +95,8 @@ def open_corpus(
     types = data_types(folder) if types is None else types
     paths = {name: bin_files(folder, name) for name in types}
     everything = [path for of_type in paths.values() for path in of_type]
+    for text in min_length.unused(_below(folder, path) for path in everything):
+        log.warning("data.min_length_dict: %r is in the path of no file of %s, e.g. /cn/train_000.bin", text, folder)
     opened: list[TokenFile] = []
 
     def tables() -> Arrays:
@@ -127,12 +129,6 @@ def open_corpus(
         corpus.documents[name] = DocumentSet([next(ids) for _ in of_type], table)
         corpus.digests[name] = found[f"{number}-digest"][0].decode()
     return corpus
-
-
-def paths_below(folder: Path) -> Iterator[str]:
-    """The files of a folder of token shards as `MinLength` sees them."""
-    for name in data_types(folder):
-        yield from (_below(folder, path) for path in bin_files(folder, name))
 
 
 def _below(folder: Path, path: Path) -> str:

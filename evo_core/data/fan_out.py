@@ -1,4 +1,4 @@
-"""Tokenizing on many cores: one fan-out over `tokenize_file`, whoever carries it out.
+"""Tokenizing on many cores: one fan-out over `tokenize_into`, whoever carries it out.
 
 By default a pool of processes, one a core. Any other `concurrent.futures.Executor` does as well, a Dask cluster's
 (`dask_executor`) for one; its workers must see the same folders. The bytes written are the same in every case.

@@ -94,6 +94,8 @@ def find_files(location: str) -> list[str]:
     Raises:
         DataError: there is none, or the store cannot be asked.
     """
+    if file_exists(location):
+        return [location if is_uri(location) else str(local_path(location))]
     try:
         found = _find_in_store(location) if is_uri(location) else _find_here(str(local_path(location)))
     except DataError:
@@ -106,8 +108,6 @@ def find_files(location: str) -> list[str]:
 
 
 def _find_here(path: str) -> list[str]:
-    if Path(path).is_file():
-        return [path]
     if Path(path).is_dir():
         below = (p for p in Path(path).rglob("*") if p.is_file())
         return sorted(str(p) for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
@@ -118,8 +118,6 @@ def _find_in_store(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     if any(letter in path for letter in "*?["):
         found = [p for p in fs.glob(path) if fs.isfile(p)]
-    elif fs.isfile(path):
-        return [uri]
     else:
         found = fs.find(path)
     return sorted(fs.unstrip_protocol(p) for p in found if not file_name(p).startswith("."))

@@ -74,14 +74,14 @@ OnBatch = Callable[[int, float, int], None]
 ends the work."""
 
 
-def tokenize_file(spec: TokenizeSpec, *, on_batch: OnBatch | None = None) -> TokenizeResult:
+def tokenize_file(spec: TokenizeSpec) -> TokenizeResult:
     """Tokenize one raw file. A file without documents gives a ``.bin`` without lines.
 
     Raises:
         DataError: the file or a record is wrong, the tokenizer lacks bos or eos, or the output cannot be written.
             Nothing is written then.
     """
-    return tokenize_into([spec], spec.output, on_batch=on_batch)
+    return tokenize_into([spec], spec.output)
 
 
 def tokenize_into(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evo_core.data.batch import Batch
-from evo_core.data.corpus import ORIGINS, MinLength, open_corpus, paths_below
+from evo_core.data.corpus import ORIGINS, MinLength, open_corpus
 from evo_core.data.document_set import Documents, DocumentSet, Table
 from evo_core.data.format import meta_path
 from evo_core.data.index import Index, SharedIndex
@@ -174,13 +174,10 @@ def _random_sets(cfg: TrainConfig) -> tuple[list[Documents], str]:
 def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> tuple[list[Documents], str]:
     data = cfg.data
     original = data.packing == "internevo"
-    min_length = MinLength(data.min_length, data.min_length_dict)
-    for text in min_length.unused(paths_below(folder)):
-        log.warning("data.min_length_dict: %r is in the path of no file of %s, e.g. /cn/train_000.bin", text, folder)
     corpus = open_corpus(
         folder,
         vocab_size=cfg.model.vocab_size,
-        min_length=min_length,
+        min_length=MinLength(data.min_length, data.min_length_dict),
         by_origin=not original,
         first=dp_rank,
         index=index if data.use_shm else None,

@@ -7,6 +7,7 @@ product, sums inside the product, rotations in place, nothing for the backward p
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -217,12 +218,15 @@ class _Panels:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight, self._panels = weight, weight[:0]
+        self._weight = weight
+
+    @cached_property
+    def _panels(self) -> Tensor:
+        """[panels, in_features, PANEL_COLUMNS], the last one filled up with zeros."""
+        padded = F.pad(self._weight, (0, 0, 0, -len(self._weight) % PANEL_COLUMNS))
+        return padded.unflatten(0, (-1, PANEL_COLUMNS)).mT.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not len(self._panels):
-            padded = F.pad(self._weight, (0, 0, 0, -len(self._weight) % PANEL_COLUMNS))
-            self._panels = padded.unflatten(0, (-1, PANEL_COLUMNS)).mT.contiguous()
         result = torch.bmm(x.expand(len(self._panels), -1, -1), self._panels)
         return result.transpose(0, 1).flatten(1)[:, : len(self._weight)]
 
