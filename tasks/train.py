@@ -51,6 +51,7 @@ class Params(kind.Params):
 class _Train(Kind[Params, LaunchRuntime]):
     """What pretraining and finetuning share, which is all but where the weights come from."""
 
+    version = 2
     output = "model"
     params_type = Params
     runtime_type = LaunchRuntime

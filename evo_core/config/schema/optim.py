@@ -120,7 +120,7 @@ class Beta2SchedulerConfig(Block):
 
     init_beta2: Probability = identity(0.95, "beta2 at the start; default: adam.adam_beta2.")
     c: Float = identity(0.0, "Exponent; 0 or less: constant. Default: adam.adam_beta2_c.")
-    cur_iter: StartBefore = identity(-1, "Update to start the schedule after; -1: from its beginning.")
+    cur_iter: StartBefore = identity(-1, "k at the first update, after which it counts up; -1 is 0.")
 
     @field_validator("init_beta2")
     @classmethod
