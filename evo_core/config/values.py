@@ -66,6 +66,11 @@ def to_fraction(value: Any) -> float:
     return fraction
 
 
+def to_location(value: Any) -> Any:
+    """A location, or None; a blank text means None."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 def describe(value: Any) -> str:
     """A value as an error message shows it: as YAML writes it, long ones cut."""
     if isinstance(value, bool):
@@ -93,3 +98,4 @@ Probability = Annotated[float, Ge(0), Le(1), BeforeValidator(to_float)]
 Interval = Annotated[int | float, PlainValidator(to_interval)]
 IntervalAboveOne = Annotated[int | float, PlainValidator(to_interval_above_one)]
 LayerFraction = Annotated[float, BeforeValidator(to_fraction)]
+OptionalLocation = Annotated[str | None, BeforeValidator(to_location)]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command, report_progress
+from evo_core.storage.location import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,7 @@ def convert(arguments: argparse.Namespace) -> str:
 
     from evo_core.checkpoint.formats import as_model_type, cast, check_free, open_weights, write_weights
 
-    target = Path(arguments.target.removeprefix("local:"))
+    target = local_path(arguments.target, "TARGET")
     check_free(target)
     weights = open_weights(arguments.source, arguments.from_, model=model)
     to: Target = arguments.to or ("hf" if weights.kind == "evo" else "evo")
@@ -96,7 +97,7 @@ def convert(arguments: argparse.Namespace) -> str:
     if arguments.dtype is not None:
         weights = cast(weights, getattr(torch, arguments.dtype.removeprefix("torch.")))
     if arguments.tokenizer is not None:
-        weights = replace(weights, tokenizer=Path(arguments.tokenizer.removeprefix("local:")))
+        weights = replace(weights, tokenizer=local_path(arguments.tokenizer, "--tokenizer"))
     _check_tokenizer(weights)
     write_weights(
         _reporting(weights),

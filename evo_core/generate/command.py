@@ -7,6 +7,7 @@ one output.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,14 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides.append(f"seed={arguments.seed}")
     with command("evo_core.generate"):
         from evo_core.config import load_config
+        from evo_core.config.locations import unprefixed_save
 
         cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
         if cfg.generation.output_folder is None:
             raise ConfigError("is required", file=arguments.config, key="generation.output_folder")
+        unprefixed = unprefixed_save(cfg, "generation.output_folder")
 
         from evo_core.parallel.ranks import ranks
 
         with ranks(arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port) as joined:
+            if unprefixed is not None and joined.rank == 0:
+                print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
             run(cfg, joined)
 
 
