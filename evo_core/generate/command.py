@@ -88,7 +88,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     model, tokenizer = load_model(folder, ranks.device, check=ranks.local_rank == 0)
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
-    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, tokenizer))
+    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(ranks.rank, len(prompts), ranks.world_size)
