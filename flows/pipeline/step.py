@@ -19,6 +19,7 @@ from typing import Any, Literal
 from evo_core.errors import UserError
 from flows.pipeline.events import ArtifactRef, Observer, StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
+from flows.pipeline.statistics import plain_statistics
 from tasks.kind import StepContext
 from tasks.launch.launcher import Stopped
 from tasks.provenance import provenance
@@ -49,9 +50,9 @@ def run_step(plan: Plan, step: PlannedStep, store: Store, observer: Observer, st
         ref = _claim_and_make(plan, step, store, observer, stop)
     except BaseException as error:
         observer.on_step_end(step, None, error)
-        if isinstance(error, Exception):
-            raise StepFailed(step.name, error) from error
-        raise
+        if isinstance(error, Stopped):
+            raise
+        raise StepFailed(step.name, error) from error  # sys.exit too: a kind's way out is not the run's
     observer.on_step_end(step, ref, None)
     return ref
 
@@ -102,7 +103,7 @@ def _make(
     started = time.time()
     context = _context(plan, step, store, observer, stop, attempt, work)
     try:
-        statistics = step.kind.run(context)
+        returned = step.kind.run(context)
         if claim.lost:
             raise UserError("another run took this step over while this process seemed dead", key=step.name)
     except Stopped:
@@ -115,6 +116,7 @@ def _make(
         commits.discard(home, attempt.number)
         commits.discard_home_if_empty(home)
         raise
+    statistics = plain_statistics(returned, step, attempt.folder)
     commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)

@@ -24,8 +24,9 @@ def open_store(root: str | Path | None = None) -> Store:
     """
     given = str(root or os.environ.get("EVO_ROOT") or DEFAULT_ROOT)
     path = local_path(given, "--root").absolute()
-    if path.exists() and not path.is_dir():
-        raise ConfigError("the store must be a folder", file=path, key="--root")
+    there = next(part for part in (path, *path.parents) if part.exists())
+    if not there.is_dir():
+        raise ConfigError("the store must be a folder, and this is a file", file=there, key="--root")
     return Store(path)
 
 
