@@ -12,8 +12,10 @@ there may be a list of token ids.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Piece = tuple[str | Sequence[int], bool]
@@ -22,6 +24,10 @@ PieceFunction = Callable[[dict[str, Any]], Sequence[Piece]]
 
 class RecordError(Exception):
     """What is wrong with one record; whoever reads the file adds where it stands."""
+
+
+class NoRoomError(RecordError):
+    """A record that is right, and whose prompt is so long that nothing of an answer is left."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Format:
         as_one_text: whether the pieces' texts are tokenized as one text; else each by itself.
         special: whether special tokens written in a text (``<|im_end|>``) become their ids.
         bos, eos: whether a sample begins with the begin id and ends with the end id, unless told otherwise.
+        end_of_cut: whether a sample that is cut inside an answer ends with the end id all the same; else it just stops,
+            since the answer does not end there.
         note: what a person should know about it, in a line; may be empty.
     """
 
@@ -43,7 +51,14 @@ class Format:
     special: bool = True
     bos: bool = True
     eos: bool = True
+    end_of_cut: bool = False
     note: str = ""
+
+
+def failed(error: Exception) -> str:
+    """What a user's code failed with, and the line it came from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name} line {frame.lineno})"
 
 
 def text_field(record: dict[str, Any], key: str, *, default: str | None = None) -> str:
