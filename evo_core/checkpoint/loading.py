@@ -169,6 +169,7 @@ def load_model(
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
     from evo_core.checkpoint.formats import build, locate, open_weights
+    from evo_core.checkpoint.formats.evo import tokenizer_of
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.model import build_model
 
@@ -186,5 +187,5 @@ def load_model(
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
     _take_ending(folder, model)
-    tokenizer = load_tokenizer(folder / manifest.tokenizer) if manifest.tokenizer else None
-    return model.eval(), tokenizer
+    tokenizer = tokenizer_of(folder, manifest)
+    return model.eval(), load_tokenizer(tokenizer) if tokenizer else None
