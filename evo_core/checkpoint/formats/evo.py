@@ -14,9 +14,9 @@ from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.plain import PlainForm
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
-from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.manifest import Manifest, check_weights, file_record, read_manifest, write_manifest
 from evo_core.checkpoint.saving import CONFIG, TOKENIZER
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER
+from evo_core.checkpoint.tensors import MODEL
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import load_config, save_config
 from evo_core.errors import CheckpointError
@@ -31,11 +31,7 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     Raises:
         CheckpointError: it is incomplete or damaged.
     """
-    manifest = read_manifest(folder)
-    if check:
-        read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]
-        if problems := damage(folder, manifest, read):
-            raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = load_config(folder / CONFIG)
     tokenizer = folder / manifest.tokenizer if manifest.tokenizer else None
     plain = PlainForm(cfg.model).to_plain(_stored(folder / MODEL))
