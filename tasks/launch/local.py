@@ -15,6 +15,7 @@ from typing import Any
 
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
+from evo_core.process import start_time
 from tasks.launch import guard
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
@@ -151,16 +152,6 @@ def command(job: Job) -> list[str]:
         return [sys.executable, *module]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
     return [*torchrun, "--nproc-per-node", str(job.runtime.ranks), *module]
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started (clock ticks since boot), which tells it from a later one with its number; None when
-    it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _ended(status: int) -> str:

@@ -17,12 +17,11 @@ from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
 from evo_core.checkpoint.generation_settings import read_generation, write_generation
 from evo_core.checkpoint.inside import inside
-from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.manifest import Manifest, check_weights, file_record, read_manifest, write_manifest
 from evo_core.checkpoint.saving import CONFIG, TOKENIZER
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_tensors
+from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import load_config, save_config
-from evo_core.errors import CheckpointError
 
 
 def open_evo(folder: Path, *, check: bool = True) -> Weights:
@@ -34,11 +33,7 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     Raises:
         CheckpointError: it is incomplete or damaged.
     """
-    manifest = read_manifest(folder)
-    if check:
-        read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]
-        if problems := damage(folder, manifest, read):
-            raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = load_config(folder / CONFIG)
     tokenizer = tokenizer_of(folder, manifest)
     plain = PlainForm(cfg.model).to_plain(_stored(folder / MODEL))
