@@ -36,7 +36,7 @@ def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> N
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
-    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.job_name, host, folder)
+    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.shown.job_name, host, folder)
     rows = [f"{'rank':>5} {'dp':>5} {'zero':>5} {'local':>5}  {'device':8} host"]
     for rank, (host, device, local) in enumerate(everyone):
         rows.append(f"{rank:5} {rank:5} {rank % layout.zero1:5} {local:5}  {device:8} {host}")
