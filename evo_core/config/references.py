@@ -23,6 +23,10 @@ _UNESCAPED = r"(?<!\\)((?:\\\\)*)\$\{"
 _ENVIRONMENT = re.compile(_UNESCAPED + r"\s*oc\.env\s*:")
 _OTHER_RESOLVER = re.compile(_UNESCAPED + r"\s*(?!evo_environment:)([A-Za-z_][\w.]*)\s*:")
 
+_NAMED = re.compile(r"\$\{\s*([^\s:${}]+)\s*\}")
+_NESTED = re.compile(r"\$\{(?!\s*oc\.env)[^{}]*\$\{")
+_VARIABLE = re.compile(r"^[^=\0\s]+$")
+
 Place = Callable[[str], tuple[Any, int | None]]
 """Where a dotted key is written: (file, line)."""
 
@@ -48,6 +52,16 @@ def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
     return _walk(tree, "", place)
 
 
+def named(data: Any) -> list[str]:
+    """The dotted keys that references in ``data`` name."""
+    return [name for _, text in _strings(data) for name in _NAMED.findall(text)]
+
+
+def name_by_value(data: Any) -> bool:
+    """Whether a reference's name is made of another's value, ``${vars.${vars.name}}``: it may be any."""
+    return any(_NESTED.search(text) for _, text in _strings(data))
+
+
 def environment_references(data: Any) -> dict[str, str]:
     """The dotted keys whose value needs the environment, with that value as it may be written to a file."""
     return {key: _as_reference(text) for key, text in _strings(data) if _OPEN in text}
@@ -67,6 +81,32 @@ def with_environment(data: Any, place: Place) -> Any:
     """
     texts = {key: _from_environment(key, text, place) for key, text in _strings(data)}
     return _replace(data, texts.__getitem__)
+
+
+def environment_texts(data: Any) -> dict[str, str]:
+    """What the environment puts into ``data``: each text as the program sees it, to the reference it was written as.
+
+    Of a text with a reference in its middle both the whole and the variable's own value. A default, which stands in
+    the file, is none.
+    """
+    texts: dict[str, str] = {}
+    for key, text in _strings(data):
+        for marked in [text, *(match[0] for match in _MARKER.finditer(text))]:
+            if any(name in os.environ for name in _variables(marked)):
+                texts[str(_from_environment(key, marked, _nowhere))] = _as_reference(marked)
+    return texts
+
+
+def _variables(text: str) -> Iterator[str]:
+    """The variables that a text with markers names, those in defaults included."""
+    for match in _MARKER.finditer(text):
+        name, *default = json.loads(match[1])
+        yield name
+        yield from _variables(default[0]) if default and isinstance(default[0], str) else ()
+
+
+def _nowhere(key: str) -> tuple[Any, int | None]:
+    return None, None
 
 
 def _register_marker() -> None:
@@ -90,6 +130,10 @@ def _escape(text: str) -> str:
 
 
 def _mark(*arguments: Any) -> str:
+    if not arguments or not isinstance(arguments[0], str) or not _VARIABLE.match(arguments[0]):
+        raise ValueError("${oc.env:NAME} names no variable of the environment")
+    if len(arguments) > 2:
+        raise ValueError("${oc.env:NAME,DEFAULT} takes one default")
     return f"{_OPEN}{json.dumps(arguments)}{_CLOSE}"
 
 

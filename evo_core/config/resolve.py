@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evo_core.config import references
+from evo_core.config.secrets import Secrets
+from evo_core.config.suggest import suggest
 from evo_core.config.yaml_file import parse_yaml, read_yaml
 from evo_core.errors import ConfigError
+
+
+class Resolved(NamedTuple):
+    """A document's data with all references resolved.
+
+    Attributes:
+        values: with the environment's values: for the program, never for a file.
+        written: with ``${oc.env:NAME}`` in their place: fit to be written.
+        secrets: what came from the environment, and how it is shown.
+    """
+
+    values: dict[str, Any]
+    written: dict[str, Any]
+    secrets: Secrets
 
 
 class Document:
@@ -33,13 +49,30 @@ class Document:
         """Applies overrides ``KEY=VALUE``, in order.
 
         Raises:
-            ConfigError: an override is not of that form, or leads through something that is no block.
+            ConfigError: an override is not of that form, leads through something that is no block, or gives a var
+                that nothing refers to.
         """
+        stated = _below(self.data.get("vars"), "vars.")
+        given = []
         for text in overrides:
             key, value = parse_override(text)
             _put(self.data, key, value, text)
             self.forget_places(key)
             self.places[key] = (f"--set {key}", None)
+            given += [(key, text)] if key != "vars" else [(f"vars.{name}", text) for name in _below(value, "")]
+        self._check_vars([(key, text) for key, text in given if key.startswith("vars.")], stated)
+
+    def _check_vars(self, given: list[tuple[str, str]], stated: set[str]) -> None:
+        """A var that an override gives is one of the file's, or one that it refers to and leaves open."""
+        if not given or references.name_by_value(self.data):
+            return
+        known = stated | set(references.named(self.data))
+        names = sorted(name.removeprefix("vars.") for name in known if name.startswith("vars."))
+        for key, text in given:
+            if not any(name == key or name.startswith(f"{key}.") for name in known):
+                var = key.removeprefix("vars.")
+                hint = f"vars: {', '.join(names)}" if names else "the file has no vars"
+                raise ConfigError(f"there is no var {var!r}{suggest(var, names)}", key=f"--set {text}", hint=hint)
 
     def forget_places(self, key: str) -> None:
         """Forgets where a key and all below it were written."""
@@ -53,6 +86,17 @@ class Document:
                 return self.places[key]
             key = key.rpartition(".")[0]
         return self.file, None
+
+    def resolved(self) -> Resolved:
+        """The data with all references resolved.
+
+        Raises:
+            ConfigError: a reference that leads nowhere, or a variable of the environment that is not set.
+        """
+        data = references.resolve_values(self.data, self.place)
+        values = references.with_environment(data, self.place)
+        secrets = Secrets(references.environment_references(data), references.environment_texts(data))
+        return Resolved(values, references.without_environment(data), secrets)
 
     def values(self) -> dict[str, Any]:
         """The data with all references resolved, those to the environment included: not to be written."""
@@ -106,6 +150,12 @@ def line_of(path: str | Path, dotted_key: str) -> int | None:
             return lines[dotted_key]
         dotted_key = dotted_key.rpartition(".")[0]
     return None
+
+
+def _below(data: Any, prefix: str) -> set[str]:
+    """The dotted keys of nested maps and lists."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return {key for name, value in items for key in (f"{prefix}{name}", *_below(value, f"{prefix}{name}."))}
 
 
 def merge(under: Any, over: Any) -> Any:
@@ -164,10 +214,10 @@ def _put(data: dict[str, Any], key: str, value: Any, text: str) -> None:
         walked.append(name)
         if isinstance(here, list):
             here = here[_index(here, name, walked, text)]
-            continue
-        if here.get(name) is None:
-            here[name] = {}
-        here = here[name]
+        else:
+            if here.get(name) is None:
+                here[name] = {}
+            here = here[name]
         if not isinstance(here, dict | list):
             raise ConfigError(f"{'.'.join(walked)} is a value, not a block of keys", key=f"--set {text}")
     if isinstance(here, list):

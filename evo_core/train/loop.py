@@ -247,7 +247,7 @@ def _run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> P
         before = TrainState.read(start.checkpoint).folder
         folder = Path(before) if before and Path(before).is_dir() else None
     if folder is None:  # named by one rank: clocks differ
-        folder = on_first(lambda: Path("RUN") / cfg.job_name / time.strftime("%m-%d-%H.%M.%S"))
+        folder = on_first(lambda: Path("RUN") / cfg.shown.job_name / time.strftime("%m-%d-%H.%M.%S"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -37,7 +37,7 @@ def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> N
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
-    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.job_name, host, folder)
+    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.shown.job_name, host, folder)
     if (
         layout.is_log_rank
         and cfg.ckpt.enable_save_ckpt

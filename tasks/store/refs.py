@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import ConfigError
+from tasks.names import composed, name_problem
 from tasks.store.atomic import create_json, read_json, write_json
 
-REF = re.compile(r"^ref:(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<version>[\w.-]+))?$")
+REF = re.compile(r"ref:(?P<name>[^@]+)(@(?P<version>[^@]+))?")
 
 
 class Refs:
@@ -23,7 +24,13 @@ class Refs:
         """Name an artifact by today's date (``2026-11-20``, then ``2026-11-20.2``) and move ``latest`` to it.
 
         Publishing what is latest already changes nothing.
+
+        Raises:
+            ConfigError: the name cannot be one (`tasks.names`).
         """
+        name = composed(name)
+        if problem := name_problem(name):
+            raise ConfigError(f"{name!r} cannot be the name of a ref", hint=problem)
         latest = read_json(self.folder / name / "latest.json")
         if latest is not None and latest["key"] == key:
             return latest
@@ -45,10 +52,12 @@ class Refs:
         Raises:
             ConfigError: there is no such ref; the message lists what there is.
         """
-        match = REF.match(text)
+        match = REF.fullmatch(text)
         if match is None:
             raise ConfigError(f"{text!r} is no ref", key=key, hint="write ref:NAME or ref:NAME@VERSION")
-        name, version = match["name"], match["version"] or "latest"
+        name, version = composed(match["name"]), match["version"] or "latest"
+        if problem := name_problem(name) or name_problem(version):
+            raise ConfigError(f"{text!r} is no ref: {problem}", key=key, hint="write ref:NAME or ref:NAME@VERSION")
         entry = read_json(self.folder / name / f"{version}.json")
         if entry is None:
             known = self.versions(name)
