@@ -69,7 +69,7 @@ def begin(plan: Plan, store: Store, observer: Observer) -> None:
     """Refuse a run whose clusters are not there, then record the plan."""
     for step in plan.steps:
         launcher = launcher_of(step)
-        if step.action != "reuse" and launcher is not None:
+        if step.action in ("run", "attach") and launcher is not None:
             launcher.preflight()
     store.record_run(plan.run_id, plan.record())
     observer.on_plan(plan)
