@@ -133,7 +133,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document, 
 def _check_step(document: Document, name: str, step: StepFile) -> Step:
     where = f"steps.{name}"
     try:
-        kind = registry.kind(step.uses)
+        kind = registry.kind(step.uses, document.file.parent)
     except ConfigError as error:
         raise _error(document, error.message, f"{where}.uses", error.hint) from error
     params = _validate(document, kind.params_type, step.params, f"{where}.params")
