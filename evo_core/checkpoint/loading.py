@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.generation_settings import ending_of
 from evo_core.checkpoint.manifest import Manifest, damage, read_manifest
 from evo_core.checkpoint.saving import CONFIG
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_model, read_tensors, stored_shapes
@@ -82,6 +83,7 @@ def load(
         )
     saved, state = TrainState.read(folder), TrainState()
     read_model(folder / MODEL, model)
+    _take_ending(folder, model)
     moments, master = 0, False
     if "optimizer" in content:
         master = _load_optimizer(folder / OPTIMIZER, optimizer)
@@ -96,6 +98,15 @@ def load(
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
         state.folder, state.seed, state.places = saved.folder, saved.seed, saved.places
     return state
+
+
+def _take_ending(folder: Path, model: nn.Module) -> None:
+    """Where a text ends goes with the weights; a registered model of another kind does not generate."""
+    from evo_core.checkpoint.formats.evo import generation_of
+    from evo_core.model import Decoder
+
+    if isinstance(model, Decoder):
+        model.ending = ending_of(generation_of(folder))
 
 
 def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
@@ -174,5 +185,6 @@ def load_model(
     cfg = read_config(folder)
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
+    _take_ending(folder, model)
     tokenizer = load_tokenizer(folder / manifest.tokenizer) if manifest.tokenizer else None
     return model.eval(), tokenizer

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from evo_core.errors import DataError, UserError
 from flows.pipeline.events import ArtifactRef, Observer, StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
+from flows.pipeline.statistics import plain_statistics
 from tasks.kind import StepContext
 from tasks.launch.follow import read_progress
 from tasks.launch.launcher import Stopped
@@ -52,9 +53,9 @@ def run_step(plan: Plan, step: PlannedStep, store: Store, observer: Observer, st
             ref = _claim_and_make(plan, step, store, observer, stop)
     except BaseException as error:
         observer.on_step_end(step, None, error)
-        if isinstance(error, Exception):
-            raise StepFailed(step.name, error) from error
-        raise
+        if isinstance(error, Stopped):
+            raise
+        raise StepFailed(step.name, error) from error  # sys.exit too: a kind's way out is not the run's
     observer.on_step_end(step, ref, None)
     return ref
 
@@ -125,7 +126,7 @@ def _make(
     started = time.time()
     context = _context(plan, step, store, observer, stop, attempt, work)
     try:
-        statistics = step.kind.run(context)
+        returned = step.kind.run(context)
         if claim.lost:
             raise UserError("another run took this step over while this process seemed dead", key=step.name)
     except Stopped:
@@ -138,6 +139,7 @@ def _make(
         commits.discard(home, attempt.number)
         commits.discard_home_if_empty(home)
         raise
+    statistics = plain_statistics(returned, step, attempt.folder)
     commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
@@ -180,7 +182,8 @@ def _context(
         artifact = store.with_key(key)
         if artifact is None:
             raise UserError(f"the input {name} ({origin}, key {key[:12]}) is not in the store any more", key=step.name)
-        inputs[name] = _whole(artifact, origin)
+        made_by = store.step_names().get(key, origin) if origin.startswith("ref:") else origin
+        inputs[name] = _whole(artifact, made_by)
     return StepContext(
         name=step.name,
         key=step.key,

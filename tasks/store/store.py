@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import ConfigError, UserError
+from evo_core.storage.location import local_path
 from tasks.store.artifact import Artifact
 from tasks.store.atomic import read_object, write_json
 from tasks.store.refs import Refs
@@ -23,15 +24,10 @@ def open_store(root: str | Path | None = None) -> Store:
         ConfigError: the root is no folder of a file system.
     """
     given = str(root or os.environ.get("EVO_ROOT") or DEFAULT_ROOT)
-    if "://" in given:
-        raise ConfigError(
-            f"the store {given} is not a folder",
-            key="--root",
-            hint="this version keeps its store on a file system",
-        )
-    path = Path(given).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise ConfigError("the store must be a folder", file=path, key="--root")
+    path = local_path(given, "--root").absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    if not there.is_dir():
+        raise ConfigError("the store must be a folder, and this is a file", file=there, key="--root")
     return Store(path)
 
 

@@ -14,6 +14,7 @@ from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.plain import PlainForm
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
+from evo_core.checkpoint.generation_settings import read_generation, write_generation
 from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
 from evo_core.checkpoint.saving import CONFIG, TOKENIZER
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER
@@ -39,7 +40,12 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     cfg = load_config(folder / CONFIG)
     tokenizer = folder / manifest.tokenizer if manifest.tokenizer else None
     plain = PlainForm(cfg.model).to_plain(_stored(folder / MODEL))
-    return Weights(folder, "evo", cfg, plain, tokenizer, manifest.step, manifest.tokens)
+    return Weights(folder, "evo", cfg, plain, tokenizer, manifest.step, manifest.tokens, generation_of(folder))
+
+
+def generation_of(folder: Path) -> dict[str, Any]:
+    """How to generate with the weights of a checkpoint; versions up to 1.0 kept it with the tokenizer."""
+    return read_generation(folder, folder / TOKENIZER)
 
 
 def write_evo(weights: Weights, folder: Path) -> None:
@@ -51,6 +57,7 @@ def write_evo(weights: Weights, folder: Path) -> None:
     own = PlainForm(weights.model).from_plain(weights.tensors)
     _store(folder / MODEL, own)
     save_config(weights.config, folder / CONFIG)
+    write_generation(folder, weights.generation)
     TrainState(step=0).write(folder)
     tokenizer = None
     if weights.tokenizer is not None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evo_core.data.commands.paths import to_path
+
 if TYPE_CHECKING:
     from evo_core.data.sft.write import SftResult
 
@@ -21,10 +23,15 @@ class OnError(StrEnum):
 
 def tokenize_sft(
     dataset: Annotated[
-        Path, typer.Argument(help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, or a folder of them.")
+        Path,
+        typer.Argument(
+            parser=to_path, help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, or a folder of them."
+        ),
     ],
-    output_folder: Annotated[Path, typer.Argument(help="Gets train/, valid/ and tokenizer/.")],
-    tokenizer: Annotated[Path, typer.Argument(help="SentencePiece .model, tokenizer.json, or a folder with one.")],
+    output_folder: Annotated[Path, typer.Argument(parser=to_path, help="Gets train/, valid/ and tokenizer/.")],
+    tokenizer: Annotated[
+        Path, typer.Argument(parser=to_path, help="SentencePiece .model, tokenizer.json, or a folder with one.")
+    ],
     split_ratio: Annotated[
         float, typer.Option("--split-ratio", "--split_ratio", help="Share of the samples held out in valid/; 0: none.")
     ] = 0.1,
@@ -32,7 +39,10 @@ def tokenize_sft(
         str, typer.Option("--format", help="alpaca, chat, or a function of yours: package.module:function.")
     ] = "alpaca",
     chat_template: Annotated[
-        Path | None, typer.Option(help="Jinja file for chat. [default: the one beside the tokenizer]")
+        Path | None,
+        typer.Option(
+            parser=to_path, metavar="PATH", help="Jinja file for chat. [default: the one beside the tokenizer]"
+        ),
     ] = None,
     max_length: Annotated[int, typer.Option(help="Longer samples are cut to as many tokens.")] = 2048,
     data_type: Annotated[str, typer.Option("--type", help="Data type: the folder in train/ and valid/.")] = "en",

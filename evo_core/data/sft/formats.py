@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from evo_core.data.sft.alpaca import alpaca
 from evo_core.data.sft.chat import chat
 from evo_core.data.sft.pieces import Format, Piece, PieceFunction, RecordError
 from evo_core.data.tokenizers import Tokenizer
-from evo_core.errors import DataError
+from evo_core.errors import DataError, code_error
 
 BUILT_IN = ("alpaca", "chat")
 _KEY = "format"
@@ -73,7 +72,7 @@ def _import(module_name: str, name: str) -> ModuleType:
             f"{name} cannot be imported: {error}", key=_KEY, hint="modules in the current folder are found"
         ) from None
     except Exception as error:
-        raise DataError(f"{name} cannot be imported: {_what(error)}", key=_KEY) from error
+        raise DataError(f"{name} cannot be imported: {code_error(error)}", key=_KEY) from error
 
 
 def _guarded(name: str, function: Callable[[dict[str, Any]], Any]) -> PieceFunction:
@@ -81,12 +80,6 @@ def _guarded(name: str, function: Callable[[dict[str, Any]], Any]) -> PieceFunct
         try:
             return function(record)
         except Exception as error:
-            raise RecordError(f"{name} failed: {_what(error)}") from error
+            raise RecordError(f"{name} failed: {code_error(error)}") from error
 
     return pieces
-
-
-def _what(error: Exception) -> str:
-    """The error with the line it came from."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(frame.filename).name} line {frame.lineno})"
