@@ -139,16 +139,16 @@ def dag(
 @app.command()
 def status(root: Root = None, as_json: Json = False) -> None:
     """Show what is being made now, and the last runs."""
-    from flows.pipeline.status import live, runs
+    from flows.pipeline.status import damaged, live, runs
     from flows.show.tables import print_status
     from tasks.store import open_store
 
     store = open_store(root)
-    now, last = live(store), runs(store)
+    now, last, broken = live(store), runs(store), damaged(store)
     if as_json:
-        _print_json({"live": now, "runs": last})
+        _print_json({"live": now, "runs": last, "damaged": broken})
     else:
-        print_status(store, now, last)
+        print_status(store, now, last, broken)
 
 
 @app.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from evo_core.config.suggest import suggest
@@ -38,8 +40,11 @@ def known_kinds() -> dict[str, str]:
 
 
 @cache
-def kind(name: str) -> Kind[Any, Any]:
+def kind(name: str, folder: Path | None = None) -> Kind[Any, Any]:
     """The kind that a pipeline names.
+
+    Args:
+        folder: where the pipeline lies. Modules beside it are found after those that are installed.
 
     Raises:
         ConfigError: unknown name (with a suggestion), or an import path that does not lead to a `Kind`.
@@ -51,6 +56,8 @@ def kind(name: str) -> Kind[Any, Any]:
             f"there is no step kind {name!r}{suggest(name, known)}",
             hint=f"kinds: {', '.join(sorted(known))}; or an import path package.module:Class",
         )
+    if folder is not None and name not in known:
+        _search_last(folder.absolute(), target.partition(":")[0])
     return _made(name, target)
 
 
@@ -82,3 +89,25 @@ def _missing(found: type[Kind[Any, Any]]) -> set[str]:
     """What a subclass must define and does not."""
     stated = {name for name in ("name", "output") if not isinstance(getattr(found, name, None), str)}
     return stated | set(getattr(found, "__abstractmethods__", ()))
+
+
+_folders: list[str] = []
+"""Folders of pipelines on the import path, the newest first."""
+
+
+def _search_last(folder: Path, module_name: str) -> None:
+    """Let modules in a pipeline's folder be imported, now and while its steps run, without hiding any other.
+
+    A module of the same name that another pipeline of this process brought makes room for this one's.
+    """
+    here = str(folder)
+    sys.path[:] = [path for path in sys.path if path not in _folders]
+    _folders[:] = [here, *(path for path in _folders if path != here)]
+    sys.path += [path for path in _folders if path not in sys.path]
+    importlib.invalidate_caches()
+    package = module_name.partition(".")[0]
+    loaded = getattr(sys.modules.get(package), "__file__", None)
+    others = [Path(path) for path in _folders if path != here]
+    if loaded is not None and any(Path(loaded).is_relative_to(path) for path in others):
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[name]

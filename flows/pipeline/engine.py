@@ -74,7 +74,7 @@ def begin(plan: Plan, store: Store, observer: Observer) -> None:
     """
     for step in plan.steps:
         launcher = launcher_of(step)
-        if step.action != "reuse" and launcher is not None:
+        if step.action in ("run", "attach") and launcher is not None:
             launcher.preflight()
     with store_must_take(store.root):
         store.record_run(plan.run_id, plan.record())
