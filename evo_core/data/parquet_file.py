@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evo_core.data.files import Location, open_file
+from evo_core.data.files import open_file
 from evo_core.errors import DataError
+from evo_core.storage.location import Location
 
 # Few enough that a batch of long documents is small.
 _ROWS = 256
