@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from evo_core.data.files import is_uri
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
-from tasks.listing import is_uri
 from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
@@ -226,12 +226,11 @@ def _local(file: RawFile, folder: Path) -> Iterator[Path]:
     if not is_uri(file.uri):
         yield Path(file.uri)
         return
-    from fsspec.core import url_to_fs
+    from evo_core.data.files import open_file
 
     fetched = folder / f".raw.{Path(file.path).name}"
     try:
-        fs, path = url_to_fs(file.uri)
-        with fs.open(path, "rb") as source, fetched.open("wb") as target:
+        with open_file(file.uri) as source, fetched.open("wb") as target:
             shutil.copyfileobj(source, target, 8 << 20)
         yield fetched
     finally:
