@@ -69,6 +69,7 @@ def command(name: str) -> Iterator[None]:
     if folder is not None and _left_by_user(folder):
         sys.exit(USER_ERROR)
     try:
+        _check_working_folder()
         yield
     except UserError as error:
         _leave_error(folder, error)
@@ -86,6 +87,14 @@ def command(name: str) -> Iterator[None]:
         sys.exit(INTERRUPTED)
     if folder is not None and _rank() == 0:
         _forget_error(folder)
+
+
+def _check_working_folder() -> None:
+    """Libraries end the process without a word where the working folder was removed."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"the working folder is gone ({error.strerror})", hint="cd to one that is there") from error
 
 
 def _rank() -> int:
