@@ -60,12 +60,24 @@ def to_interval(value: Any) -> int | float:
     return steps
 
 
+def to_interval_above_one(value: Any) -> int | float:
+    """A number of steps of at least 2 between two events; null, true, false and whatever is not above 1 mean never."""
+    if value is None or isinstance(value, bool) or to_number(value) <= 1:
+        return math.inf
+    return to_interval(value)
+
+
 def to_fraction(value: Any) -> float:
     """A share between 0 and 1; ``false`` is 0 and ``true`` is 1."""
     fraction = float(value) if isinstance(value, bool) else to_float(value)
     if not 0 <= fraction <= 1:
         raise ValueError(f"must be true, false or a share between 0 and 1, not {describe(value)}")
     return fraction
+
+
+def to_location(value: Any) -> Any:
+    """A location, or None; a blank text means None."""
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def describe(value: Any) -> str:
@@ -101,4 +113,6 @@ PositiveFloat = Annotated[float, Gt(0), BeforeValidator(to_float)]
 NonNegativeFloat = Annotated[float, Ge(0), BeforeValidator(to_float)]
 Probability = Annotated[float, Ge(0), Le(1), BeforeValidator(to_float)]
 Interval = Annotated[int | float, PlainValidator(to_interval)]
+IntervalAboveOne = Annotated[int | float, PlainValidator(to_interval_above_one)]
 LayerFraction = Annotated[float, BeforeValidator(to_fraction)]
+OptionalLocation = Annotated[str | None, BeforeValidator(to_location)]

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from evo_core.config.paths import is_hub_id, local_path
 from evo_core.data.batch import Batch
 from evo_core.data.hf_dataset import open_stream, unreadable
 from evo_core.data.packing import Pack, Pieces, pack
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 from evo_core.data.train_data import batch_size
 from evo_core.errors import DataError
+from evo_core.storage.location import is_hub_id, local_path
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -20,10 +20,11 @@ from evo_core.parallel import ranks as process_ranks
 from evo_core.parallel.collectives import on_first
 from evo_core.parallel.layout import Layout, make_layout
 from evo_core.parallel.ranks import Ranks
+from evo_core.storage.location import local_path
 from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.resume import Start, find_start, places, save_folder, take_start
+from evo_core.train.resume import Start, find_start, places, run_of, save_folder, take_start
 from evo_core.train.setup import make_optimizer, make_schedules, seed_micro_batch, set_kernels
 from evo_core.train.startup import describe, introduce
 from evo_core.train.stop_file import StopFile, ends, saves
@@ -103,7 +104,7 @@ def _train(
     state.folder = str(folder.absolute())
     describe(cfg, ranks, layout, model, optimizer, data)
 
-    root = save_folder(cfg)
+    root, run = save_folder(cfg), run_of(start, cfg)
     checkpoint = start.checkpoint if start is not None and start.resumes else None
     stop_file = StopFile(cfg.ckpt.stop_file_path, reads=layout.is_log_rank)
     total_steps, stopped, ended = cfg.data.total_steps, False, False
@@ -201,7 +202,7 @@ def _train(
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
                 if data.in_order:
                     state.places = places(feed, layout)
-                checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due)
+                checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due, run=run)
                 if layout.is_log_rank:
                     log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)
 
@@ -219,7 +220,7 @@ def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, 
     began = time.perf_counter()
     scores = holdout(
         model,
-        cfg.data.valid_folder,
+        None if cfg.data.valid_folder is None else local_path(cfg.data.valid_folder),
         seq_len=cfg.data.seq_len,
         micro_bsz=cfg.data.micro_bsz,
         dp_rank=layout.dp_rank,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+
+from evo_core.storage.location import local_path
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ class StopFile:
     """
 
     def __init__(self, path: str | None, *, reads: bool) -> None:
-        self._path = Path(path) if path and reads else None
+        self._path = local_path(path) if path and reads else None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("0\n")

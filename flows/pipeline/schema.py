@@ -188,7 +188,7 @@ def _given(value: Any, key: str, secrets: Secrets) -> str:
 def _check_step(document: Document, resolved: Resolved, name: str, step: StepFile) -> Step:
     where = f"steps.{name}"
     try:
-        kind = registry.kind(step.uses)
+        kind = registry.kind(step.uses, document.file.parent)
     except ConfigError as error:
         raise _error(document, error.message, f"{where}.uses", error.hint) from None
     written = resolved.written["steps"].get(name, {}).get("params") or {}

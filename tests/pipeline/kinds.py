@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +100,63 @@ class Word(Kind[kind.Params, kind.Runtime]):
 
     def run(self, ctx: StepContext[kind.Params, kind.Runtime]) -> dict[str, Any]:
         (ctx.folder / "word").write_text("word")
+        return {}
+
+
+class EndParams(kind.Params):
+    how: str = "returns nothing"
+
+
+class End(Kind[EndParams, kind.Runtime]):
+    """Makes its artifact, and then ends in one of the ways that code ends."""
+
+    name = "test.end"
+    output = "word"
+    params_type = EndParams
+
+    def run(self, ctx: StepContext[EndParams, kind.Runtime]) -> Any:
+        (ctx.folder / "word").write_text("word")
+        return ENDS[ctx.params.how]()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _numpy() -> dict[str, Any]:
+    import numpy as np
+
+    return {"words": np.int64(3), "share": np.float32(0.5), "nested": {"list": [np.int32(1), (2, 3)]}}
+
+
+ENDS: dict[str, Any] = {
+    "returns nothing": lambda: None,
+    "numpy": _numpy,
+    "a path": lambda: {"fine": 1, "where": Path("/x")},
+    "a list": lambda: ["words", 3],
+    "a number for a name": lambda: {3: 4},
+    "exits with 0": lambda: sys.exit(0),
+    "exits with nothing": lambda: sys.exit(),
+    "exits with 3": lambda: sys.exit(3),
+    "exits with words": lambda: sys.exit("no corpus here"),
+    "an interrupt": lambda: _raise(KeyboardInterrupt()),
+    "a key": lambda: _raise(KeyError("vocab")),
+    "nothing to say": lambda: _raise(RuntimeError()),
+    "a full disk": lambda: Path("/dev/full").write_text("word"),
+}
+
+
+class Deaf(Kind[kind.Params, AddRuntime]):
+    """Waits for a program of its own, and looks at nothing meanwhile."""
+
+    name = "test.deaf"
+    output = "word"
+    runtime_type = AddRuntime
+
+    def run(self, ctx: StepContext[kind.Params, AddRuntime]) -> dict[str, Any]:
+        ctx.on_progress({"done": 0, "total": 1, "unit": "sleeps"})
+        ctx.say("it sleeps")
+        subprocess.run(["sh", "-c", f"sleep {ctx.runtime.seconds} & wait", str(ctx.work)], check=True)
         return {}
 
 

@@ -20,6 +20,7 @@ from evo_core.config.families import SHIPPED
 from evo_core.config.fields import Block, block, execution, identity, required_block, value_at
 from evo_core.config.identity import identity_of
 from evo_core.config.layout import data_parallel_size, layout_errors, micro_num
+from evo_core.config.locations import location_errors
 from evo_core.config.own_model import is_model_type, own_model
 from evo_core.config.problems import raise_all
 from evo_core.config.report import errors_of
@@ -40,7 +41,7 @@ from evo_core.config.schema.optim import (
 )
 from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.config.support import refusal_errors, settings_without_effect
-from evo_core.config.values import NonNegativeInt
+from evo_core.config.values import NonNegativeInt, OptionalLocation
 from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
 
@@ -71,8 +72,8 @@ class TrainConfig(Block):
     cudnn_deterministic: bool = execution(False, "Only deterministic cuDNN kernels.")
     cudnn_benchmark: bool = execution(False, "Let cuDNN choose its fastest kernel by trying.")
     enable_tb: bool = execution(True, "Write tensorboard records.")
-    tensorboard_folder: str | None = execution(None, "Where they go; None: below the run's folder.")
-    resume_tb_folder: str | None = execution(None, "Records of an earlier run to carry on.")
+    tensorboard_folder: OptionalLocation = execution(None, "Where they go; None: below the run's folder.")
+    resume_tb_folder: OptionalLocation = execution(None, "Records of an earlier run to carry on.")
 
     data: DataConfig = block(DataConfig, "What is trained on.")
     moe: MoeConfig = block(MoeConfig, "Routing of tokens to experts.")
@@ -195,7 +196,7 @@ class TrainConfig(Block):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        raise_all([*rule_errors(self), *refusal_errors(self)])
+        raise_all([*rule_errors(self), *location_errors(self), *refusal_errors(self)])
         return self
 
 

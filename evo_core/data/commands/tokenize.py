@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ def tokenize(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "--bin_output_path", metavar="OUT.bin", help="Token file; OUT.bin.meta goes beside it."
+            "--output",
+            "--bin_output_path",
+            metavar="OUT.bin",
+            parser=to_path,
+            help="Token file; OUT.bin.meta goes beside it.",
         ),
     ] = None,
     tokenizer: Annotated[
