@@ -6,15 +6,22 @@ anything else is replaced); overrides ``KEY=VALUE`` come on top; then references
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evo_core.config import references
+from evo_core.config.plain_data import DEEPEST
 from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
+from evo_core.config.values import SHOWN, describe
 from evo_core.config.yaml_file import parse_yaml, read_yaml
 from evo_core.errors import ConfigError
+
+MOST_FILES = 100
+"""Files that one configuration may be based on."""
 
 
 class Resolved(NamedTuple):
@@ -117,7 +124,7 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     Raises:
         ConfigError: a file is missing, is no YAML map or is its own base, or an override cannot be applied.
     """
-    document = _with_bases(Path(path), ())
+    document = _with_bases(Path(path), (), Counter())
     document.override(overrides)
     return document
 
@@ -173,12 +180,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f'"{text}" is not of the form KEY=VALUE', hint="for example adam.lr=3e-4")
+    if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
+        raise ConfigError(f"{describe(text)} is not of the form KEY=VALUE", hint="for example adam.lr=3e-4")
     return key, parse_yaml(value, f"--set {key}").data
 
 
-def _with_bases(path: Path, below: tuple[Path, ...]) -> Document:
+def _with_bases(path: Path, below: tuple[Path, ...], read: Counter[str]) -> Document:
+    read["files"] += 1
     data, lines = read_yaml(path)
     if data is None:
         data = {}
@@ -192,18 +200,32 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> Document:
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError("must be a file or a list of files", file=path, line=lines.get("base"), key="base")
-    chain = (*below, path.resolve())
+    chain = (*below, _real(path))
     document = Document(path, {}, {})
     for base in bases:
         base_path = path.parent / base
-        if base_path.resolve() in chain:
-            raise ConfigError(f"{base} is based on this file", file=path, line=lines.get("base"), key="base")
-        if not base_path.is_file():
-            message = f"there is no file {base_path}"
+        if read["files"] > MOST_FILES:
+            message = f"more than {MOST_FILES} files are read, each as often as it is a base"
             raise ConfigError(message, file=path, line=lines.get("base"), key="base")
-        document.lay_over(_with_bases(base_path, chain))
+        if _real(base_path) in chain:
+            raise ConfigError(f"{base} is based on this file", file=path, line=lines.get("base"), key="base")
+        if not _is_file(base_path):
+            message = f"there is no file {base_path}" if len(base) < SHOWN else f"there is no file {describe(base)}"
+            raise ConfigError(message, file=path, line=lines.get("base"), key="base")
+        document.lay_over(_with_bases(base_path, chain, read))
     document.lay_over(own)
     return document
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises where links lead in a circle
 
 
 def _put(data: dict[str, Any], key: str, value: Any, text: str) -> None:
