@@ -7,6 +7,7 @@ one output.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,14 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides.append(f"seed={arguments.seed}")
     with command("evo_core.generate"):
         from evo_core.config import load_config
+        from evo_core.config.locations import unprefixed_save
 
         cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
         if cfg.generation.output_folder is None:
             raise ConfigError("is required", file=arguments.config, key="generation.output_folder")
+        unprefixed = unprefixed_save(cfg, "generation.output_folder")
 
         from evo_core.parallel.ranks import ranks
 
         with ranks(arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port) as joined:
+            if unprefixed is not None and joined.rank == 0:
+                print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
             run(cfg, joined)
 
 
@@ -83,7 +88,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     model, tokenizer = load_model(folder, ranks.device, check=ranks.local_rank == 0)
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
-    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, tokenizer))
+    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(ranks.rank, len(prompts), ranks.world_size)

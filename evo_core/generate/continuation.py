@@ -79,7 +79,8 @@ def generate(
         max_new_tokens: tokens of the continuation, in place of max_length.
         do_sample, temperature, top_k, top_p, repetition_penalty, length_penalty: see `Sampling`.
         num_beams: above 1, beam search (see beams.py), where length_penalty weighs whole texts.
-        eos_id: id or ids that end a text; None takes the tokenizer's.
+        eos_id: id or ids that end a text; None takes those that the weights came with (`Decoder.ending`) and the
+            tokenizer's.
         bos_id: put before a text prompt; None takes the tokenizer's, if it has one.
         pad_id: removed from both ends of token prompts (they may have been padded to one length); None takes
             the tokenizer's, if it has one.
@@ -109,7 +110,7 @@ def generate(
         Row(ids[:limit], limit, sampling, random_numbers(seed, number) if do_sample else None)
         for ids, limit, number in zip(sequences, limits, numbers, strict=True)
     ]
-    run = _Run(decoder, ending_ids(eos_id, tokenizer), drawable(decoder, tokenizer), dynamic_ntk, progress)
+    run = _Run(decoder, ending_ids(eos_id, decoder, tokenizer), drawable(decoder, tokenizer), dynamic_ntk, progress)
     with evaluating(decoder):
         for start in range(0, len(rows), batch_size):
             run.batch(rows[start : start + batch_size], num_beams)

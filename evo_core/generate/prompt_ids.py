@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from evo_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from evo_core.data.tokenizers import Tokenizer
     from evo_core.model import Decoder
 
@@ -98,13 +100,12 @@ def limit_of(prompt_length: int, max_length: int | None, max_new_tokens: int | N
     return DEFAULT_MAX_LENGTH if max_length is None else max_length
 
 
-def ending_ids(eos_id: int | Sequence[int] | None, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """The ids that end a text: as stated, else the tokenizer's, else none."""
-    if eos_id is None:
-        eos_id = tokenizer.eos_id if tokenizer is not None else None
-    if eos_id is None:
-        return frozenset()
-    return frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
+def ending_ids(eos_id: int | Sequence[int] | None, model: nn.Module, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The ids that end a text: as stated, else those that the model's weights came with and the tokenizer's."""
+    if eos_id is not None:
+        return frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
+    own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return frozenset([*getattr(model, "ending", ()), *own])
 
 
 def drawable(model: Decoder, tokenizer: Tokenizer | None) -> int:

@@ -108,7 +108,8 @@ def stream(
     row = Row(ids[:limit], limit, chosen, random_numbers(seed, 0) if chosen.do_sample else None)
     wanted = decoder.cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
     stretched = wanted and limit > decoder.cfg.max_position_embeddings
-    batch = Batch(Forward(decoder), ending_ids(eos_id, tokenizer), drawable(decoder, tokenizer), dynamic_ntk=stretched)
+    ending = ending_ids(eos_id, decoder, tokenizer)
+    batch = Batch(Forward(decoder), ending, drawable(decoder, tokenizer), dynamic_ntk=stretched)
     return _pieces(decoder, batch, row, TextStream(tokenizer, row.prompt))
 
 

@@ -39,7 +39,7 @@ class Service:
         self.chat = Chat(tokenizer)
         trained = model.cfg.max_position_embeddings
         self.max_length = max_length or max(trained, min(4 * trained, 16384))
-        ending = ending_ids(None, tokenizer) | self.chat.ending
+        ending = ending_ids(None, model, tokenizer) | self.chat.ending
         self.engine = Engine(model, tokenizer, ending, max_batch=max_batch)
         self._stop_ids = StopIds(tokenizer)
         longest = max((len(tokenizer.piece(token)) for token in range(tokenizer.vocab_size)), default=1)

@@ -49,7 +49,8 @@ def continue_until(
     decoder = check_model(model)
     rows = [_row(*one, max_length) for one in zip(contexts, settings, numbers, strict=True)]
     texts = [_Text(row, _stops(one), tokenizer) for row, one in zip(rows, settings, strict=True)]
-    forward, ending, limit = Forward(decoder), ending_ids(None, tokenizer), drawable(decoder, tokenizer)
+    forward, limit = Forward(decoder), drawable(decoder, tokenizer)
+    ending = ending_ids(None, decoder, tokenizer)
     # Contexts of like length together, so that a batch ends at about one time.
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), i))
     done = 0
