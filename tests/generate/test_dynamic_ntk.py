@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from evo_core.config import TrainConfig
 from evo_core.data.sample_text import _english
 from evo_core.generate import generate
 from evo_core.model import Decoder, build_model, init_weights
 from evo_core.model.ops.dynamic_ntk import dynamic_ntk_base
-from tests.generate.models import decoder, greedy_without_cache
-from tests.model.configs import relative_error, tiny
+from evo_core.serve.service import Service
+from tests.generate.models import LetterTokenizer, decoder, greedy_without_cache
+from tests.model.configs import randomise, relative_error, tiny
 from tests.model.llama import to_llama
 
 STRETCHED: dict[str, Any] = {"use_dynamic_ntk_rope": True, "max_position_embeddings": 8}
@@ -182,3 +184,21 @@ def test_sixteen_thousand_tokens() -> None:
     assert len(result.ids) == 384
     plain = generate(model, None, [prompt], max_new_tokens=8, do_sample=False, dynamic_ntk=False)[0]
     assert len(plain.ids) == 8
+
+
+def test_the_trained_length_is_that_of_the_data_where_none_is_stated() -> None:
+    shape = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 61, "dtype": "torch.float64"}
+    cfg = TrainConfig.model_validate({"model": shape, "data": {"seq_len": 16}})
+    model = build_model(cfg.model)
+    randomise(model, 3, scale=0.5)
+    model.eval()
+    card = Service(model, LetterTokenizer(), "small").card()
+    assert (card["trained_length"], card["max_length"]) == (16, 64)
+
+    def written(prompt: list[int], new: int, stretched: bool) -> list[int]:
+        options = {"max_new_tokens": new, "do_sample": False, "dynamic_ntk": stretched}
+        return generate(model, None, [prompt], **options)[0].ids
+
+    within, beyond = [5, 9, 11, 7], [3 + i % 25 for i in range(40)]
+    assert written(within, 12, False) == written(within, 12, True)
+    assert written(beyond, 24, False) != written(beyond, 24, True)
