@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command
+from evo_core.process import stop_signals
 
 if TYPE_CHECKING:
     from evo_core.serve.service import Service
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model and serve it until SIGINT or SIGTERM; then exits with 128 + the signal's number."""
+    """Load the model and serve it until SIGINT, SIGTERM or SIGHUP; then exits with 128 + the signal's number."""
     arguments = parser().parse_args(argv)
     with command("evo serve"):
         _check(arguments)
@@ -171,7 +172,7 @@ def serve(
         caught: int | None = None
 
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 signal.signal(number, self.stop)
             return nullcontext()
 
