@@ -25,7 +25,7 @@ class GenerationConfig(Block):
     batch_size: PositiveInt = execution(1, "Prompts generated for at a time.")
     bos_id: NonNegativeInt | None = execution(None, "Begin-of-text id; None: the tokenizer's.")
     eos_id: NonNegativeInt | list[NonNegativeInt] | None = execution(
-        None, "Id or ids that end a text; None: the tokenizer's."
+        None, "Id or ids that end a text; None: those that the weights came with, and the tokenizer's."
     )
     pad_id: NonNegativeInt | None = execution(None, "Padding id; None: the tokenizer's.")
     max_length: PositiveInt = execution(100, "Tokens of prompt and continuation together.")

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from evo_core.data.documents import OnError, file_format, read_documents, read_records
 from evo_core.data.files import is_uri
+from evo_core.data.json_value import parse
 from evo_core.data.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
-from evo_core.data.parquet_file import ParquetRecords
+from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
 from evo_core.data.patterns import MAGIC
 from evo_core.data.raw_bytes import COMPRESSIONS
 from evo_core.errors import DataError
@@ -41,13 +40,13 @@ class RecordReader(Iterator[tuple[Place, Any]]):
     """Iterates over the records of one file, in its order; blank lines are passed over.
 
     Attributes:
-        skipped: lines left out so far because they could not be read (with ``on_error="skip"``).
+        skipped: records left out so far because they could not be read (with ``on_error="skip"``).
         first_error: what was wrong with the first of them.
         done: the share of the file read so far, 0 to 1; it stays 0 for a compressed ``.jsonl``.
 
     Raises:
         DataError: the file's name says no format, or it cannot be read; with ``on_error="raise"`` also a line that
-            is no JSON.
+            is no JSON, or a row that cannot be read.
     """
 
     def __init__(self, path: Path, *, on_error: OnError = "raise") -> None:
@@ -92,15 +91,21 @@ class RecordReader(Iterator[tuple[Place, Any]]):
 
     def _parsed(self, text: str, place: Place) -> Iterator[tuple[Place, Any]]:
         try:
-            yield place, orjson.loads(text)
-        except orjson.JSONDecodeError as error:
+            record = parse(text)
+        except ValueError as error:
             self._reject(place.error(f"not JSON, or cut off ({error})"))
+        else:
+            yield place, record
 
     def _rows(self) -> Iterator[tuple[Place, Any]]:
         records = ParquetRecords(self.path)
         for number, record in enumerate(records, 1):
             self.done = number / records.rows
-            yield Place(self.path, number, is_line=False), record
+            place = Place(self.path, number, is_line=False)
+            if isinstance(record, UnreadableRow):
+                self._reject(place.error(record.message))
+            else:
+                yield place, record
 
     def _reject(self, error: DataError) -> None:
         if self._on_error == "raise":
