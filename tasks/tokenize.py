@@ -76,6 +76,7 @@ class Tokenize(Kind[Params, Runtime]):
     """One token file for each raw file, and the index of them."""
 
     name = "data.tokenize"
+    version = 2
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
     params_type = Params

@@ -63,6 +63,7 @@ class TokenizeSft(Kind[Params, Runtime]):
     """One token file for each file of records, and the index of them."""
 
     name = "data.tokenize_sft"
+    version = 2
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
     params_type = Params

@@ -175,4 +175,6 @@ def load_model(
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
     tokenizer = load_tokenizer(folder / manifest.tokenizer) if manifest.tokenizer else None
+    if tokenizer is not None and manifest.trained_here:
+        tokenizer.begin = None  # the begin id, as the documents that it was trained on
     return model.eval(), tokenizer

@@ -9,6 +9,9 @@ from evo_core.config.fields import leaves, value_at
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
 
+_STREAM_TOKENS = 2
+"""Of how the texts of a Hugging Face data set become tokens; raised where the same texts become others."""
+
 
 def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """The identity settings as nested plain data, without those at the default they were introduced with.
@@ -36,7 +39,7 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
     if config.data.type == "hf":
         # Nothing else says which texts and tokens those are; and each rank reads a part of its own.
         identity["data"] |= {"dp": config.dp(world_size), "train_folder": config.data.train_folder}
-        identity["data"]["tokenizer_path"] = config.data.tokenizer_path
+        identity["data"] |= {"tokenizer_path": config.data.tokenizer_path, "tokens_version": _STREAM_TOKENS}
     return identity
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from evo_core.config import TrainConfig
 
-_ORDER_VERSION = 1
+_ORDER_VERSION = 2
 _TEXTS, _CHARACTERS = 1000, 4 << 20
 """Texts are tokenized together until there are so many of them, or so much of them."""
 

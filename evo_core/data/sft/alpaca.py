@@ -88,4 +88,4 @@ def alpaca(tokenizer: Tokenizer) -> Format:
             ([turns.eoa, *turns.newline], True),
         ]
 
-    return Format("alpaca", pieces, special=False, note=str(turns))
+    return Format("alpaca", pieces, note=str(turns))

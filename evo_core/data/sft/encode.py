@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from evo_core.data.sft.pieces import Format, Piece, RecordError
-from evo_core.data.sft.special import SpecialText
 from evo_core.data.tokenizers import Tokenizer
 
 
@@ -54,7 +53,6 @@ class SampleEncoder:
         # An empty text with its marks around it: which says what to do where the tokenizer has none.
         self._begin = tokenizer.encode("", bos=True)[:1] if bos else []
         self._end = tokenizer.encode("", eos=True)[-1:] if eos else []
-        self._special = SpecialText(tokenizer)
 
     def encode(self, record: Any) -> Sample:
         """The sample of a record.
@@ -115,19 +113,14 @@ class SampleEncoder:
 
     def _encoded(self, samples: Sequence[Sequence[Piece]]) -> Iterator[list[tuple[list[int], bool]]]:
         """The ids of each piece, tokenized by itself."""
-        cut = self._special.cut if self._format.special else _whole
-        # Texts and ids in turn; all texts go through the tokenizer together.
-        rows = [[cut(text) if isinstance(text, str) else list(text) for text, _ in pieces] for pieces in samples]
-        texts = [part for row in rows for parts in row for part in parts if isinstance(part, str)]
+        # All texts go through the tokenizer together.
+        texts = [content for pieces in samples for content, _ in pieces if isinstance(content, str)]
         ids = iter(self.tokenizer.encode_batch(texts))
-        for row, pieces in zip(rows, samples, strict=True):
-            yield [
-                ([token for part in parts for token in (next(ids) if isinstance(part, str) else (part,))], trained)
-                for parts, (_, trained) in zip(row, pieces, strict=True)
-            ]
+        for pieces in samples:
+            yield [(next(ids) if isinstance(content, str) else list(content), trained) for content, trained in pieces]
 
     def _as_one_text(self, pieces: Sequence[Piece]) -> Iterator[tuple[list[int], bool]]:
-        """One text; a token that reaches over the edge of a trained piece is trained on."""
+        """One text, as a template wrote it; a token that reaches over the edge of a trained piece is trained on."""
         spans, at = [], 0
         for content, trained in pieces:
             if trained:
@@ -135,14 +128,10 @@ class SampleEncoder:
             at += len(content)
         text = "".join(content for content, _ in pieces if isinstance(content, str))
         number = 0
-        for token, start, end in self._special.encode(text):
+        for token, start, end in self.tokenizer.encode_template(text):
             while number < len(spans) and spans[number][1] <= start:
                 number += 1
             yield [token], number < len(spans) and (spans[number][0] < end or spans[number][0] <= start)
-
-
-def _whole(text: str) -> list[str | int]:
-    return [text]
 
 
 def checked(pieces: Any, name: str) -> Sequence[Piece]:
