@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evo_core.config.paths import is_hub_id
 from evo_core.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from evo_core.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from evo_core.data.tokenizer import WHERE_FROM, Tokenizer
 from evo_core.data.tokenizer_settings import SIDE_FILES
 from evo_core.data.tokenizer_training import train_sentencepiece
 from evo_core.errors import DataError
+from evo_core.storage.location import is_hub_id, local_path
 
 __all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "train_sentencepiece"]
 
@@ -29,7 +29,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     if is_hub_id(str(path)):
         path = _fetched(str(path))
-    path = Path(str(path).removeprefix("local:"))
+    path = local_path(path if isinstance(path, Path) and path.exists() else str(path))
     if path.is_dir():
         path = _file_in(path)
     if not path.is_file():

@@ -25,6 +25,10 @@ class RecordError(Exception):
     """What is wrong with one record; whoever reads the file adds where it stands."""
 
 
+class NoRoomError(RecordError):
+    """A record that is right, and whose prompt is so long that nothing of an answer is left."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How records become samples.
@@ -35,6 +39,8 @@ class Format:
         as_one_text: whether the pieces' texts are a chat template's: tokenized as one text, in which special tokens
             become their ids; else each is tokenized by itself, as text alone.
         bos, eos: whether a sample begins with the begin id and ends with the end id, unless told otherwise.
+        end_of_cut: whether a sample that is cut inside an answer ends with the end id all the same; else it just stops,
+            since the answer does not end there.
         note: what a person should know about it, in a line; may be empty.
     """
 
@@ -43,6 +49,7 @@ class Format:
     as_one_text: bool = False
     bos: bool = True
     eos: bool = True
+    end_of_cut: bool = False
     note: str = ""
 
 
