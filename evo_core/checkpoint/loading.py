@@ -215,5 +215,8 @@ def load_model(
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
     _take_ending(folder, model)
-    tokenizer = tokenizer_of(folder, manifest)
-    return model.eval(), load_tokenizer(tokenizer) if tokenizer else None
+    path = tokenizer_of(folder, manifest)
+    tokenizer = load_tokenizer(path) if path else None
+    if tokenizer is not None and manifest.trained_here:
+        tokenizer.begin = None  # the begin id, as the documents that it was trained on
+    return model.eval(), tokenizer
