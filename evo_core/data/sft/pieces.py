@@ -55,7 +55,7 @@ class Format:
     note: str = ""
 
 
-def failed(error: Exception) -> str:
+def failed(error: BaseException) -> str:
     """What a user's code failed with, and the line it came from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name} line {frame.lineno})"
