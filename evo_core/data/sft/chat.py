@@ -61,7 +61,8 @@ def find_template(tokenizer: Tokenizer, file: Path | None = None) -> TemplateSou
         return TemplateSource(_read(beside), beside)
     template = tokenizer_config(tokenizer).get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+        named = (entry for entry in template if isinstance(entry, dict))
+        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     if not isinstance(template, str):
         raise DataError(
             "there is no chat template beside this tokenizer (chat_template.jinja, or chat_template in "

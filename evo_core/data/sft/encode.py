@@ -84,7 +84,7 @@ class SampleEncoder:
             pieces = checked(self._format.pieces(record), self._format.name)
         except RecordError as error:
             return error
-        except Exception as error:  # a format is a user's function, or runs a user's template
+        except (Exception, SystemExit) as error:  # a format is a user's function, or runs a user's template
             return RecordError(f"{self._format.name} failed: {code_error(error)}")
         if not any(trained and len(content) for content, trained in pieces):
             return RecordError(_NOTHING)
