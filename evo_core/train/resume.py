@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
+from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.formats import Kind, fill_model, locate, open_weights, other_settings
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
@@ -131,6 +132,7 @@ def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: H
     fill_model(model, weights)
     optimizer.restored(updates=0, master=False)
     if dist.get_rank() == 0:
+        check_finite(model.named_parameters(), start.checkpoint)
         for difference in other_settings(weights.model, cfg.model):
             log.warning("%s: %s", start.checkpoint, difference)
     return TrainState()
