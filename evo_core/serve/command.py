@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="a name that requests may call this server by, besides localhost; may be repeated. Where --host is not "
         "this machine alone and none is given, every name may be used",
     )
+    result.add_argument("--allow-non-finite", action="store_true", help="serve weights that are NaN or infinite too")
     return result
 
 
@@ -132,7 +133,8 @@ def load(arguments: argparse.Namespace) -> Service:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{device}: there is no such device here ({error})", key="--device") from None
-    model, tokenizer = load_model(arguments.checkpoint, device, dtype)
+    allowed = arguments.allow_non_finite
+    model, tokenizer = load_model(arguments.checkpoint, device, dtype, allow_non_finite=allowed)
     if tokenizer is None:
         raise CheckpointError("holds no tokenizer: texts can be neither read nor written", file=arguments.checkpoint)
     name = arguments.name or str(arguments.checkpoint).removeprefix("local:").rstrip("/").rsplit("/", 1)[-1]
