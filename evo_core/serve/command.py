@@ -172,6 +172,7 @@ def serve(
         """Ends on the first signal: texts in the making are ended with an error, and the sockets closed."""
 
         caught: int | None = None
+        mute: OSError | None = None
 
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
             for number in stop_signals():
@@ -187,7 +188,11 @@ def serve(
             await super().startup(sockets)
             if self.started:
                 shown = f"[{address}]" if ":" in address else address
-                print(_greeting(service, address, f"http://{shown}:{port}", alone), flush=True)
+                try:
+                    print(_greeting(service, address, f"http://{shown}:{port}", alone), flush=True)
+                except OSError as error:  # nobody would learn where it listens
+                    self.mute, self.should_exit = error, True
+                    await self.shutdown(sockets)
 
     config = uvicorn.Config(
         create_app(service, max_body=max_body, hosts=hosts if alone or hosts else None),
@@ -198,6 +203,8 @@ def serve(
     )
     server = Server(config)
     server.run(sockets=[listener])
+    if server.mute is not None:
+        raise server.mute
     print("stopped", flush=True)
     return server.caught
 
