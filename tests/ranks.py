@@ -6,6 +6,7 @@ dynamo, a second of work): a rank is there in milliseconds. They meet through a 
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -93,6 +94,7 @@ def _rank(
     collectives that others are still in, and would run pytest's exit handlers a second time."""
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(0.9 * timeout, file=sys.__stderr__)  # where it hangs, if it does
     try:
         dist.init_process_group(
             "gloo",

@@ -70,10 +70,20 @@ class Command:
             os.kill(pid, number)
 
 
+_held: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody else is given while this process lives.
+
+    It stays bound and is never listened on: the kernel then gives it to no other program, and a store of torch's, which
+    sets SO_REUSEADDR, may serve it.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _held.append(holder)
+    return int(holder.getsockname()[1])
 
 
 def _run(arguments: Sequence[str], log: Path, variables: dict[str, str], each_step: Hook | None) -> None:
