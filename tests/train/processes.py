@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tests.ranks import run_on_ranks  # noqa: F401  imports early what torch imports late
+from tests.ranks import own_garbage  # imports early what torch imports late
 
 Hook = Callable[[int], None]
 
@@ -46,9 +46,10 @@ class Command:
             if ranks > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            pid = os.fork()
-            if pid == 0:
-                _run(arguments, log, variables, each_step)
+            with own_garbage():
+                pid = os.fork()
+                if pid == 0:
+                    _run(arguments, log, variables, each_step)
             self.pids.append(pid)
 
     def wait(self, timeout: float = 60.0) -> list[int]:
