@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.generation_settings import ending_of
 from evo_core.checkpoint.manifest import Manifest, check_files, check_weights, damage, damaged, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.saving import CONFIG
@@ -114,6 +115,7 @@ def load(
         )
     saved, state = TrainState.read(folder), TrainState()
     read_model(folder / MODEL, model)
+    _take_ending(folder, model)
     moments, master = 0, False
     if "optimizer" in content:
         master = _load_optimizer(folder / OPTIMIZER, optimizer)
@@ -128,6 +130,15 @@ def load(
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
         state.folder, state.seed, state.places = saved.folder, saved.seed, saved.places
     return state
+
+
+def _take_ending(folder: Path, model: nn.Module) -> None:
+    """Where a text ends goes with the weights; a registered model of another kind does not generate."""
+    from evo_core.checkpoint.formats.evo import generation_of
+    from evo_core.model import Decoder
+
+    if isinstance(model, Decoder):
+        model.ending = ending_of(generation_of(folder))
 
 
 def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
@@ -190,6 +201,7 @@ def load_model(
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
     from evo_core.checkpoint.formats import build, locate, open_weights
+    from evo_core.checkpoint.formats.evo import tokenizer_of
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.model import build_model
 
@@ -202,5 +214,6 @@ def load_model(
     cfg = read_config(folder)
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
-    tokenizer = load_tokenizer(folder / manifest.tokenizer) if manifest.tokenizer else None
-    return model.eval(), tokenizer
+    _take_ending(folder, model)
+    tokenizer = tokenizer_of(folder, manifest)
+    return model.eval(), load_tokenizer(tokenizer) if tokenizer else None

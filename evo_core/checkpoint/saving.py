@@ -17,15 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
 from evo_core.checkpoint.manifest import CONFIG, FileRecord, Manifest, file_record, write_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
-from evo_core.config.paths import is_hub_id
 from evo_core.data.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.storage.location import is_hub_id
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -86,6 +87,7 @@ def _fill(
     def shared() -> str | None:
         save_config(_portable(cfg), folder / CONFIG)
         state.write(folder)
+        write_generation(folder, as_eos_token_id(sorted(getattr(model, "ending", ()))))
         return _copy_tokenizer(cfg, folder)
 
     tokenizer = on_first(lambda: _written(folder, shared))

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evo_core.config.paths import is_hub_id
 from evo_core.data.tokenizer_training import train_sentencepiece
 from evo_core.errors import DataError
+from evo_core.storage.location import is_hub_id, local_path
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -229,7 +229,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     if is_hub_id(str(path)):
         path = _fetched(str(path))
-    path = Path(str(path).removeprefix("local:"))
+    path = local_path(path if isinstance(path, Path) and path.exists() else str(path))
     if path.is_dir():
         path = _file_in(path)
     if not path.is_file():

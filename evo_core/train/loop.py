@@ -21,6 +21,7 @@ from evo_core.parallel import ranks as process_ranks
 from evo_core.parallel.collectives import on_first
 from evo_core.parallel.layout import Layout, make_layout
 from evo_core.parallel.ranks import Ranks
+from evo_core.storage.location import local_path
 from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
 from evo_core.train.metrics import StepTotals, Throughput, segments
@@ -220,7 +221,7 @@ def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, 
     began = time.perf_counter()
     scores = holdout(
         model,
-        cfg.data.valid_folder,
+        None if cfg.data.valid_folder is None else local_path(cfg.data.valid_folder),
         seq_len=cfg.data.seq_len,
         micro_bsz=cfg.data.micro_bsz,
         dp_rank=layout.dp_rank,
@@ -251,7 +252,7 @@ def _run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> P
         before = TrainState.read(start.checkpoint).folder
         folder = Path(before) if before and Path(before).is_dir() else None
     if folder is None:  # named by one rank: clocks differ
-        folder = on_first(lambda: Path("RUN") / cfg.job_name / time.strftime("%m-%d-%H.%M.%S"))
+        folder = on_first(lambda: Path("RUN") / cfg.shown.job_name / time.strftime("%m-%d-%H.%M.%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

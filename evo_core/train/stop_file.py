@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from evo_core.config import local_path
 from evo_core.errors import ConfigError
 from evo_core.parallel.collectives import on_first
+from evo_core.storage.location import local_path
 
 log = logging.getLogger(__name__)
 

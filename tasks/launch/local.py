@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,15 +14,15 @@ from typing import Any
 
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
-from evo_core.process import start_time
 from tasks.launch import guard
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error, size_of
 from tasks.launch.launcher import Job, JobFailed, Stopped
-from tasks.launch.record import read_object, read_record
+from tasks.launch.record import read_record
 from tasks.launch.restarts import Restarts
-from tasks.store.atomic import write_json
+from tasks.process import alive, record_of
+from tasks.store.atomic import read_object, write_json
 
 PROCESS = "local.json"
 """In the state folder: the process that a local job runs under, for `cancel`."""
@@ -87,14 +86,14 @@ class LocalLauncher:
     def cancel(self, state: Path) -> str | None:
         """End the local job that another process on this host runs for this key."""
         found = read_object(state / PROCESS)
-        if found is None or found["host"] != socket.gethostname() or start_time(found["pid"]) != found["started"]:
+        if found is None or not alive(found):
             return None
         write_json(state / PROCESS, {**found, "cancelled": True})
         os.kill(found["pid"], signal.SIGTERM)
         deadline = time.monotonic() + self.cluster.grace_seconds + _MARGIN
-        while start_time(found["pid"]) == found["started"] and time.monotonic() < deadline:
+        while alive(found) and time.monotonic() < deadline:
             time.sleep(_LOOK / 4)
-        return f"local job {found['name']} (process {found['pid']})"
+        return f"local job {found.get('name', '?')} (process {found['pid']})"
 
     def _run_once(self, job: Job, stop: threading.Event, log: LogFollower, progress: ProgressFollower) -> int:
         """One try; returns its exit status. The job is gone when this returns or raises."""
@@ -110,8 +109,7 @@ class LocalLauncher:
                 env=self._environment(job),
                 start_new_session=True,
             )
-        me = {"host": socket.gethostname(), "name": job.name, "pid": process.pid, "started": start_time(process.pid)}
-        write_json(job.state / PROCESS, me)
+        write_json(job.state / PROCESS, {"name": job.name, **record_of(process.pid)})
         try:
             asked = False
             while process.poll() is None:

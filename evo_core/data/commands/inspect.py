@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evo_core.data.commands.paths import to_path
+
 if TYPE_CHECKING:
     from evo_core.data.inspection.sample import SampleText
     from evo_core.data.inspection.statistics import Statistics
 
 DataPath = Annotated[
-    Path, typer.Argument(help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/.")
+    Path,
+    typer.Argument(
+        parser=to_path, help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 WRONG = 2
@@ -46,7 +51,10 @@ def head(
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples, from the first.")] = 1,
     sample: Annotated[int | None, typer.Option(min=1, help="Show this one, counted from 1 through all files.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="What to decode with. [default: the one kept beside the data]")
+        Path | None,
+        typer.Option(
+            parser=to_path, metavar="PATH", help="What to decode with. [default: the one kept beside the data]"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,17 +80,24 @@ def verify(
     path: DataPath,
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Every id must be below it.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Take its vocabulary size. [default: the one kept beside the data]")
+        Path | None,
+        typer.Option(
+            parser=to_path, metavar="PATH", help="Take its vocabulary size. [default: the one kept beside the data]"
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many problems to list; all are counted.")] = 20,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every offset, length, line and id, and a dataset's manifest. Exit status 2 when something is wrong."""
+    """Check every offset, length, line and id, a dataset's manifest, and that something of it can be trained on.
+
+    Exit status 2 when something is wrong.
+    """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.cores import cores
     from evo_core.data.inspection.find import find_lone_metas, find_shards, find_tokenizer
     from evo_core.data.inspection.manifest import compare_with_manifest
+    from evo_core.data.inspection.targets import groups_without_targets
     from evo_core.data.inspection.verify import Problem, verify
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.errors import DataError
@@ -103,7 +118,7 @@ def verify(
         )
     for meta in find_lone_metas(path):
         report.add(Problem(meta, None, "a meta without its .bin"), limit)
-    for problem in compare_with_manifest(path):
+    for problem in (*compare_with_manifest(path), *groups_without_targets(path, shards)):
         report.add(problem, limit)
     if as_json:
         _print_json(vars(report) | {"vocab_size": vocab_size, "problems": [str(p) for p in report.problems]})
