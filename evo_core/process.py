@@ -1,4 +1,5 @@
-"""Ties a process's life to its parent's, so that nothing runs on after `kill -9` of what started it."""
+"""A process's life: tied to its parent's, so that nothing runs on after `kill -9` of what started it, and ended by
+signals."""
 
 from __future__ import annotations
 
@@ -6,8 +7,34 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks a process to end in order: Ctrl-C, SIGTERM, and a closed terminal (but not under `nohup`)."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*asked, signal.SIGHUP)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started (clock ticks since boot), which tells it from a later one with its number; None when
+    it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def die_with_launcher() -> None:
+    """Have this process end with what started its ranks: a pipeline's launcher, or torchrun's agent on this node.
+
+    Slurm ends the tasks of a step by itself, and what a person started without a launcher may outlive its shell.
+    """
+    if os.environ.get("EVO_DIE_WITH_PARENT") == "1" or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
 
 
 def die_with_parent() -> None:

@@ -1,20 +1,15 @@
 """The command `evo`.
 
-Exit status: 0 all is well; 1 a step failed or something crashed; 2 the user's input is wrong; 130 stopped by Ctrl-C,
-143 by SIGTERM.
+Exit status: 0 all is well; 1 a step failed or something crashed; 2 the user's input is wrong; 129 stopped by SIGHUP
+(a closed terminal), 130 by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -66,20 +61,25 @@ def run(
     from flows.request import Request
     from flows.show.console import ConsoleObserver
     from flows.show.report import print_report, write_report
+    from flows.signals import stop_on_signals
+    from tasks.launch.launcher import Stopped
 
     request = Request(pipeline=str(pipeline), set=set_ or [], force=force or [], targets=targets or [], root=root)
     store = request.store()
     plan = request.plan(store)
-    with _stop_on_signal() as stop, ConsoleObserver() as observer:
-        if no_server:
-            from flows.pipeline.engine import run_plan
+    with stop_on_signals() as caught, ConsoleObserver() as observer:
+        try:
+            if no_server:
+                from flows.pipeline.engine import run_plan
 
-            refs = run_plan(plan, store, observer, stop)
-            write_report(plan, refs, store)
-        else:
-            from flows.local_run import run_with_prefect
+                refs = run_plan(plan, store, observer, caught.stop)
+                write_report(plan, refs, store)
+            else:
+                from flows.local_run import run_with_prefect
 
-            refs = run_with_prefect(request, plan, observer, stop)
+                refs = run_with_prefect(request, plan, observer, caught.stop)
+        except Stopped as stopped:
+            _fail(str(stopped) or "stopped", caught.exit_status)
     print_report(plan, refs, store)
 
 
@@ -139,16 +139,16 @@ def dag(
 @app.command()
 def status(root: Root = None, as_json: Json = False) -> None:
     """Show what is being made now, and the last runs."""
-    from flows.pipeline.status import live, runs
+    from flows.pipeline.status import damaged, live, runs
     from flows.show.tables import print_status
     from tasks.store import open_store
 
     store = open_store(root)
-    now, last = live(store), runs(store)
+    now, last, broken = live(store), runs(store), damaged(store)
     if as_json:
-        _print_json({"live": now, "runs": last})
+        _print_json({"live": now, "runs": last, "damaged": broken})
     else:
-        print_status(store, now, last)
+        print_status(store, now, last, broken)
 
 
 @app.command()
@@ -207,45 +207,22 @@ app.add_typer(data_app)
 
 
 def main() -> None:
-    """Entry point of the command: errors of the user in one line and status 2, anything else with status 1."""
-    from tasks.launch.launcher import JobFailed, Stopped
+    """Entry point of the command: a user's mistake is one line and status 2; a step that failed, whatever its cause,
+    and anything else is status 1, with a traceback where the code is to blame."""
+    from tasks.launch.launcher import JobFailed
+    from tasks.store.trouble import storage_trouble
 
     try:
         app()
     except UserError as error:
         _fail(str(error), 2)
-    except Stopped as stopped:
-        _fail(str(stopped) or "stopped", 128 + (_signal_seen or signal.SIGINT))
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except Exception as error:
-        cause = getattr(error, "cause", error)
-        if not isinstance(cause, UserError | JobFailed):
+        cause, trouble = getattr(error, "cause", error), storage_trouble(error)
+        if not isinstance(cause, UserError | JobFailed) and storage_trouble(cause) is None:
             traceback.print_exception(cause)
-        _fail(str(error), 2 if isinstance(cause, UserError) else 1)
-
-
-_signal_seen: int | None = None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        global _signal_seen
-        if stop.is_set():
-            raise KeyboardInterrupt
-        _signal_seen = number
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _fail(trouble or str(error), 1)
 
 
 def _fail(message: str, status: int) -> None:

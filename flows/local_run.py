@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from flows.address import around_proxies
 from flows.pipeline.engine import begin
 from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.plan import Plan
@@ -86,7 +87,7 @@ def flow_for(request: Request, plan: Plan) -> tuple[Flow[..., Any], Request]:
 
 def _environment(server: Server, request: Request) -> dict[str, str]:
     """What Prefect is told: the server, and to leave the console to us."""
-    told = {"PREFECT_API_URL": server.api, "DO_NOT_TRACK": "1"}
+    told = {"PREFECT_API_URL": server.api, "DO_NOT_TRACK": "1", **around_proxies()}
     if server.started:
         told["PREFECT_HOME"] = str(prefect_home(request.store()))
     if "PREFECT_LOGGING_LEVEL" not in os.environ:

@@ -14,6 +14,7 @@ from flows.pipeline.plan import Plan
 from flows.server import prefect_home
 from tasks.store import Store, open_store
 from tasks.store.atomic import read_json, write_json
+from tasks.store.claim import last_owner
 
 ROOT_LABEL, RUN_LABEL = "evo.root", "evo.run"
 """Labels of a flow run: the store it works on, and the name of its run there."""
@@ -58,8 +59,8 @@ def end_owned_jobs(store: Store, flow_run_id: str) -> dict[str, str]:
     record, ended = _read(store, flow_run_id), {}
     for key, step in record["steps"].items():
         state = store.state(key)
-        claim = read_json(state / "claim.json")
-        if claim is not None and claim["run"] not in record["runs"]:
+        owner = last_owner(state)
+        if owner is not None and owner.get("run") not in record["runs"]:
             continue  # another run was faster to this step: the job is its
         what = launcher_for(LaunchRuntime(cluster=step["cluster"])).cancel(state)
         if what is not None:

@@ -16,19 +16,19 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.errors import UserError
-from evo_core.process import die_with_parent
+from evo_core.process import die_with_parent, stop_signals
+from flows.address import answers, around_proxies, checked_api, is_loopback, serves
 from flows.show.tensorboard import link_models
 from tasks.launch.launcher import Stopped
 from tasks.store import Store, open_store
 from tasks.store.atomic import read_json, write_json
+from tasks.store.trouble import store_must_take
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -68,17 +68,11 @@ def ensure_server(
 
     Raises:
         Stopped: `stop` was set.
-        UserError: the server that the user set does not answer, or a new one does not start.
+        UserError: what the user set is no address of a Prefect API that answers, or a new server does not start.
     """
     home = prefect_home(open_store(root))
     if (url := configured_api_url()) is not None:
-        if not answers(url):
-            raise UserError(
-                f"no Prefect server answers at {url}",
-                key="PREFECT_API_URL",
-                hint="start it, unset PREFECT_API_URL, or run with --no-server",
-            )
-        yield Server(url, started=False)
+        yield Server(checked_api(url), started=False)
     elif (url := recorded_api_url(home)) is not None:
         yield Server(url, started=False)
     else:
@@ -96,7 +90,7 @@ def configured_api_url() -> str | None:
 
     Importing Prefect takes more than a second, so it is asked only if one of the files it reads may say something.
     """
-    if url := os.environ.get("PREFECT_API_URL"):
+    if url := os.environ.get("PREFECT_API_URL", "").strip():
         return url
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
@@ -105,24 +99,25 @@ def configured_api_url() -> str | None:
         return None
     from prefect.settings import get_current_settings
 
-    return get_current_settings().api.url
+    try:
+        return get_current_settings().api.url
+    except Exception as error:  # TOML's, pydantic's, Prefect's own
+        why = " ".join(str(error).split())
+        raise UserError(f"Prefect's own settings cannot be read: {why}", hint="prefect config validate") from error
 
 
 def recorded_api_url(home: Path) -> str | None:
-    """The server that an `evo ui` keeps for this root, if it is alive."""
-    record = read_json(home / "server.json")
-    return record["api"] if record is not None and answers(record["api"]) else None
+    """The server that an `evo ui` keeps for this root, if it is there.
 
-
-def answers(api: str, seconds: float = 2.0) -> bool:
-    """Whether a server is there. Anything it says counts: one behind a password answers too."""
+    The record may be older than the last power cut, and its port another root's or another program's by now: what
+    answers must say that its files are this root's.
+    """
     try:
-        with urllib.request.urlopen(f"{api}/health", timeout=seconds):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+        record = read_json(home / "server.json")
+    except (OSError, ValueError):  # damaged: as good as none
+        return None
+    api = record.get("api") if isinstance(record, dict) else None
+    return api if isinstance(api, str) and is_loopback(api) and serves(api, home) else None
 
 
 @contextmanager
@@ -131,14 +126,15 @@ def running_server(
 ) -> Iterator[str]:
     """A new server on `port` for as long as the block runs; gives its API's address."""
     api = f"http://{HOST}:{port}/api"
-    home.mkdir(parents=True, exist_ok=True)
+    with store_must_take(home):
+        home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with (home / "starting.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the same database at once break it
         process = _spawn(command, home / "server.log", server_environment(home, api))
         try:
             meanwhile()
-            _wait_until(lambda: answers(api, 1.0), process, home / "server.log", "the Prefect server", stop)
+            _wait_until(lambda: serves(api, home), process, home / "server.log", "the Prefect server", stop)
         except BaseException:
             _end(process)
             raise
@@ -160,11 +156,11 @@ def server_environment(home: Path, api: str) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
     }
     theirs = {k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE"}
-    return theirs | own
+    return theirs | around_proxies() | own
 
 
 def serve_ui(root: str | Path | None = None) -> None:
-    """Keep a Prefect server and tensorboard on what a root recorded, until Ctrl-C or SIGTERM.
+    """Keep a Prefect server and tensorboard on what a root recorded, until Ctrl-C, SIGTERM or a closed terminal.
 
     Raises:
         UserError: one is running for this root already, or a server does not start.
@@ -174,14 +170,14 @@ def serve_ui(root: str | Path | None = None) -> None:
     if (running := recorded_api_url(home)) is not None:
         page = running.removesuffix("/api")
         raise UserError(f"evo ui is already running for {store.root}: {page}", hint="end that one first")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, signal.default_int_handler)
     try:
         print(f"opening {store.root} ...", flush=True)
         with running_server(home, free_port(PREFECT_PORT)) as api, running_tensorboard(runs) as tensorboard:
             print(f"Prefect      {api.removesuffix('/api')}\nTensorBoard  {tensorboard}\nend with Ctrl-C", flush=True)
             write_json(home / "server.json", {"api": api, "pid": os.getpid()})
-            os.environ["PREFECT_API_URL"] = api
+            os.environ.update(around_proxies(), PREFECT_API_URL=api)
             from flows.dead_runs import report_dead_runs
 
             while True:

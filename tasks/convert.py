@@ -41,6 +41,7 @@ class ImportModel(Source[ImportParams, LaunchRuntime]):
     """Weights of another system as a model that steps can finetune, evaluate and generate with."""
 
     name = "model.import"
+    version = 2
     output = "model"
     params_type = ImportParams
     runtime_type = LaunchRuntime
@@ -93,6 +94,7 @@ class ExportModel(Kind[ExportParams, LaunchRuntime]):
     """A model as a Hugging Face folder."""
 
     name = "model.export"
+    version = 2
     inputs: ClassVar[Mapping[str, Input]] = {"model": Input("model")}
     output = "hf_model"
     params_type = ExportParams

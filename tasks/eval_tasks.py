@@ -57,6 +57,7 @@ class TaskScores(Kind[Params, LaunchRuntime]):
     """Runs `evo_core.evaluate --tasks`."""
 
     name = "eval.tasks"
+    version = 2
     inputs: ClassVar = {"model": Input("model")}
     output = "task_scores"
     params_type = Params

@@ -26,6 +26,7 @@ class Holdout(Kind[Params, LaunchRuntime]):
     """Runs `evo_core.evaluate` on the dataset's held-out documents."""
 
     name = "eval.holdout"
+    version = 2
     inputs: ClassVar = {"model": Input("model"), "data": Input("dataset")}
     output = "scores"
     params_type = Params

@@ -56,6 +56,7 @@ class Samples(Kind[Params, LaunchRuntime]):
     """Runs `evo_core.generate` on the prompts, in order."""
 
     name = "generate.samples"
+    version = 2
     inputs: ClassVar = {"model": Input("model")}
     output = "samples"
     params_type = Params

@@ -39,7 +39,9 @@ class Params(kind.Params):
 
     @model_validator(mode="after")
     def _load(self, info: ValidationInfo) -> Params:
-        self._job = _load_job(self.config, self.model_extra or {}, info.context or {})
+        context, over = info.context or {}, self.model_extra or {}
+        written = context.get("written", over)  # with references: the job's files shall hold no secret
+        self._job = _load_job(self.config, {name: written[name] for name in over}, context)
         return self
 
     @property
@@ -51,6 +53,7 @@ class Params(kind.Params):
 class _Train(Kind[Params, LaunchRuntime]):
     """What pretraining and finetuning share, which is all but where the weights come from."""
 
+    version = 2
     output = "model"
     params_type = Params
     runtime_type = LaunchRuntime
@@ -127,11 +130,14 @@ class Finetune(Pretrain):
 
 
 def _load_job(config: Path, over: dict[str, Any], context: Mapping[str, Any]) -> TrainConfig:
-    """The job of a file and the blocks over it; an error in a block names its key in the pipeline."""
+    """The job of a file and the blocks over it; an error in a block names its key in the pipeline.
+
+    Where it saves is the step's business: a file that says to save need not name a folder.
+    """
     from evo_core.config import load_config
 
     try:
-        return load_config(config, blocks=over)
+        return load_config(config, ["ckpt.enable_save_ckpt=false"], blocks=over)
     except ConfigError as error:
         if error.key is None or error.key.partition(".")[0] not in over:
             raise

@@ -4,7 +4,6 @@ Importing this package imports neither torch nor omegaconf: planning stays fast.
 """
 
 from evo_core.config.load import load_config
-from evo_core.config.paths import is_remote, local_path
 from evo_core.config.problems import ConfigErrors
 from evo_core.config.references import as_literal
 from evo_core.config.resolve import line_of, load_yaml
@@ -12,6 +11,7 @@ from evo_core.config.schema import ModelConfig, TrainConfig
 from evo_core.config.suggest import suggest
 from evo_core.config.write import save_config
 from evo_core.config.yaml_file import dump_yaml
+from evo_core.storage.location import is_remote, local_path
 
 __all__ = [
     "ConfigErrors",

@@ -122,7 +122,12 @@ def _loss_scale(config: TrainConfig) -> Iterator[ConfigError]:
 
 
 def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
-    info = config.ckpt.load_ckpt_info
+    ckpt, info = config.ckpt, config.ckpt.load_ckpt_info
+    stated = "enable_save_ckpt" in ckpt.model_fields_set or ckpt.save_ckpt_folder is not None
+    if ckpt.enable_save_ckpt and stated and not (ckpt.save_ckpt_folder or "").removeprefix("local:").strip():
+        message = "names no folder, and enable_save_ckpt is true: nothing would be saved"
+        hint = "write local:FOLDER, or enable_save_ckpt: false"
+        yield ConfigError(message, key="ckpt.save_ckpt_folder", hint=hint)
     if info is None:
         return
     key = "ckpt.load_ckpt_info.content"

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evo_core.config.fields import is_set, value_at
-from evo_core.config.paths import is_remote
 from evo_core.config.schema.model import ModelConfig, MoeConfig
 from evo_core.config.values import describe
 from evo_core.errors import ConfigError
+from evo_core.storage.location import NO_STORE, is_remote
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
@@ -55,27 +55,26 @@ def _unless_read(test: Test) -> Test:
 
 
 _DATA_PARALLEL = "this version trains data parallel only"
-_NO_STORE = "this version reads and writes local folders only"
 
 REFUSALS = (
     Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
     Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
-    Refusal("tensorboard_folder", _local, _NO_STORE, "name a local folder"),
-    Refusal("data.train_folder", _local, _NO_STORE, "name a local folder"),
-    Refusal("data.valid_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("tensorboard_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("data.train_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("data.valid_folder", _local, NO_STORE, "name a local folder"),
     Refusal("model.num_chunks", _is(1), "this version has no interleaved pipeline", "set it to 1"),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
     Refusal("parallel.tensor.size", _is(1), _DATA_PARALLEL, "set it to 1"),
     Refusal("parallel.pipeline.size", _is(1), _DATA_PARALLEL, "set it to 1"),
     Refusal("parallel.weight.size", _is(1), _DATA_PARALLEL, "set it to 1"),
     Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
-    Refusal("ckpt.save_ckpt_folder", _local_if_saved, _NO_STORE, "name a local folder"),
-    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), _NO_STORE, "name a local folder"),
+    Refusal("ckpt.save_ckpt_folder", _local_if_saved, NO_STORE, "name a local folder"),
+    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), NO_STORE, "name a local folder"),
     Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
     Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
-    Refusal("generation.ckpt_folder", _local, _NO_STORE, "name a local folder"),
-    Refusal("generation.data_folder", _local, _NO_STORE, "name a local folder"),
-    Refusal("generation.output_folder", _local, _NO_STORE, "name a local folder"),
+    Refusal("generation.ckpt_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("generation.data_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("generation.output_folder", _local, NO_STORE, "name a local folder"),
 )
 
 

@@ -8,7 +8,12 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, PlainValidator
 
-from evo_core.config.expressions import Number, evaluate
+from evo_core.config.expressions import LARGEST_BITS, Number, evaluate
+
+LARGEST_INT = 2**63 - 1
+"""What a tensor's index can be."""
+SHOWN = 80
+"""Characters of a value that a message shows."""
 
 
 def to_number(value: Any) -> Number:
@@ -21,6 +26,8 @@ def to_number(value: Any) -> Number:
         return evaluate(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be a number, not {describe(value)}")
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        raise ValueError(f"must be a number that a float can hold, not {describe(value)}")
     return value
 
 
@@ -37,6 +44,8 @@ def to_int(value: Any) -> int:
     number = to_float(value) if isinstance(value, float) else to_number(value)
     if number != number or number in (math.inf, -math.inf) or number != int(number):
         raise ValueError(f"must be a whole number, not {describe(value)}")
+    if not -LARGEST_INT <= number <= LARGEST_INT:
+        raise ValueError(f"must be at most 2**63 - 1, not {describe(value)}")
     return int(number)
 
 
@@ -51,12 +60,24 @@ def to_interval(value: Any) -> int | float:
     return steps
 
 
+def to_interval_above_one(value: Any) -> int | float:
+    """A number of steps of at least 2 between two events; null, true, false and whatever is not above 1 mean never."""
+    if value is None or isinstance(value, bool) or to_number(value) <= 1:
+        return math.inf
+    return to_interval(value)
+
+
 def to_fraction(value: Any) -> float:
     """A share between 0 and 1; ``false`` is 0 and ``true`` is 1."""
     fraction = float(value) if isinstance(value, bool) else to_float(value)
     if not 0 <= fraction <= 1:
         raise ValueError(f"must be true, false or a share between 0 and 1, not {describe(value)}")
     return fraction
+
+
+def to_location(value: Any) -> Any:
+    """A location, or None; a blank text means None."""
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def describe(value: Any) -> str:
@@ -69,10 +90,18 @@ def describe(value: Any) -> str:
         return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
     if isinstance(value, dict):
         return "a block of keys"
+    if isinstance(value, list | tuple):
+        return "[" + _cut(", ".join(map(describe, value[:SHOWN]))) + "]"
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
-    text = repr(value) if not isinstance(value, str) else f'"{value}"'
-    return text if len(text) <= 80 else text[:77] + "..."
+    text = repr(value) if not isinstance(value, str) else f'"{value[: 2 * SHOWN]}"'
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 Int = Annotated[int, BeforeValidator(to_int)]
@@ -84,4 +113,6 @@ PositiveFloat = Annotated[float, Gt(0), BeforeValidator(to_float)]
 NonNegativeFloat = Annotated[float, Ge(0), BeforeValidator(to_float)]
 Probability = Annotated[float, Ge(0), Le(1), BeforeValidator(to_float)]
 Interval = Annotated[int | float, PlainValidator(to_interval)]
+IntervalAboveOne = Annotated[int | float, PlainValidator(to_interval_above_one)]
 LayerFraction = Annotated[float, BeforeValidator(to_fraction)]
+OptionalLocation = Annotated[str | None, BeforeValidator(to_location)]

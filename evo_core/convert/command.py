@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command, report_progress
+from evo_core.storage.location import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,7 @@ def convert(arguments: argparse.Namespace) -> str:
 
     from evo_core.checkpoint.formats import as_model_type, cast, check_free, open_weights, write_weights
 
-    target = Path(arguments.target.removeprefix("local:"))
+    target = local_path(arguments.target, "TARGET")
     check_free(target)
     weights = open_weights(arguments.source, arguments.from_, model=model)
     to: Target = arguments.to or ("hf" if weights.kind == "evo" else "evo")
@@ -96,7 +97,7 @@ def convert(arguments: argparse.Namespace) -> str:
     if arguments.dtype is not None:
         weights = cast(weights, getattr(torch, arguments.dtype.removeprefix("torch.")))
     if arguments.tokenizer is not None:
-        weights = replace(weights, tokenizer=Path(arguments.tokenizer.removeprefix("local:")))
+        weights = _with_tokenizer(weights, local_path(arguments.tokenizer, "--tokenizer"))
     _check_tokenizer(weights)
     write_weights(
         _reporting(weights),
@@ -121,6 +122,14 @@ def size_in_bytes(text: str) -> int:
     if match is None or unit not in _UNITS or float(match[1]) == 0:
         raise ConfigError(f"{text!r} is no size", key="--max-shard", hint="write 10GB or 512MiB")
     return int(float(match[1]) * _UNITS[unit])
+
+
+def _with_tokenizer(weights: Weights, tokenizer: Path) -> Weights:
+    """The weights with another tokenizer, and with the ids that end a text as they are named beside it."""
+    from evo_core.checkpoint.generation_settings import read_generation
+
+    beside = read_generation(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+    return replace(weights, tokenizer=tokenizer, generation=beside or weights.generation)
 
 
 def _check_tokenizer(weights: Weights) -> None:

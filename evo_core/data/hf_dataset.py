@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evo_core.config.paths import is_hub_id, local_path
 from evo_core.errors import DataError
+from evo_core.storage.location import is_hub_id, local_path
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -53,7 +53,7 @@ def open_stream(name: str, subset: str | None = None) -> IterableDataset:
 
 def _format(path: Path) -> str:
     """The name that `datasets` has for a file's format."""
-    known = [_FORMATS[suffix] for suffix in path.suffixes if suffix in _FORMATS]
+    known = [_FORMATS[suffix] for suffix in map(str.lower, path.suffixes) if suffix in _FORMATS]
     if not known:
         raise DataError("is of an unknown format", file=path, hint=f"known are {', '.join(_FORMATS)}")
     return known[-1]

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from evo_core.config.paths import is_hub_id, local_path
 from evo_core.data.batch import Batch
 from evo_core.data.hf_dataset import open_stream, unreadable
 from evo_core.data.packing import Pack, Pieces, pack
@@ -29,6 +28,7 @@ from evo_core.data.targets import NONE_YET
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 from evo_core.data.train_data import batch_size
 from evo_core.errors import DataError
+from evo_core.storage.location import is_hub_id, local_path
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ORDER_VERSION = 1
+_ORDER_VERSION = 2
 _TEXTS, _CHARACTERS = 1000, 4 << 20
 """Texts are tokenized together until there are so many of them, or so much of them."""
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from evo_core.errors import ConfigError
+from evo_core.storage.location import local_path
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -80,7 +81,7 @@ class SharedIndex(Index):
     """
 
     def __init__(self, root: str | Path, key: str) -> None:
-        root = Path(root)
+        root = local_path(root)
         try:
             _make_root(root)
             _sweep(root)

@@ -16,6 +16,7 @@ from evo_core.errors import ConfigError
 from evo_core.evaluate.compare import comparison_table, record
 from evo_core.evaluate.results import read, table, write
 from evo_core.job import command, report_progress
+from evo_core.storage.location import check_location, local_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,13 +27,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--model", help="a checkpoint, a folder of checkpoints (the newest), or another system's folder"
     )
-    result.add_argument("--data", type=Path, metavar="FOLDER", help="held-out token shards, one sub-folder per type")
-    result.add_argument("--tasks", type=Path, metavar="FILE_OR_FOLDER", help="task files in lm-eval's YAML form")
-    result.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two files that --output wrote")
-    result.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the results")
+    result.add_argument("--data", metavar="FOLDER", help="held-out token shards, one sub-folder per type")
+    result.add_argument("--tasks", metavar="FILE_OR_FOLDER", help="task files in lm-eval's YAML form")
+    result.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two files that --output wrote")
+    result.add_argument("--output", metavar="FILE", help="JSON file for the results")
     result.add_argument(
         "--baselines",
-        type=Path,
         metavar="FOLDER",
         help="training token shards: unigram and bigram models of them are scored on --data too",
     )
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     with command("evo_core.evaluate"):
         _check(arguments)
+        _read_locations(arguments)
         if arguments.compare is not None:
             a, b = map(read, arguments.compare)
             if arguments.output is not None:
@@ -90,6 +91,17 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("are measured on --data, which is missing", key="--baselines")
     if arguments.pack_tokens < 1 or (arguments.max_length is not None and arguments.max_length < 1):
         raise ConfigError("must be 1 or more", key="--pack-tokens" if arguments.pack_tokens < 1 else "--max-length")
+
+
+def _read_locations(arguments: argparse.Namespace) -> None:
+    """Put paths in the place of what was written for them."""
+    for name in ("data", "tasks", "output", "baselines"):
+        if (given := getattr(arguments, name)) is not None:
+            setattr(arguments, name, local_path(given, f"--{name}"))
+    if arguments.compare is not None:
+        arguments.compare = [local_path(given, "--compare") for given in arguments.compare]
+    if arguments.model is not None:
+        check_location(arguments.model, "--model")
 
 
 def _score(arguments: argparse.Namespace, joined: Any) -> dict[str, Any]:

@@ -7,11 +7,12 @@ one output.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evo_core.errors import ConfigError
+from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command, report_progress
 
 if TYPE_CHECKING:
@@ -48,14 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides.append(f"seed={arguments.seed}")
     with command("evo_core.generate"):
         from evo_core.config import load_config
+        from evo_core.config.locations import unprefixed_save
 
         cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
         if cfg.generation.output_folder is None:
             raise ConfigError("is required", file=arguments.config, key="generation.output_folder")
+        unprefixed = unprefixed_save(cfg, "generation.output_folder")
 
         from evo_core.parallel.ranks import ranks
 
         with ranks(arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port) as joined:
+            if unprefixed is not None and joined.rank == 0:
+                print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
             run(cfg, joined)
 
 
@@ -83,7 +88,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     model, tokenizer = load_model(folder, ranks.device, check=ranks.local_rank == 0)
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
-    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, tokenizer))
+    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(ranks.rank, len(prompts), ranks.world_size)
@@ -102,6 +107,8 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     if ranks.rank != 0:
         return
     results = [shares[number % ranks.world_size][number // ranks.world_size] for number in range(len(prompts))]
+    if results and all(result.error for result in results):
+        raise CheckpointError(str(results[0].error), file=folder)
     output = local_path(str(generation.output_folder))
     rest = iter(results)
     write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
@@ -139,7 +146,10 @@ def summary(results: Sequence[Generation]) -> str:
     tokens = sum(len(result.ids) for result in results)
     finished = sum(result.finished for result in results)
     line = f"{len(results)} prompts continued with {tokens} tokens; {finished} came to an end of their own"
-    full = sum(not result.ids for result in results)
+    full = sum(not result.ids and not result.error for result in results)
     if full:
         line += f"\n{full} of {len(results)} prompts are max_length long or longer and were not continued"
+    failed = [number for number, result in enumerate(results, 1) if result.error]
+    if failed:
+        line += f"\n{len(failed)} of {len(results)} prompts failed; prompt {failed[0]}: {results[failed[0] - 1].error}"
     return line

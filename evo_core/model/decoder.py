@@ -154,6 +154,8 @@ class Decoder(RoleModule):
         super().__init__(family.decoder_names)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg, self.family, self.dtype = cfg, family, dtype
+        #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
+        self.ending: frozenset[int] = frozenset()
         #: The first so many blocks keep only their input and run again in the backward pass.
         self.recomputed_blocks = int(cfg.num_layers * float(cfg.checkpoint))
 

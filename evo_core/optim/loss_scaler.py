@@ -52,18 +52,20 @@ class LossScaler:
                 self.scale = max(self.scale * self.backoff_factor, self.min_scale or 0.0)
             return
         self.good_updates += 1
-        if self.good_updates == self.growth_interval:
+        if self.good_updates >= self.growth_interval:  # above it where a resumed run has a shorter interval
             self.good_updates = self.overflows = 0
             grown = self.scale * self.growth_factor
             self.scale = grown if self.max_scale is None else min(grown, self.max_scale)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps; nothing of a run without scaling."""
+        if not self.enabled:
+            return {}
         return {"scale": self.scale, "good_updates": self.good_updates, "overflows": self.overflows}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; one without scaling says nothing to a run with it, and the other way round."""
-        if self.enabled and state.get("scale", 1.0) != 1.0:
+        if self.enabled and state:
             self.scale = float(state["scale"])
             self.good_updates, self.overflows = int(state["good_updates"]), int(state["overflows"])
 

@@ -47,10 +47,13 @@ class CosineWithWarmup:
 class Beta2Schedule:
     """Adam's beta2: ``max(init_beta2, 1 - k ** -c)`` at update k; constant where c is zero or less.
 
+    As in the original k is counted up after each update, so that the first one is made with `init_beta2` wherever
+    the count begins.
+
     Args:
         init_beta2: the least value, and the one of the first update.
         c: how fast it rises; 0.8 is Adafactor's choice (Shazeer and Stern 2018, section 7).
-        cur_iter: -1, or the number of the update to count on from.
+        cur_iter: k at the first update; -1 is 0.
     """
 
     init_beta2: float
@@ -59,7 +62,7 @@ class Beta2Schedule:
 
     def __call__(self, updates: int) -> float:
         """Beta2 of the update that comes after `updates` of them."""
-        k = updates + self.cur_iter + 1
-        if self.c <= 0 or k <= 0:
+        if self.c <= 0 or updates == 0:
             return self.init_beta2
+        k = updates + max(self.cur_iter, 0)
         return max(self.init_beta2, 1 - k**-self.c)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from evo_core.errors import ConfigError
 from evo_core.parallel.environment import Launcher, Place, read_place
-from evo_core.process import die_with_parent
+from evo_core.process import die_with_launcher, stop_signals
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
 """For ranks to find each other: nodes of a large job do not start at the same moment."""
@@ -33,7 +35,7 @@ _ECHO_SECONDS = 5.0
 
 @dataclass
 class Stop:
-    """Whether this process was told to stop, by SIGTERM or SIGINT.
+    """Whether this process was told to stop, by SIGTERM, SIGINT or SIGHUP.
 
     A terminal and torchrun both pass on Ctrl-C, so a signal repeated within five seconds is the same request; one
     that comes later ends the process at once.
@@ -60,7 +62,7 @@ class Ranks:
 
     Attributes:
         device: where its tensors live: its own GPU, else the CPU.
-        stop: set by SIGTERM and SIGINT, where they are caught.
+        stop: set by SIGTERM, SIGINT and SIGHUP, where they are caught.
     """
 
     rank: int
@@ -92,14 +94,13 @@ def ranks(
         host: address of rank 0 instead of the launcher's.
         port: its port.
         timeout: how long one collective may take.
-        catch_stop: SIGTERM and SIGINT set `Ranks.stop`, which the caller then watches; else they end the process, as
-            they do.
+        catch_stop: SIGTERM, SIGINT and SIGHUP set `Ranks.stop`, which the caller then watches; else they end the
+            process, as they do.
 
     Raises:
         ConfigError: the launcher that was asked for left no variables.
     """
-    if os.environ.get("EVO_DIE_WITH_PARENT") == "1":
-        die_with_parent()
+    die_with_launcher()
     adopted = dist.is_initialized()
     place = _adopted_place() if adopted else read_place(os.environ, launcher, host, port)
     device = _device(place, backend)
@@ -165,6 +166,7 @@ def _store(place: Place) -> dist.Store:
         return dist.HashStore()
     address, port = place.master
     if place.agent_store:
+        _check_agent(address, port)
         store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT)
         generation = place.attempt if place.nodes == 1 else 0
         return dist.PrefixStore(f"evo/{place.run_id}/{generation}", store)
@@ -173,10 +175,22 @@ def _store(place: Place) -> dist.Store:
     )
 
 
+def _check_agent(address: str, port: int) -> None:
+    """Find out that the agent is gone: killed while this rank was starting, it left nothing to wait for.
+
+    Its store was there before any rank, so a refused connection is no matter of time.
+    """
+    try:
+        socket.create_connection((address, port), CONNECT_TIMEOUT.total_seconds()).close()
+    except ConnectionRefusedError:
+        message = f"nobody answers at {address}:{port}: the torchrun that started this rank has ended"
+        raise ConfigError(message, key="MASTER_ADDR, MASTER_PORT") from None
+
+
 def _install(stop: Stop) -> dict[int, object]:
-    """Catch SIGTERM and SIGINT; a no-op outside the main thread, which alone can."""
+    """Catch the signals that stop; a no-op outside the main thread, which alone can."""
     previous: dict[int, object] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         try:
             previous[number] = signal.signal(number, stop.handle)
         except ValueError:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evo_core.job import command
+from evo_core.storage.location import check_location, local_path
 
 STOPPED = 143
 """Exit status of a run that a signal ended after it saved: 128 + SIGTERM."""
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="set one key, as in adam.lr=3e-4; may be repeated",
     )
-    result.add_argument("--folder", type=Path, help="where log and curve go; default RUN/<job name>/<date>")
+    result.add_argument("--folder", help="where log and curve go; default RUN/<job name>/<date>")
     result.add_argument("--init", metavar="CHECKPOINT", help="start from it where there is nothing to resume")
     result.add_argument(
         "--init-content",
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from evo_core.config import load_config
 
         cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
+        folder = None if arguments.folder is None else local_path(arguments.folder, "--folder")
+        if arguments.init is not None:
+            check_location(arguments.init, "--init")
 
         from evo_core.parallel.ranks import ranks
         from evo_core.train.loop import train
@@ -64,6 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             init = None
             if arguments.init is not None:
                 init = Start(Path(arguments.init), tuple(arguments.init_content), resumes=False)
-            stopped = train(cfg, folder=arguments.folder, init=init, ranks=joined).stopped
+            stopped = train(cfg, folder=folder, init=init, ranks=joined).stopped
     if stopped:
         sys.exit(STOPPED)

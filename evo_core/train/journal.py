@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from evo_core.job import report_progress
+from evo_core.storage.location import local_path
 from evo_core.train.metrics import log_line
 from evo_core.train.records import FILE, MetricsFile, Tensorboard
 
@@ -36,10 +37,10 @@ class Journal:
         self._tensorboard = None
         self._seconds: deque[float] = deque(maxlen=_RECENT)
         if keeps and cfg.enable_tb:
-            where = Path(cfg.tensorboard_folder) if cfg.tensorboard_folder else folder / "tensorboard"
+            where = local_path(cfg.tensorboard_folder) if cfg.tensorboard_folder else folder / "tensorboard"
             queue = cfg.monitor.tensorboard.queue_max_length
             self._tensorboard = Tensorboard(where, queue=queue, step=step)
-            self._tensorboard.text("job_name", cfg.job_name)
+            self._tensorboard.text("job_name", cfg.shown.job_name)
             self._tensorboard.text("config", f"```yaml\n{cfg.to_yaml()}\n```")
 
     def step(self, record: dict[str, Any], *, seconds: float) -> None:

@@ -38,14 +38,18 @@ LOG_FIELDS = (
 )
 """The original's log line. Ours follow after these."""
 
-_STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _TYPES = 0, 1, 2, 3, 4
+_STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(8)
 
 
 class StepTotals:
     """Sums of one step, laid out as one vector so that a single all-reduce makes them global.
 
-    Vector: whether a rank was told to stop, the number in the stop file, the loss, the experts' balance loss, then
-    negative log-likelihood [n], hits [n] and targets [n] of each of the n data types.
+    Vector: whether a rank was told to stop, the number in the stop file, the loss, the experts' balance loss, the
+    micro-batches with the sums of their means of negative log-likelihood and of hits, then negative log-likelihood
+    [n], hits [n] and targets [n] of each of the n data types.
+
+    The loss of a step is a mean over its micro-batches of their means over targets, as in the original; ``acc`` and
+    ``perplexity`` are of the same mean. A micro-batch without a target counts as 0 in it.
 
     Args:
         types: names of the data types, in the order of their ids.
@@ -71,7 +75,12 @@ class StepTotals:
 
     def add_tokens(self, nll: torch.Tensor, hit: torch.Tensor, labels: torch.Tensor, type_ids: torch.Tensor) -> None:
         """Add the targets of one micro-batch; all arguments are [T]."""
-        self.vector[_TYPES:] += sums_by_type(nll, hit, labels, type_ids, len(self.types)).view(-1)
+        sums = sums_by_type(nll, hit, labels, type_ids, len(self.types))
+        self.vector[_TYPES:] += sums.view(-1)
+        nll_sum, hits, targets = sums.sum(dim=1)
+        self.vector[_MICRO_BATCHES] += 1
+        self.vector[_NLL] += nll_sum / targets.clamp(min=1)
+        self.vector[_HITS] += hits / targets.clamp(min=1)
 
     @property
     def stop(self) -> bool:
@@ -93,11 +102,12 @@ class StepTotals:
         return {"moe_loss": float(self.vector[_MOE_LOSS]) / dp} if self.has_moe_loss else {}
 
     def quality(self) -> dict[str, float]:
-        """``acc``, ``perplexity``, and ``loss/``, ``acc/``, ``tokens/`` of each type that the step has targets of."""
+        """``acc`` and ``perplexity`` of the step; ``loss/``, ``acc/`` and ``tokens/`` over all targets of each type."""
+        micro_batches, mean_nll, mean_hits = self.vector[_MICRO_BATCHES:_TYPES].tolist()
         nll, hits, targets = self.vector[_TYPES:].view(3, -1).tolist()
         result = {
-            "acc": sum(hits) / max(sum(targets), 1),
-            "perplexity": perplexity(sum(nll) / max(sum(targets), 1)),
+            "acc": mean_hits / max(micro_batches, 1),
+            "perplexity": perplexity(mean_nll / max(micro_batches, 1)),
         }
         for name, n, h, t in zip(self.types, nll, hits, targets, strict=True):
             if t:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from evo_core.config.locations import unprefixed_save
 from evo_core.data.targets import NO_TARGETS, types_without_targets
 from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
@@ -39,7 +40,13 @@ def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> N
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
-    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.job_name, host, folder)
+    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.shown.job_name, host, folder)
+    if (
+        layout.is_log_rank
+        and cfg.ckpt.enable_save_ckpt
+        and (said := unprefixed_save(cfg, "ckpt.save_ckpt_folder")) is not None
+    ):
+        log.warning("%s", said)
     rows = [f"{'rank':>5} {'dp':>5} {'zero':>5} {'local':>5}  {'device':8} host"]
     for rank, (host, device, local) in enumerate(everyone):
         rows.append(f"{rank:5} {rank:5} {rank % layout.zero1:5} {local:5}  {device:8} {host}")

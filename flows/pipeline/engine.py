@@ -12,6 +12,7 @@ from flows.pipeline.step import run_step
 from tasks.launch import launcher_for
 from tasks.launch.launcher import Launcher, LaunchRuntime, Stopped
 from tasks.store import Store
+from tasks.store.trouble import store_must_take
 
 PARALLEL_STEPS = 8
 
@@ -66,12 +67,17 @@ def wait_for_any(futures: set[Future[ArtifactRef]]) -> set[Future[ArtifactRef]]:
 
 
 def begin(plan: Plan, store: Store, observer: Observer) -> None:
-    """Refuse a run whose clusters are not there, then record the plan."""
+    """Refuse a run whose clusters are not there, then record the plan.
+
+    Raises:
+        ConfigError: a cluster cannot be used from here, or the store cannot be written.
+    """
     for step in plan.steps:
         launcher = launcher_of(step)
-        if step.action != "reuse" and launcher is not None:
+        if step.action in ("run", "attach") and launcher is not None:
             launcher.preflight()
-    store.record_run(plan.run_id, plan.record())
+    with store_must_take(store.root):
+        store.record_run(plan.run_id, plan.record())
     observer.on_plan(plan)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evo_core.errors import UserError
@@ -49,11 +50,21 @@ class Sample:
 def find_sample(store: Store, text: str) -> Sample | None:
     """The newest generation whose prompt and continuation hold `text`."""
     for artifact in reversed([a for a in store.artifacts() if a.type == "samples"]):
-        for line in (artifact.path / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in _rows(artifact.path / "samples.jsonl"):
             if text in f"{row['prompt']}{row['text']}" or text in row["text"]:
                 return Sample(artifact, row)
     return None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The samples in a file; those of a damaged one are passed over, the text looked for may be in another."""
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("text"), str):
+                yield row
+    except (OSError, ValueError, RecursionError):
+        return
 
 
 def start_of(store: Store, text: str) -> tuple[Artifact, dict[str, Any] | None]:
@@ -88,9 +99,8 @@ def _walk(store: Store, artifact: Artifact, role: str, depth: int, seen: set[str
     seen.add(artifact.key)
     yield Ancestor(artifact, role, depth)
     for name, made_from in artifact.manifest["inputs"].items():
-        step = made_from["from"].removeprefix("ref:").partition("@")[0]
-        upstream = store.artifact(step, made_from["key"])
-        if not upstream.exists:
+        upstream = store.with_key(made_from["key"])
+        if upstream is None:
             raise UserError(
                 f"{made_from['from']} ({made_from['key'][:12]}), which this was made from, is not in the store",
                 file=artifact.home,

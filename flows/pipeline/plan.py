@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from evo_core.config.identity import enters_the_key
 from evo_core.config.suggest import suggest
-from evo_core.errors import ConfigError
+from evo_core.errors import ConfigError, UserError
 from flows.pipeline import identity
-from flows.pipeline.schema import CachePolicy, Pipeline, Step
+from flows.pipeline.schema import Pipeline, Step
 from flows.pipeline.why import explain_change
 from tasks.kind import Facts, Kind, Source
 from tasks.launch import launcher_for
 from tasks.launch.launcher import LaunchRuntime
+from tasks.launch.record import read_attempt
 from tasks.provenance import code_drift
 from tasks.store import Store
 from tasks.store.claim import holder
 
-Action = Literal["reuse", "run", "attach"]
+Action = Literal["reuse", "run", "attach", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class PlannedStep:
         needs: input name to the artifact's (step name or ref, key).
         payload: what the key is the digest of.
         key: 64 hex digits.
-        action: reuse what is there, run, or attach to what another run is making right now.
+        action: reuse what is there, run, attach to what another run or step is making, or stop at an artifact that is
+            damaged.
         why: the reason, for people.
         force: a committed artifact at this key is replaced.
     """
@@ -63,6 +66,11 @@ class Plan:
         """The planned step of that name."""
         return next(step for step in self.steps if step.name == name)
 
+    def runtime_record(self, step: PlannedStep) -> dict[str, Any]:
+        """A step's runtime as plain data, fit to be stored and shown."""
+        plain = step.runtime.model_dump(mode="json")
+        return self.pipeline.secrets.shown(plain, f"steps.{step.name}.runtime")
+
     def record(self) -> dict[str, Any]:
         """The plan as plain data, for the store and for `--json`."""
         return {
@@ -79,7 +87,7 @@ class Plan:
                     "action": s.action,
                     "why": s.why,
                     "needs": {name: {"from": origin, "key": key} for name, (origin, key) in s.needs.items()},
-                    "runtime": s.runtime.model_dump(mode="json"),
+                    "runtime": self.runtime_record(s),
                 }
                 for s in self.steps
             ],
@@ -102,8 +110,9 @@ def make_plan(
         source_digest: stands in for the digest of every source (tests pin keys with it).
 
     Raises:
-        ConfigError: an unknown target, an empty or missing source, a ref that does not exist, or a step that a
-            kind's own check refuses (a vocabulary that does not fit, an impossible parallel size).
+        ConfigError: an unknown target, a step to force that is not among the targets, an empty or missing source, a
+            ref that does not exist, or a step that a kind's own check refuses (a vocabulary that does not fit, an
+            impossible parallel size).
     """
     for option, names in (("--targets", targets), ("--force", force)):
         for name in names:
@@ -115,9 +124,18 @@ def make_plan(
                     key=option,
                     hint=f"steps: {', '.join(known)}",
                 )
+    wanted = _wanted(pipeline, targets)
+    for name in set(force) - {step.name for step in wanted}:
+        raise ConfigError(
+            f"{name!r} is not made here: it is neither among the targets nor needed by them",
+            file=pipeline.file,
+            key="--force",
+            hint=f"add --targets {name}, or leave --targets out",
+        )
     planned: dict[str, PlannedStep] = {}
-    for step in _wanted(pipeline, targets):
-        planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
+    with pipeline.secrets.kept():
+        for step in wanted:
+            planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Plan(pipeline, tuple(planned.values()), str(store.root), f"{pipeline.name}-{now}-{uuid.uuid4().hex[:4]}")
 
@@ -166,10 +184,11 @@ def _plan_step(
     payload = identity.identity(
         step.kind.name, step.kind.version, params, {name: key for name, (_, key) in needs.items()}, source
     )
-    key = identity.key(payload)
+    _refuse_secrets(pipeline, step, params)
+    key = _key(pipeline, payload, where)
     follows = next((n for n in step.needs.values() if n in planned and planned[n].force), None)
     forced = step.name in force or follows is not None
-    action, why, drift = _decide(step.name, step.kind, step.cache, key, payload, store, planned, needs)
+    action, why, drift = _decide(step.name, step.kind, key, payload, store)
     if drift and step.cache.on_code_change == "error":
         raise pipeline.error(
             f"the code changed since this artifact was made: {', '.join(drift)}",
@@ -178,8 +197,13 @@ def _plan_step(
         )
     if action == "reuse" and drift and step.cache.on_code_change == "rebuild":
         action, why, forced = "run", f"the code changed: {', '.join(drift)}", True
-    elif action == "reuse" and forced:
+    elif action in ("reuse", "damaged") and forced:
         action, why = "run", f"follows {follows}, which is made again" if follows else "asked for by --force"
+    twin = next((s for s in planned.values() if s.key == key), None)
+    if twin is not None and action == "run":
+        action, why = "attach", f"the same as {twin.name}"
+    if action == "run":
+        _check_refs(pipeline, step, needs, store)
     return PlannedStep(
         step.name, step.kind, step.params, step.runtime, needs, payload, key, action, why, facts, forced, drift
     )
@@ -194,26 +218,45 @@ def _resolve_ref(pipeline: Pipeline, step: Step, name: str, ref: str, store: Sto
     wanted = step.kind.inputs[name].type
     if entry["type"] != wanted:
         raise pipeline.error(f"{step.kind.name} takes a {wanted} here, but {ref} is a {entry['type']}", where)
-    artifact = store.artifact(entry["step"], entry["key"])
-    if not artifact.exists:
+    artifact = store.with_key(entry["key"])
+    if artifact is None:
         raise pipeline.error(f"{ref} names an artifact that is not in the store {store.root}", where)
+    try:
+        facts = artifact.manifest["facts"]
+    except UserError as error:
+        raise pipeline.error(
+            f"{ref} names an artifact that is damaged: {error}", where, _anew(entry["step"])
+        ) from error
     origin = f"ref:{entry['name']}@{entry['version']}"
-    return (origin, entry["key"]), artifact.manifest.get("facts", {})
+    return (origin, entry["key"]), facts
+
+
+def _check_refs(pipeline: Pipeline, step: Step, needs: Mapping[str, tuple[str, str]], store: Store) -> None:
+    """Refuse a step that would start from a damaged artifact of another pipeline; those of this one are its steps'."""
+    for name, (origin, key) in needs.items():
+        artifact = store.with_key(key) if origin.startswith("ref:") else None
+        if artifact is not None and (damage := artifact.damage()) is not None:
+            where, made_by = f"steps.{step.name}.needs.{name}", artifact.manifest["step"]
+            raise pipeline.error(f"{origin} names an artifact that is damaged: {damage}", where, _anew(made_by))
+
+
+def _anew(step: str) -> str:
+    return f"make it anew: run the pipeline that made it with --force {step}"
 
 
 def _decide(
     name: str,
     kind: Kind[Any, Any],
-    policy: CachePolicy,
     key: str,
     payload: Mapping[str, Any],
     store: Store,
-    planned: Mapping[str, PlannedStep],
-    needs: Mapping[str, tuple[str, str]],
 ) -> tuple[Action, str, tuple[str, ...]]:
-    artifact = store.artifact(name, key)
+    artifact = store.artifact(kind.name, key)
     if artifact.exists:
-        drift = tuple(code_drift(artifact.manifest["provenance"]["code"], type(kind)))
+        if (damage := artifact.damage()) is not None:
+            return "damaged", f"{damage}; make it anew with --force {name}", ()
+        code = artifact.manifest["provenance"].get("code")
+        drift = tuple(code_drift(code, type(kind))) if isinstance(code, dict) else ()
         why = "there already"
         if drift:
             why += f"; the code changed since ({', '.join(drift[:3])}{' …' if len(drift) > 3 else ''})"
@@ -221,9 +264,28 @@ def _decide(
     held = holder(store.state(key))
     if held is not None:
         return "attach", f"being made by process {held['pid']} on {held['host']} (run {held['run']})", ()
-    if (store.state(key) / "job.json").exists():
+    if read_attempt(store.state(key)) is not None:
         return "attach", "its job was submitted by a run that has ended", ()
     return "run", explain_change(name, kind.name, payload, store), ()
+
+
+def _refuse_secrets(pipeline: Pipeline, step: Step, identity: Mapping[str, Any]) -> None:
+    """What enters the key is written into plans and manifests; a value from the environment may be a secret."""
+    where = f"steps.{step.name}.params"
+    for name in type(step.params).model_fields:
+        given = step.params.model_dump(include={name}, mode="json").get(name)
+        enters = name in step.kind.introduced or (name in identity and identity[name] == given)
+        if enters and pipeline.secrets.hold(f"{where}.{name}"):
+            error = enters_the_key(f"{where}.{name}", pipeline.secrets)
+            raise pipeline.error(error.message, error.key or where, error.hint)
+
+
+def _key(pipeline: Pipeline, payload: Mapping[str, Any], where: str) -> str:
+    try:
+        return identity.key(payload)
+    except (TypeError, ValueError) as error:
+        message = str(error).removeprefix("$.")
+        raise pipeline.error(f"no key can be made: {message}", where) from None
 
 
 def _placed(pipeline: Pipeline, error: ConfigError, where: str) -> ConfigError:

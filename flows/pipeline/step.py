@@ -16,16 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_core.errors import UserError
+from evo_core.errors import DataError, UserError
 from flows.pipeline.events import ArtifactRef, Observer, StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
+from flows.pipeline.statistics import plain_statistics
 from tasks.kind import StepContext
+from tasks.launch.follow import read_progress
 from tasks.launch.launcher import Stopped
+from tasks.launch.record import RECORD, read_attempt
 from tasks.provenance import provenance
 from tasks.store import Artifact, Store
 from tasks.store import commit as commits
-from tasks.store.atomic import read_json
-from tasks.store.claim import Claim, holder
+from tasks.store.atomic import clear_drafts
+from tasks.store.claim import Claim, holder, known_dead
 
 POLL = 0.5
 """Seconds between looks at a step that another run is making."""
@@ -38,22 +41,43 @@ def run_step(plan: Plan, step: PlannedStep, store: Store, observer: Observer, st
         StepFailed: with the step's own error as its cause.
         Stopped: `stop` was set.
     """
-    artifact = store.artifact(step.name, step.key)
-    if artifact.exists and not step.force:
-        _tidy(store.state(step.key), plan.run_id)
-        ref = _ref(step, artifact, "reused")
-        observer.on_step_end(step, ref, None)
-        return ref
-    observer.on_step_start(step)
+    artifact = store.artifact(step.kind.name, step.key)
+    reused = _is_made(plan, step, artifact)
+    if not reused:
+        observer.on_step_start(step)
     try:
-        ref = _claim_and_make(plan, step, store, observer, stop)
-    except BaseException as error:
+        if reused:
+            _tidy(store.state(step.key), plan.run_id)
+            ref = _ref(step, _whole(artifact, step.name), "reused")
+        else:
+            ref = _claim_and_make(plan, step, store, observer, stop)
+    except BaseException as raised:
+        error = plan.pipeline.secrets.concealed(raised)
         observer.on_step_end(step, None, error)
-        if isinstance(error, Exception):
-            raise StepFailed(step.name, error) from error
-        raise
+        if isinstance(error, Stopped):
+            raise
+        raise StepFailed(step.name, error) from error  # sys.exit too: a kind's way out is not the run's
     observer.on_step_end(step, ref, None)
     return ref
+
+
+def _is_made(plan: Plan, step: PlannedStep, artifact: Artifact) -> bool:
+    """Whether the artifact is there and need not be made again. Of two steps with one key that are forced, the second
+    takes what the first has made."""
+    if not artifact.exists:
+        return False
+    return not step.force or (artifact.damage() is None and artifact.manifest["provenance"].get("run") == plan.run_id)
+
+
+def _whole(artifact: Artifact, step: str) -> Artifact:
+    """The artifact, if it is as its manifest says.
+
+    Raises:
+        DataError: it is damaged; the message says what makes it anew.
+    """
+    if (damage := artifact.damage()) is not None:
+        raise DataError(f"the artifact is damaged: {damage}", hint=f"make it anew with --force {step}")
+    return artifact
 
 
 def _claim_and_make(
@@ -62,21 +86,22 @@ def _claim_and_make(
     state = store.state(step.key)
     state.mkdir(parents=True, exist_ok=True)
     waited = False
-    while (claim := Claim.acquire(state, plan.run_id)) is None:
+    while (claim := Claim.acquire(state, plan.run_id, stop=stop)) is None:
         if not waited:
             held = holder(state)
             if held is not None:
                 observer.on_message(step, f"waiting for run {held['run']} (process {held['pid']} on {held['host']})")
             waited = True
-        if progress := read_json(state / "progress.json"):
+        if progress := read_progress(state):
             observer.on_progress(step, progress)
         if stop.wait(POLL):
             raise Stopped(f"stopped waiting for {step.name}; the other run goes on")
     with claim:
-        artifact = store.artifact(step.name, step.key)
-        if artifact.exists and (waited or not step.force):
-            return _ref(step, artifact, "attached" if waited else "reused")
-        submitted = (state / "job.json").exists()
+        clear_drafts(state)
+        artifact = store.artifact(step.kind.name, step.key)
+        if _is_made(plan, step, artifact) or (waited and artifact.exists and artifact.damage() is None):
+            return _ref(step, _whole(artifact, step.name), "attached" if waited else "reused")
+        submitted = read_attempt(state) is not None
         return _ref(step, _make(plan, step, store, observer, stop, claim), "attached" if submitted else "made")
 
 
@@ -89,24 +114,24 @@ class _Attempt:
 def _make(
     plan: Plan, step: PlannedStep, store: Store, observer: Observer, stop: threading.Event, claim: Claim
 ) -> Artifact:
-    home, state = store.home(step.name, step.key), store.state(step.key)
+    home, state = store.home(step.kind.name, step.key), store.state(step.key)
     if not step.force and (sealed := commits.finish_sealed(home)) is not None:
         _forget_job(state)
         return sealed
     attempt = _attempt(home, state)
     commits.discard_unsealed(home, but=attempt.number)
     work = home / "work"
-    if step.force and not (state / "job.json").exists():
+    if step.force and not (state / RECORD).exists():
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(exist_ok=True)
     started = time.time()
     context = _context(plan, step, store, observer, stop, attempt, work)
     try:
-        statistics = step.kind.run(context)
+        returned = step.kind.run(context)
         if claim.lost:
             raise UserError("another run took this step over while this process seemed dead", key=step.name)
     except Stopped:
-        if not (state / "job.json").exists():  # else a submitted job goes on writing there
+        if not (state / RECORD).exists():  # else a submitted job goes on writing there
             commits.discard(home, attempt.number)
             commits.discard_home_if_empty(home)
         raise
@@ -115,7 +140,8 @@ def _make(
         commits.discard(home, attempt.number)
         commits.discard_home_if_empty(home)
         raise
-    commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id), context.digests)
+    statistics = plain_statistics(returned, step, attempt.folder)
+    commits.seal(attempt.folder, _manifest(plan, step, attempt, statistics, started), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
     return artifact
@@ -123,24 +149,22 @@ def _make(
 
 def _attempt(home: Path, state: Path) -> _Attempt:
     """The attempt that a submitted job is writing, else a fresh one."""
-    job = read_json(state / "job.json")
-    if job is not None:
-        folder = home / "attempts" / str(job["attempt"])
-        if folder.is_dir():
-            return _Attempt(job["attempt"], folder)
-        _forget_job(state)
+    number = read_attempt(state)
+    if number is not None and (folder := home / "attempts" / str(number)).is_dir():
+        return _Attempt(number, folder)
+    _forget_job(state)
     return _Attempt(*commits.new_attempt(home))
 
 
 def _forget_job(state: Path) -> None:
     """Clear what the launcher kept for finding the job again: the attempt has ended."""
-    for path in [state / "job.json", state / "error.json", *state.glob("exit-*.json")]:
+    for path in [state / RECORD, state / "error.json", *state.glob("exit-*.json")]:
         path.unlink(missing_ok=True)
 
 
 def _tidy(state: Path, run_id: str) -> None:
     """Clear what a process left that died between its commit and its last line."""
-    if (state / "claim.json").exists() and (claim := Claim.acquire(state, run_id)) is not None:
+    if known_dead(state) and (claim := Claim.acquire(state, run_id)) is not None:
         with claim:
             _forget_job(state)
 
@@ -154,11 +178,13 @@ def _context(
     attempt: _Attempt,
     work: Path,
 ) -> StepContext[Any, Any]:
-    names = {s.name for s in plan.steps}
     inputs = {}
     for name, (origin, key) in step.needs.items():
-        source = origin if origin in names else origin.removeprefix("ref:").partition("@")[0]
-        inputs[name] = store.artifact(source, key)
+        artifact = store.with_key(key)
+        if artifact is None:
+            raise UserError(f"the input {name} ({origin}, key {key[:12]}) is not in the store any more", key=step.name)
+        made_by = store.step_names().get(key, origin) if origin.startswith("ref:") else origin
+        inputs[name] = _whole(artifact, made_by)
     return StepContext(
         name=step.name,
         key=step.key,
@@ -172,13 +198,13 @@ def _context(
         store=store,
         stop=stop,
         on_progress=lambda progress: observer.on_progress(step, progress),
-        say=lambda line: observer.on_message(step, line),
+        say=lambda line: observer.on_message(step, plan.pipeline.secrets.conceal(line)),
         source_digest=step.payload.get("source"),
     )
 
 
 def _manifest(
-    step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float, run_id: str
+    plan: Plan, step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float
 ) -> dict[str, Any]:
     ended = time.time()
     ranks = getattr(step.runtime, "world_size", 1)
@@ -197,8 +223,8 @@ def _manifest(
         "statistics": dict(statistics),
         "provenance": {
             **provenance(type(step.kind)),
-            "run": run_id,
-            "runtime": step.runtime.model_dump(mode="json"),
+            "run": plan.run_id,
+            "runtime": plan.runtime_record(step),
             "started": _iso(started),
             "ended": _iso(ended),
             "seconds": round(ended - started, 3),

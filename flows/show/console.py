@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flows.pipeline.events import ArtifactRef
+from flows.pipeline.events import ArtifactRef, reason
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import results, words
 from flows.show.tables import plan_table
@@ -119,4 +119,5 @@ class ConsoleObserver:
             return f"[green]✓[/] [bold]{step.name}[/] {verb}{took}  {escape(results.headline(Artifact(Path(ref.uri))))}"
         if isinstance(error, Stopped):
             return f"[yellow]–[/] [bold]{step.name}[/] stopped{took}"
-        return f"[red]✗[/] [bold]{step.name}[/] failed{took}: {escape(str(error).partition(chr(10))[0])}"
+        why = reason(error).partition("\n")[0] if error is not None else ""
+        return f"[red]✗[/] [bold]{step.name}[/] failed{took}: {escape(why)}"

@@ -74,7 +74,7 @@ class PrefectObserver:
         )
 
     def _card(self, step: PlannedStep, ref: ArtifactRef) -> None:
-        artifact = self.store.artifact(step.name, step.key)
+        artifact = self.store.artifact(step.kind.name, step.key)
         key = cards.page_key(self.plan, step.name)
         text = cards.card(step, ref, artifact, self._pages)
         page = create_markdown_artifact(key=key, markdown=text, description=step.name)

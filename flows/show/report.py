@@ -18,6 +18,7 @@ from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import results, words
 from flows.show.charts import line_chart, themed
 from tasks.store import Artifact, Store
+from tasks.store.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,10 +39,7 @@ def write_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, erro
         error: why the run ended early, if it did.
     """
     path = report_path(plan, store)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(_template().render(**_content(plan, refs, store, error)), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, _template().render(**_content(plan, refs, store, error)))
     link = store.root / "report.html"
     fresh = store.root / f".report.{os.getpid()}.html"
     fresh.unlink(missing_ok=True)
@@ -93,7 +91,9 @@ def _score_table(rows: list[results.Score]) -> Table:
 def _artifacts(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, type_: str) -> list[Artifact]:
     """The artifacts of one type that the run has, in the plan's order."""
     return [
-        store.artifact(step.name, step.key) for step in plan.steps if step.name in refs and step.kind.output == type_
+        store.artifact(step.kind.name, step.key)
+        for step in plan.steps
+        if step.name in refs and step.kind.output == type_
     ]
 
 
@@ -134,7 +134,7 @@ def _step(plan: Plan, step: PlannedStep, ref: ArtifactRef | None, store: Store) 
         "made": ref is not None,
     }
     if ref is not None:
-        artifact = store.artifact(step.name, step.key)
+        artifact = store.artifact(step.kind.name, step.key)
         provenance = artifact.manifest["provenance"]
         row |= {
             "numbers": results.headline(artifact),

@@ -16,7 +16,7 @@ from flows.show.words import progress_line
 from tasks.raw import RawFile
 from tasks.store import Store
 
-COLOURS = {"reuse": "green", "run": "yellow", "attach": "cyan"}
+COLOURS = {"reuse": "green", "run": "yellow", "attach": "cyan", "damaged": "red"}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -49,8 +49,10 @@ def print_reasons(reasons: Sequence[dict[str, Any]]) -> None:
             console.print(f"    {escape(change)}")
 
 
-def print_status(store: Store, live: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> None:
-    """What is being made, and the newest runs."""
+def print_status(
+    store: Store, live: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], damaged: Sequence[dict[str, str]]
+) -> None:
+    """What is being made, what is damaged, and the newest runs."""
     console = Console()
     console.print(f"store: {store.root}")
     if not live:
@@ -58,6 +60,8 @@ def print_status(store: Store, live: Sequence[dict[str, Any]], runs: Sequence[di
     for entry in live:
         who = f"job {entry['job']}" if entry["job"] else f"process {entry['process']}"
         console.print(f"[yellow]{entry['step']}[/] {entry['key'][:12]} by {who}: {progress_text(entry['progress'])}")
+    for entry in damaged:
+        console.print(f"[red]damaged[/] {escape(entry['folder'])}: {escape(entry['why'])}", soft_wrap=True)
     if runs:
         table = Table(title="last runs", title_justify="left", box=None, pad_edge=False)
         for column in ("run", "pipeline", "steps made", "missing"):

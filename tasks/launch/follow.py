@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.launch.record import read_object
+from tasks.store.atomic import read_object
 
 NOTE = "[evo] "
 """Begins the lines that the launcher itself writes to a job's log."""
@@ -47,16 +47,25 @@ class LogFollower:
         self._on_line(line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace"))
 
 
+def read_progress(state: Path) -> dict[str, Any] | None:
+    """The newest progress report of a key: {"done", "total", "unit", ...}; None while none can be read."""
+    progress = read_object(state / "progress.json")
+    if progress is None:
+        return None
+    numbers = [progress.get(name) for name in ("done", "total", "loss", "tokens_per_second", "eta_seconds")]
+    return progress if all(n is None or type(n) in (int, float) for n in numbers) else None
+
+
 class ProgressFollower:
     """Hands on ``progress.json`` whenever it has changed."""
 
     def __init__(self, state: Path, on_progress: Callable[[dict[str, Any]], None]) -> None:
-        self._path, self._on_progress = state / "progress.json", on_progress
+        self._state, self._on_progress = state, on_progress
         self._last: dict[str, Any] | None = None
 
     def poll(self) -> None:
         """Look once."""
-        progress = read_object(self._path)
+        progress = read_progress(self._state)
         if progress is not None and progress != self._last:
             self._last = progress
             self._on_progress(progress)

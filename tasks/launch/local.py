@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,9 +19,10 @@ from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error, size_of
 from tasks.launch.launcher import Job, JobFailed, Stopped
-from tasks.launch.record import read_object, read_record
+from tasks.launch.record import read_record
 from tasks.launch.restarts import Restarts
-from tasks.store.atomic import write_json
+from tasks.process import alive, record_of
+from tasks.store.atomic import read_object, write_json
 
 PROCESS = "local.json"
 """In the state folder: the process that a local job runs under, for `cancel`."""
@@ -86,14 +86,14 @@ class LocalLauncher:
     def cancel(self, state: Path) -> str | None:
         """End the local job that another process on this host runs for this key."""
         found = read_object(state / PROCESS)
-        if found is None or found["host"] != socket.gethostname() or start_time(found["pid"]) != found["started"]:
+        if found is None or not alive(found):
             return None
         write_json(state / PROCESS, {**found, "cancelled": True})
         os.kill(found["pid"], signal.SIGTERM)
         deadline = time.monotonic() + self.cluster.grace_seconds + _MARGIN
-        while start_time(found["pid"]) == found["started"] and time.monotonic() < deadline:
+        while alive(found) and time.monotonic() < deadline:
             time.sleep(_LOOK / 4)
-        return f"local job {found['name']} (process {found['pid']})"
+        return f"local job {found.get('name', '?')} (process {found['pid']})"
 
     def _run_once(self, job: Job, stop: threading.Event, log: LogFollower, progress: ProgressFollower) -> int:
         """One try; returns its exit status. The job is gone when this returns or raises."""
@@ -109,8 +109,7 @@ class LocalLauncher:
                 env=self._environment(job),
                 start_new_session=True,
             )
-        me = {"host": socket.gethostname(), "name": job.name, "pid": process.pid, "started": start_time(process.pid)}
-        write_json(job.state / PROCESS, me)
+        write_json(job.state / PROCESS, {"name": job.name, **record_of(process.pid)})
         try:
             asked = False
             while process.poll() is None:
@@ -151,16 +150,6 @@ def command(job: Job) -> list[str]:
         return [sys.executable, *module]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
     return [*torchrun, "--nproc-per-node", str(job.runtime.ranks), *module]
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started (clock ticks since boot), which tells it from a later one with its number; None when
-    it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _ended(status: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.store.atomic import write_json
+from tasks.store.atomic import read_object, write_json
 
 RECORD = "job.json"
 _LOCK_LOOK = 0.1
@@ -63,6 +62,12 @@ def read_record(state: Path) -> JobRecord | None:
         return None
 
 
+def read_attempt(state: Path) -> int | None:
+    """The attempt that a recorded job writes, or None."""
+    record = read_record(state)
+    return None if record is None else record.attempt
+
+
 def write_record(state: Path, record: JobRecord) -> None:
     """Replace the record, atomically and durably."""
     write_json(state / RECORD, record.model_dump(mode="json"))
@@ -82,15 +87,6 @@ def exit_marker(state: Path, record: JobRecord) -> dict[str, Any] | None:
     """
     marker = read_object(exit_marker_path(state, record.attempt))
     return marker if marker is not None and str(marker.get("job_id")) == record.job_id else None
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file that another program writes; None when there is none, or none yet."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 @contextlib.contextmanager

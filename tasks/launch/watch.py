@@ -13,9 +13,9 @@ from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import Seen, SlurmCommands, SlurmSilent
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error
 from tasks.launch.launcher import JobFailed, Stopped
-from tasks.launch.record import JobRecord, exit_marker, read_object, read_record
+from tasks.launch.record import JobRecord, exit_marker, read_record
 from tasks.launch.verdict import Ended, Judge
-from tasks.store.atomic import write_json
+from tasks.store.atomic import read_object, write_json
 
 OFFSET = "log-offset.json"
 """In the state folder: how far the log was handed on, so that another follower repeats nothing."""

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import uuid
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from evo_core.errors import DataError
+from tasks.process import left_by_dead, mark
+
+DRAFT = re.compile(r"^\..*\.(?P<mark>\d+-\d+-[0-9a-f]{8})\.\d+\.tmp$")
+"""A file that is being written: hidden, and named by its process, so that others see when that has died."""
+
+OLD_DRAFT = 86400.0
+"""Seconds after which a draft counts as left behind where its process cannot be asked for (another machine)."""
+
+_number = itertools.count()
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
@@ -15,9 +30,14 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     Args:
         indent: None writes one line, ten times as fast, which counts for lists of ten thousand files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_beside(path, value, indent)
-    temporary.replace(path)
+    write_text(path, _as_text(value, indent))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step, durably."""
+    with draft_of(path) as draft:
+        _write(draft, text)
+        draft.replace(path)
     sync_folder(path.parent)
 
 
@@ -26,30 +46,59 @@ def create_json(path: Path, value: Any) -> bool:
 
     A hard link is the one create-if-absent that is atomic with its content on POSIX file systems, NFS included.
     """
+    with draft_of(path) as draft:
+        _write(draft, _as_text(value, 1))
+        return link_if_absent(draft, path)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write what shall become it. Nothing stays of a draft that cannot be finished (a full
+    disk), nor, from the next draft in this folder on, of one whose process was killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_beside(path, value)
+    clear_drafts(path.parent)
+    draft = path.with_name(f".{path.name}.{mark()}.{next(_number)}.tmp")
     try:
-        return link_if_absent(temporary, path)
+        yield draft
     finally:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def link_if_absent(source: Path, target: Path) -> bool:
-    """Hard-link `source` to `target`; False when `target` is there already."""
+    """Hard-link `source` to `target`; False when something else is there already."""
     try:
         os.link(source, target)
     except FileExistsError:
-        return False
+        # NFS may do what was asked, lose its answer, and refuse when it is asked again
+        try:
+            return source.samefile(target)
+        except FileNotFoundError:
+            return False
     sync_folder(target.parent)
     return True
 
 
 def read_json(path: Path) -> Any | None:
-    """The JSON in `path`, or None when there is none."""
+    """The JSON in `path`, or None when there is none.
+
+    Raises:
+        DataError: it cannot be read as JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"the file is damaged: {_reason(error)}", file=path) from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file that may be damaged or not be there (yet): None then."""
+    try:
+        value = read_json(path)
+    except (DataError, NotADirectoryError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,11 +110,34 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_beside(path: Path, value: Any, indent: int | None = 1) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(value, ensure_ascii=False, indent=indent))
-        out.write("\n")
+def clear_drafts(folder: Path) -> None:
+    """Remove the drafts that processes left in a folder which died while they wrote."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".tmp") and _left_behind(entry):
+                Path(entry).unlink(missing_ok=True)
+
+
+def _left_behind(entry: os.DirEntry[str]) -> bool:
+    match = DRAFT.match(entry.name)
+    dead = left_by_dead(match["mark"]) if match else None
+    if dead is not None:
+        return dead
+    return entry.name.startswith(".") and time.time() - entry.stat().st_mtime > OLD_DRAFT
+
+
+def _as_text(value: Any, indent: int | None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent) + "\n"
+
+
+def _write(draft: Path, text: str) -> None:
+    with draft.open("w", encoding="utf-8") as out:
+        out.write(text)
         out.flush()
         os.fsync(out.fileno())
-    return temporary
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,26 +1,37 @@
 """Who is making an artifact right now.
 
 A claim saves work, nothing more: correctness comes from the commit. It is a file made by create-if-absent whose
-modification time is the owner's heartbeat. An owner on this host is checked by its process; one elsewhere counts as
-dead when its heart has not beaten for `STALE_AFTER`.
+modification time is the owner's heartbeat. The claim of a dead owner is not replaced but followed: whoever first
+creates ``claim-after-OWNER.json``, a name that only this one dead owner has, is the next. So of several that see the
+same owner dead one succeeds, and one that looked too long ago can take nothing from the owner of today.
+
+Whether an owner lives its process tells, where it counts in this machine's boot and this PID namespace. Elsewhere the
+heartbeat tells, measured on the file system's clock alone; a heart that seems to have stopped is looked at again before
+its claim is taken, since a file system may carry its clients' clocks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import socket
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tasks.store.atomic import create_json, read_json
+from tasks.process import alive, mark, record_of
+from tasks.store.atomic import create_json
 
+CLAIM = "claim.json"
 HEARTBEAT = 5.0
 """Seconds between heartbeats."""
 STALE_AFTER = 60.0
-"""Seconds without a heartbeat after which an owner on another host counts as dead."""
+"""Seconds without a heartbeat after which an owner whose process cannot be seen counts as dead."""
+SECOND_LOOK = 2
+"""Heartbeats that a silent claim is watched for before it is taken."""
 
 
 class Claim:
@@ -28,33 +39,40 @@ class Claim:
 
     def __init__(self, path: Path, owner: str) -> None:
         self.path, self.owner = path, owner
+        self._state = path.parent
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"claim {path.parent.name[:6]}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"claim {self._state.name[:6]}", daemon=True)
 
     @classmethod
-    def acquire(cls, state: Path, run_id: str) -> Claim | None:
-        """Take the claim, from a dead owner too; None while a living one holds it."""
-        path = state / "claim.json"
+    def acquire(cls, state: Path, run_id: str, *, stop: threading.Event | None = None) -> Claim | None:
+        """Take the claim, from a dead owner too; None while a living one holds it.
+
+        Args:
+            stop: ends the second look at an owner elsewhere whose heart seems to have stopped.
+        """
+        line = _line(state)
+        if line:
+            before = line[-1]
+            verdict = _verdict(before)
+            if verdict == "living" or (verdict == "silent" and not _still_silent(before, stop or threading.Event())):
+                return None
+        path = state / (_after(line[-1]) if line else CLAIM)
         owner = uuid.uuid4().hex
-        me = {"owner": owner, "run": run_id, "host": socket.gethostname(), **_process(os.getpid())}
-        if create_json(path, me):
-            return cls(path, owner)
-        if holder(state) is not None:
+        if not create_json(path, {"owner": owner, "run": run_id, **record_of(os.getpid())}):
             return None
-        # The owner is dead. Renaming its claim away succeeds for one of several that try.
-        aside = path.with_name(f".claim.{owner}.dead")
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
+        line = _line(state)
+        if not line or line[-1].token != owner:  # the claim that this one follows was given up in the meantime
+            path.unlink(missing_ok=True)
             return None
-        aside.unlink(missing_ok=True)
-        return cls(path, owner) if create_json(path, me) else None
+        for path_left in {*state.glob("claim-after-*.json")} - {held.path for held in line}:
+            path_left.unlink(missing_ok=True)  # of lines that have ended
+        return cls(path, owner)
 
     @property
     def lost(self) -> bool:
         """Whether somebody else took it (this process was thought dead)."""
-        held = read_json(self.path)
-        return held is None or held["owner"] != self.owner
+        line = _line(self._state)
+        return not line or line[-1].token != self.owner
 
     def __enter__(self) -> Claim:
         self._thread.start()
@@ -63,39 +81,135 @@ class Claim:
     def __exit__(self, *exc: object) -> None:
         self._done.set()
         self._thread.join()
-        if not self.lost:
-            self.path.unlink(missing_ok=True)
+        line = _line(self._state)
+        if line and line[-1].token == self.owner:
+            for held in line:  # the first of the line before those that follow it: without it they say nothing
+                with contextlib.suppress(OSError):
+                    held.path.unlink()
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT):
-            if not self.lost:
-                try:
+            with contextlib.suppress(OSError):  # a file system that is away for a moment
+                if not self.lost:
                     os.utime(self.path)
-                except FileNotFoundError:
-                    return
 
 
 def holder(state: Path) -> dict[str, Any] | None:
-    """The living owner of the key's claim, or None."""
-    path = state / "claim.json"
+    """The record of the key's living owner ("run", "host", "pid", ...), or None."""
+    line = _line(state)
+    if not line or _verdict(line[-1]) != "living":
+        return None
+    return {"run": "?", "host": "?", "pid": "?", **line[-1].record}
+
+
+def last_owner(state: Path) -> dict[str, Any] | None:
+    """The record of whoever holds the key's claim, dead or alive; None where nobody does."""
+    line = _line(state)
+    return line[-1].record if line else None
+
+
+def known_dead(state: Path) -> bool:
+    """Whether there is a claim whose owner's process is known to have ended."""
+    line = _line(state)
+    return bool(line) and _verdict(line[-1]) == "dead"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A claim's file as it was read.
+
+    Attributes:
+        token: what the claim after this one is named by.
+        record: empty where the file is damaged: no process finds itself in it.
+        beat: its modification time, ns of the file system's clock.
+    """
+
+    path: Path
+    token: str
+    record: dict[str, Any]
+    beat: int
+
+
+def _read(path: Path) -> _Held | None:
+    record: Any = None
     try:
-        held, beat = read_json(path), path.stat().st_mtime
+        with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            record = json.load(file)
     except FileNotFoundError:
         return None
-    if held is None:
-        return None
-    if held["host"] == socket.gethostname():
-        return held if _process(held["pid"]) == {"pid": held["pid"], "started": held["started"]} else None
-    return held if time.time() - beat < STALE_AFTER else None
+    except (OSError, ValueError, RecursionError):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+    owner = record.get("owner") if isinstance(record, dict) else None
+    if isinstance(owner, str) and owner.isalnum() and len(owner) <= 64:
+        return _Held(path, owner, record, stat.st_mtime_ns)
+    return _Held(path, f"{stat.st_ino:x}x{stat.st_mtime_ns:x}", {}, stat.st_mtime_ns)
 
 
-def _process(pid: int) -> dict[str, Any]:
-    """A process's number and start time (clock ticks since boot): numbers are used again, pairs are not."""
+def _line(state: Path) -> list[_Held]:
+    """The claims that follow each other; the last one is the key's."""
+    line: list[_Held] = []
+    held = _read(state / CLAIM)
+    while held is not None:
+        line.append(held)
+        held = _read(state / _after(held))
+    return line
+
+
+def _after(held: _Held) -> str:
+    return f"claim-after-{held.token}.json"
+
+
+def _verdict(held: _Held) -> Literal["living", "dead", "silent"]:
+    if not held.record:
+        return "dead"
+    lives = alive(held.record)
+    if lives is not None:
+        return "living" if lives else "dead"
+    age = (_now(held.path.parent) - held.beat) / 1e9
+    if age < 0:
+        age = _watched_for(held)
+    return "living" if age < STALE_AFTER else "silent"
+
+
+def _still_silent(held: _Held, stop: threading.Event) -> bool:
+    if stop.wait(SECOND_LOOK * HEARTBEAT):
+        return False
+    again = _read(held.path)
+    return again is not None and (again.token, again.beat) == (held.token, held.beat)
+
+
+_watched: dict[Path, tuple[str, int, float]] = {}
+"""Of claims that were last beaten in the future (a clock was set back): owner and beat, and since when they are so."""
+
+
+def _watched_for(held: _Held) -> float:
+    """Seconds, by this process's own clock, for which a claim was seen as it is."""
+    seen = _watched.get(held.path)
+    if seen is None or seen[:2] != (held.token, held.beat):
+        seen = _watched[held.path] = (held.token, held.beat, time.monotonic())
+    return time.monotonic() - seen[2]
+
+
+def _now(folder: Path) -> int:
+    """Now, ns, as the file system's clock has it: the clocks of two machines may differ, this one is common to both."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        probe = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+        try:
+            return os.fstat(probe).st_mtime_ns
+        finally:
+            os.close(probe)
     except OSError:
-        return {"pid": pid, "started": None if pid == os.getpid() else 0}
-    fields = stat.rpartition(")")[2].split()
-    if fields[0] == "Z":  # a zombie runs no more
-        return {"pid": pid, "started": 0}
-    return {"pid": pid, "started": int(fields[19])}
+        pass
+    named = folder / f".now.{mark()}.{threading.get_ident()}.tmp"
+    try:
+        named.write_bytes(b"")
+        return named.stat().st_mtime_ns
+    except OSError:
+        return time.time_ns()  # a store that cannot be written; nothing is taken in it either
+    finally:
+        with contextlib.suppress(OSError):
+            named.unlink()

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.store.artifact import Artifact
-from tasks.store.atomic import link_if_absent, read_json, sync_folder, write_json
+from evo_core.errors import DataError
+from tasks.process import mark
+from tasks.store.artifact import Artifact, read_manifest, wrong_files
+from tasks.store.atomic import clear_drafts, link_if_absent, sync_folder, write_json
 from tasks.store.digests import digest_file
 
 MANIFEST = "attempt.json"
@@ -64,11 +66,12 @@ def commit(home: Path, number: int, *, replace: bool = False) -> Artifact:
     """
     source = home / "attempts" / str(number) / MANIFEST
     target = home / "manifest.json"
+    clear_drafts(home)
     if replace and target.exists():
-        beside = home / f".manifest.{number}.tmp"
-        beside.unlink(missing_ok=True)
+        beside = home / f".manifest.{mark()}.{number}.tmp"
         os.link(source, beside)
         beside.replace(target)
+        beside.unlink(missing_ok=True)  # still there where both were one file already
         sync_folder(home)
     else:
         link_if_absent(source, target)
@@ -78,8 +81,7 @@ def commit(home: Path, number: int, *, replace: bool = False) -> Artifact:
 def finish_sealed(home: Path) -> Artifact | None:
     """Commit an attempt that was sealed by a process that died before its commit."""
     for folder in sorted((home / "attempts").glob("[0-9]*"), key=lambda p: int(p.name)):
-        manifest = read_json(folder / MANIFEST)
-        if manifest is not None and all(_as_listed(folder, file) for file in manifest["files"]):
+        if _is_sealed(folder):
             return commit(home, int(folder.name))
     return None
 
@@ -105,6 +107,10 @@ def discard_home_if_empty(home: Path) -> None:
             continue
 
 
-def _as_listed(folder: Path, file: dict[str, Any]) -> bool:
-    path = folder / file["path"]
-    return path.exists() and path.stat().st_size == file["size"]
+def _is_sealed(folder: Path) -> bool:
+    """Whether an attempt is whole: its manifest can be read, and every file is there as listed."""
+    try:
+        manifest = read_manifest(folder / MANIFEST)
+        return manifest is not None and not wrong_files(folder, manifest["files"])
+    except DataError:
+        return False

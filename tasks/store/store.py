@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evo_core.errors import ConfigError
+from evo_core.errors import ConfigError, UserError
+from evo_core.storage.location import local_path
 from tasks.store.artifact import Artifact
-from tasks.store.atomic import read_json, write_json
+from tasks.store.atomic import read_object, write_json
 from tasks.store.refs import Refs
 
 DEFAULT_ROOT = "evo_runs"
@@ -22,15 +24,10 @@ def open_store(root: str | Path | None = None) -> Store:
         ConfigError: the root is no folder of a file system.
     """
     given = str(root or os.environ.get("EVO_ROOT") or DEFAULT_ROOT)
-    if "://" in given:
-        raise ConfigError(
-            f"the store {given} is not a folder",
-            key="--root",
-            hint="this version keeps its store on a file system",
-        )
-    path = Path(given).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise ConfigError("the store must be a folder", file=path, key="--root")
+    path = local_path(given, "--root").absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    if not there.is_dir():
+        raise ConfigError("the store must be a folder, and this is a file", file=there, key="--root")
     return Store(path)
 
 
@@ -41,23 +38,44 @@ class Store:
         self.root = root
         self.refs = Refs(root / "refs")
 
-    def home(self, step: str, key: str) -> Path:
-        """The folder of an artifact: the one that exists for this key, under whatever step name, else a new one."""
-        mine = self.root / "artifacts" / f"{step}-{key[:12]}"
-        if not (mine / "manifest.json").exists():
-            for manifest in (self.root / "artifacts").glob(f"*-{key[:12]}/manifest.json"):
-                return manifest.parent
-        return mine
+    def home(self, kind: str, key: str) -> Path:
+        """The one folder of a key's artifact, whatever its step is called: the commit, attempts and work lie there.
 
-    def artifact(self, step: str, key: str) -> Artifact:
+        Stores of Evo 0.1 named folders by the step. Such a folder stays the key's: the committed one, else the newest.
+        """
+        mine = self.root / "artifacts" / f"{_safe(kind)}-{key[:12]}"
+        if (mine / "manifest.json").exists():
+            return mine
+        homes = self._homes(key)
+        committed = [home for home in homes if (home / "manifest.json").exists()]
+        if committed or not homes:
+            return committed[0] if committed else mine
+        return mine if mine in homes else max(homes, key=lambda home: home.stat().st_mtime_ns)
+
+    def artifact(self, kind: str, key: str) -> Artifact:
         """The artifact with this key, committed or not."""
-        return Artifact(self.home(step, key))
+        return Artifact(self.home(kind, key))
+
+    def with_key(self, key: str) -> Artifact | None:
+        """The committed artifact with this key, whose kind need not be known."""
+        return next((a for home in self._homes(key) if (a := Artifact(home)).exists), None)
 
     def artifacts(self) -> Iterator[Artifact]:
-        """Every committed artifact, the newest last."""
-        manifests = list((self.root / "artifacts").glob("*/manifest.json"))
-        for manifest in sorted(manifests, key=lambda p: p.stat().st_mtime_ns):
-            yield Artifact(manifest.parent)
+        """Every committed artifact whose manifest can be read, the newest last."""
+        for artifact in self._committed():
+            try:
+                artifact.manifest  # noqa: B018 (read once, kept)
+            except UserError:
+                continue  # see `damaged`
+            yield artifact
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Folders of artifacts whose manifest cannot be read, and why."""
+        for artifact in self._committed():
+            try:
+                artifact.manifest  # noqa: B018
+            except UserError as error:
+                yield artifact.home, error.message
 
     def find(self, text: str) -> list[Artifact]:
         """Committed artifacts that `text` can mean: a folder, ``step-key``, a step's name, or the start of a key."""
@@ -65,7 +83,7 @@ class Store:
         return [
             a
             for a in self.artifacts()
-            if text in (a.home.name, a.manifest["step"]) or (len(text) >= 4 and a.key.startswith(text))
+            if text in (a.home.name, a.name, a.manifest["step"]) or (len(text) >= 4 and a.key.startswith(text))
         ]
 
     def state(self, key: str) -> Path:
@@ -88,6 +106,31 @@ class Store:
         return path
 
     def runs(self) -> list[dict[str, Any]]:
-        """The recorded runs, the newest last."""
+        """The recorded runs, the newest last. A damaged record is passed over."""
         paths = sorted((self.root / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
-        return [record for record in map(read_json, paths) if record is not None]
+        return [record for record in map(read_object, paths) if record is not None and _is_run(record)]
+
+    def step_names(self) -> dict[str, str]:
+        """Key to the name that the newest run which planned it has for its step."""
+        return {step["key"]: step["step"] for record in self.runs() for step in record["steps"]}
+
+    def _homes(self, key: str) -> list[Path]:
+        return sorted((self.root / "artifacts").glob(f"*-{key[:12]}"))
+
+    def _committed(self) -> list[Artifact]:
+        manifests = (self.root / "artifacts").glob("*/manifest.json")
+        return [Artifact(path.parent) for path in sorted(manifests, key=lambda p: p.stat().st_mtime_ns)]
+
+
+def _safe(kind: str) -> str:
+    """A kind's name as part of a folder's: a user's own may hold anything."""
+    return re.sub(r"[^A-Za-z0-9._]+", "_", kind).strip("._")[:80] or "kind"
+
+
+def _is_run(record: dict[str, Any]) -> bool:
+    steps = record.get("steps")
+    return (
+        all(isinstance(record.get(name), str) for name in ("run", "pipeline", "file"))
+        and isinstance(steps, list)
+        and all(isinstance(s, dict) and isinstance(s.get("step"), str) and isinstance(s.get("key"), str) for s in steps)
+    )

@@ -131,6 +131,21 @@ def test_defaults() -> None:
     assert (config.generation.max_length, config.generation.top_k, config.generation.do_sample) == (100, 50, True)
 
 
+@pytest.mark.parametrize("value", [0, 1, 0.5, -3, None, False, True, int(1 / 2), "1/2", ".inf", float("inf")])
+def test_snapshots_only_where_there_are_steps_between_them(value: Any) -> None:
+    """As in the original, whose configs write int(CHECKPOINT_EVERY/2)."""
+    config = job({"ckpt": {"oss_snapshot_freq": value}})
+    assert config.ckpt.oss_snapshot_freq == float("inf")
+    assert job({"ckpt": {"oss_snapshot_freq": 2}}).ckpt.oss_snapshot_freq == 2
+
+
+def test_saving_that_was_not_asked_for_needs_no_folder(tmp_path: Path) -> None:
+    """And what was read is written so that it can be read again."""
+    for ckpt in ({}, {"enable_save_ckpt": False}, {"enable_save_ckpt": False, "save_ckpt_folder": ""}):
+        (tmp_path / "again.yaml").write_text(job({"ckpt": ckpt}).to_yaml())
+        assert load_config(tmp_path / "again.yaml").ckpt == job({"ckpt": ckpt}).ckpt
+
+
 def test_defaults_that_follow_other_settings() -> None:
     config = job({"data": {"total_steps": "2*100"}, "adam": {"adam_beta2": 0.9, "adam_beta2_c": 0.8}})
     assert config.lr_scheduler.total_steps == 200
@@ -241,6 +256,13 @@ def test_a_configuration_cannot_be_changed() -> None:
         (at("generation.eos_id", "end"), "generation.eos_id: "),
         (at("generation.prompts", 3), "generation.prompts: must be text, not 3"),
         (at("model_type", "INTERNLM3"), "unknown model type"),
+        (at("ckpt.enable_save_ckpt", True), "ckpt.save_ckpt_folder: names no folder, and enable_save_ckpt is true"),
+        (at("ckpt", {"enable_save_ckpt": True, "save_ckpt_folder": None}), "ckpt.save_ckpt_folder: names no folder"),
+        (at("ckpt.save_ckpt_folder", ""), "ckpt.save_ckpt_folder: names no folder"),
+        (at("ckpt.save_ckpt_folder", "local: "), "ckpt.save_ckpt_folder: names no folder"),
+        (at("ckpt.oss_snapshot_freq", 1.5), "ckpt.oss_snapshot_freq: must be a whole number"),
+        (at("ckpt.oss_snapshot_freq", float("nan")), "ckpt.oss_snapshot_freq: must be a finite number"),
+        (at("ckpt.oss_snapshot_freq", "often"), "ckpt.oss_snapshot_freq: "),
         ({"model": {"adapt_hf": True, "qk_interleaved": True}}, "model: adapt_hf and qk_interleaved contradict"),
     ],
 )

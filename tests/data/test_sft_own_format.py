@@ -44,7 +44,8 @@ def pieces(record):
 def test_pieces_are_tokenized_each_by_itself(tokenizer: Tokenizer) -> None:
     record = {"question": "it", "answer": "redo"}
     prompt, answer = tokenizer.encode("undo it"), tokenizer.encode("redo")
-    ids = [*(-i for i in prompt), *answer, -7, -8, tokenizer.eos_id]
+    ids = [*(-i for i in prompt), *answer, -7, -8, *tokenizer.encode("</s>")]
+    assert tokenizer.eos_id not in ids, "what spells a special token is text"
     assert write(tokenizer, DIALOGUE, record) == [[tokenizer.bos_id, *ids, tokenizer.eos_id]]
     assert write(tokenizer, DIALOGUE, record, bos=False, eos=False) == [ids]
 

@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-STEPS = ("raw", "tokenizer", "tokens", "shards", "model", "scores", "samples")
+KINDS = {
+    "raw": "source.sample_text",
+    "tokenizer": "tokenizer.train",
+    "tokens": "data.tokenize",
+    "shards": "data.shard",
+    "model": "train.pretrain",
+    "scores": "eval.holdout",
+    "samples": "generate.samples",
+}
+STEPS = tuple(KINDS)
 
 
 class Evo:
@@ -60,7 +69,9 @@ class Evo:
 
     def artifact(self, step: str) -> Path:
         """The folder of the newest committed artifact of a step."""
-        manifests = sorted(self.root.glob(f"artifacts/{step}-*/manifest.json"), key=lambda p: p.stat().st_mtime_ns)
+        manifests = sorted(
+            self.root.glob(f"artifacts/{KINDS[step]}-*/manifest.json"), key=lambda p: p.stat().st_mtime_ns
+        )
         attempt = json.loads(manifests[-1].read_text())["attempt"]
         return manifests[-1].parent / "attempts" / str(attempt)
 

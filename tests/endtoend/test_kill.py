@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from tests.endtoend.conftest import HERE, STEPS, Evo
+from tests.endtoend.conftest import HERE, KINDS, STEPS, Evo
 
 TINY = str(HERE / "tiny.yaml")
 
@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 def in_the_middle_of(evo: Evo, step: str) -> bool:
     """The step has an attempt that is not committed; training is past its second checkpoint."""
-    homes = [home for home in evo.root.glob(f"artifacts/{step}-*") if not (home / "manifest.json").exists()]
+    homes = [home for home in evo.root.glob(f"artifacts/{KINDS[step]}-*") if not (home / "manifest.json").exists()]
     if step == "model":
         return any(len(list(home.glob("work/ckpt/*/manifest.json"))) >= 2 for home in homes)
     return any(list(home.glob("attempts/*")) for home in homes)

@@ -41,7 +41,7 @@ class SlurmEvo(Evo):
         return [line for line in listed if str(self.folder) in line or "evo-" in line]
 
     def training(self) -> bool:
-        return bool(list(self.root.glob("artifacts/model-*/work/ckpt/*/manifest.json")))
+        return bool(list(self.root.glob("artifacts/train.pretrain-*/work/ckpt/*/manifest.json")))
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def test_a_second_run_attaches_and_a_dead_one_leaves_its_job_alive(whole: Evo, e
     for run in (second, third):
         printed, _ = run.communicate(timeout=200)
         assert run.returncode == 0, printed
-    submitted = list(evo.root.glob("artifacts/model-*/attempts/*"))
+    submitted = list(evo.root.glob("artifacts/train.pretrain-*/attempts/*"))
     assert [path.name for path in submitted] == ["1"]
     assert [loss for _, loss in evo.curve()] == pytest.approx([loss for _, loss in whole.curve()], rel=1e-5)
 
 
 def test_a_failure_brings_the_jobs_own_error_back(evo: SlurmEvo) -> None:
     evo("run", TINY, "--no-server", "--targets", "shards")
-    shard = next(evo.root.glob("artifacts/shards-*/attempts/1/train/en/train_000.bin"))
+    shard = next(evo.root.glob("artifacts/data.shard-*/attempts/1/train/en/train_000.bin"))
     shard.write_bytes(shard.read_bytes()[:-100])
     printed = evo("run", TINY, "--no-server", "--targets", "model", *TWO_NODES, status=1)
     assert "train_000.bin" in printed.splitlines()[-1]
@@ -123,5 +123,31 @@ def test_a_task_a_rank_under_srun_walks_the_same_curve(whole: Evo, evo: SlurmEvo
     cluster.write_text(cluster.read_text() + "launch: srun\n")
     evo("run", TINY, "--no-server", "--targets", "model", *TWO_NODES)
     assert [loss for _, loss in evo.curve()] == pytest.approx([loss for _, loss in whole.curve()], rel=1e-5)
-    manifest = json.loads(next(evo.root.glob("artifacts/model-*/manifest.json")).read_text())
+    manifest = json.loads(next(evo.root.glob("artifacts/train.pretrain-*/manifest.json")).read_text())
     assert manifest["provenance"]["runtime"]["nodes"] == 2
+
+
+def test_a_step_renamed_between_kills_keeps_its_one_job(tmp_path: Path, slurm: SlurmCluster) -> None:
+    evo = SlurmEvo(tmp_path, slurm)
+    file = tmp_path / "nap.yaml"
+    try:
+        for turn, name in enumerate(("nap", "rest", "sleep")):
+            file.write_text(
+                f"pipeline: nap\nsteps:\n  {name}:\n    uses: tests.orchestration.kinds:Sleep\n"
+                "    params: {seconds: 12}\n    runtime: {cluster: test_slurm.yaml}\n"
+            )
+            run = evo.start("run", str(file), "--no-server")
+            if turn < 2:
+                wait_until(lambda: evo.jobs() and "RUNNING" in evo.jobs()[0])
+                time.sleep(0.5 * turn)
+                os.kill(run.pid, signal.SIGKILL)
+                run.wait()
+        printed, _ = run.communicate(timeout=100)
+        assert run.returncode == 0, printed
+        assert "attached to Slurm job" in printed
+        key = json.loads(next(evo.root.glob("artifacts/test.sleep-*/manifest.json")).read_text())["key"]
+        named = slurm.client("squeue", "-h", "-t", "all", "-o", "%j").split()
+        assert len([job for job in named if key[:12] in job]) == 1
+        assert evo.jobs() == []
+    finally:
+        evo.close()

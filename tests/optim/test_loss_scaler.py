@@ -51,6 +51,30 @@ def test_state_goes_on() -> None:
     assert second.scale == 2048
 
 
+@pytest.mark.parametrize("history", [[B, B], [B, G], [B, B, B, G, G], [G, G, B]])
+def test_a_scale_of_one_and_its_counts_go_on_too(history: list[bool]) -> None:
+    """1 is a scale like any other: the counts beside it are the run's, at every moment of it."""
+    first = LossScaler(scale=2.0, min_scale=0.5, hysteresis=2, growth_interval=2)
+    seen = set()
+    for overflow in [*history, B, B, G, G, B, B]:
+        first.update(overflow=overflow)
+        second = LossScaler(scale=2.0**16, min_scale=0.5, hysteresis=2, growth_interval=2)
+        second.load_state(first.state())
+        assert second == first
+        seen.add(first.scale)
+    assert 1.0 in seen
+
+
+def test_a_shorter_interval_after_a_resume_still_grows() -> None:
+    first = LossScaler(scale=4.0, growth_interval=100)
+    for _ in range(50):
+        first.update(overflow=False)
+    second = LossScaler(growth_interval=10)
+    second.load_state(first.state())
+    second.update(overflow=False)
+    assert (second.scale, second.good_updates) == (8.0, 0)
+
+
 def test_a_run_without_scaling_says_nothing_to_one_with() -> None:
     scaler = LossScaler(scale=1024)
     scaler.load_state(LossScaler(enabled=False).state())

@@ -51,3 +51,24 @@ def test_beta2() -> None:
     rising = Beta2Schedule(0.5, c=0.8)
     assert [rising(t) for t in (0, 1, 2)] == [0.5, 0.5, 0.5]
     assert rising(100) == pytest.approx(1 - math.pow(100, -0.8))
+
+
+class _OriginalBeta2:
+    """The original's scheduler, from its description: Adam begins with its own beta2, and the count goes up first."""
+
+    def __init__(self, init_beta2: float, c: float, cur_iter: int) -> None:
+        self.k = 0 if cur_iter == -1 else cur_iter
+        self.init, self.c, self.of_adam = init_beta2, c, init_beta2
+
+    def step(self) -> None:
+        self.k += 1
+        self.of_adam = self.init if self.c <= 0 else max(self.init, 1 - 1 / self.k**self.c)
+
+
+@pytest.mark.parametrize("cur_iter", [-1, 0, 1, 5, 100, 10**6])
+@pytest.mark.parametrize("c", [0.0, -1.0, 0.8, 1.0])
+def test_beta2_counts_on_as_in_the_original(cur_iter: int, c: float) -> None:
+    original, ours = _OriginalBeta2(0.5, c, cur_iter), Beta2Schedule(0.5, c=c, cur_iter=cur_iter)
+    for updates in range(50):
+        assert ours(updates) == pytest.approx(original.of_adam, rel=1e-14)
+        original.step()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,3 +101,111 @@ class Word(Kind[kind.Params, kind.Runtime]):
     def run(self, ctx: StepContext[kind.Params, kind.Runtime]) -> dict[str, Any]:
         (ctx.folder / "word").write_text("word")
         return {}
+
+
+class EndParams(kind.Params):
+    how: str = "returns nothing"
+
+
+class End(Kind[EndParams, kind.Runtime]):
+    """Makes its artifact, and then ends in one of the ways that code ends."""
+
+    name = "test.end"
+    output = "word"
+    params_type = EndParams
+
+    def run(self, ctx: StepContext[EndParams, kind.Runtime]) -> Any:
+        (ctx.folder / "word").write_text("word")
+        return ENDS[ctx.params.how]()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _numpy() -> dict[str, Any]:
+    import numpy as np
+
+    return {"words": np.int64(3), "share": np.float32(0.5), "nested": {"list": [np.int32(1), (2, 3)]}}
+
+
+ENDS: dict[str, Any] = {
+    "returns nothing": lambda: None,
+    "numpy": _numpy,
+    "a path": lambda: {"fine": 1, "where": Path("/x")},
+    "a list": lambda: ["words", 3],
+    "a number for a name": lambda: {3: 4},
+    "exits with 0": lambda: sys.exit(0),
+    "exits with nothing": lambda: sys.exit(),
+    "exits with 3": lambda: sys.exit(3),
+    "exits with words": lambda: sys.exit("no corpus here"),
+    "an interrupt": lambda: _raise(KeyboardInterrupt()),
+    "a key": lambda: _raise(KeyError("vocab")),
+    "nothing to say": lambda: _raise(RuntimeError()),
+    "a full disk": lambda: Path("/dev/full").write_text("word"),
+}
+
+
+class Deaf(Kind[kind.Params, AddRuntime]):
+    """Waits for a program of its own, and looks at nothing meanwhile."""
+
+    name = "test.deaf"
+    output = "word"
+    runtime_type = AddRuntime
+
+    def run(self, ctx: StepContext[kind.Params, AddRuntime]) -> dict[str, Any]:
+        ctx.on_progress({"done": 0, "total": 1, "unit": "sleeps"})
+        ctx.say("it sleeps")
+        subprocess.run(["sh", "-c", f"sleep {ctx.runtime.seconds} & wait", str(ctx.work)], check=True)
+        return {}
+
+
+class EchoParams(kind.Params):
+    value: Any = None
+    values: list[Any] = []
+    table: dict[str, Any] = {}
+
+
+class Echo(Kind[EchoParams, kind.Runtime]):
+    """Parameters of any type."""
+
+    name = "test.echo"
+    output = "text"
+    params_type = EchoParams
+
+    def run(self, ctx: StepContext[EchoParams, kind.Runtime]) -> dict[str, Any]:
+        (ctx.folder / "text").write_text("text")
+        return {}
+
+
+class CallParams(kind.Params):
+    what: str = "all"
+    token: str | None = None
+
+
+class CallRuntime(kind.Runtime):
+    token: str | int = ""
+    fail: bool = False
+
+
+class Call(Kind[CallParams, CallRuntime]):
+    """Asks a service for something with a token, which is no part of what comes back."""
+
+    name = "test.call"
+    output = "text"
+    params_type = CallParams
+    runtime_type = CallRuntime
+
+    def identity(self, params: CallParams, runtime: CallRuntime) -> dict[str, Any]:
+        return {"what": params.what}
+
+    def run(self, ctx: StepContext[CallParams, CallRuntime]) -> dict[str, Any]:
+        ctx.say(f"calling with {ctx.runtime.token}")
+        if ctx.runtime.fail:
+            try:
+                raise OSError(13, "refused", f"https://x/{ctx.runtime.token}")
+            except OSError as error:
+                raise RuntimeError(f"no answer to {ctx.runtime.token!r}") from error
+        length = len(str(ctx.runtime.token)) + len(ctx.params.token or "")
+        (ctx.folder / "text").write_text(f"answer to {length} letters")
+        return {"letters": length}

@@ -173,7 +173,7 @@ def test_killed_anywhere_the_next_run_finishes_with_the_same_keys(
 def test_a_run_waits_for_another_and_takes_its_artifact(bench: Bench) -> None:
     slow = FORK.Process(target=lambda: bench.run("steps.first.runtime.seconds=2"))
     slow.start()
-    while not list(bench.store.root.glob("artifacts/first-*/work/starts")):
+    while not list(bench.store.root.glob("artifacts/test.add-*/work/starts")):
         time.sleep(0.02)
     assert bench.actions()["first"] == "attach"
     recorder = bench.run()

@@ -36,7 +36,8 @@ def test_a_killed_refresh(tmp_path: Path, step: str) -> None:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    attempts = corpus.store.root / "artifacts" / f"{step}-{key}" / "attempts"
+    kind = {"tokens": "data.tokenize", "shards": "data.shard"}[step]
+    attempts = corpus.store.root / "artifacts" / f"{kind}-{key}" / "attempts"
     known = {path.parent for path in corpus.store.root.glob("objects/*/*/object.json")}
 
     def at_work() -> bool:

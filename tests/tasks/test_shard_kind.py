@@ -130,7 +130,7 @@ def test_repeated_documents(tmp_path: Path, dedup: str) -> None:
 def test_dataset_errors_name_the_key(corpus: Corpus) -> None:
     with pytest.raises(StepFailed, match=r"steps.shards.params.valid_fraction: type cn: too few documents"):
         corpus.run("steps.shards.params.valid_fraction=0.0001")
-    assert not list(corpus.store.root.glob("artifacts/shards-*/attempts/*/train")), "nothing half-made is left"
+    assert not list(corpus.store.root.glob("artifacts/data.shard-*/attempts/*/train")), "nothing half-made is left"
 
 
 def test_progress_tells_tokens_a_second(corpus: Corpus) -> None:

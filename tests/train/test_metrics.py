@@ -6,11 +6,14 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from evo_core.data import BinWriter
 from evo_core.train.metrics import LOG_FIELDS, StepTotals, Throughput, log_line, perplexity, segments, sums_by_type
-from tests.train.jobs import job, run
+from tests.ranks import run_on_ranks
+from tests.train.jobs import curve, job, run
 
 ORIGINAL = (
     "tflops=189.83371103277346,step=1,loss=11.613704681396484,tgs (tokens/gpu/second)=4274.45,"
@@ -98,6 +101,44 @@ def test_totals_travel_in_one_vector() -> None:
         "acc/en": 1.0,
         "tokens/en": 2,
     }
+
+
+def test_loss_accuracy_and_perplexity_are_of_one_mean() -> None:
+    """Over micro-batches, each a mean over its targets; one without a target counts as 0, as in the original."""
+    totals = StepTotals(("cn", "en"), torch.device("cpu"))
+    micro_batches = [([1.0, 3.0, 0.0], [True, False, False], [5, 6, -100]), ([0.0] * 3, [False] * 3, [-100] * 3)]
+    micro_batches.append(([6.0, 0.0, 0.0], [True, False, False], [5, -100, -100]))
+    for nll, hit, labels in micro_batches:
+        targets = max(sum(label != -100 for label in labels), 1)
+        totals.add_loss(torch.tensor(sum(nll) / targets / 3))
+        totals.add_tokens(torch.tensor(nll), torch.tensor(hit), torch.tensor(labels), torch.tensor([0, 1, 1]))
+    assert totals.loss == pytest.approx((2 + 0 + 6) / 3)
+    quality = totals.quality()
+    assert quality["perplexity"] == pytest.approx(math.exp(totals.loss))
+    assert quality["acc"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert (quality["loss/cn"], quality["tokens/cn"], quality["acc/en"]) == (
+        3.5,
+        2,
+        0.0,
+    )  # by tokens
+
+
+def test_a_run_on_targets_that_are_thin_on_the_ground_says_one_loss(tmp_path: Path) -> None:
+    """Three of four micro-batches of a step have no target, on one rank as on two."""
+    with BinWriter(tmp_path / "data" / "en" / "t.bin") as writer:
+        for number in range(64):
+            ids = np.arange(4, 36)
+            writer.write(ids if number % 4 == 0 else -ids)  # negative ids are read and not trained on
+    changes = {"data__total_steps": 2, "data__train_folder": str(tmp_path / "data"), "ckpt__enable_save_ckpt": False}
+    (tmp_path / "valid").mkdir()
+    cfg = job(tmp_path, **changes)
+    run(cfg, tmp_path / "one")
+    run_on_ranks(run, 2, cfg, tmp_path / "two")
+    for record, other in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert 0 < record["tokens/en"] < 96
+        assert record["perplexity"] == pytest.approx(math.exp(record["loss"]), rel=1e-9)
+        assert math.log(record["perplexity"]) < record["loss/en"]
+        assert other["perplexity"] == pytest.approx(record["perplexity"], rel=1e-9)
 
 
 def test_segments() -> None:

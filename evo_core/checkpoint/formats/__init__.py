@@ -32,6 +32,7 @@ from evo_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
+    from evo_core.model import Decoder
 
 __all__ = [
     "Kind",
@@ -153,7 +154,8 @@ def fill_model(model: nn.Module, weights: Weights) -> None:
     Raises:
         CheckpointError: the tensors are not those of the model, or its heads are others.
     """
-    there, here = weights.model, _settings_of(model)
+    model = _decoder(model)
+    there, here = weights.model, model.cfg
     try:
         for name in ("num_attention_heads", "num_kv_attention_heads", "head_dim", "norm_head"):
             if getattr(there, name) != getattr(here, name):
@@ -161,16 +163,17 @@ def fill_model(model: nn.Module, weights: Weights) -> None:
                     f"has {name} {getattr(there, name)} there and {getattr(here, name)} here", key=f"model.{name}"
                 )
         fill(model, PlainForm(here).from_plain(_untied(weights, here)))
+        model.ending = weights.ending
     except CheckpointError as error:
         raise _in(weights.folder, error) from error
 
 
-def _settings_of(model: nn.Module) -> ModelConfig:
+def _decoder(model: nn.Module) -> Decoder:
     from evo_core.model import Decoder
 
     if not isinstance(model, Decoder):
         raise CheckpointError(f"{type(model).__name__} is none of the shipped families", key="model_type")
-    return model.cfg
+    return model
 
 
 def other_settings(there: ModelConfig, here: ModelConfig) -> list[str]:

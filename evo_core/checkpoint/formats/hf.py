@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from evo_core.checkpoint.formats.safetensors_file import read_safetensors, write
 from evo_core.checkpoint.formats.settings import configuration
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer, describe_tokenizer, find_tokenizer, special_ids
 from evo_core.checkpoint.formats.weights import Weights, dtype_setting
+from evo_core.checkpoint.generation_settings import as_eos_token_id, read_generation, write_generation
+from evo_core.checkpoint.json_file import read_json, write_json
 from evo_core.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -37,7 +38,7 @@ def open_hf(folder: Path) -> Weights:
     Raises:
         CheckpointError: a file is missing or damaged, or the model is of a kind that is not supported.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     architecture = architecture_of(config, folder / CONFIG)
     tensors = _tensors(folder)
     settings = model_settings(config, architecture, folder / CONFIG)
@@ -50,7 +51,7 @@ def open_hf(folder: Path) -> Weights:
             del plain[HEAD]
         else:
             job = configuration(settings | {"tie_word_embeddings": False}, folder / CONFIG)
-    return Weights(folder, "hf", job, plain, find_tokenizer(folder))
+    return Weights(folder, "hf", job, plain, find_tokenizer(folder), generation=read_generation(folder))
 
 
 def write_hf(
@@ -81,6 +82,8 @@ def write_hf(
         plain[HEAD] = _normed(plain[HEAD])  # no class has the setting, but the matrix that it makes will do
     tokenizer = None if weights.tokenizer is None else copy_tokenizer(weights.tokenizer, folder)
     special = special_ids(tokenizer)
+    own = [special["eos_token_id"]] if "eos_token_id" in special else []
+    special |= (ending := as_eos_token_id([*weights.generation.get("eos_token_id", ()), *own]))
     longest = cfg.max_position_embeddings
     if not cfg.use_dynamic_ntk_rope:
         longest = max(longest, weights.config.data.seq_len)
@@ -95,12 +98,11 @@ def write_hf(
         index |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
     if tokenizer is not None:
         describe_tokenizer(tokenizer, folder)
-    if not (folder / "generation_config.json").exists():
-        _write_json(folder / "generation_config.json", {"_from_model_config": True, **special})
-    _write_json(folder / CONFIG, settings)
+    write_generation(folder, {**(weights.generation or {"_from_model_config": True, **special}), **ending})
+    write_json(folder / CONFIG, settings)
 
 
 def _named(architecture: str) -> Any:
@@ -129,7 +131,7 @@ def _files(folder: Path) -> list[Path]:
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+            return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
         if (folder / f"{stem}.{suffix}").is_file():
             return [folder / f"{stem}.{suffix}"]
         if found := sorted(folder.glob(f"{stem}-*-of-*.{suffix}")):
@@ -157,17 +159,3 @@ def _normed(head: Lazy) -> Lazy:
         return F.normalize(wide, dim=-1).to(weight.dtype)
 
     return replace(head, read=read)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be read: {error}", file=path) from error
-    if not isinstance(content, dict):
-        raise CheckpointError("holds no settings", file=path)
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from evo_core.checkpoint.formats.plain import PlainForm
 from evo_core.checkpoint.formats.settings import configuration
 from evo_core.checkpoint.formats.tokenizer_files import find_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
+from evo_core.checkpoint.generation_settings import read_generation
 from evo_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def open_internevo(folder: Path, model: ModelConfig | None = None) -> Weights:
     stated = _stated(folder, model)
     settings = shape_of(tensors, stated, folder)
     job = configuration(settings, folder / MODEL_CONFIG)
-    return Weights(folder, "internevo", job, PlainForm(job.model).to_plain(tensors), find_tokenizer(folder))
+    plain = PlainForm(job.model).to_plain(tensors)
+    return Weights(folder, "internevo", job, plain, find_tokenizer(folder), generation=read_generation(folder))
 
 
 def _newest(folder: Path) -> Path | None:

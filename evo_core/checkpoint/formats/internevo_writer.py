@@ -17,6 +17,7 @@ from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.plain import PlainForm
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
+from evo_core.checkpoint.generation_settings import write_generation
 from evo_core.config import ModelConfig
 from evo_core.errors import CheckpointError
 from evo_core.model.dtypes import torch_dtype
@@ -69,6 +70,7 @@ def write_internevo(weights: Weights, folder: Path) -> None:
     for file, tensors in files.items():
         _save(tensors, folder / file)
     _write(_settings(cfg), folder / MODEL_CONFIG)
+    write_generation(folder, weights.generation)
     if weights.tokenizer is not None:
         copy_tokenizer(weights.tokenizer, folder)
 

@@ -13,6 +13,7 @@ from evo_core.checkpoint.formats.plain import PlainForm
 from evo_core.checkpoint.formats.settings import configuration, width_of_mlp
 from evo_core.checkpoint.formats.tokenizer_files import find_tokenizer
 from evo_core.checkpoint.formats.weights import Weights, dtype_setting
+from evo_core.checkpoint.generation_settings import read_generation
 from evo_core.errors import CheckpointError
 
 PARAMS = "params.json"
@@ -44,7 +45,8 @@ def open_llama(folder: Path) -> Weights:
     }
     job = configuration(_settings(params, tensors, folder), folder / PARAMS)
     plain = PlainForm(job.model).to_plain(tensors)
-    return Weights(folder, "llama", job, plain, find_tokenizer(folder, folder.parent))
+    beside = (folder, folder.parent)
+    return Weights(folder, "llama", job, plain, find_tokenizer(*beside), generation=read_generation(*beside))
 
 
 def _settings(params: Mapping[str, Any], tensors: Mapping[str, Lazy], folder: Path) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.formats.hf import is_hf
 from evo_core.checkpoint.formats.internevo import is_internevo
 from evo_core.checkpoint.formats.llama import is_llama
-from evo_core.config import is_remote, local_path
-from evo_core.config.paths import is_hub_id
 from evo_core.errors import CheckpointError
+from evo_core.storage.location import LocationError, is_hub_id, local_path
 
 Kind = Literal["evo", "internevo", "llama", "hf"]
 
@@ -44,9 +43,10 @@ def locate(uri: str | Path) -> tuple[Kind, Path]:
         CheckpointError: nothing is there, or it is of no format that is read here.
     """
     text = str(uri)
-    if is_remote(text):
-        raise CheckpointError(f"{text}: this version reads checkpoints in local folders only")
-    folder = local_path(text)
+    try:
+        folder = local_path(uri if isinstance(uri, Path) and uri.exists() else text)
+    except LocationError as error:
+        raise CheckpointError(error.message, hint=error.hint) from None
     if is_hub_id(text):
         folder = _from_hub(text)
     if (folder / "attempts").is_dir():

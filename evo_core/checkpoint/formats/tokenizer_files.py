@@ -23,7 +23,6 @@ _COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
 """What Hugging Face's libraries read beside the tokenizer itself."""
 

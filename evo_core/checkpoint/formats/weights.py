@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evo_core.checkpoint.formats.lazy import Lazy
+from evo_core.checkpoint.generation_settings import ending_of
 from evo_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Weights:
         tensors: in the plain form (plain.py).
         tokenizer: a file, or a folder that has one in it, or None.
         step, tokens: behind a checkpoint of our own.
+        generation: how to generate with them, as `read_generation` gives it.
     """
 
     folder: Path
@@ -37,11 +39,17 @@ class Weights:
     tokenizer: Path | None = None
     step: int = 0
     tokens: int = 0
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
         """The `model` block."""
         return self.config.model
+
+    @property
+    def ending(self) -> frozenset[int]:
+        """The ids that end a text, besides the tokenizer's own."""
+        return ending_of(self.generation)
 
 
 def dtype_setting(tensors: Mapping[str, Lazy], folder: Path) -> str:

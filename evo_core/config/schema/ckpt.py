@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from evo_core.config.fields import Block, execution, identity, optional_block
-from evo_core.config.values import Interval, PositiveInt
+from evo_core.config.values import Interval, IntervalAboveOne, PositiveInt
 
 Content = Literal["model", "sampler", "optimizer", "scheduler", "all"]
 
@@ -31,13 +31,15 @@ class CkptConfig(Block):
     """Checkpoints are folders ``<save_ckpt_folder>/<step>``; snapshots lie in ``snapshot`` beside them."""
 
     enable_save_ckpt: bool = execution(True, "False: nothing is saved, and so nothing can be resumed.")
-    save_ckpt_folder: str | None = execution(None, "Where checkpoints go: local:FOLDER or a plain folder.")
+    save_ckpt_folder: str | None = execution(
+        None, "Where checkpoints go: local:FOLDER or a plain folder; to be stated where enable_save_ckpt is."
+    )
     checkpoint_every: Interval = execution(
         float("inf"), "Updates between two checkpoints; the last step is always saved. .inf: only that."
     )
     keep: PositiveInt | None = execution(None, "Newest checkpoints to keep; None: all.")
-    oss_snapshot_freq: Interval = execution(
-        float("inf"), "Updates between two snapshots, of which the newest two are kept; .inf: none."
+    oss_snapshot_freq: IntervalAboveOne = execution(
+        float("inf"), "Updates between two snapshots, of which the newest two are kept; 1 or less, null or .inf: none."
     )
     auto_resume: bool = execution(
         True, "Carry on from the newest complete checkpoint in save_ckpt_folder; load_ckpt_info is not read then."

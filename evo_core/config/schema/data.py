@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import field_validator, model_validator
 
 from evo_core.config.fields import Block, execution, identity
-from evo_core.config.values import Float, Int, NonNegativeFloat, NonNegativeInt, PositiveInt
+from evo_core.config.values import Float, Int, NonNegativeFloat, NonNegativeInt, OptionalLocation, PositiveInt
 
 
 class Rampup(NamedTuple):
@@ -30,12 +30,12 @@ class DataConfig(Block):
     type: Literal["tokenized", "hf"] = identity(
         "tokenized", "What train_folder is: token shards (.bin), or a Hugging Face data set read while training."
     )
-    train_folder: str | None = execution(
+    train_folder: OptionalLocation = execution(
         None,
         "Folder with a sub-folder of .bin files per data type; None trains on random data. With type hf: a folder of "
         "files, a file, or a hub's owner/name.",
     )
-    valid_folder: str | None = execution(None, "Folder like train_folder for evaluation; None: random data.")
+    valid_folder: OptionalLocation = execution(None, "Folder like train_folder for evaluation; None: random data.")
     seq_len: PositiveInt = identity(2048, "Tokens of the longest segment.")
     micro_bsz: PositiveInt = identity(1, "Segments' worth of tokens in a micro-batch.")
     micro_num: PositiveInt | None = identity(
@@ -75,7 +75,7 @@ class DataConfig(Block):
         False, "True: the token id 0 is never a target, as in the original.", introduced=False
     )
     fixed_random_dataset_seqlen: bool = identity(True, "Random data: every sample is seq_len tokens long.")
-    tokenizer_path: str | None = execution(
+    tokenizer_path: OptionalLocation = execution(
         None, "Tokenizer the tokens were made with; it is kept with the checkpoints, for generation."
     )
     subset_name: str | None = identity(None, "Folder inside a Hugging Face data set.")

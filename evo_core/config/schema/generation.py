@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from evo_core.config.fields import Block, execution
-from evo_core.config.values import Float, NonNegativeInt, PositiveFloat, PositiveInt
+from evo_core.config.values import Float, NonNegativeInt, OptionalLocation, PositiveFloat, PositiveInt
 
 
 class GenerationConfig(Block):
@@ -16,14 +16,16 @@ class GenerationConfig(Block):
         "max_tokens": "its name is max_new_tokens",
     }
 
-    ckpt_folder: str | None = execution(None, "Checkpoint to use; None: the newest complete one that was saved.")
+    ckpt_folder: OptionalLocation = execution(None, "Checkpoint to use; None: the newest complete one that was saved.")
     prompts: str | list[str] | None = execution(None, "A text file with a prompt per line, or the prompts.")
-    data_folder: str | None = execution(None, "Tokenized prompts, where prompts is not given; None: valid_folder.")
-    output_folder: str | None = execution(None, "Where samples.jsonl and samples.md are written.")
+    data_folder: OptionalLocation = execution(
+        None, "Tokenized prompts, where prompts is not given; None: valid_folder."
+    )
+    output_folder: OptionalLocation = execution(None, "Where samples.jsonl and samples.md are written.")
     batch_size: PositiveInt = execution(1, "Prompts generated for at a time.")
     bos_id: NonNegativeInt | None = execution(None, "Begin-of-text id; None: the tokenizer's.")
     eos_id: NonNegativeInt | list[NonNegativeInt] | None = execution(
-        None, "Id or ids that end a text; None: the tokenizer's."
+        None, "Id or ids that end a text; None: those that the weights came with, and the tokenizer's."
     )
     pad_id: NonNegativeInt | None = execution(None, "Padding id; None: the tokenizer's.")
     max_length: PositiveInt = execution(100, "Tokens of prompt and continuation together.")

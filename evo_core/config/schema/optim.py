@@ -62,7 +62,10 @@ class HybridZeroOptimizerConfig(Block):
 
 
 class LossConfig(Block):
-    """The training loss: cross-entropy, mean over the targets of a micro-batch."""
+    """The training loss: cross-entropy, mean over the targets of a micro-batch, then over a step's micro-batches.
+
+    As in the original a micro-batch without a target counts as 0 in the second mean.
+    """
 
     label_smoothing: Float = identity(0.0, "Share of the target's probability spread over the vocabulary.")
     moe_loss_coeff: NonNegativeFloat = identity(1.0, "Weight of the experts' balance loss.", introduced=1.0)
@@ -120,7 +123,7 @@ class Beta2SchedulerConfig(Block):
 
     init_beta2: Probability = identity(0.95, "beta2 at the start; default: adam.adam_beta2.")
     c: Float = identity(0.0, "Exponent; 0 or less: constant. Default: adam.adam_beta2_c.")
-    cur_iter: StartBefore = identity(-1, "Update to start the schedule after; -1: from its beginning.")
+    cur_iter: StartBefore = identity(-1, "k at the first update, after which it counts up; -1 is 0.")
 
     @field_validator("init_beta2")
     @classmethod

@@ -20,6 +20,7 @@ from evo_core.config.families import SHIPPED
 from evo_core.config.fields import Block, block, execution, identity, required_block, value_at
 from evo_core.config.identity import identity_of
 from evo_core.config.layout import data_parallel_size, layout_errors, micro_num
+from evo_core.config.locations import location_errors
 from evo_core.config.own_model import is_model_type, own_model
 from evo_core.config.problems import raise_all
 from evo_core.config.report import errors_of
@@ -40,7 +41,7 @@ from evo_core.config.schema.optim import (
 )
 from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.config.support import refusal_errors, settings_without_effect
-from evo_core.config.values import NonNegativeInt
+from evo_core.config.values import NonNegativeInt, OptionalLocation
 from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
 
@@ -71,8 +72,8 @@ class TrainConfig(Block):
     cudnn_deterministic: bool = execution(False, "Only deterministic cuDNN kernels.")
     cudnn_benchmark: bool = execution(False, "Let cuDNN choose its fastest kernel by trying.")
     enable_tb: bool = execution(True, "Write tensorboard records.")
-    tensorboard_folder: str | None = execution(None, "Where they go; None: below the run's folder.")
-    resume_tb_folder: str | None = execution(None, "Records of an earlier run to carry on.")
+    tensorboard_folder: OptionalLocation = execution(None, "Where they go; None: below the run's folder.")
+    resume_tb_folder: OptionalLocation = execution(None, "Records of an earlier run to carry on.")
 
     data: DataConfig = block(DataConfig, "What is trained on.")
     moe: MoeConfig = block(MoeConfig, "Routing of tokens to experts.")
@@ -94,6 +95,14 @@ class TrainConfig(Block):
     def environment(self) -> dict[str, str]:
         """Keys whose value came from the environment, with the references they were written as."""
         return {key: reference for key, (reference, value) in self._environment.items() if value_at(self, key) == value}
+
+    @property
+    def shown(self) -> Self:
+        """A copy for logs, records and folders: its own settings (`job_name`) are references where the environment
+        gave them."""
+        return self.model_copy(
+            update={key: text for key, text in self.environment.items() if key in type(self).model_fields}
+        )
 
     def dp(self, world_size: int) -> int:
         """Data-parallel ranks among ``world_size``.
@@ -137,7 +146,7 @@ class TrainConfig(Block):
         return to_yaml(self)
 
     def __repr__(self) -> str:
-        return f"TrainConfig({self.job_name!r}, {self.model_type})"  # without values: some may be secrets
+        return f"TrainConfig({self.shown.job_name!r}, {self.model_type})"  # without values: some may be secrets
 
     __str__ = __repr__
 
@@ -187,7 +196,7 @@ class TrainConfig(Block):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        raise_all([*rule_errors(self), *refusal_errors(self)])
+        raise_all([*rule_errors(self), *location_errors(self), *refusal_errors(self)])
         return self
 
 

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evo_core.data.commands.paths import to_path
+
 if TYPE_CHECKING:
     from evo_core.data.inspection.sample import SampleText
     from evo_core.data.inspection.statistics import Statistics
 
 DataPath = Annotated[
-    Path, typer.Argument(help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/.")
+    Path,
+    typer.Argument(
+        parser=to_path, help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 WRONG = 2
@@ -46,7 +51,10 @@ def head(
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples, from the first.")] = 1,
     sample: Annotated[int | None, typer.Option(min=1, help="Show this one, counted from 1 through all files.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="What to decode with. [default: the one kept beside the data]")
+        Path | None,
+        typer.Option(
+            parser=to_path, metavar="PATH", help="What to decode with. [default: the one kept beside the data]"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +80,10 @@ def verify(
     path: DataPath,
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Every id must be below it.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Take its vocabulary size. [default: the one kept beside the data]")
+        Path | None,
+        typer.Option(
+            parser=to_path, metavar="PATH", help="Take its vocabulary size. [default: the one kept beside the data]"
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many problems to list; all are counted.")] = 20,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,8 +44,15 @@ class Dedup(StrEnum):
 
 
 def shard(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Token files (.bin), or folders of them.")],
-    output: Annotated[Path, typer.Option(help="A new or empty folder; gets train/, valid/ and statistics.json.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(parser=to_path, metavar="INPUT...", help="Token files (.bin), or folders of them.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=to_path, metavar="PATH", help="A new or empty folder; gets train/, valid/ and statistics.json."
+        ),
+    ],
     type_map: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,7 +77,10 @@ def shard(
     dedup: Annotated[Dedup, typer.Option(help="Leave out exact copies, or near ones as well.")] = Dedup.NONE,
     near_threshold: Annotated[float, typer.Option(help="Least share of 5-token runs in common for near.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Holds out another part.")] = 0,
-    tokenizer: Annotated[Path | None, typer.Option(help="What the tokens were made with, for --route detect.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(parser=to_path, metavar="PATH", help="What the tokens were made with, for --route detect."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. [default: one a core]")] = None,
 ) -> None:
     """Pack token files into shards of one type each, with a held-out part."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evo_core.data.commands.paths import to_path
+
 if TYPE_CHECKING:
     from evo_core.data.sft.write import SftResult
 
@@ -21,10 +23,15 @@ class OnError(StrEnum):
 
 def tokenize_sft(
     dataset: Annotated[
-        Path, typer.Argument(help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, or a folder of them.")
+        str,
+        typer.Argument(
+            help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, a folder of them, or a pattern."
+        ),
     ],
-    output_folder: Annotated[Path, typer.Argument(help="Gets train/, valid/ and tokenizer/.")],
-    tokenizer: Annotated[Path, typer.Argument(help="SentencePiece .model, tokenizer.json, or a folder with one.")],
+    output_folder: Annotated[Path, typer.Argument(parser=to_path, help="Gets train/, valid/ and tokenizer/.")],
+    tokenizer: Annotated[
+        Path, typer.Argument(parser=to_path, help="SentencePiece .model, tokenizer.json, or a folder with one.")
+    ],
     split_ratio: Annotated[
         float, typer.Option("--split-ratio", "--split_ratio", help="Share of the samples held out in valid/; 0: none.")
     ] = 0.1,
@@ -32,7 +39,12 @@ def tokenize_sft(
         str, typer.Option("--format", help="alpaca, chat, sharegpt, or a function of yours: package.module:function.")
     ] = "alpaca",
     chat_template: Annotated[
-        Path | None, typer.Option(help="Jinja file for chat and sharegpt. [default: the one beside the tokenizer]")
+        Path | None,
+        typer.Option(
+            parser=to_path,
+            metavar="PATH",
+            help="Jinja file for chat and sharegpt. [default: the one beside the tokenizer]",
+        ),
     ] = None,
     max_length: Annotated[
         int, typer.Option(help="Longer samples are cut to as many tokens, those whose prompt fills them left out.")
@@ -55,11 +67,12 @@ def tokenize_sft(
     """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.cores import cores
-    from evo_core.data.sft.records import record_files
+    from evo_core.data.sft.records import find_records
     from evo_core.data.sft.samples import SftSettings
     from evo_core.data.sft.write import write_sft_dataset
 
-    files = record_files(dataset)
+    found = find_records(dataset)
+    files = [Path(file.uri) for file in found.files]
     settings = SftSettings(
         tokenizer=tokenizer,
         record_format=record_format,
@@ -83,6 +96,8 @@ def tokenize_sft(
     if result.note:
         print(f"{record_format}: {result.note}")
     _print(result, output_folder, data_type, max_length)
+    if found.left_out.total:
+        print(f"files left out: {found.left_out}")
 
 
 def _print(result: SftResult, output: Path, data_type: str, max_length: int) -> None:

@@ -10,10 +10,10 @@ from types import ModuleType
 from evo_core.config.suggest import suggest
 from evo_core.data.sft.alpaca import alpaca
 from evo_core.data.sft.chat import chat
-from evo_core.data.sft.pieces import Format, PieceFunction, failed
+from evo_core.data.sft.pieces import Format, PieceFunction
 from evo_core.data.sft.sharegpt import sharegpt
 from evo_core.data.tokenizers import Tokenizer
-from evo_core.errors import DataError
+from evo_core.errors import DataError, code_error
 
 BY_TEMPLATE = ("chat", "sharegpt")
 """Formats that a chat template writes."""
@@ -80,4 +80,4 @@ def _import(module_name: str, name: str) -> ModuleType:
             f"{name} cannot be imported: {error}", key=_KEY, hint="modules in the current folder are found"
         ) from None
     except Exception as error:
-        raise DataError(f"{name} cannot be imported: {failed(error)}", key=_KEY) from error
+        raise DataError(f"{name} cannot be imported: {code_error(error)}", key=_KEY) from error

@@ -1,0 +1,1 @@
+"""Where things lie: how locations are written, and what stands at them."""

@@ -1,0 +1,105 @@
+"""How a location is written: one grammar for configurations, pipelines and command lines.
+
+::
+
+    path, ~/path, local:PATH, file:///PATH                  on a file system of this machine
+    s3://bucket/key, boto3:s3://bucket.endpoint/key         in an object store
+    owner/name                                              on a model hub, where one may stand and no such path is
+
+Whatever else begins like ``gs://`` or ``prefix:`` is refused: taken for a path it would become a folder of that name.
+A `Path` is never looked at for a prefix; a text is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from evo_core.errors import ConfigError
+
+Location = str | Path
+"""A path, or a text in the grammar above. What lies in a store stays a text: `Path` would take ``//`` for ``/``."""
+
+_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://)?")
+_REMOTE = ("s3://", "boto3:s3://")
+_LOCAL = ("local:", "file://", "file:")  # `Path` makes file:/x of file:///x
+_PREFIXES = ("local:", "file://", "file:/", *_REMOTE)
+_GRAMMAR = "known are PATH, local:PATH, file:///PATH, s3://BUCKET/KEY and boto3:s3://BUCKET.ENDPOINT/KEY"
+NO_STORE = "this version reads and writes local folders only"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class LocationError(ConfigError):
+    """A text that is no location, or one in a store where a path must stand."""
+
+
+def is_remote(location: Location) -> bool:
+    """Whether a location is in an object store."""
+    return isinstance(location, str) and location.startswith(_REMOTE)
+
+
+def is_hub_id(location: str) -> bool:
+    """Whether a location looks like a model hub's ``owner/name`` and there is no such local folder."""
+    return _HUB_ID.fullmatch(location) is not None and not Path(location).exists()
+
+
+def is_unprefixed(location: str) -> bool:
+    """Whether a location leaves open that it is local."""
+    return not location.startswith(_PREFIXES)
+
+
+def check_location(location: Location, key: str | None = None) -> None:
+    """Refuse a text outside the grammar.
+
+    Raises:
+        LocationError: it is empty, begins with a prefix that is not known, or has nothing behind its prefix.
+    """
+    if isinstance(location, Path):
+        return
+    if not location.strip():
+        raise LocationError("is empty: a location is expected", key=key)
+    if "\0" in location:
+        raise LocationError("holds a zero byte, which no name can", key=key)
+    found = _PREFIX.match(location.lstrip())
+    if found is None:
+        return
+    known = next((prefix for prefix in _PREFIXES if location.startswith(prefix)), None)
+    if known is None:
+        raise LocationError(_unknown(location, found[0]), key=key, hint=f"{_GRAMMAR}; a path may begin with ./")
+    rest = location.removeprefix(known)
+    if not rest.strip() or (is_remote(location) and not rest.partition("/")[0].strip()):
+        raise LocationError(f'"{location}" names nothing behind {known}', key=key, hint=_GRAMMAR)
+    if known == "file://" and not rest.startswith("/"):
+        raise LocationError(f'"{location}" is no absolute path', key=key, hint=f"write local:{rest} or file:///{rest}")
+
+
+def local_path(location: Location, key: str | None = None) -> Path:
+    """The path that a local location means: without its prefix, ``~`` spelled out.
+
+    Raises:
+        LocationError: it is no location, or one in a store.
+    """
+    if isinstance(location, str):
+        check_location(location, key)
+        if is_remote(location):
+            raise LocationError(f'"{location}": {NO_STORE}', key=key, hint="name a local path")
+        location = Path(location.removeprefix(next(filter(location.startswith, _LOCAL), "")))
+    return expanded(location)
+
+
+def expanded(path: Path) -> Path:
+    """The path with ``~`` spelled out.
+
+    Raises:
+        LocationError: nobody has that name.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise LocationError(f'"{path}": there is no such home', hint="write ./~… for a path that begins so") from None
+
+
+def _unknown(location: str, prefix: str) -> str:
+    near = difflib.get_close_matches(prefix.lower(), ("local:", "file://", *_REMOTE), n=1)
+    return f'"{location}": no place is known by "{prefix}"' + (f'; did you mean "{near[0]}"?' if near else "")
