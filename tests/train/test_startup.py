@@ -42,7 +42,7 @@ def test_nothing_to_train_on_is_said_once(ranks: int, tmp_path: Path, capfd: pyt
     assert "first batch" not in said
 
 
-@pytest.mark.parametrize(("ranks", "zero1"), [(1, -1), (2, 1), (3, 3), (4, 4)])
+@pytest.mark.parametrize(("ranks", "zero1"), [(1, -1), (2, 1), (3, 3), (4, 2)])
 def test_the_tables_of_ranks_and_their_shares(ranks: int, zero1: int, tmp_path: Path) -> None:
     """Each parameter is cut as `torch.chunk` cuts it; an odd vocabulary makes shares differ."""
     cfg = job(
@@ -61,6 +61,6 @@ def test_the_tables_of_ranks_and_their_shares(ranks: int, zero1: int, tmp_path: 
             shares[rank] += len(share)
     said = (tmp_path / "run" / "train.log").read_text()
     assert f"Number of elements on ranks: {shares}\n" in said
-    assert len(set(shares)) == min(size, 2)
+    assert size != 3 or len(set(shares)) > 1
     rows = [line.split() for line in said.partition("ranks:\n")[2].splitlines()[1 : ranks + 1]]
     assert [row[:4] for row in rows] == [[str(n), str(n), str(n % size), str(n)] for n in range(ranks)]
