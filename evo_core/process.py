@@ -1,4 +1,5 @@
-"""Ties a process's life to its parent's, so that nothing runs on after `kill -9` of what started it."""
+"""A process's life: tied to its parent's, so that nothing runs on after `kill -9` of what started it, and ended by
+signals."""
 
 from __future__ import annotations
 
@@ -9,6 +10,12 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks a process to end in order: Ctrl-C, SIGTERM, and a closed terminal (but not under `nohup`)."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*asked, signal.SIGHUP)
 
 
 def start_time(pid: int) -> int | None:

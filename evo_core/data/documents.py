@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_core.data.files import Location, file_name, file_size
+from evo_core.data.files import file_name, file_size
 from evo_core.data.json_list import JsonListError, read_json_list
 from evo_core.data.json_value import HALF_CHARACTER, is_whole, parse
 from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
 from evo_core.data.raw_bytes import COMPRESSIONS, chunks, compression
 from evo_core.data.raw_lines import ByteRange, Line, lines, lines_before
 from evo_core.errors import DataError
+from evo_core.storage.location import Location
 
 Mode = Literal["text", "internevo"]
 OnError = Literal["raise", "skip"]
@@ -286,6 +287,15 @@ def file_format(path: Location) -> str:
             file=path,
         )
     return kind
+
+
+def has_format(path: Location) -> bool:
+    """Whether a file's name says a format."""
+    try:
+        file_format(path)
+    except DataError:
+        return False
+    return True
 
 
 def can_be_split(path: Location) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from evo_core.checkpoint import TrainState, save
 from evo_core.data import Feed, open_source
+from evo_core.errors import ConfigError
 from evo_core.evaluate.holdout import holdout
 from evo_core.model import build_model, compile_blocks, init_weights
 from evo_core.parallel import ranks as process_ranks
@@ -242,13 +243,21 @@ def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, 
 
 
 def _run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> Path:
-    """The run's folder, made: the one asked for, else that of the resumed run, else a new one."""
+    """The run's folder, made: the one asked for, else that of the resumed run, else a new one.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     if folder is None and start is not None and start.resumes:
         before = TrainState.read(start.checkpoint).folder
         folder = Path(before) if before and Path(before).is_dir() else None
     if folder is None:  # named by one rank: clocks differ
         folder = on_first(lambda: Path("RUN") / cfg.shown.job_name / time.strftime("%m-%d-%H.%M.%S"))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "name a folder for log and curve with --folder, or start where one can be made"
+        raise ConfigError(f"cannot be made: {error.strerror}", file=folder, hint=hint) from error
     return folder
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,9 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step, durably."""
-    draft = _draft(path, text)
-    try:
+    with draft_of(path) as draft:
+        _write(draft, text)
         draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -48,9 +46,20 @@ def create_json(path: Path, value: Any) -> bool:
 
     A hard link is the one create-if-absent that is atomic with its content on POSIX file systems, NFS included.
     """
-    draft = _draft(path, _as_text(value, 1))
-    try:
+    with draft_of(path) as draft:
+        _write(draft, _as_text(value, 1))
         return link_if_absent(draft, path)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write what shall become it. Nothing stays of a draft that cannot be finished (a full
+    disk), nor, from the next draft in this folder on, of one whose process was killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_drafts(path.parent)
+    draft = path.with_name(f".{path.name}.{mark()}.{next(_number)}.tmp")
+    try:
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
 
@@ -103,7 +112,7 @@ def sync_folder(folder: Path) -> None:
 
 def clear_drafts(folder: Path) -> None:
     """Remove the drafts that processes left in a folder which died while they wrote."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".tmp") and _left_behind(entry):
                 Path(entry).unlink(missing_ok=True)
@@ -121,20 +130,11 @@ def _as_text(value: Any, indent: int | None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent) + "\n"
 
 
-def _draft(path: Path, text: str) -> Path:
-    """A durable file beside `path` that holds `text`; nothing stays of one that cannot be written (a full disk)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_drafts(path.parent)
-    draft = path.with_name(f".{path.name}.{mark()}.{next(_number)}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    return draft
+def _write(draft: Path, text: str) -> None:
+    with draft.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _reason(error: Exception) -> str:

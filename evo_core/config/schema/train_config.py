@@ -52,12 +52,13 @@ def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: Validat
         return own_model(name, data)
     moe = info.data.get("moe", MoeConfig())
     if isinstance(data, ModelConfig):
-        return shipped(data.model_copy(update={"moe": moe}))
-    if isinstance(data, dict):
+        data = data.model_copy(update={"moe": moe})
+    elif isinstance(data, dict):
         if data.get("moe") is not None:
             raise ConfigError("is a block of its own", key="model.moe", hint="state it at the top level")
         data = {**data, "moe": moe}
-    return shipped(data)
+    model = shipped(data)
+    return model.trained_on(info.data["data"].seq_len) if "data" in info.data else model
 
 
 class TrainConfig(Block):

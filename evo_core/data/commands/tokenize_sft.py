@@ -23,9 +23,9 @@ class OnError(StrEnum):
 
 def tokenize_sft(
     dataset: Annotated[
-        Path,
+        str,
         typer.Argument(
-            parser=to_path, help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, or a folder of them."
+            help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, a folder of them, or a pattern."
         ),
     ],
     output_folder: Annotated[Path, typer.Argument(parser=to_path, help="Gets train/, valid/ and tokenizer/.")],
@@ -67,11 +67,12 @@ def tokenize_sft(
     """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.cores import cores
-    from evo_core.data.sft.records import record_files
+    from evo_core.data.sft.records import find_records
     from evo_core.data.sft.samples import SftSettings
     from evo_core.data.sft.write import write_sft_dataset
 
-    files = record_files(dataset)
+    found = find_records(dataset)
+    files = [Path(file.uri) for file in found.files]
     settings = SftSettings(
         tokenizer=tokenizer,
         record_format=record_format,
@@ -95,6 +96,8 @@ def tokenize_sft(
     if result.note:
         print(f"{record_format}: {result.note}")
     _print(result, output_folder, data_type, max_length)
+    if found.left_out.total:
+        print(f"files left out: {found.left_out}")
 
 
 def _print(result: SftResult, output: Path, data_type: str, max_length: int) -> None:

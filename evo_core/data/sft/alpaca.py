@@ -99,7 +99,7 @@ def alpaca(tokenizer: Tokenizer) -> Format:
             found += turn(question, answer)
         return found + turn(f"{instruction}\n{context}" if context else instruction, output)
 
-    return Format("alpaca", pieces, special=False, end_of_cut=True, note=str(turns))
+    return Format("alpaca", pieces, end_of_cut=True, note=str(turns))
 
 
 def _history(record: dict[str, Any]) -> list[tuple[str, str]]:

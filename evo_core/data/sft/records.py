@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.data.documents import OnError, file_format, read_documents, read_records
+from evo_core.data.files import is_uri
 from evo_core.data.json_value import parse
+from evo_core.data.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
 from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
+from evo_core.data.patterns import MAGIC
 from evo_core.data.raw_bytes import COMPRESSIONS
 from evo_core.errors import DataError
+from evo_core.storage.location import Location, local_path
 
 _SUFFIXES = (".jsonl", ".json")
 RECORD_FILES = (".parquet", *_SUFFIXES, *(suffix + packed for suffix in _SUFFIXES for packed in COMPRESSIONS))
@@ -110,22 +114,33 @@ class RecordReader(Iterator[tuple[Place, Any]]):
         self.first_error = self.first_error or error
 
 
-def record_files(path: Path) -> list[Path]:
-    """The file, or the files of records in a folder, sorted by name.
+def find_records(location: Location) -> Listing:
+    """The files of records that a path, a folder or a pattern means; empty ones hold none and are left out.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, all is empty, or it is in a store.
     """
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(RECORD_FILES))
-        if not files:
-            raise DataError(f"there is no file of records here; known: {', '.join(RECORD_FILES)}", file=path)
-        return files
-    if not path.is_file():
+    if is_uri(location):
+        hint = "copy it here, or run the steps source.files and data.tokenize_sft"
+        raise DataError("this command reads files of this machine", file=location, hint=hint)
+    path = local_path(location)
+    if path.is_file() and not path.name.lower().endswith(RECORD_FILES):
+        raise DataError(f"not a file of records; known: {', '.join(RECORD_FILES)}", file=path)
+    if not path.exists() and MAGIC.search(str(path)) is None:
         raise DataError("there is no such file of records", file=path)
-    if not path.name.lower().endswith(".parquet"):
-        _kind(path)
-    return [path]
+    found = list_folder(path) if path.is_dir() else find_files(location)
+    found = found.only(lambda file: file.path.lower().endswith(RECORD_FILES), OTHER_FORMAT).check_names()
+    if not found.files:
+        raise DataError(f"there is no file of records here; known: {', '.join(RECORD_FILES)}", file=path)
+    records = found.only(lambda file: file.size > 0, EMPTY)
+    if not records.files:
+        raise DataError("the file is empty", file=found.files[0].uri)
+    return records
+
+
+def record_files(location: Location) -> list[Path]:
+    """The paths of `find_records`."""
+    return [Path(file.uri) for file in find_records(location).files]
 
 
 def _kind(path: Path) -> str:

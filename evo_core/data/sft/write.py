@@ -127,7 +127,8 @@ def write_sft_dataset(
                 result.cut += sample.cut
             held_out = _held_out(len(table), split_ratio, seed, files, result.skipped)
             spool.seek(0)
-            origins = Origins(file.name for file in files)
+            names = _names(files)
+            origins = Origins(names)
             with ExitStack() as stack:
                 sides = []
                 for split in SPLITS if split_ratio > 0 else SPLITS[:1]:
@@ -135,7 +136,7 @@ def write_sft_dataset(
                     sides.append(_Side(writer, staging, origins))
                     result.splits[split] = sides[-1].counts
                 for (size, tokens, trained, file), held in zip(table.rows(), held_out, strict=True):
-                    sides[int(held)].write(spool.read(size), tokens, trained, files[file].name)
+                    sides[int(held)].write(spool.read(size), tokens, trained, names[file])
         origins.save(staging)
         keep_tokenizer(encoder.tokenizer, settings, staging / "tokenizer")
         _publish(staging, output, data_type)
@@ -213,6 +214,12 @@ class _Side:
             self._origin = origin
         self._writer.write_line(line, tokens)
         _count(self.counts, tokens, trained)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What the files are called below the folder that holds them all."""
+    folder = os.path.commonpath([file.parent for file in files])
+    return [file.relative_to(folder).as_posix() for file in files]
 
 
 def _held_out(samples: int, split_ratio: float, seed: int, files: Sequence[Path], skipped: Skipped) -> np.ndarray:
