@@ -205,7 +205,9 @@ def test_a_python_file_is_refused_in_one_line(what: str, tmp_path: Path) -> None
         load_config(path)
 
 
-@pytest.mark.parametrize("override", [".".join("a" * 500) + "=1", "a=" + "[" * 500, "a=" + LARGE, 'tensorboard_folder="\\0"', "a=*b"])
+@pytest.mark.parametrize(
+    "override", [".".join("a" * 500) + "=1", "a=" + "[" * 500, "a=" + LARGE, 'tensorboard_folder="\\0"', "a=*b"]
+)
 def test_an_override_is_refused_in_one_line(override: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {MODEL}")
     assert len(refused(tmp_path / "c.yaml", override)) < 1000
