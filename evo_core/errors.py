@@ -32,13 +32,24 @@ class UserError(Exception):
     def __str__(self) -> str:
         where = ""
         if self.file is not None:
-            where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: "
+            file = printable(self.file)
+            where = f"{file}:{self.line}: " if self.line else f"{file}: "
         key = f"{self.key}: " if self.key else ""
         hint = f" ({self.hint})" if self.hint else ""
         return f"{where}{key}{self.message}{hint}"
 
     def __reduce__(self) -> tuple:
         return (_rebuild, (type(self), self.message, self.file, self.line, self.key, self.hint))
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name in one line that can be printed: ``\xe9`` for a byte that is not UTF-8, ``\n`` for a newline."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(name))
+
+
+def _escaped(letter: str) -> str:
+    is_byte = "\udc80" <= letter <= "\udcff"  # as Python reads a name that is not UTF-8
+    return f"\\x{ord(letter) - 0xDC00:02x}" if is_byte else letter.encode("unicode_escape").decode()
 
 
 def _rebuild(

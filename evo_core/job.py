@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import UserError
-from evo_core.process import die_with_parent
+from evo_core.parallel.environment import restarts
+from evo_core.process import die_with_launcher
 
 USER_ERROR = 2
 """Exit status of a mistake of the user's; a crash is 1."""
@@ -63,12 +64,12 @@ def command(name: str) -> Iterator[None]:
     exits with status 1. A process that torchrun starts again after a user's mistake ends at once: trying again cannot
     help.
     """
-    if os.environ.get("EVO_DIE_WITH_PARENT") == "1":
-        die_with_parent()
+    die_with_launcher()
     folder = job_folder()
     if folder is not None and _left_by_user(folder):
         sys.exit(USER_ERROR)
     try:
+        _check_working_folder()
         yield
     except UserError as error:
         _leave_error(folder, error)
@@ -88,13 +89,16 @@ def command(name: str) -> Iterator[None]:
         _forget_error(folder)
 
 
+def _check_working_folder() -> None:
+    """Libraries end the process without a word where the working folder was removed."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"the working folder is gone ({error.strerror})", hint="cd to one that is there") from error
+
+
 def _rank() -> int:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-
-
-def _attempt() -> int:
-    """How often this command was started again, by torchrun or by Slurm."""
-    return sum(int(os.environ.get(k) or 0) for k in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _leave_error(folder: Path | None, error: BaseException) -> None:
@@ -108,10 +112,10 @@ def _leave_error(folder: Path | None, error: BaseException) -> None:
         "rank": _rank(),
         "host": socket.gethostname(),
         "user_error": isinstance(error, UserError),
-        "attempt": _attempt(),
+        "attempt": restarts(os.environ),
     }
     path = folder / "error.json"
-    if (earlier := _read(path)) is not None and earlier.get("attempt", 0) < _attempt():
+    if (earlier := _read(path)) is not None and earlier.get("attempt", 0) < restarts(os.environ):
         _replace(path, content)
         return
     draft = folder / f".error.json.{socket.gethostname()}.{os.getpid()}"
@@ -127,13 +131,13 @@ def _leave_error(folder: Path | None, error: BaseException) -> None:
 def _forget_error(folder: Path) -> None:
     """Remove the error of an earlier attempt: this one succeeded."""
     earlier = _read(folder / "error.json")
-    if earlier is not None and earlier.get("attempt", 0) < _attempt():
+    if earlier is not None and earlier.get("attempt", 0) < restarts(os.environ):
         (folder / "error.json").unlink(missing_ok=True)
 
 
 def _left_by_user(folder: Path) -> bool:
     earlier = _read(folder / "error.json")
-    return bool(earlier and earlier.get("user_error") and earlier.get("attempt", 0) < _attempt())
+    return bool(earlier and earlier.get("user_error") and earlier.get("attempt", 0) < restarts(os.environ))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

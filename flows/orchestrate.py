@@ -180,7 +180,7 @@ def _task(run: _Run, step: PlannedStep) -> Task[..., ArtifactRef | State]:
     if step.action == "reuse":
         return Task(run_this_step, **options)
     # Tags let Prefect limit how many steps of a kind, or on a cluster, run at once. They cost half a second a step.
-    tags = [step.kind.name, *filter(None, [getattr(step.runtime, "cluster", None)])]
+    tags = [step.kind.name, *filter(None, [run.plan.runtime_record(step).get("cluster")])]
     return MaterializingTask(
         run_this_step,
         tags=tags,

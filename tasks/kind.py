@@ -8,6 +8,7 @@ path (``uses: my_package.my_module:MyKind``).
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from evo_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from tasks.store.artifact import Artifact
@@ -86,6 +89,39 @@ class StepContext(Generic[P, R]):
     digests: dict[str, str] = field(default_factory=dict)
 
 
+def plain_params(params: BaseModel) -> dict[str, Any]:
+    """Parameters as plain data in which different values stay different, in the same order in every process.
+
+    Raises:
+        ConfigError: a value that JSON has no form for, such as NaN in a parameter of any type.
+    """
+    data = {}
+    for name in type(params).model_fields:
+        try:
+            plain = params.model_dump(mode="json", include={name})[name]
+        except ValueError as error:
+            raise ConfigError(f"cannot be part of a key: {error}", key=name) from None
+        data[name] = _told_apart(params.model_dump(include={name})[name], plain, name)
+    return data
+
+
+def _told_apart(value: Any, plain: Any, at: str) -> Any:
+    """The plain form of a value, where pydantic's JSON form is not good enough."""
+    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and plain is None)):
+        shown = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+        raise ConfigError(f"{shown} cannot be part of a key", key=at, hint="give a finite number, or null")
+    if isinstance(value, dict) and isinstance(plain, dict) and len(value) == len(plain):
+        pairs = zip(value.values(), plain.items(), strict=True)
+        return {name: _told_apart(item, form, f"{at}.{name}") for item, (name, form) in pairs}
+    if isinstance(value, dict | list | tuple | set | frozenset) and isinstance(plain, list):
+        told = [_told_apart(item, form, f"{at}.{i}") for i, (item, form) in enumerate(zip(value, plain, strict=True))]
+        # A set's order changes from process to process.
+        return sorted(told, key=repr) if isinstance(value, set | frozenset) else told
+    if isinstance(value, dict) and isinstance(plain, dict):
+        raise ConfigError("holds keys that are the same as text", key=at, hint="make all its keys text")
+    return plain
+
+
 class Kind(ABC, Generic[P, R]):
     """Base class of step kinds. Subclasses set the class attributes and implement `run`."""
 
@@ -103,8 +139,12 @@ class Kind(ABC, Generic[P, R]):
     equal to it is left out of the key, so that adding one re-runs nothing."""
 
     def identity(self, params: P, runtime: R) -> dict[str, Any]:
-        """What enters the key, as plain data. The default is every parameter."""
-        payload = params.model_dump(mode="json")
+        """What enters the key, as plain data. The default is every parameter.
+
+        Raises:
+            ConfigError: a parameter holds what plain data cannot tell apart or cannot hold.
+        """
+        payload = plain_params(params)
         return {k: v for k, v in payload.items() if not (k in self.introduced and v == self.introduced[k])}
 
     def files(self, params: P) -> list[Path]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import Field
 
+from evo_core.data.listing import LeftOut, Listed, Listing
 from evo_core.errors import ConfigError
 from tasks import kind
 from tasks.durations import Duration
 from tasks.kind import Facts, Source, StepContext
-from tasks.listing import Listed, list_files
+from tasks.listing import list_files
 from tasks.paths import PipelineLocation
 from tasks.raw import RawFile, object_digest, write_listing
 from tasks.store.digests import DigestMemory, FileDigest, combine
@@ -25,6 +26,9 @@ INCLUDE = [
 
 LINES = (".txt", ".jsonl")
 """Files that hold at most a document a line."""
+
+
+UNSETTLED = "younger than settle"
 
 
 class Params(kind.Params):
@@ -51,11 +55,11 @@ class Files(Source[Params, kind.Runtime]):
 
     def digest(self, params: Params, remember: Path) -> tuple[str, Facts]:
         """sha256 over (relative path, digest) of every file; the root itself is not in it."""
-        files, lines = _list(params, remember)
+        files, lines, _ = _list(params, remember)
         return combine((file.path, file.digest) for file in files), {"lines_by_type": lines, "files": len(files)}
 
     def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
-        files, _ = _list(ctx.params, ctx.store.inventory)
+        files, _, left_out = _list(ctx.params, ctx.store.inventory)
         found = combine((file.path, file.digest) for file in files)
         if ctx.source_digest is not None and found != ctx.source_digest:
             raise ConfigError(
@@ -64,15 +68,21 @@ class Files(Source[Params, kind.Runtime]):
                 hint="run again, or set `settle:` so that files still being written are left out",
             )
         write_listing(ctx.folder, files)
-        return {"files": len(files), "bytes": sum(file.size for file in files)}
+        if left_out.total:
+            ctx.say(f"left out: {left_out}")
+        return {"files": len(files), "bytes": sum(file.size for file in files), "left_out": left_out.total}
 
 
-def _list(params: Params, remember: Path) -> tuple[list[RawFile], dict[str, int | None]]:
-    """Every file that counts, and how many documents each type of text has at most (None: nobody knows)."""
+def _list(params: Params, remember: Path) -> tuple[list[RawFile], dict[str, int | None], LeftOut]:
+    """Every file that counts, how many documents each type of text has at most (None: nobody knows), and what is left
+    out."""
     newest = time.time() - params.settle
-    listed = list_files(params.root, params.include, params.exclude)
+    listing = list_files(params.root, params.include, params.exclude)
     if params.settle:
-        listed = [file for file in listed if file.modified <= newest]
+        listing = listing.only(lambda file: file.modified <= newest, UNSETTLED)
+    listed = listing.files
+    if not any(file.size for file in listed):
+        raise _empty(params, listing)
     memory = DigestMemory(remember) if any(not file.tag for file in listed) else None
     files, lines = [], dict[str, int | None]()
     for file in listed:
@@ -81,15 +91,24 @@ def _list(params: Params, remember: Path) -> tuple[list[RawFile], dict[str, int 
         files.append(RawFile(file.path, file.uri, file.size, digest))
         type_ = file.path.partition("/")[0]
         lines[type_] = _sum(lines.get(type_, 0), _most_documents(file, known))
-    if not any(file.size for file in files):
-        raise ConfigError(
-            f"the corpus is empty: no file with text under {params.root} matches {', '.join(params.include)}",
-            key="root",
-            hint="put .txt or .jsonl files there, or change `include`",
-        )
     if memory is not None:
         memory.save()
-    return files, lines
+    return files, lines, listing.left_out
+
+
+def _empty(params: Params, listing: Listing) -> ConfigError:
+    """Why there is nothing to read."""
+    left_out, young = listing.left_out, listing.left_out.counts.get(UNSETTLED, 0)
+    if young:
+        message = f"the corpus is empty: {young:,} files under {params.root} are younger than settle"
+        hint = "wait until they are settled, or lower `settle`"
+    elif listing.files:
+        message = f"the corpus is empty: every file under {params.root} that matches is empty ({len(listing.files):,})"
+        hint = "put text into them"
+    else:
+        message = f"the corpus is empty: no file with text under {params.root} matches {', '.join(params.include)}"
+        hint = "put .txt or .jsonl files there, or change `include` or `exclude`"
+    return ConfigError(message, key="root", hint=f"{hint}; left out: {left_out}" if left_out.total else hint)
 
 
 def _most_documents(file: Listed, known: FileDigest | None) -> int | None:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from evo_core.data.files import is_uri
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
-from tasks.listing import is_uri
 from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
@@ -41,13 +41,17 @@ class Params(kind.Params):
     tokenizer: PipelinePath | None = Field(
         None, description="a tokenizer file, instead of the input `tokenizer`; it enters the key by its content"
     )
-    format: str = Field("alpaca", description="alpaca, chat, or a function of yours: package.module:function")
+    format: str = Field("alpaca", description="alpaca, chat, sharegpt, or a function of yours: package.module:function")
     chat_template: PipelinePath | None = Field(
-        None, description="Jinja file for chat; default: the template beside the tokenizer"
+        None, description="Jinja file for chat and sharegpt; default: the template beside the tokenizer"
     )
-    max_length: int = Field(2048, ge=2, description="longer samples are cut to as many tokens")
-    bos: bool | None = Field(None, description="begin each sample with the begin id; default: yes, chat: no")
-    eos: bool | None = Field(None, description="end each sample with the end id; default: yes, chat: no")
+    max_length: int = Field(
+        2048, ge=2, description="longer samples are cut to as many tokens; those whose prompt fills them are left out"
+    )
+    bos: bool | None = Field(
+        None, description="begin each sample with the begin id; default: yes, with a chat template no"
+    )
+    eos: bool | None = Field(None, description="end each sample with the end id; default: yes, with a chat template no")
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="what to do with a wrong record; skipped ones count"
     )
@@ -75,7 +79,7 @@ class TokenizeSft(Kind[Params, Runtime]):
         return [file for file in (params.chat_template,) if file is not None]
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
-        from evo_core.data.sft.formats import find_format, own_function
+        from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, find_format, own_function
         from evo_core.data.tokenizers import load_tokenizer
 
         if (params.tokenizer is None) == ("tokenizer" not in facts):
@@ -87,10 +91,10 @@ class TokenizeSft(Kind[Params, Runtime]):
         try:
             if params.tokenizer is not None:
                 find_format(params.format, load_tokenizer(params.tokenizer), params.chat_template)
-            elif params.format not in ("alpaca", "chat"):
+            elif params.format not in BUILT_IN:
                 own_function(params.format)
-            elif params.chat_template is not None and params.format != "chat":
-                raise DataError("a chat template is for the format chat", key="chat_template")
+            elif params.chat_template is not None and params.format not in BY_TEMPLATE:
+                raise DataError("a chat template is for the format chat", key="chat_template", hint="or sharegpt")
         except DataError as error:
             key = f"{where}.params.{error.key}" if error.key else where
             raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
@@ -123,14 +127,15 @@ class TokenizeSft(Kind[Params, Runtime]):
             for file in files
         ]
         write_json(ctx.folder / INDEX, rows)
-        totals = {name: sum(row[name] for row in rows) for name in ("documents", "tokens", "trained", "cut", "skipped")}
+        names = ("documents", "tokens", "trained", "cut", "no_room", "skipped")
+        totals = {name: sum(row[name] for row in rows) for name in names}
         return {"files": len(files), "files_tokenized": len(missing), **totals}
 
 
 def _contents(params: Params) -> dict[str, Any]:
     """What enters the key by its content: the tokenizer, the template, and the file of a user's function."""
     from evo_core.data.sft.chat import find_template, tokenizer_config
-    from evo_core.data.sft.formats import BUILT_IN, own_function
+    from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
     from evo_core.data.tokenizers import load_tokenizer
 
     contents: dict[str, Any] = {}
@@ -144,7 +149,7 @@ def _contents(params: Params) -> dict[str, Any]:
         contents["tokenizer"] = tokenizer.digest
         if params.format != "alpaca":  # the names of its special tokens
             contents["tokenizer_config"] = tokenizer_config(tokenizer)
-        if params.format == "chat" and params.chat_template is None:
+        if params.format in BY_TEMPLATE and params.chat_template is None:
             contents["chat_template"] = find_template(tokenizer).text
     return contents
 
@@ -221,12 +226,11 @@ def _local(file: RawFile, folder: Path) -> Iterator[Path]:
     if not is_uri(file.uri):
         yield Path(file.uri)
         return
-    from fsspec.core import url_to_fs
+    from evo_core.data.files import open_file
 
     fetched = folder / f".raw.{Path(file.path).name}"
     try:
-        fs, path = url_to_fs(file.uri)
-        with fs.open(path, "rb") as source, fetched.open("wb") as target:
+        with open_file(file.uri) as source, fetched.open("wb") as target:
             shutil.copyfileobj(source, target, 8 << 20)
         yield fetched
     finally:
@@ -240,5 +244,6 @@ def _counts(result: SftResult) -> dict[str, int]:
         "tokens": made.tokens,
         "trained": made.trained,
         "cut": result.cut,
+        "no_room": result.skipped.no_room,
         "skipped": result.skipped.count,
     }

@@ -39,7 +39,9 @@ class Params(kind.Params):
 
     @model_validator(mode="after")
     def _load(self, info: ValidationInfo) -> Params:
-        self._job = _load_job(self.config, self.model_extra or {}, info.context or {})
+        context, over = info.context or {}, self.model_extra or {}
+        written = context.get("written", over)  # with references: the job's files shall hold no secret
+        self._job = _load_job(self.config, {name: written[name] for name in over}, context)
         return self
 
     @property

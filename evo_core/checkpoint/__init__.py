@@ -1,7 +1,7 @@
 """Checkpoints: folders written once, complete only with a manifest, read back at any number of ranks.
 
 A checkpoint folder holds ``model/`` and ``optimizer/`` (each a `torch.distributed.checkpoint`), ``config.yaml`` (the
-resolved configuration), ``tokenizer/`` (where the run names one), ``train_state.json`` and, written last,
+resolved configuration), ``tokenizer/`` (where the run names one), ``train_state.json``, ``run.json`` and, written last,
 ``manifest.json`` with a digest of every file.
 """
 

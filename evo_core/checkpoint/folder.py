@@ -1,8 +1,9 @@
 """Checkpoint folders: how they are named, made once, found again and removed.
 
 ``<save folder>/<step>`` is a checkpoint after that many steps, ``<save folder>/snapshot/<step>`` a snapshot. A folder
-is made once and never written again: where the name is taken (an attempt that died while it saved), the next one is
-``<step>-2``. It counts as a checkpoint only once ``manifest.json`` is in it.
+is made once and never written again: where the name is taken (an attempt that died while it saved, another run), the
+next one is ``<step>-2``. It counts as a checkpoint only once ``manifest.json`` is in it. Where several runs save into
+one folder, each goes on from its own checkpoints and removes no other's.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
 
@@ -25,36 +29,93 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint folder that was found, complete or not."""
+    """A checkpoint folder that was found, complete or not.
+
+    Attributes:
+        run: the run it is of; None where that cannot be read.
+    """
 
     path: Path
     step: int
     attempt: int
     complete: bool
     snapshot: bool
+    run: Run | None = UNKNOWN
 
     @property
     def age(self) -> tuple[int, int]:
-        """Sorts folders from the oldest to the newest."""
+        """Sorts a run's folders from the oldest to the newest."""
         return self.step, self.attempt
+
+    @property
+    def saved(self) -> tuple[float, tuple[int, int]]:
+        """Sorts folders of all runs by when they were saved."""
+        return self.run.saved if self.run is not None else 0.0, self.age
+
+    @property
+    def name(self) -> str:
+        """Its path below the save folder."""
+        return f"{SNAPSHOTS}/{self.path.name}" if self.snapshot else self.path.name
 
 
 def find(root: Path) -> list[Found]:
-    """Every checkpoint folder below a save folder, snapshots included, newest first."""
+    """Every checkpoint folder below a save folder, snapshots included, newest first.
+
+    Raises:
+        CheckpointError: the folder cannot be looked into.
+    """
     found = []
-    for folder, snapshot in ((root, False), (root / SNAPSHOTS, True)):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            match = re.fullmatch(r"(\d+)(?:-(\d+))?", path.name)
-            if match and path.is_dir():
-                complete = (path / MANIFEST).is_file()
-                found.append(Found(path, int(match[1]), int(match[2] or 1), complete, snapshot))
+    try:
+        for folder, snapshot in ((root, False), (root / SNAPSHOTS, True)):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                match = re.fullmatch(r"(\d+)(?:-(\d+))?", path.name)
+                if match and path.is_dir():
+                    step, attempt = int(match[1]), int(match[2] or 1)
+                    found.append(Found(path, step, attempt, _is_complete(path), snapshot, Run.read(path)))
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=root) from error
     return sorted(found, key=lambda f: (f.age, not f.snapshot), reverse=True)
 
 
-def complete_ones(root: Path) -> list[Found]:
-    """The complete checkpoints below a save folder, newest first; warns of incomplete ones among the newest."""
+def _is_complete(path: Path) -> bool:
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:
+        return True  # nobody may look inside: whoever reads it is told so
+
+
+def newest_run(found: Sequence[Found], *, job: str | None = None, launch: Collection[str] | None = None) -> Run | None:
+    """The run that saved last, as its newest complete checkpoint names it.
+
+    Args:
+        found: folders below a save folder.
+        job: runs of this job go before others.
+        launch: only runs that one of these marks was left by.
+    """
+    complete = [f for f in found if f.complete]
+    runs = {f.run: f.saved for f in complete if f.run is not None}
+    if launch is not None:
+        runs = {run: saved for run, saved in runs.items() if set(run.launch) & set(launch)}
+    elif not runs and complete:
+        return UNKNOWN  # there is something, and nothing of it says whose it is
+    return max(runs, key=lambda run: (run.job == job, runs[run]), default=None)
+
+
+def complete_ones(root: Path, run: Run | None = None) -> list[Found]:
+    """The complete checkpoints of a run, newest first; warns of incomplete ones among the newest.
+
+    Those that do not say whose they are, for their ``run.json`` is damaged, are among them.
+
+    Args:
+        root: the save folder.
+        run: default the one that saved last.
+    """
+    everything = find(root)
+    run = run or newest_run(everything)
     complete: list[Found] = []
-    for candidate in find(root):
+    for candidate in everything:
+        if run is not None and candidate.run is not None and candidate.run.id != run.id:
+            continue
         if candidate.complete:
             complete.append(candidate)
         elif not complete:
@@ -63,23 +124,48 @@ def complete_ones(root: Path) -> list[Found]:
 
 
 def newest_complete(root: str | Path) -> Path | None:
-    """The newest complete checkpoint below a save folder, or None; warns of newer incomplete ones."""
+    """The newest complete checkpoint of the run that saved last below a save folder, or None; warns of newer
+    incomplete ones."""
     complete = complete_ones(local_path(str(root)))
     return complete[0].path if complete else None
 
 
-def create(root: Path, step: int, *, snapshot: bool = False) -> Path:
-    """Make a new, empty checkpoint folder for a step, under the first name that is free."""
+def prepare(root: Path) -> None:
+    """Make the save folder and see that it can be written to, before there is anything to save.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        reason = "is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise CheckpointError(f"no checkpoint can be saved there: {reason}", file=root) from error
+
+
+def create(root: Path, step: int, run: Run = UNKNOWN, *, snapshot: bool = False) -> Path:
+    """Make a new checkpoint folder for a step of a run, under the first name that is free.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
     folder = root / SNAPSHOTS if snapshot else root
-    folder.mkdir(parents=True, exist_ok=True)
     attempt = 1
-    while True:
-        path = folder / (str(step) if attempt == 1 else f"{step}-{attempt}")
-        try:
-            path.mkdir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = folder / (str(step) if attempt == 1 else f"{step}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                attempt += 1
+                continue
+            run.write(path)
             return path
-        except FileExistsError:
-            attempt += 1
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint can be saved: {error.strerror}", file=folder) from error
 
 
 def resolve(uri: str | Path) -> Path:
@@ -114,17 +200,18 @@ def resolve_own(path: Path) -> Path:
     return newest
 
 
-def remove_old(root: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` complete checkpoints (None keeps all) and the newest two snapshots.
+def remove_old(root: Path, keep: int | None, run: Run = UNKNOWN) -> None:
+    """Remove all but the `keep` complete checkpoints that a run saved last (None keeps all) and its last two snapshots.
 
-    Incomplete folders older than a kept checkpoint go too: nothing will ever complete them.
+    Its incomplete folders before those go too: nothing will ever complete them. What another run left stays, and so
+    does what was found damaged or is of a later step than the last that was saved: it was put there by somebody.
     """
-    everything = find(root)
+    own = [f for f in find(root) if f.run is not None and f.run.id == run.id and f.name not in run.passed_over]
     for snapshot, kept in ((False, keep), (True, SNAPSHOTS_KEPT)):
         if kept is None:
             continue
-        folders = [f for f in everything if f.snapshot == snapshot]
-        newest = [f for f in folders if f.complete][:kept]
+        folders = [f for f in own if f.snapshot == snapshot]
+        newest = sorted((f for f in folders if f.complete), key=lambda f: f.saved, reverse=True)[:kept]
         for folder in folders:
             if newest and folder not in newest and folder.age < newest[0].age:
                 remove(folder.path)

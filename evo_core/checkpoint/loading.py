@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.generation_settings import ending_of
-from evo_core.checkpoint.manifest import Manifest, damage, read_manifest
+from evo_core.checkpoint.manifest import Manifest, check_files, check_weights, damage, damaged, read_manifest
+from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.saving import CONFIG
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_model, read_tensors, stored_shapes
 from evo_core.checkpoint.train_state import TrainState
@@ -36,26 +38,56 @@ def verify(folder: Path) -> Manifest:
     Raises:
         CheckpointError: it is incomplete, or a file is missing or damaged.
     """
-    manifest = on_first(lambda: read_manifest(folder))
+    manifest = on_first(lambda: _manifest_of_all(folder))
     names = sorted(manifest.files)
     own = damage(folder, manifest, names[dist.get_rank() :: dist.get_world_size()])
     problems = [problem for part in gather_objects(own) for problem in part]
     if problems:
-        raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+        raise damaged(folder, problems)
     return manifest
 
 
-def newest_sound(root: Path) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint that is complete and undamaged; says why newer ones are passed over.
+def _manifest_of_all(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return manifest
+
+
+def newest_sound(root: Path, run: Run | None = None) -> tuple[Path, Run] | None:
+    """The newest undamaged checkpoint of a run; says why newer ones are passed over.
 
     Every rank must call it.
+
+    Args:
+        root: the save folder.
+        run: default the one that saved last.
+
+    Returns:
+        Its folder, and the run with what was passed over; None where nothing was completed yet.
+
+    Raises:
+        CheckpointError: there are complete ones, and every one is damaged.
     """
-    for path in on_first(lambda: [found.path for found in folders.complete_ones(root)]):
+    candidates = on_first(lambda: folders.complete_ones(root, run))
+    problems: list[CheckpointError] = []
+    for number, found in enumerate(candidates):
         try:
-            return path, verify(path)
+            verify(found.path)
         except CheckpointError as error:
-            if dist.get_rank() == 0:
+            problems.append(error)
+            if dist.get_rank() == 0 and number + 1 < len(candidates):
                 log.warning("%s: falling back to the checkpoint before it", error)
+            continue
+        names = (f.name for f in candidates[:number])
+        own = found.run or run or UNKNOWN
+        return found.path, replace(own, passed_over=tuple(dict.fromkeys([*own.passed_over, *names])))
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint of the run is whole, of {len(problems)}; the newest: {problems[0]}",
+            file=root,
+            key="ckpt.save_ckpt_folder",
+            hint="put back a whole copy of one; to start over, name another folder or set ckpt.auto_resume to false",
+        )
     return None
 
 
@@ -169,6 +201,7 @@ def load_model(
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
     from evo_core.checkpoint.formats import build, locate, open_weights
+    from evo_core.checkpoint.formats.evo import tokenizer_of
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.model import build_model
 
@@ -177,14 +210,10 @@ def load_model(
         weights = open_weights(folder)
         found = load_tokenizer(weights.tokenizer) if weights.tokenizer else None
         return build(weights, device=device, dtype=dtype).eval(), found
-    manifest = read_manifest(folder)
-    if check:
-        read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]
-        if problems := damage(folder, manifest, read):
-            raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = read_config(folder)
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
     _take_ending(folder, model)
-    tokenizer = load_tokenizer(folder / manifest.tokenizer) if manifest.tokenizer else None
-    return model.eval(), tokenizer
+    tokenizer = tokenizer_of(folder, manifest)
+    return model.eval(), load_tokenizer(tokenizer) if tokenizer else None

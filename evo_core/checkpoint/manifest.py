@@ -7,13 +7,22 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from evo_core.checkpoint import train_state
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.errors import CheckpointError
 
 FORMAT = 1
+
+CONFIG = "config.yaml"
+
+_ALWAYS = (CONFIG, train_state.FILE, "model/.metadata")
+"""Files that every checkpoint has."""
+
+_PARTS = ("model", "optimizer", "tokenizer")
+"""Folders of which every file is read; what a user puts beside them is theirs."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +83,77 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_twins)
         if raw.pop("format") != FORMAT:
             raise CheckpointError("written by another version of Evo", file=path)
-        files = {name: FileRecord(**record) for name, record in raw.pop("files").items()}
-        return Manifest(**raw, files=files)
+        files = {_inside(name): _record(**record) for name, record in raw.pop("files").items()}
+        manifest = Manifest(**raw, files=files)
+        if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):
+            raise ValueError("step and tokens are not whole numbers")
+        if manifest.tokenizer is not None:
+            _inside(manifest.tokenizer)
+        return manifest
     except FileNotFoundError:
         raise CheckpointError(f"incomplete: there is no {MANIFEST}", file=folder) from None
+    except RecursionError:
+        raise CheckpointError("damaged manifest: nested too deeply", file=path) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"damaged manifest: {error}", file=path) from error
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal keys one would hide the other."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key is there twice")
+    return result
+
+
+def _inside(name: str) -> str:
+    """A path below the checkpoint's folder, in its one spelling."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or name == ".":
+        raise ValueError(f"{name!r} is no file of the checkpoint")
+    return name
+
+
+def _record(size: int, digest: str) -> FileRecord:
+    if type(size) is not int or not isinstance(digest, str):
+        raise TypeError("the record of a file is no size with a digest")
+    return FileRecord(size, digest)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check that the manifest names every file that is read from a checkpoint, so that none goes without its digest.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        files = (path for part in _PARTS for path in (folder / part).rglob("*") if path.is_file())
+        there = {path.relative_to(folder).as_posix() for path in files}
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=folder) from error
+    if unnamed := sorted((there | set(_ALWAYS)) - set(manifest.files)):
+        raise CheckpointError(f"damaged manifest: it does not name {', '.join(unnamed[:3])}", file=folder / MANIFEST)
+
+
+def check_weights(folder: Path) -> Manifest:
+    """Read a checkpoint through, but for its optimizer, and compare it with its manifest; any process may do so alone.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    if problems := damage(folder, manifest, (name for name in manifest.files if not name.startswith("optimizer/"))):
+        raise damaged(folder, problems)
+    return manifest
+
+
+def damaged(folder: Path, problems: Iterable[str]) -> CheckpointError:
+    """The error that says what is wrong with a checkpoint."""
+    return CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
 
 
 def damage(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
@@ -90,12 +161,15 @@ def damage(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
     problems = []
     for name in names:
         wanted, path = manifest.files[name], folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif (size := path.stat().st_size) != wanted.size:
-            problems.append(f"{name} has {size} bytes instead of {wanted.size}")
-        elif file_record(path) != wanted:
-            problems.append(f"{name} does not have the digest it was written with")
+        try:
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif (size := path.stat().st_size) != wanted.size:
+                problems.append(f"{name} has {size} bytes instead of {wanted.size}")
+            elif file_record(path) != wanted:
+                problems.append(f"{name} does not have the digest it was written with")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
     return problems
 
 

@@ -1,10 +1,16 @@
-"""Saving: all ranks write into a new folder, and rank 0 completes it with a manifest."""
+"""Saving: all ranks write into a new folder, and rank 0 completes it with a manifest.
+
+Where that fails (a full disk, a limit, a folder that is gone) every rank is told why in one sentence; the unfinished
+folder is removed, for it takes up room.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import resource
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,19 +18,24 @@ from torch import nn
 
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
-from evo_core.checkpoint.manifest import FileRecord, Manifest, file_record, write_manifest
+from evo_core.checkpoint.manifest import CONFIG, FileRecord, Manifest, file_record, write_manifest
+from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenizers import load_tokenizer
+from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.storage.location import is_hub_id
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
-CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
+
+_PROBE_BYTES = 1 << 20
+
+T = TypeVar("T")
 
 
 def save(
@@ -35,8 +46,9 @@ def save(
     state: TrainState,
     *,
     snapshot: bool = False,
+    run: Run = UNKNOWN,
 ) -> Path:
-    """Write a checkpoint and remove those that are too old; every rank must call it.
+    """Write a checkpoint and remove those of the run that are too old; every rank must call it.
 
     Args:
         root: the save folder.
@@ -44,32 +56,95 @@ def save(
         optimizer_state: as `HybridZeroOptimizer.state` gives it.
         state: where the run is.
         snapshot: write it among the snapshots, of which the newest two are kept.
+        run: whose it is.
 
     Returns:
         The folder, complete.
+
+    Raises:
+        CheckpointError: it cannot be written, on every rank.
     """
-    first = dist.get_rank() == 0
-    folder = on_first(lambda: folders.create(root, state.step, snapshot=snapshot))
-    write_tensors(folder / MODEL, model_tensors(model))
-    write_tensors(folder / OPTIMIZER, optimizer_state)
-    tokenizer = None
-    if first:
+    folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot))
+    try:
+        _fill(folder, cfg, model, optimizer_state, state)
+    except CheckpointError:
+        if dist.get_rank() == 0:
+            folders.remove(folder)
+        raise
+    if dist.get_rank() == 0:
+        folders.remove_old(root, cfg.ckpt.keep, run)
+    dist.barrier()  # a checkpoint that `save` has returned is complete for every rank
+    return folder
+
+
+def _fill(
+    folder: Path, cfg: TrainConfig, model: nn.Module, optimizer_state: Mapping[str, torch.Tensor], state: TrainState
+) -> None:
+    """Write all files of a checkpoint, the manifest last."""
+    _written(folder, lambda: write_tensors(folder / MODEL, model_tensors(model)))
+    _written(folder, lambda: write_tensors(folder / OPTIMIZER, optimizer_state))
+
+    def shared() -> str | None:
         save_config(_portable(cfg), folder / CONFIG)
         state.write(folder)
         write_generation(folder, as_eos_token_id(sorted(getattr(model, "ending", ()))))
-        tokenizer = _copy_tokenizer(cfg, folder)
+        return _copy_tokenizer(cfg, folder)
+
+    tokenizer = on_first(lambda: _written(folder, shared))
     files: dict[str, FileRecord] = {}
     for records in gather_objects(_own_records(folder)):  # a barrier too: everything is on disk after it
         files.update(records)
-    if first:
-        written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
-        write_manifest(
-            folder,
-            Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by),
-        )
-        folders.remove_old(root, cfg.ckpt.keep)
-    dist.barrier()  # a checkpoint that `save` has returned is complete for every rank
-    return folder
+    written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
+    manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
+    on_first(lambda: _written(folder, lambda: write_manifest(folder, manifest)))
+
+
+def _written(folder: Path, write: Callable[[], T]) -> T:
+    """Call a function that writes into the folder; what the file system refused becomes one sentence.
+
+    Raises:
+        CheckpointError: it refused. Another failure is raised as it is.
+    """
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        return write()
+    except OSError as error:
+        raise CheckpointError(_cannot(error.strerror or str(error)), file=folder) from error
+    except (CheckpointException, RuntimeError) as error:
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        reason = _refusal(folder, [failure for failure, _ in failures])
+        if reason is None:
+            raise
+        raise CheckpointError(_cannot(reason), file=folder) from error
+
+
+def _cannot(reason: str) -> str:
+    return f"no checkpoint can be saved: {reason}"
+
+
+def _refusal(folder: Path, failures: Sequence[BaseException]) -> str | None:
+    """Why the file system refused, in its words; None where it did not.
+
+    A tensor is written by torch's own archive writer, which says "unexpected pos 704 vs 598" of a full disk. So where
+    no rank's failure names the reason, writing a little tells it.
+    """
+    for failure in failures:
+        if isinstance(failure, OSError):
+            return failure.strerror or str(failure)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        return f"a file may have {limit} bytes here (ulimit -f)"
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        with probe.open("wb") as stream:
+            stream.write(bytes(_PROBE_BYTES))
+            os.fsync(stream.fileno())
+    except OSError as refused:
+        return refused.strerror or str(refused)
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def _portable(cfg: TrainConfig) -> TrainConfig:

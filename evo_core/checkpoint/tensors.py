@@ -32,7 +32,10 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     import torch.distributed.checkpoint as dcp
 
-    stored = stored_shapes(folder)
+    from evo_core.checkpoint.stored import Reader
+
+    reader = Reader(folder)
+    stored = {name: tuple(entry.size) for name, entry in reader.tensors().items()}
     missing = sorted(set(tensors) - set(stored))
     if missing:
         raise CheckpointError(f"lacks {_listed(missing)}", file=folder)
@@ -45,9 +48,11 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             # Every rank knows what it needs and where that lies: reading takes no collectives.
-            dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
     except dcp.CheckpointException as error:
-        raise CheckpointError(f"cannot be read: {error}", file=folder) from error
+        cause = next(iter(error.failures.values()))[0]
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise CheckpointError(f"cannot be read: {first}", file=folder) from error
 
 
 def read_model(folder: Path, model: nn.Module) -> None:
@@ -74,18 +79,9 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: the folder does not hold any.
     """
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from evo_core.checkpoint.stored import Reader
 
-    try:
-        metadata = FileSystemReader(folder).read_metadata()
-    except Exception as error:  # a damaged pickle fails in any way it likes
-        raise CheckpointError(f"no tensors can be read here: {error}", file=folder) from error
-    return {
-        name: tuple(entry.size)
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    return {name: tuple(entry.size) for name, entry in Reader(folder).tensors().items()}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -46,6 +46,8 @@ def evaluate(text: str) -> Number:
         raise ValueError(f'"{stripped}" divides by zero') from None
     except OverflowError:
         raise ValueError(f'"{stripped}" is too large') from None
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        raise ValueError(f'"{stripped}" is too large')
     if not math.isfinite(value):
         raise ValueError(f'"{stripped}" is not finite (write .inf where infinity is meant)')
     return value

@@ -128,10 +128,15 @@ def block_type(field: FieldInfo) -> type[Block] | None:
 
 
 def value_at(config: BaseModel, key: str) -> Any:
-    """The value of a dotted key; None below a block that is not there."""
+    """The value of a dotted key, which may lead into a list or a map; None below what is not there."""
     value: Any = config
     for name in key.split("."):
-        value = getattr(value, name) if value is not None else None
+        if isinstance(value, list | tuple):
+            value = value[int(name)] if name.isdecimal() and int(name) < len(value) else None
+        elif isinstance(value, dict):
+            value = value.get(name)
+        else:
+            value = getattr(value, name, None)
     return value
 
 

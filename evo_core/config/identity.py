@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evo_core.config.fields import leaves, value_at
+from evo_core.config.secrets import Secrets
+from evo_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
+
+_BY_REFERENCE = {"ckpt.load_ckpt_info.path"}
+"""Identity settings that say where something lies: from the environment, the reference is what they are."""
 
 
 def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -16,17 +21,24 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
     A configuration that states ``data.global_batch_tokens`` means the same on any number of ranks. One that
     states ``data.micro_num`` does not: then ``data.dp``, the data-parallel ranks, is part of the identity. It always
     is with ``data.type: hf``, and so are the names of the data set and the tokenizer.
+
+    Raises:
+        ConfigError: an identity setting came from the environment. Identities are written down, and what comes from
+            the environment may be a secret.
     """
     identity: dict[str, Any] = {}
+    secrets = Secrets(config.environment)
     for leaf in leaves(config):
         if leaf.mark != "identity":
             continue
+        if secrets.hold(leaf.key) and leaf.key not in _BY_REFERENCE:
+            raise enters_the_key(leaf.key, secrets)
         value = plain(value_at(config, leaf.key))
         if value == leaf.introduced and type(value) is type(leaf.introduced):
             continue
         if leaf.key.startswith("ckpt.load_ckpt_info.") and not config.ckpt.starts_from_load_ckpt_info:
             continue
-        if leaf.key == "ckpt.load_ckpt_info.path":  # identities are written down, and so never hold a secret
+        if leaf.key in _BY_REFERENCE:
             value = config.environment.get(leaf.key, value)
         put(identity, leaf.key, value)
     if config.data.global_batch_tokens is None:
@@ -35,9 +47,20 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
         del identity["data"]["micro_num"]
     if config.data.type == "hf":
         # Nothing else says which texts and tokens those are; and each rank reads a part of its own.
-        identity["data"] |= {"dp": config.dp(world_size), "train_folder": config.data.train_folder}
-        identity["data"]["tokenizer_path"] = config.data.tokenizer_path
+        folder = config.environment.get("data.train_folder", config.data.train_folder)
+        tokenizer = config.environment.get("data.tokenizer_path", config.data.tokenizer_path)
+        identity["data"] |= {"dp": config.dp(world_size), "train_folder": folder, "tokenizer_path": tokenizer}
     return identity
+
+
+def enters_the_key(key: str, secrets: Secrets) -> ConfigError:
+    """The refusal of a value from the environment at a dotted key that is part of an artifact's identity."""
+    reference = next(text for at, text in secrets.references.items() if at == key or at.startswith(f"{key}."))
+    return ConfigError(
+        f"{reference} may be a secret, and this is part of the artifact's key, which is written down",
+        key=key,
+        hint="write the value in the file, or give it by --set",
+    )
 
 
 def plain(value: Any) -> Any:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evo_core.config import references
 from evo_core.config.problems import one_by_one, raise_all
 from evo_core.config.python_file import run_python_config
-from evo_core.config.report import conceal
 from evo_core.config.resolve import Document, read_document
 from evo_core.config.schema.train_config import TrainConfig
+from evo_core.config.secrets import Secrets
 from evo_core.errors import ConfigError
 
 _ALIASES = {"JOB_NAME": "job_name"}
@@ -35,17 +34,13 @@ def load_config(
         laid_over = Document(document.file, _under_one_name(dict(blocks)), {})
         document.lay_over(laid_over)
     document.override(_ALIASES.get(key, key) + rest for key, rest in map(_split, overrides))
-    resolved = references.resolve_values(document.data, document.place)
-    values = references.with_environment(resolved, document.place)
-    from_environment = references.environment_references(resolved)
-    for data in (values, from_environment):
-        for key in [key for key in data if key == "vars" or key.startswith("vars.")]:
-            del data[key]
+    values, _, secrets = document.resolved()
+    values.pop("vars", None)
+    from_environment = {key: text for key, text in secrets.references.items() if key.partition(".")[0] != "vars"}
     try:
         return TrainConfig.from_plain(values, from_environment)
     except ConfigError as error:
-        texts = _texts(values, from_environment)
-        errors = [conceal(_placed(one, document), from_environment, texts) for one in one_by_one(error)]
+        errors = [_placed(one, document, secrets) for one in one_by_one(error)]
     raise_all(sorted(errors, key=lambda one: (str(one.file), one.line or 0)))
     raise AssertionError("a rejected configuration without an error")
 
@@ -78,18 +73,7 @@ def _split(override: str) -> tuple[str, str]:
     return key.strip(), equals + value
 
 
-def _placed(error: ConfigError, document: Document) -> ConfigError:
+def _placed(error: ConfigError, document: Document, secrets: Secrets) -> ConfigError:
     file, line = document.place(error.key or "")
-    return ConfigError(error.message, file=file, line=line, key=error.key, hint=error.hint)
-
-
-def _texts(values: dict[str, Any], keys: Mapping[str, str]) -> dict[str, str]:
-    """The texts at some dotted keys of nested data."""
-    texts: dict[str, str] = {}
-    for key in keys:
-        value: Any = values
-        for name in key.split("."):
-            value = value[int(name)] if isinstance(value, list) else value[name]
-        if isinstance(value, str):
-            texts[key] = value
-    return texts
+    message = secrets.conceal(error.message, error.key)
+    return ConfigError(message, file=file, line=line, key=error.key, hint=error.hint)

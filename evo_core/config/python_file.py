@@ -7,7 +7,6 @@ but for ``JOB_NAME``; names that start with an underscore, modules, functions an
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
 import sys
 import traceback
@@ -15,6 +14,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from evo_core.config.plain_data import check_plain, read_text
 from evo_core.errors import ConfigError
 
 CONSTANTS_WITH_MEANING = frozenset({"JOB_NAME"})
@@ -26,12 +26,7 @@ def run_python_config(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         ConfigError: the file is missing, is no Python, or fails.
     """
-    try:
-        source = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("there is no such file", file=path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=path) from None
+    source = read_text(path)
     module = types.ModuleType("evo_config")
     module.__file__ = str(path)
     try:
@@ -39,13 +34,23 @@ def run_python_config(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         exec(compile(tree, str(path), "exec"), module.__dict__)
     except SyntaxError as error:
         raise ConfigError(f"not valid Python: {error.msg}", file=path, line=error.lineno) from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: the file ends itself, not the command
         frames = traceback.extract_tb(sys.exc_info()[2])
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
-        raise ConfigError(f"{type(error).__name__}: {error}", file=path, line=line) from None
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(told, file=path, line=line) from None
+    lines = _lines(tree)
+
+    def refuse(key: str, problem: str) -> ConfigError:
+        name = key.partition(".")[0]
+        hint = "a name that begins with _ is left alone" if key == name else None
+        return ConfigError(problem, file=path, line=lines.get(key) or lines.get(name), key=key, hint=hint)
+
     # A copy, because blocks may share a dict that is then changed for one of them.
-    data = {name: copy.deepcopy(value) for name, value in vars(module).items() if _is_setting(name, value)}
-    return data, _lines(tree)
+    data = {name: value for name, value in vars(module).items() if _is_setting(name, value)}
+    return check_plain(data, refuse, also="torch.dtype"), lines
 
 
 def _is_setting(name: str, value: object) -> bool:

@@ -85,18 +85,3 @@ def _nearest(name: str, owner: type[BaseModel], root: type[BaseModel]) -> str:
         if leaf.key.rpartition(".")[2] == name:
             return f'; did you mean "{leaf.key}"?'
     return ""
-
-
-def conceal(error: ConfigError, references: Mapping[str, str], values: Mapping[str, str]) -> ConfigError:
-    """The error with ``${oc.env:NAME}`` in place of texts that came from the environment: they may be secrets.
-
-    Args:
-        error: what to report.
-        references: dotted key to the reference written there.
-        values: dotted key to the text it stands for.
-    """
-    message = error.message
-    for key, value in values.items():
-        if value:
-            message = message.replace(value, references[key])
-    return ConfigError(message, file=error.file, line=error.line, key=error.key, hint=error.hint)

@@ -6,13 +6,36 @@ anything else is replaced); overrides ``KEY=VALUE`` come on top; then references
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evo_core.config import references
+from evo_core.config.plain_data import DEEPEST
+from evo_core.config.secrets import Secrets
+from evo_core.config.suggest import suggest
+from evo_core.config.values import SHOWN, describe
 from evo_core.config.yaml_file import parse_yaml, read_yaml
 from evo_core.errors import ConfigError
+
+MOST_FILES = 100
+"""Files that one configuration may be based on."""
+
+
+class Resolved(NamedTuple):
+    """A document's data with all references resolved.
+
+    Attributes:
+        values: with the environment's values: for the program, never for a file.
+        written: with ``${oc.env:NAME}`` in their place: fit to be written.
+        secrets: what came from the environment, and how it is shown.
+    """
+
+    values: dict[str, Any]
+    written: dict[str, Any]
+    secrets: Secrets
 
 
 class Document:
@@ -33,13 +56,30 @@ class Document:
         """Applies overrides ``KEY=VALUE``, in order.
 
         Raises:
-            ConfigError: an override is not of that form, or leads through something that is no block.
+            ConfigError: an override is not of that form, leads through something that is no block, or gives a var
+                that nothing refers to.
         """
+        stated = _below(self.data.get("vars"), "vars.")
+        given = []
         for text in overrides:
             key, value = parse_override(text)
             _put(self.data, key, value, text)
             self.forget_places(key)
             self.places[key] = (f"--set {key}", None)
+            given += [(key, text)] if key != "vars" else [(f"vars.{name}", text) for name in _below(value, "")]
+        self._check_vars([(key, text) for key, text in given if key.startswith("vars.")], stated)
+
+    def _check_vars(self, given: list[tuple[str, str]], stated: set[str]) -> None:
+        """A var that an override gives is one of the file's, or one that it refers to and leaves open."""
+        if not given or references.name_by_value(self.data):
+            return
+        known = stated | set(references.named(self.data))
+        names = sorted(name.removeprefix("vars.") for name in known if name.startswith("vars."))
+        for key, text in given:
+            if not any(name == key or name.startswith(f"{key}.") for name in known):
+                var = key.removeprefix("vars.")
+                hint = f"vars: {', '.join(names)}" if names else "the file has no vars"
+                raise ConfigError(f"there is no var {var!r}{suggest(var, names)}", key=f"--set {text}", hint=hint)
 
     def forget_places(self, key: str) -> None:
         """Forgets where a key and all below it were written."""
@@ -53,6 +93,17 @@ class Document:
                 return self.places[key]
             key = key.rpartition(".")[0]
         return self.file, None
+
+    def resolved(self) -> Resolved:
+        """The data with all references resolved.
+
+        Raises:
+            ConfigError: a reference that leads nowhere, or a variable of the environment that is not set.
+        """
+        data = references.resolve_values(self.data, self.place)
+        values = references.with_environment(data, self.place)
+        secrets = Secrets(references.environment_references(data), references.environment_texts(data))
+        return Resolved(values, references.without_environment(data), secrets)
 
     def values(self) -> dict[str, Any]:
         """The data with all references resolved, those to the environment included: not to be written."""
@@ -73,7 +124,7 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     Raises:
         ConfigError: a file is missing, is no YAML map or is its own base, or an override cannot be applied.
     """
-    document = _with_bases(Path(path), ())
+    document = _with_bases(Path(path), (), Counter())
     document.override(overrides)
     return document
 
@@ -108,6 +159,12 @@ def line_of(path: str | Path, dotted_key: str) -> int | None:
     return None
 
 
+def _below(data: Any, prefix: str) -> set[str]:
+    """The dotted keys of nested maps and lists."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return {key for name, value in items for key in (f"{prefix}{name}", *_below(value, f"{prefix}{name}."))}
+
+
 def merge(under: Any, over: Any) -> Any:
     """``over`` laid on ``under``: maps are merged key by key, anything else of ``over`` replaces."""
     if not (isinstance(under, dict) and isinstance(over, dict)):
@@ -123,12 +180,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f'"{text}" is not of the form KEY=VALUE', hint="for example adam.lr=3e-4")
+    if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
+        raise ConfigError(f"{describe(text)} is not of the form KEY=VALUE", hint="for example adam.lr=3e-4")
     return key, parse_yaml(value, f"--set {key}").data
 
 
-def _with_bases(path: Path, below: tuple[Path, ...]) -> Document:
+def _with_bases(path: Path, below: tuple[Path, ...], read: Counter[str]) -> Document:
+    read["files"] += 1
     data, lines = read_yaml(path)
     if data is None:
         data = {}
@@ -142,18 +200,32 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> Document:
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError("must be a file or a list of files", file=path, line=lines.get("base"), key="base")
-    chain = (*below, path.resolve())
+    chain = (*below, _real(path))
     document = Document(path, {}, {})
     for base in bases:
         base_path = path.parent / base
-        if base_path.resolve() in chain:
-            raise ConfigError(f"{base} is based on this file", file=path, line=lines.get("base"), key="base")
-        if not base_path.is_file():
-            message = f"there is no file {base_path}"
+        if read["files"] > MOST_FILES:
+            message = f"more than {MOST_FILES} files are read, each as often as it is a base"
             raise ConfigError(message, file=path, line=lines.get("base"), key="base")
-        document.lay_over(_with_bases(base_path, chain))
+        if _real(base_path) in chain:
+            raise ConfigError(f"{base} is based on this file", file=path, line=lines.get("base"), key="base")
+        if not _is_file(base_path):
+            message = f"there is no file {base_path}" if len(base) < SHOWN else f"there is no file {describe(base)}"
+            raise ConfigError(message, file=path, line=lines.get("base"), key="base")
+        document.lay_over(_with_bases(base_path, chain, read))
     document.lay_over(own)
     return document
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises where links lead in a circle
 
 
 def _put(data: dict[str, Any], key: str, value: Any, text: str) -> None:
@@ -164,10 +236,10 @@ def _put(data: dict[str, Any], key: str, value: Any, text: str) -> None:
         walked.append(name)
         if isinstance(here, list):
             here = here[_index(here, name, walked, text)]
-            continue
-        if here.get(name) is None:
-            here[name] = {}
-        here = here[name]
+        else:
+            if here.get(name) is None:
+                here[name] = {}
+            here = here[name]
         if not isinstance(here, dict | list):
             raise ConfigError(f"{'.'.join(walked)} is a value, not a block of keys", key=f"--set {text}")
     if isinstance(here, list):

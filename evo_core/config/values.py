@@ -8,7 +8,12 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, PlainValidator
 
-from evo_core.config.expressions import Number, evaluate
+from evo_core.config.expressions import LARGEST_BITS, Number, evaluate
+
+LARGEST_INT = 2**63 - 1
+"""What a tensor's index can be."""
+SHOWN = 80
+"""Characters of a value that a message shows."""
 
 
 def to_number(value: Any) -> Number:
@@ -21,6 +26,8 @@ def to_number(value: Any) -> Number:
         return evaluate(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be a number, not {describe(value)}")
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        raise ValueError(f"must be a number that a float can hold, not {describe(value)}")
     return value
 
 
@@ -37,6 +44,8 @@ def to_int(value: Any) -> int:
     number = to_float(value) if isinstance(value, float) else to_number(value)
     if number != number or number in (math.inf, -math.inf) or number != int(number):
         raise ValueError(f"must be a whole number, not {describe(value)}")
+    if not -LARGEST_INT <= number <= LARGEST_INT:
+        raise ValueError(f"must be at most 2**63 - 1, not {describe(value)}")
     return int(number)
 
 
@@ -81,10 +90,18 @@ def describe(value: Any) -> str:
         return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
     if isinstance(value, dict):
         return "a block of keys"
+    if isinstance(value, list | tuple):
+        return "[" + _cut(", ".join(map(describe, value[:SHOWN]))) + "]"
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
-    text = repr(value) if not isinstance(value, str) else f'"{value}"'
-    return text if len(text) <= 80 else text[:77] + "..."
+    text = repr(value) if not isinstance(value, str) else f'"{value[: 2 * SHOWN]}"'
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 Int = Annotated[int, BeforeValidator(to_int)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,19 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     for leaf in leaves(config):
         value = value_at(config, leaf.key)
         if leaf.mark != "copied" and (is_set(config, leaf.key) or _is_always_written(leaf, value)):
-            put(data, leaf.key, environment.get(leaf.key) or as_literal(plain(value)))
+            put(data, leaf.key, _written(plain(value), leaf.key, environment))
     return data
+
+
+def _written(value: Any, key: str, environment: Mapping[str, str]) -> Any:
+    """A value as it may be written: references where the environment gave it, or a part of it."""
+    if key in environment:
+        return environment[key]
+    if isinstance(value, dict):
+        return {name: _written(item, f"{key}.{name}", environment) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item, f"{key}.{index}", environment) for index, item in enumerate(value)]
+    return as_literal(value)
 
 
 def _is_always_written(leaf: Leaf, value: Any) -> bool:

@@ -7,11 +7,13 @@ PyYAML alone follows YAML 1.1, where ``1e-4`` is text, ``no`` is false, ``12:30:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from evo_core.config.plain_data import DEEPEST, MOST_DIGITS, MOST_VALUES, check_plain, read_text
 from evo_core.errors import ConfigError
 
 
@@ -24,6 +26,22 @@ class YamlText(NamedTuple):
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
+    # None stands for every other tag, of which PyYAML says that it has no constructor: no dates, sets or binaries.
+    yaml_constructors = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > 2 * DEEPEST:  # a level less than it could be: `check_plain` names the key
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -67,17 +85,7 @@ def read_yaml(path: str | Path) -> YamlText:
         ConfigError: the file is missing or unreadable, is no YAML, or holds a key twice.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("there is no such file", file=path) from None
-    except IsADirectoryError:
-        raise ConfigError("is a folder, not a file", file=path) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8 text (byte {error.start})", file=path) from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=path) from None
-    return parse_yaml(text, path)
+    return parse_yaml(read_text(path), path)
 
 
 def parse_yaml(text: str, file: str | Path | None = None) -> YamlText:
@@ -91,9 +99,12 @@ def parse_yaml(text: str, file: str | Path | None = None) -> YamlText:
         node = loader.get_single_node()
         if node is None:
             return YamlText(None, {})
+        _check_aliases(node, file)
         lines: dict[str, int] = {}
         _note_lines(node, "", lines, file)
-        return YamlText(loader.construct_document(node), lines)
+        data = loader.construct_document(node)
+        checked = check_plain(data, lambda key, problem: _refused(key, problem, lines, file), nul=file is None)
+        return YamlText(checked, lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(part for part in (error.context, error.problem) if part)
@@ -106,7 +117,42 @@ def parse_yaml(text: str, file: str | Path | None = None) -> YamlText:
         loader.dispose()
 
 
+def _refused(key: str, problem: str, lines: Mapping[str, int], file: str | Path | None) -> ConfigError:
+    at = key
+    while at and at not in lines:
+        at = at.rpartition(".")[0]
+    return ConfigError(problem, file=file, line=lines.get(at), key=key or None)
+
+
+def _check_aliases(root: yaml.Node, file: str | Path | None) -> None:
+    """Refuses anchors that hold themselves, and aliases that come to more values than a configuration has."""
+    sizes: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in inside:
+            raise ConfigError("this anchor holds itself", file=file, line=node.start_mark.line + 1)
+        if id(node) not in sizes:
+            inside.add(id(node))
+            sizes[id(node)] = 1 + sum(size(part) for part in _parts(node))
+            inside.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) > 3 * MOST_VALUES:  # keys count as well
+        raise ConfigError(f"its aliases come to more than {MOST_VALUES} values", file=file)
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+
+
 def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], file: str | Path | None) -> None:
+    if isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float"):
+        _check_number(node, prefix.removesuffix("."), file)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines.setdefault(f"{prefix}{index}", item.start_mark.line + 1)
@@ -115,9 +161,27 @@ def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], file: str |
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
             name, line = str(key_node.value), key_node.start_mark.line + 1
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                what = "not valid YAML: this key is no text"
+                if isinstance(key_node, yaml.ScalarNode):
+                    what = f"the key {name or '(nothing)'} is no text"
+                at = prefix.removesuffix(".") or None
+                raise ConfigError(what, file=file, line=line, key=at, hint="write it in quotes")
             if name in seen:
                 first = f"the first is on line {seen[name]}"
                 raise ConfigError("this key is here twice", file=file, line=line, key=f"{prefix}{name}", hint=first)
             seen[name] = line
             lines[f"{prefix}{name}"] = line
             _note_lines(value_node, f"{prefix}{name}.", lines, file)
+
+
+def _check_number(node: yaml.ScalarNode, key: str, file: str | Path | None) -> None:
+    """Python's own conversion refuses a long number, or a text with the tag of one, without saying where it is."""
+    pattern = _PLAIN_VALUES["int"][0], _PLAIN_VALUES["float"][0]
+    problem = None
+    if len(node.value) > MOST_DIGITS:
+        problem = f"is a number of {len(node.value)} characters (at most {MOST_DIGITS})"
+    elif not any(re.match(one, node.value) for one in pattern):
+        problem = f'"{node.value}" is no number'
+    if problem:
+        raise ConfigError(problem, file=file, line=node.start_mark.line + 1, key=key or None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evo_core.data.packing import Pack
+from evo_core.data.packing import IGNORE, Pack
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Batch:
     def micro_num(self) -> int:
         """Number of micro-batches."""
         return self.input_ids.shape[0]
+
+    def has_targets(self) -> bool:
+        """Whether there is a token to learn."""
+        return bool((self.labels != IGNORE).any())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""

@@ -61,10 +61,11 @@ NO_MIN_LENGTH = MinLength()
 
 
 class Corpus(NamedTuple):
-    """Documents by data type, and a digest of each type's tokens in their order."""
+    """Documents by data type, a digest of each type's tokens in their order, and how many tokens are trained on."""
 
     documents: dict[str, DocumentSet]
     digests: dict[str, str]
+    trained: dict[str, int]
 
 
 def open_corpus(
@@ -109,9 +110,9 @@ def open_corpus(
         for number, of_type in enumerate(paths.values()):
             own = [next(files) for _ in of_type]
             spans = _spans_by_origin(folder, own) if by_origin else None
-            table, digest = tabulate(own, [min_length.of(_below(folder, path)) for path in of_type], spans)
+            table, digest, trained = tabulate(own, [min_length.of(_below(folder, path)) for path in of_type], spans)
             arrays |= {f"{number}-{part}": array for part, array in table._asdict().items()}
-            arrays[f"{number}-digest"] = np.array([digest.encode()])
+            arrays[f"{number}-digest-and-trained"] = np.array([digest.encode(), str(trained).encode()])
         return arrays
 
     found = (index or Index()).arrays("corpus", tables)
@@ -123,11 +124,12 @@ def open_corpus(
         ids = iter([file.ids for file in opened])
     else:
         ids = iter(_mapped_or_decoded(everything, [Path(twin.decode()) for twin in found["twins"].tolist()]))
-    corpus = Corpus({}, {})
+    corpus = Corpus({}, {}, {})
     for number, (name, of_type) in enumerate(paths.items()):
         table = Table(*(found[f"{number}-{part}"] for part in Table._fields))
         corpus.documents[name] = DocumentSet([next(ids) for _ in of_type], table)
-        corpus.digests[name] = found[f"{number}-digest"][0].decode()
+        digest, trained = found[f"{number}-digest-and-trained"].tolist()
+        corpus.digests[name], corpus.trained[name] = digest.decode(), int(trained)
     return corpus
 
 

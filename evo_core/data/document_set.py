@@ -66,7 +66,7 @@ class Span(NamedTuple):
 
 def tabulate(
     files: Sequence[TokenFile], min_lengths: Sequence[int], spans: Sequence[Span] | None = None
-) -> tuple[Table, str]:
+) -> tuple[Table, str, int]:
     """The documents of some files that are long enough; empty ones never are.
 
     Args:
@@ -75,7 +75,7 @@ def tabulate(
         spans: all documents, in another order.
 
     Returns:
-        The documents, and a digest of the tokens of them all in their order.
+        The documents, a digest of the tokens of them all in their order, and how many tokens are trained on.
     """
     counts = np.array([len(file) for file in files], np.int64)
     numbers = np.repeat(np.arange(len(files), dtype=np.int32), counts)
@@ -91,7 +91,8 @@ def tabulate(
     table = Table(numbers[chosen], starts[chosen], lengths[chosen])
     digest = xxhash.xxh3_128(table.lengths.data)
     digest.update(hashes[chosen].data)
-    return table, digest.hexdigest()
+    trained = _joined([file.trained for file in files], np.int32)
+    return table, digest.hexdigest(), int(trained[chosen].sum())
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

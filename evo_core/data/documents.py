@@ -3,7 +3,7 @@
 Two readings of a file:
 
 - text: a ``.txt`` file has a document per line that is not blank, stripped; ``.jsonl``, ``.json`` (a list of
-  records) and ``.parquet`` give the named fields of each record.
+  records, or one record) and ``.parquet`` give the named fields of each record: texts, or lists of lines.
 - internevo: what the original tool feeds to its tokenizer. ``.txt`` as above; each ``.jsonl`` line whole with
   its newline; each record of a ``.json`` list written again by ``json.dumps``.
 
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
-from evo_core.data.files import Location, file_name, file_size
+from evo_core.data.files import file_name, file_size
 from evo_core.data.json_list import JsonListError, read_json_list
-from evo_core.data.parquet_file import ParquetRecords
+from evo_core.data.json_value import HALF_CHARACTER, is_whole, parse
+from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
 from evo_core.data.raw_bytes import COMPRESSIONS, chunks, compression
 from evo_core.data.raw_lines import ByteRange, Line, lines, lines_before
 from evo_core.errors import DataError
+from evo_core.storage.location import Location
 
 Mode = Literal["text", "internevo"]
 OnError = Literal["raise", "skip"]
@@ -42,6 +42,7 @@ class DocumentReader(Iterator[str]):
     Attributes:
         skipped: records left out so far because they were wrong (with ``on_error="skip"``).
         first_error: what was wrong with the first of them.
+        blank: records passed over so far because their text is null or blank.
         type: the data type that the record of the document given last names; None without a type_key.
         done: the share of the file, or of the range, that is read so far, 0 to 1.
     """
@@ -58,7 +59,7 @@ class DocumentReader(Iterator[str]):
         max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> None:
         self.path = path
-        self.skipped = 0
+        self.skipped = self.blank = 0
         self.first_error: DataError | None = None
         self.type: str | None = None
         self._text_keys, self._type_key = tuple(text_keys), type_key
@@ -109,15 +110,14 @@ class DocumentReader(Iterator[str]):
                 continue
             try:
                 # What is no line of text (None) is no JSON either.
-                text = self._text_of(orjson.loads(line.content or b""))
-            except orjson.JSONDecodeError as error:
+                text = self._text_of(parse(line.content or b""))
+            except ValueError as error:
                 if self._decode(line) is not None:
                     self._reject(f"not JSON, or cut off ({error})", line=line.number)
             except _BadRecordError as error:
                 self._reject(str(error), line=line.number)
             else:
-                if text and not text.isspace():
-                    yield text
+                yield from self._unless_blank(text)
 
     def _json_list(self, mode: Mode) -> Iterator[str]:
         for number, record in enumerate(read_records(self.path, max_record_bytes=self._limit, on_bytes=self._count), 1):
@@ -128,19 +128,24 @@ class DocumentReader(Iterator[str]):
         records = ParquetRecords(self.path, list(dict.fromkeys(columns)))
         for number, record in enumerate(records, 1):
             self._read = self._size * number / records.rows
-            yield from self._record(number, record, "text")
+            if isinstance(record, UnreadableRow):
+                self._reject(f"record {number}: {record.message}")
+            else:
+                yield from self._record(number, record, "text")
 
     def _record(self, number: int, record: Any, mode: Mode) -> Iterator[str]:
         try:
-            text = json.dumps(record) if mode == "internevo" else self._text_of(record)
-            text.encode()
-        except UnicodeEncodeError:
-            self._reject(f"record {number}: half a character (an escape like \\ud800 without its other half)")
+            text = _dumped(record) if mode == "internevo" else self._text_of(record)
         except _BadRecordError as error:
             self._reject(f"record {number}: {error}")
         else:
-            if text and not text.isspace():
-                yield text
+            yield from self._unless_blank(text)
+
+    def _unless_blank(self, text: str) -> Iterator[str]:
+        if text and not text.isspace():
+            yield text
+        else:
+            self.blank += 1
 
     def _lines(self) -> Iterator[Line]:
         return lines(self.path, limit=self._limit, byte_range=self._range, on_bytes=self._count)
@@ -152,12 +157,22 @@ class DocumentReader(Iterator[str]):
         """The named fields of a record, joined by newlines; notes its type."""
         if not isinstance(record, dict):
             raise _BadRecordError(f"expected an object with the field {self._text_keys[0]!r}")
-        texts = [self._field(record, key) for key in self._text_keys]
+        texts = [text for key in self._text_keys if (text := self._text_field(record, key)) is not None]
         if self._type_key is not None:
             self.type = self._field(record, self._type_key)
             if not self.type.strip():
                 raise _BadRecordError(f"the field {self._type_key!r} names no type")
         return texts[0] if len(texts) == 1 else "\n".join(texts)
+
+    @classmethod
+    def _text_field(cls, record: dict[str, Any], key: str) -> str | None:
+        """A field of text or of lines of text, which newlines join; None where it is null."""
+        value = record.get(key, "")
+        if value is None:
+            return None
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            record = {key: "\n".join(value)}
+        return cls._field(record, key)
 
     @staticmethod
     def _field(record: dict[str, Any], key: str) -> str:
@@ -167,6 +182,8 @@ class DocumentReader(Iterator[str]):
         value = record[key]
         if not isinstance(value, str):
             raise _BadRecordError(f"the field {key!r} is not text")
+        if not is_whole(value):
+            raise _BadRecordError(f"{HALF_CHARACTER} in the field {key!r}")
         return value
 
     def _decode(self, line: Line) -> str | None:
@@ -208,7 +225,7 @@ def read_documents(
     byte_range: ByteRange | None = None,
     max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> DocumentReader:
-    """The documents of a file, in its order; documents without text are passed over.
+    """The documents of a file, in its order; those whose text is null or blank are passed over.
 
     Args:
         path: a path or URI named ``*.txt``, ``*.jsonl``, ``*.json``, each optionally with ``.gz`` or ``.zst`` behind
@@ -238,13 +255,13 @@ def read_documents(
 def read_records(
     path: Location, *, max_record_bytes: int = MAX_RECORD_BYTES, on_bytes: Callable[[int], None] | None = None
 ) -> Iterator[Any]:
-    """The records of a ``.json`` file that is a list.
+    """The records of a ``.json`` file: those of a list, or one or more behind each other.
 
     Args:
         on_bytes: called with the bytes of the file that are read, piece by piece (still packed).
 
     Raises:
-        DataError: it is no list, or not JSON from some place on; what comes before has been given then. Behind that
+        DataError: it is not JSON from some place on; what comes before has been given then. Behind that
             place nothing can be told apart, so there is nothing to skip to.
     """
     try:
@@ -272,9 +289,25 @@ def file_format(path: Location) -> str:
     return kind
 
 
+def has_format(path: Location) -> bool:
+    """Whether a file's name says a format."""
+    try:
+        file_format(path)
+    except DataError:
+        return False
+    return True
+
+
 def can_be_split(path: Location) -> bool:
     """Whether ranges of its bytes can be read apart from one another: plain files of lines."""
     return not compression(path) and file_format(path) in (".txt", ".jsonl")
+
+
+def _dumped(record: Any) -> str:
+    try:
+        return json.dumps(record)
+    except RecursionError:
+        raise _BadRecordError("it is nested too deeply") from None
 
 
 class _BadRecordError(Exception):

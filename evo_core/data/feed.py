@@ -8,6 +8,7 @@ not copied, and an error in a worker is the error that the loop gets, at the ste
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -29,6 +30,7 @@ class Source(Protocol):
         types: data types; their positions are the type ids of a batch.
         digest: of the data and their order.
         in_order: whether steps must be drawn one after the other; then there is a place in the data to keep.
+        trained: by data type how many tokens are trained on; None where that is not known before they are read.
     """
 
     @property
@@ -39,6 +41,9 @@ class Source(Protocol):
 
     @property
     def in_order(self) -> bool: ...
+
+    @property
+    def trained(self) -> Mapping[str, int] | None: ...
 
     def draw(self, step: int) -> tuple[Batch, Any]:
         """A step's batch, and the place in the data after it."""

@@ -7,29 +7,24 @@ Local files are opened by Python alone. Credentials of an object store come from
 from __future__ import annotations
 
 import errno
-import glob
 import io
 import os
-from pathlib import Path
+import re
 from typing import Any, BinaryIO, cast
 
 from evo_core.errors import DataError
-
-Location = str | Path
-"""A path, or a URI. A URI stays a string: `Path` would take ``//`` for ``/``."""
+from evo_core.storage.location import Location, local_path
 
 # Less than the 50 MB that s3fs fetches at once by default: every process holds two.
 _BLOCK_BYTES = 8 << 20
 
+_URI = re.compile(r"(?:boto3:)?[a-z][a-z0-9+.-]*://")
+_BOTO3 = re.compile(r"boto3:s3://([^./]+)\.([^/]+)(.*)", re.DOTALL)
+
 
 def is_uri(location: Location) -> bool:
     """Whether a location is a URI of another store rather than a local path (``file://`` and ``local:`` are local)."""
-    return isinstance(location, str) and "://" in location and not location.startswith("file://")
-
-
-def local_path(location: Location) -> Path:
-    """The path of a location that is no URI."""
-    return Path(str(location).removeprefix("file://").removeprefix("local:"))
+    return isinstance(location, str) and _URI.match(location) is not None and not location.startswith("file:")
 
 
 def file_name(location: Location) -> str:
@@ -86,43 +81,6 @@ def file_exists(location: Location) -> bool:
         raise read_error(location, error) from error
 
 
-def find_files(location: str) -> list[str]:
-    """The files that a path or URI means: itself, those below it if it is a folder, or those that match a pattern.
-
-    Files of a folder or pattern are sorted, those with hidden names (``.x``) left out.
-
-    Raises:
-        DataError: there is none, or the store cannot be asked.
-    """
-    if file_exists(location):
-        return [location if is_uri(location) else str(local_path(location))]
-    try:
-        found = _find_in_store(location) if is_uri(location) else _find_here(str(local_path(location)))
-    except DataError:
-        raise
-    except Exception as error:
-        raise read_error(location, error) from error
-    if not found:
-        raise DataError("there is no such file, no file in such a folder and none that matches", file=location)
-    return found
-
-
-def _find_here(path: str) -> list[str]:
-    if Path(path).is_dir():
-        below = (p for p in Path(path).rglob("*") if p.is_file())
-        return sorted(str(p) for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    return sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file())  # noqa: PTH207 (may be absolute)
-
-
-def _find_in_store(uri: str) -> list[str]:
-    fs, path = filesystem(uri)
-    if any(letter in path for letter in "*?["):
-        found = [p for p in fs.glob(path) if fs.isfile(p)]
-    else:
-        found = fs.find(path)
-    return sorted(fs.unstrip_protocol(p) for p in found if not file_name(p).startswith("."))
-
-
 def filesystem(uri: str) -> tuple[Any, str]:
     """fsspec's file system for a URI, and the path in it.
 
@@ -130,11 +88,16 @@ def filesystem(uri: str) -> tuple[Any, str]:
         DataError: fsspec, or what it needs for this kind of store, is not installed, or it knows no such kind.
     """
     try:
-        from fsspec.core import url_to_fs
+        import fsspec
 
         endpoint = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL")
+        if (named := _BOTO3.fullmatch(uri)) is not None:
+            uri, endpoint = f"s3://{named[1]}{named[3]}", f"http://{named[2]}"
+        uri = uri.removeprefix("boto3:")
         options = {"endpoint_url": endpoint} if endpoint and uri.startswith(("s3://", "s3a://")) else {}
-        return cast(tuple[Any, str], url_to_fs(uri, **options))
+        # Not url_to_fs, which takes a key with :: in it for a chain of stores.
+        fs = fsspec.filesystem(uri.partition("://")[0], **options)
+        return fs, cast(str, fs._strip_protocol(uri))
     except ImportError as error:
         raise DataError(
             f"the package {error.name or 'that reads it'} is not installed", file=uri, hint="pip install fsspec s3fs"

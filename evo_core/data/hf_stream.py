@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ import torch
 from evo_core.data.batch import Batch
 from evo_core.data.hf_dataset import open_stream, unreadable
 from evo_core.data.packing import Pack, Pieces, pack
+from evo_core.data.targets import NONE_YET
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 from evo_core.data.train_data import batch_size
 from evo_core.errors import DataError
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
     from evo_core.config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 _ORDER_VERSION = 1
 _TEXTS, _CHARACTERS = 1000, 4 << 20
@@ -44,6 +48,7 @@ class StreamData:
     Attributes:
         types: data types, as in the original a single one.
         digest: of the data set and of how it becomes batches.
+        trained: nobody knows how many tokens are trained on before they are read.
 
     Args:
         cfg: the training job.
@@ -56,6 +61,7 @@ class StreamData:
 
     in_order = True
     types = ("en",)
+    trained = None
 
     def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> None:
         data = cfg.data
@@ -71,7 +77,7 @@ class StreamData:
                 file=tokenizer.path,
                 hint=f"set model.vocab_size to at least {tokenizer.vocab_size}",
             )
-        self._name = data.train_folder
+        self._name, self._looked = data.train_folder, False
         self._documents = _Documents(
             open_stream(data.train_folder, data.subset_name),
             tokenizer,
@@ -93,7 +99,12 @@ class StreamData:
         packs = [self._pack(arrays[:3, row]) for row in range(arrays.shape[1])]
         input_ids, labels, positions, type_ids = torch.from_numpy(arrays)
         cu_seqlens = [torch.from_numpy(packed.cu_seqlens) for packed in packs]
-        return Batch(input_ids, labels, positions, type_ids, cu_seqlens), self._documents.place
+        batch = Batch(input_ids, labels, positions, type_ids, cu_seqlens)
+        if not self._looked:
+            self._looked = True
+            if not batch.has_targets():
+                log.warning("%s: %s", self._name, NONE_YET)
+        return batch, self._documents.place
 
     def restore(self, place: Any) -> None:
         """Go on from a place that `draw` gave."""
@@ -132,7 +143,11 @@ class Part(NamedTuple):
 
 
 class _Documents:
-    """The endless documents of one rank, tokenized some at a time."""
+    """The endless documents of one rank, tokenized some at a time.
+
+    Attributes:
+        nulls: records passed over so far because null stands in the place of their text.
+    """
 
     def __init__(
         self,
@@ -148,6 +163,7 @@ class _Documents:
         self._whole, self._part = dataset, part
         self._tokenizer, self._name, self._text_key = tokenizer, name, text_key
         self._min_length, self._max_length = max(min_length, 1), max_length
+        self.nulls = 0
         self._begin_epoch(0)
 
     @property
@@ -217,18 +233,33 @@ class _Documents:
             try:
                 record = next(records)
             except StopIteration:
+                if self.nulls and self._epoch == 0:
+                    log.info("%s: %d records held null in %s", self._name, self.nulls, self._text_key)
                 return
             except Exception as error:  # each file format fails in its own way
                 raise unreadable(self._name, error) from error
             text = record.get(self._text_key)
-            if not isinstance(text, str):
+            if isinstance(text, str):
+                yield text
+            elif text is None and self._text_key in record:
+                self._count_null()
+            else:
+                found = (
+                    f"but with a value of type {type(text).__name__}"
+                    if self._text_key in record
+                    else f"but with {', '.join(record)}"
+                )
                 raise DataError(
-                    f"a record without text in {self._text_key}, but with {', '.join(record)}",
+                    f"a record without text in {self._text_key}, {found}",
                     file=self._name,
                     key="data.text_key",
                     hint="name the field that holds the text",
                 )
-            yield text
+
+    def _count_null(self) -> None:
+        if not self.nulls:
+            log.warning("%s: records with null in %s are passed over, like blank texts", self._name, self._text_key)
+        self.nulls += 1
 
 
 def _digest(cfg: TrainConfig, tokenizer: Tokenizer) -> str:

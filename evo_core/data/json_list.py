@@ -1,5 +1,7 @@
 """A JSON list read record by record, so that its size does not matter.
 
+What is no list is one record, or several behind each other, as in a file of lines that is named ``.json``.
+
 Records are parsed by Python's own JSON reader (which the original tool uses too) from a window of the text that grows
 only where a record does not fit.
 """
@@ -19,6 +21,9 @@ _WINDOW = 1 << 20
 _LONGEST_WORD = 16
 
 
+_DECODER, _DECODER_OF_LONG_NUMBERS = json.JSONDecoder(), json.JSONDecoder(parse_int=float)
+
+
 class JsonListError(Exception):
     """The text is no list of records.
 
@@ -32,18 +37,24 @@ class JsonListError(Exception):
 
 
 def read_json_list(chunks: Iterable[bytes], *, most_bytes: int) -> Iterator[tuple[int, Any]]:
-    """(line at which it starts from 1, record) for each record of a list.
+    """(line at which it starts from 1, record) for each record of a list, or of the records that stand there alone.
 
     Args:
         chunks: the bytes of the text, UTF-8.
         most_bytes: a record may not be longer than about this.
 
     Raises:
-        JsonListError: it is no list, it is cut off, it is not UTF-8, or a record is too long.
+        JsonListError: there is no record, the text is cut off, it is not UTF-8, or a record is too long.
     """
     text = _Window(chunks)
-    if text.after_space() != "[":
+    first = text.after_space()
+    if not first:
         raise text.error("expected a list of records: [...]")
+    if first != "[":
+        while text.after_space():
+            line = text.line()
+            yield line, _record(text, most_bytes)
+        return
     text.position += 1
     if text.after_space() == "]":
         text.position += 1
@@ -64,7 +75,7 @@ def read_json_list(chunks: Iterable[bytes], *, most_bytes: int) -> Iterator[tupl
 
 
 def _record(text: _Window, most_bytes: int) -> Any:
-    decoder = json.JSONDecoder()
+    decoder = _DECODER
     while True:
         try:
             record, end = decoder.raw_decode(text.window, text.position)
@@ -79,6 +90,9 @@ def _record(text: _Window, most_bytes: int) -> Any:
             raise JsonListError(what, line) from None
         except RecursionError:
             raise text.error("not readable JSON: nested too deeply") from None
+        except ValueError:  # Python refuses to read integers of thousands of digits
+            decoder = _DECODER_OF_LONG_NUMBERS
+            continue
         # A number that ends with the window, or has its point there, may go on after it.
         length = end - text.position
         if end < len(text.window) - _LONGEST_WORD or not text.more(_WINDOW):

@@ -1,19 +1,37 @@
-"""The records of a Parquet file, a few at a time."""
+"""The records of a Parquet file, a few at a time.
+
+A value that Python cannot hold (a date in the year 12000, text that is no UTF-8) spoils its own record alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evo_core.data.files import Location, open_file
+from evo_core.data.files import open_file
 from evo_core.errors import DataError
+from evo_core.storage.location import Location
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 # Few enough that a batch of long documents is small.
 _ROWS = 256
 _BUFFER_BYTES = 1 << 20
 
 
-class ParquetRecords(Iterator[dict[str, Any]]):
+class UnreadableRow:
+    """Stands in the place of a record that cannot be read.
+
+    Attributes:
+        message: why.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+class ParquetRecords(Iterator[dict[str, Any] | UnreadableRow]):
     """Iterates over the rows of a file.
 
     Attributes:
@@ -51,16 +69,33 @@ class ParquetRecords(Iterator[dict[str, Any]]):
         self.rows = self._table.metadata.num_rows
         self._records = self._read(list(columns) if columns is not None else None)
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> dict[str, Any] | UnreadableRow:
         return next(self._records)
 
-    def _read(self, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    def _read(self, columns: list[str] | None) -> Iterator[dict[str, Any] | UnreadableRow]:
         try:
             with self._file, self._table:
                 for batch in self._table.iter_batches(_ROWS, columns=columns):
-                    yield from batch.to_pylist()
+                    yield from _rows(batch)
         except self._broken as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> DataError:
         return DataError(f"not a readable Parquet file ({error})", file=self._location)
+
+
+def _rows(batch: RecordBatch) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except Exception:  # each type of a column fails in its own way
+        return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row(row: RecordBatch) -> dict[str, Any] | UnreadableRow:
+    record = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            (record[name],) = column.to_pylist()
+        except Exception as error:
+            return UnreadableRow(f"the column {name!r} holds what cannot be read ({error})")
+    return record

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from evo_core.data.files import Location
 from evo_core.data.raw_bytes import chunks
+from evo_core.storage.location import Location
 
 BOM = b"\xef\xbb\xbf"
 

@@ -1,10 +1,11 @@
 """Token ids of ``.bin`` files as flat arrays.
 
 JSON is too slow to parse again for every batch. So a folder's files are decoded once: small folders into
-memory, larger ones into binary twins, flat files that all processes of a machine map into memory: a header, the
-ids as int32, and a hash of each document. Twins live in a cache folder (``$EVO_CACHE``, else
-``$XDG_CACHE_HOME/evo``, else ``~/.cache/evo``), are named by a digest of the file they stand for, and can be
-deleted at any time.
+memory, larger ones into binary twins, flat files that all processes of a machine map into memory: a header with a
+checksum of everything, the ids as int32, and of each document how many are trained on and a hash. Opening a twin
+compares the checksum, as fast as the file can be read: one that holds another id than was written is made again. Twins
+live in a cache folder (``$EVO_CACHE``, else ``$XDG_CACHE_HOME/evo``, else ``~/.cache/evo``), are named by a digest of
+the file they stand for, and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,16 +31,17 @@ log = logging.getLogger(__name__)
 # Folders below this size (bytes of .bin) are decoded into memory, in about a second.
 IN_MEMORY_BYTES = 64 << 20
 
-_HEADER = struct.Struct("<8sqqq40x")  # magic, tokens, documents, largest absolute id
-_MAGIC = b"EVOTOK02"
+_HEADER = struct.Struct("<8sqqq16s16x")  # magic, tokens, documents, largest absolute id, checksum
+_MAGIC = b"EVOTOK03"
 _KEEP_DAYS = 30
 _END_BYTES = 64 << 10
 
 
 class Content(NamedTuple):
-    """Ids, hashes and the largest absolute id of a file, as `TokenFile` has them."""
+    """What a file holds, as `TokenFile` has it."""
 
     ids: np.ndarray
+    trained: np.ndarray
     hashes: np.ndarray
     max_id: int
 
@@ -50,6 +53,8 @@ class TokenFile:
         path: the ``.bin``.
         starts: int64 [documents + 1], where each document starts in `ids`, and the end.
         ids: int32 [tokens], in memory or memory-mapped; negative ids are context.
+        trained: int32 [documents], how many ids of each are trained on: those that are not negative, but never the
+            first, which nothing comes before.
         hashes: uint64 [documents], of each document's ids.
         max_id: the largest absolute id; -1 where there is no token.
         twin: the file that `ids` is mapped from; None where they are in memory.
@@ -58,7 +63,7 @@ class TokenFile:
     def __init__(self, reader: BinReader, content: Content, twin: Path | None = None) -> None:
         self.path = reader.path
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.lengths)])
-        self.ids, self.hashes, self.max_id = content
+        self.ids, self.trained, self.hashes, self.max_id = content
         self.twin = twin
 
     def __len__(self) -> int:
@@ -107,12 +112,13 @@ def map_twin(twin: Path) -> Content:
         OSError: it is not there.
     """
     with twin.open("rb") as file:
-        _, tokens, documents, max_id = _HEADER.unpack(file.read(_HEADER.size))
+        _, tokens, documents, max_id, _ = _HEADER.unpack(file.read(_HEADER.size))
     # As plain arrays, which slice five times as fast as np.memmap.
     mapped = np.asarray(np.memmap(twin, np.uint8, "r"))
-    split = _HEADER.size + 4 * tokens
-    hashes = mapped[split : split + 8 * documents].view(np.uint64)  # at no multiple of 8 bytes, which numpy copes with
-    return Content(mapped[_HEADER.size : split].view(np.int32), hashes, max_id)
+    ends = np.cumsum([_HEADER.size, 4 * tokens, 4 * documents, 8 * documents]).tolist()
+    ids, trained, hashes = (mapped[start:end] for start, end in pairwise(ends))
+    # Hashes may lie at no multiple of 8 bytes, which numpy copes with.
+    return Content(ids.view(np.int32), trained.view(np.int32), hashes.view(np.uint64), max_id)
 
 
 def file_digest(path: Path) -> str:
@@ -127,43 +133,63 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+class _Document(NamedTuple):
+    """A decoded document: its ids as int32, how many are trained on, their hash, the largest absolute one or -1."""
+
+    ids: np.ndarray
+    trained: int
+    hash: int
+    largest: int
+
+
 def _decoded(reader: BinReader) -> Content:
+    content = _empty(reader)
     ids = np.empty(int(reader.lengths.sum()), np.int32)
-    hashes = np.empty(len(reader), np.uint64)
     at, max_id = 0, -1
-    for number, (document, largest) in enumerate(_documents(reader)):
-        ids[at : at + len(document)] = document
-        at += len(document)
-        hashes[number] = xxhash.xxh3_64_intdigest(document.data)
-        max_id = max(max_id, largest)
-    return Content(ids, hashes, max_id)
+    for number, document in enumerate(_documents(reader)):
+        ids[at : at + len(document.ids)] = document.ids
+        at += len(document.ids)
+        content.trained[number], content.hashes[number] = document.trained, document.hash
+        max_id = max(max_id, document.largest)
+    return content._replace(ids=ids, max_id=max_id)
 
 
-def _documents(reader: BinReader) -> Iterator[tuple[np.ndarray, int]]:
-    """Each document's ids as int32, and the largest absolute one, -1 where there is none."""
+def _empty(reader: BinReader) -> Content:
+    """Room for what is known of each document."""
+    return Content(np.empty(0, np.int32), np.empty(len(reader), np.int32), np.empty(len(reader), np.uint64), -1)
+
+
+def _documents(reader: BinReader) -> Iterator[_Document]:
     for number in range(len(reader)):
-        ids = reader.tokens(number)
-        largest = max(int(ids.max()), -int(ids.min())) if len(ids) else -1
+        tokens = reader.tokens(number)
+        lowest, largest = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, -1)
+        largest = max(largest, -lowest)
         if largest > np.iinfo(np.int32).max:
             reader.check(np.iinfo(np.int32).max)
-        yield ids.astype(np.int32), largest
+        ids = tokens.astype(np.int32)
+        behind = ids[1:]
+        trained = len(behind) if lowest >= 0 else int(np.count_nonzero(behind >= 0))
+        yield _Document(ids, trained, xxhash.xxh3_64_intdigest(ids.data), largest if len(ids) else -1)
 
 
 def _open_twin(reader: BinReader, twin: Path) -> TokenFile:
-    """The twin mapped into memory; where the cache cannot hold it, the ids decoded into memory."""
-    if not _make_twin(reader, twin, wait=True):
+    """The twin mapped into memory, after a look at its checksum; where the cache cannot hold it, the ids decoded."""
+    if not _make_twin(reader, twin, wait=True, is_there=_is_sound):
         return TokenFile(reader, _decoded(reader))
     with contextlib.suppress(OSError):
         os.utime(twin)
     return TokenFile(reader, map_twin(twin), twin)
 
 
-def _make_twin(reader: BinReader, twin: Path, *, wait: bool) -> bool:
+def _make_twin(
+    reader: BinReader, twin: Path, *, wait: bool, is_there: Callable[[Path, BinReader], bool] | None = None
+) -> bool:
     """Whether the twin is there, after decoding it here if nobody else is at it.
 
     The lock only saves work: a twin is renamed into place complete, whoever wrote it.
     """
-    if _is_complete(twin, reader):
+    is_there = is_there or _is_complete
+    if is_there(twin, reader):
         return True
     try:
         with twin.with_suffix(".lock").open("w") as lock:
@@ -171,7 +197,9 @@ def _make_twin(reader: BinReader, twin: Path, *, wait: bool) -> bool:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 return False
-            if not _is_complete(twin, reader):
+            if not is_there(twin, reader):
+                if _is_complete(twin, reader):
+                    log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, twin)
                 _write_twin(reader, twin)
     except OSError as error:
         if wait:
@@ -182,33 +210,52 @@ def _make_twin(reader: BinReader, twin: Path, *, wait: bool) -> bool:
 
 def _write_twin(reader: BinReader, twin: Path) -> None:
     temporary = twin.with_suffix(f".{os.getpid()}.tmp")
-    hashes = np.empty(len(reader), np.uint64)
-    max_id = -1
+    content, checksum, max_id = _empty(reader), xxhash.xxh3_128(), -1
     try:
         with temporary.open("wb", buffering=1 << 20) as file:
             file.write(bytes(_HEADER.size))
-            for number, (document, largest) in enumerate(_documents(reader)):
-                file.write(document.data)
-                hashes[number] = xxhash.xxh3_64_intdigest(document.data)
-                max_id = max(max_id, largest)
-            file.write(hashes.data)
+            for number, document in enumerate(_documents(reader)):
+                file.write(document.ids.data)
+                checksum.update(document.ids.data)
+                content.trained[number], content.hashes[number] = document.trained, document.hash
+                max_id = max(max_id, document.largest)
+            for array in (content.trained, content.hashes):
+                file.write(array.data)
+                checksum.update(array.data)
             file.seek(0)
-            file.write(_HEADER.pack(_MAGIC, int(reader.lengths.sum()), len(reader), max_id))
+            file.write(_header(int(reader.lengths.sum()), len(reader), max_id, checksum))
         temporary.replace(twin)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _header(tokens: int, documents: int, max_id: int, checksum: xxhash.xxh3_128) -> bytes:
+    """The header; its checksum is of what follows and of the header's own numbers."""
+    checksum.update(struct.pack("<qqq", tokens, documents, max_id))
+    return _HEADER.pack(_MAGIC, tokens, documents, max_id, checksum.digest())
 
 
 def _is_complete(twin: Path, reader: BinReader) -> bool:
     expected = (_MAGIC, int(reader.lengths.sum()), len(reader))
     try:
         with twin.open("rb") as file:
-            *stored, _ = _HEADER.unpack(file.read(_HEADER.size))
+            *stored, _, _ = _HEADER.unpack(file.read(_HEADER.size))
             size = os.fstat(file.fileno()).st_size
     except (OSError, struct.error):
         return False
     _, tokens, documents = expected
-    return tuple(stored) == expected and size == _HEADER.size + 4 * tokens + 8 * documents
+    return tuple(stored) == expected and size == _HEADER.size + 4 * tokens + (4 + 8) * documents
+
+
+def _is_sound(twin: Path, reader: BinReader) -> bool:
+    """Whether the twin is complete and holds what was written."""
+    if not _is_complete(twin, reader):
+        return False
+    content, checksum = map_twin(twin), xxhash.xxh3_128()
+    for array in (content.ids, content.trained, content.hashes):
+        checksum.update(array.data)
+    with twin.open("rb") as file:
+        return file.read(_HEADER.size) == _header(len(content.ids), len(content.trained), content.max_id, checksum)
 
 
 def _cache_folder() -> Path:

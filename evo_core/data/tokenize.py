@@ -10,10 +10,10 @@ from pathlib import Path
 
 from evo_core.data.document_types import TypeRuns, read_types, types_path
 from evo_core.data.documents import MAX_RECORD_BYTES, DocumentReader, Mode, OnError, read_documents
-from evo_core.data.files import Location
 from evo_core.data.format import BinWriter, write_error
 from evo_core.data.raw_lines import ByteRange
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
+from evo_core.storage.location import Location
 
 # Characters that are tokenized in one call: enough to lose no time between calls, little memory.
 _BATCH_CHARACTERS = 1 << 20

@@ -21,6 +21,7 @@ from evo_core.data.original_packing import FileStream, OriginalOrder
 from evo_core.data.packing import Pieces, pack, split
 from evo_core.data.random_data import TRAIN_DOCUMENTS, RandomDocuments
 from evo_core.data.sampling import BatchSize, Order, PackOrder, RowStream, Stream, TokenStream, shuffled
+from evo_core.data.targets import NONE_YET
 from evo_core.data.token_folder import RANDOM_TYPES, bin_files, data_types
 from evo_core.errors import ConfigError, DataError
 from evo_core.storage.location import local_path
@@ -42,7 +43,8 @@ class TrainData:
 
     Attributes:
         types: data types; their positions are the type ids of a batch.
-        tokens: training tokens of each type, in one epoch.
+        tokens: tokens of each type, in one epoch.
+        trained: how many of these are trained on, as far as their signs say it (`TokenFile.trained`).
         digest: of the data's order (seed, packing and tokens); a run goes on with the same data if it is the same.
 
     Args:
@@ -66,11 +68,14 @@ class TrainData:
         folder = None if cfg.data.train_folder is None else local_path(cfg.data.train_folder)
         self.types = data_types(folder)
         self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder)
-        sets, self.digest = _random_sets(cfg) if folder is None else _token_sets(cfg, folder, dp_rank, self._index)
+        sets, self.trained, self.digest = (
+            _random_sets(cfg) if folder is None else _token_sets(cfg, folder, dp_rank, self._index)
+        )
         self.tokens = {name: int(documents.lengths.sum()) for name, documents in zip(self.types, sets, strict=True)}
         self._streams = [
             _stream(cfg, name, documents, self._index) for name, documents in zip(self.types, sets, strict=True)
         ]
+        self._looked = False
         self._order = _order(cfg, self.types, self._streams, self._batch_size, self._index)
 
     def batch(self, step: int) -> Batch:
@@ -99,7 +104,13 @@ class TrainData:
 
     def draw(self, step: int) -> tuple[Batch, None]:
         """A step's batch, and the place in the data after it, which the step says already."""
-        return self.batch(step), None
+        batch = self.batch(step)
+        if not self._looked:
+            self._looked = True
+            # What seq_len cuts off and mask_token_zero shows in batches alone. Data without any were told of before.
+            if any(self.trained.values()) and not batch.has_targets():
+                log.warning("%s: %s", self._data.train_folder, NONE_YET)
+        return batch, None
 
     def restore(self, place: None) -> None:
         """Nothing to do: the step says where to go on."""
@@ -110,7 +121,8 @@ class TrainData:
 
     def describe(self) -> str:
         """Tokens by type, for the log."""
-        return ", ".join(f"{name} {count:,}" for name, count in self.tokens.items() if count) + " tokens"
+        counts = (f"{name} {n:,} ({self.trained[name]:,} to train on)" for name, n in self.tokens.items() if n)
+        return ", ".join(counts) + " tokens"
 
     def close(self) -> None:
         """Give back what is shared with other processes."""
@@ -162,17 +174,22 @@ def _check_weights(weights: dict[str, float], sizes: dict[str, int]) -> None:
         raise ConfigError(f"{empty[0]} has no documents to train on", key=key, hint=f"write {empty[0]}: 0")
 
 
-def _random_sets(cfg: TrainConfig) -> tuple[list[Documents], str]:
+_Sets = tuple[list[Documents], dict[str, int], str]
+"""The documents of each type, by type how many of their tokens are trained on, and a digest of the data's order."""
+
+
+def _random_sets(cfg: TrainConfig) -> _Sets:
     fixed_length, vocab_size = cfg.data.fixed_random_dataset_seqlen, cfg.model.vocab_size
     samples = RandomDocuments(
         TRAIN_DOCUMENTS, seq_len=cfg.data.seq_len, fixed_length=fixed_length, vocab_size=vocab_size
     )
     nothing = Table(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
     none = [DocumentSet([], nothing) for _ in RANDOM_TYPES[1:]]
-    return [samples, *none], _digest(cfg, {"random": [fixed_length, vocab_size]})
+    trained = dict.fromkeys(RANDOM_TYPES, 0) | {RANDOM_TYPES[0]: int((samples.lengths - 1).sum())}
+    return [samples, *none], trained, _digest(cfg, {"random": [fixed_length, vocab_size]})
 
 
-def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> tuple[list[Documents], str]:
+def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> _Sets:
     data = cfg.data
     original = data.packing == "internevo"
     corpus = open_corpus(
@@ -191,7 +208,7 @@ def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> t
     contents: dict[str, object] = dict(corpus.digests)
     if original:  # here it matters where a file ends
         contents = {n: [d, np.bincount(corpus.documents[n].files).tolist()] for n, d in corpus.digests.items()}
-    return list(corpus.documents.values()), _digest(cfg, contents)
+    return list(corpus.documents.values()), corpus.trained, _digest(cfg, contents)
 
 
 def _digest(cfg: TrainConfig, contents: object) -> str:

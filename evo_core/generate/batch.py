@@ -23,18 +23,25 @@ class Row:
         limit: tokens of prompt and continuation together.
         sampling: how its tokens are chosen.
         draws: its own random numbers; None takes the most likely tokens.
+        stop_ids: ids that end this text, besides those that end every text.
+        log_probs: filled with the model's log-probability of each token in nats, before penalties and temperature;
+            None where nobody asks.
 
     Attributes:
         new: the continuation so far, the token that ended it included.
         finished: whether an ending token was chosen.
+        failed: why no token could be chosen; None where all is well.
     """
 
     prompt: list[int]
     limit: int
     sampling: Sampling
     draws: torch.Generator | None = None
+    stop_ids: frozenset[int] = frozenset()
+    log_probs: list[float] | None = None
     new: list[int] = field(default_factory=list)
     finished: bool = False
+    failed: str | None = None
 
     @property
     def length(self) -> int:
@@ -44,7 +51,20 @@ class Row:
     @property
     def done(self) -> bool:
         """Whether nothing more may follow."""
-        return self.finished or self.length >= self.limit
+        return self.finished or self.failed is not None or self.length >= self.limit
+
+    def take(self, token: int, ending: Collection[int]) -> None:
+        """Put a token behind the others; a negative one stands for scores that are no numbers."""
+        if token < 0:
+            self.failed = not_finite(self.length)
+            return
+        self.new.append(token)
+        self.finished = token in ending or token in self.stop_ids
+
+
+def not_finite(tokens: int) -> str:
+    """What is said of a text whose next token cannot be chosen."""
+    return f"the model's scores after {tokens} tokens are not finite: its weights are damaged or its dtype too narrow"
 
 
 def random_numbers(seed: int, number: int) -> torch.Generator:
@@ -78,9 +98,12 @@ class Batch:
 
     @torch.inference_mode()
     def add(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows, none of them done, and choose the first token of each."""
-        more = [row.limit - len(row.prompt) for row in rows]
-        logits = self.forward.prompts([row.prompt for row in rows], more, self._cache)
+        """Read new rows, none of them done, with what follows their prompts so far, and choose one token more of each.
+
+        After an error the batch is of no use any more; its rows may be added to another.
+        """
+        more = [row.limit - row.length for row in rows]
+        logits = self.forward.prompts([[*row.prompt, *row.new] for row in rows], more, self._cache)
         before, self.rows = len(self.rows), [*self.rows, *rows]
         self._rows_changed()
         seen = None if self._seen is None else self._seen[before:]
@@ -101,18 +124,31 @@ class Batch:
         self._let_go(rows)
 
     def _choose(self, logits: Tensor, rows: Sequence[Row], settings: RowSettings, seen: Tensor | None) -> Tensor:
-        """Choose the next token of each row and put it behind the others."""
-        lengths = None
+        """Choose the next token of each row and put it behind the others.
+
+        Returns:
+            The tokens [rows]; of a row that failed any, since it leaves.
+        """
+        logits = logits[:, : self.drawable]
+        finite, lengths = logits.amax(-1).isfinite(), None
         if settings.length_penalty is not None:
             lengths = torch.tensor([row.length for row in rows], device=logits.device)
-        scores = penalise(logits[:, : self.drawable], seen, lengths, self._ending_ids, settings)
+        scores = penalise(logits, seen, lengths, self._ending_ids, settings)
         chosen = choose(scores, settings, None if settings.greedy else self._uniform(rows))
         if seen is not None:
             seen.scatter_(1, chosen[:, None], True)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            row.new.append(token)
-            row.finished = token in self._ending
+        for row, token in zip(rows, torch.where(finite, chosen, -1).tolist(), strict=True):
+            row.take(token, self._ending)
+        self._note_log_probs(logits, rows, chosen)
         return chosen
+
+    def _note_log_probs(self, logits: Tensor, rows: Sequence[Row], chosen: Tensor) -> None:
+        asking = [place for place, row in enumerate(rows) if row.log_probs is not None and row.failed is None]
+        if asking:
+            wide = logits[asking].to(torch.promote_types(logits.dtype, torch.float32))
+            of_chosen = wide.log_softmax(-1).gather(1, chosen[asking, None])
+            for place, value in zip(asking, of_chosen.flatten().tolist(), strict=True):
+                rows[place].log_probs.append(value)  # type: ignore[union-attr]
 
     def _uniform(self, rows: Sequence[Row]) -> Tensor:
         numbers = [0.0 if row.draws is None else _draw(row.draws) for row in rows]

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evo_core.generate.batch import Row
+from evo_core.generate.batch import Row, not_finite
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
 from evo_core.generate.sampling import RowSettings, Sampling, distribution, penalise
+
+_LARGEST_EXPONENT = 600
+"""exp of it is a float, and so is what is left when a total is divided by that."""
 
 
 @dataclass
@@ -44,7 +47,7 @@ class _Prompt:
 
     def offer(self, beam: Beam, power: float) -> None:
         """Keep an ended beam if it is the best so far."""
-        score = beam.total / len(beam.tokens) ** power
+        score = beam.total / _weight(len(beam.tokens), power)
         if score > self.best_score:
             self.best, self.best_score = beam, score
 
@@ -54,7 +57,7 @@ class _Prompt:
             return True
         longest = self.row.limit - len(self.row.prompt)
         length = longest if power > 0 else len(self.beams[0].tokens) + 1
-        return max(beam.total for beam in self.beams) / length**power <= self.best_score
+        return max(beam.total for beam in self.beams) / _weight(length, power) <= self.best_score
 
 
 class BeamSearch:
@@ -96,7 +99,9 @@ class BeamSearch:
                 own = range(first, first + len(search.beams))
                 first = own.stop
                 survivors = self._lengthen(search, logits[own.start : own.stop])
-                if search.settled(search.row.sampling.length_penalty):
+                if search.row.failed is not None:
+                    ended += 1
+                elif search.settled(search.row.sampling.length_penalty):
                     assert search.best is not None
                     search.row.new = search.best.tokens
                     search.row.finished = search.row.new[-1] in self.ending
@@ -116,6 +121,9 @@ class BeamSearch:
     def _lengthen(self, search: _Prompt, logits: Tensor) -> list[int]:
         """Give every beam of a prompt one more token; the place of each new beam's parent among the old ones."""
         row, beams, power = search.row, search.beams, search.row.sampling.length_penalty
+        if not logits[:, : self.drawable].amax(-1).isfinite().all():
+            row.failed = not_finite(len(row.prompt) + len(beams[0].tokens))
+            return []
         scores = self._scores(row, beams, logits)
         totals = (
             scores + torch.tensor([beam.total for beam in beams], dtype=scores.dtype, device=scores.device)[:, None]
@@ -162,6 +170,12 @@ class BeamSearch:
             return scores.log_softmax(-1)
         probability, ids = distribution(scores, settings)
         return torch.full_like(scores, -math.inf).scatter_(1, ids, probability.log())
+
+
+def _weight(length: int, power: float) -> float:
+    """``length ** power``, held between the numbers that a total can be divided by."""
+    exponent = power * math.log(length)
+    return length**power if abs(exponent) < _LARGEST_EXPONENT else math.exp(math.copysign(_LARGEST_EXPONENT, power))
 
 
 def _without_length_penalty(sampling: Sampling) -> Sampling:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evo_core.errors import ConfigError
+from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command, report_progress
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     if ranks.rank != 0:
         return
     results = [shares[number % ranks.world_size][number // ranks.world_size] for number in range(len(prompts))]
+    if results and all(result.error for result in results):
+        raise CheckpointError(str(results[0].error), file=folder)
     output = local_path(str(generation.output_folder))
     rest = iter(results)
     write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
@@ -144,7 +146,10 @@ def summary(results: Sequence[Generation]) -> str:
     tokens = sum(len(result.ids) for result in results)
     finished = sum(result.finished for result in results)
     line = f"{len(results)} prompts continued with {tokens} tokens; {finished} came to an end of their own"
-    full = sum(not result.ids for result in results)
+    full = sum(not result.ids and not result.error for result in results)
     if full:
         line += f"\n{full} of {len(results)} prompts are max_length long or longer and were not continued"
+    failed = [number for number, result in enumerate(results, 1) if result.error]
+    if failed:
+        line += f"\n{len(failed)} of {len(results)} prompts failed; prompt {failed[0]}: {results[failed[0] - 1].error}"
     return line

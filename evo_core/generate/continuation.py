@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evo_core.errors import ConfigError
+from evo_core.errors import ConfigError, DataError
 from evo_core.generate.batch import Batch, Row, random_numbers
 from evo_core.generate.beams import BeamSearch
 from evo_core.generate.forward import Forward
@@ -30,6 +30,7 @@ class Generation:
     ids: the tokens of the continuation, the one that ended it included.
     finished: whether an ending token was chosen; else the length limit was reached.
     prompt_ids: the tokens of the prompt as the model read them.
+    error: why it ended before its time, where it did; the other prompts are continued all the same.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class Generation:
     ids: list[int]
     finished: bool
     prompt_ids: list[int]
+    error: str | None = None
 
 
 def generate(
@@ -72,8 +74,8 @@ def generate(
         model: a `Decoder` with its weights.
         tokenizer: needed for text; with token prompts it may be None, and texts are then empty.
         prompts: texts, or token ids as they are (no bos is put before them).
-        max_length: tokens of prompt and continuation together; 100 if neither limit is given. A longer prompt
-            is cut to it.
+        max_length: tokens of prompt and continuation together, 1 or more; 100 if neither limit is given. A longer
+            prompt is cut to it.
         max_new_tokens: tokens of the continuation, in place of max_length.
         do_sample, temperature, top_k, top_p, repetition_penalty, length_penalty: see `Sampling`.
         num_beams: above 1, beam search (see beams.py), where length_penalty weighs whole texts.
@@ -90,12 +92,16 @@ def generate(
 
     Raises:
         ConfigError: a setting out of range, or a model of another kind.
-        DataError: a prompt without tokens, or with an id outside the vocabulary; text without a tokenizer.
+        DataError: a prompt without tokens, or with an id outside the vocabulary; text without a tokenizer. All
+            prompts are looked at before the first is continued.
     """
     decoder = check_model(model)
     sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty, length_penalty)
-    if num_beams < 1:
-        raise ConfigError(f"{num_beams} must be 1 or more", key="generation.num_beams")
+    for name, number in (("num_beams", num_beams), ("batch_size", batch_size)):
+        if number < 1:
+            raise ConfigError(f"{number} must be 1 or more", key=f"generation.{name}")
+    if isinstance(prompts, str):
+        raise DataError("prompts is one text, not a list of them", hint="put it in a list: [prompt]")
     given: list[str | Sequence[int]] = list(prompts)
     sequences = [ids_of(prompt, i, decoder, tokenizer, bos_id, pad_id) for i, prompt in enumerate(given)]
     limits = [limit_of(len(ids), max_length, max_new_tokens) for ids in sequences]
@@ -178,8 +184,12 @@ class _Run:
 
 def _result(prompt: str | Sequence[int], row: Row, tokenizer: Tokenizer | None) -> Generation:
     if tokenizer is None:
-        return Generation("", "", row.new, row.finished, row.prompt)
+        return Generation("", "", row.new, row.finished, row.prompt, row.failed)
     # Decoded together and then parted: decoded alone, a continuation would lose the space it begins with.
-    before, whole = tokenizer.decode(row.prompt), tokenizer.decode([*row.prompt, *row.new])
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(row.new)
-    return Generation(prompt if isinstance(prompt, str) else before, text, row.new, row.finished, row.prompt)
+    try:
+        before, whole = tokenizer.decode(row.prompt), tokenizer.decode([*row.prompt, *row.new])
+        text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(row.new)
+    except Exception as error:  # whatever a tokenizer raises: it is this text's alone
+        before, text, row.failed = "", "", row.failed or f"its tokens cannot be written as text ({error})"
+    shown = prompt if isinstance(prompt, str) else before
+    return Generation(shown, text, row.new, row.finished, row.prompt, row.failed)

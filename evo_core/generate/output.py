@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from evo_core.data.format import BinWriter
 from evo_core.generate.continuation import Generation
@@ -16,9 +17,9 @@ from evo_core.generate.continuation import Generation
 def write_samples(folder: Path, sets: Sequence[tuple[str | None, Sequence[Generation]]]) -> None:
     """Write all results into a folder.
 
-    ``samples.jsonl`` has a line per prompt: prompt, text, ids, finished, prompt_ids. ``samples.md`` shows the
-    same to read. A set with a name also gets ``<name>.bin`` and its meta with prompt and continuation in one
-    document each. Every file appears when it is complete, ``samples.jsonl`` last.
+    ``samples.jsonl`` has a line per prompt: prompt, text, ids, finished, prompt_ids, and error where there was one.
+    ``samples.md`` shows the same to read. A set with a name also gets ``<name>.bin`` and its meta with prompt and
+    continuation in one document each. Every file appears when it is complete, ``samples.jsonl`` last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, generations in sets:
@@ -28,17 +29,24 @@ def write_samples(folder: Path, sets: Sequence[tuple[str | None, Sequence[Genera
                     writer.write([*generation.prompt_ids, *generation.ids])
     every = [generation for _, generations in sets for generation in generations]
     _write(folder / "samples.md", markdown(every))
-    _write(folder / "samples.jsonl", "".join(json.dumps(asdict(g), ensure_ascii=False) + "\n" for g in every))
+    _write(folder / "samples.jsonl", "".join(json.dumps(_line(g), ensure_ascii=False) + "\n" for g in every))
 
 
 def markdown(generations: Sequence[Generation]) -> str:
     """A page with each prompt and what the model wrote after it."""
     parts = ["# Samples\n"]
     for number, generation in enumerate(generations, 1):
-        end = "finished" if generation.finished else "stopped at the length limit"
+        end = generation.error or ("finished" if generation.finished else "stopped at the length limit")
         parts.append(f"\n## {number}\n\n{_fenced(generation.prompt)}\n")
         parts.append(f"continued with {len(generation.ids)} tokens, {end}:\n\n{_fenced(generation.text)}")
     return "".join(parts)
+
+
+def _line(generation: Generation) -> dict[str, Any]:
+    line = asdict(generation)
+    if line["error"] is None:
+        del line["error"]
+    return line
 
 
 def _fenced(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, Any
 
-from evo_core.errors import DataError
+from evo_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,27 +32,69 @@ def ids_of(
         bos_id, pad_id: None takes the tokenizer's, if it has one.
 
     Raises:
-        DataError: it has no tokens, or one outside the vocabulary; text without a tokenizer.
+        DataError: it has no tokens, or one that is outside the vocabulary or no whole number; text without a
+            tokenizer, or with half a surrogate pair.
     """
     bos = tokenizer.bos_id if bos_id is None and tokenizer is not None else bos_id
     pad = tokenizer.pad_id if pad_id is None and tokenizer is not None else pad_id
     if not isinstance(prompt, str):
-        ids = _without_padding([int(token) for token in prompt], None if pad == bos else pad)
+        ids = _without_padding(token_ids(prompt, f"prompt {number + 1}"), None if pad == bos else pad)
     elif tokenizer is None:
         raise DataError(f"prompt {number + 1} is text, and there is no tokenizer")
     else:
+        check_text(prompt, f"prompt {number + 1}")
         ids = [*([] if bos is None else [bos]), *tokenizer.encode(prompt)]
-    if not ids:
-        raise DataError(f"prompt {number + 1} has no tokens", hint="set generation.bos_id to start from nothing")
-    vocab = model.cfg.vocab_size
-    outside = next((token for token in ids if not 0 <= token < vocab), None)
-    if outside is not None:
-        raise DataError(f"prompt {number + 1} holds token id {outside}, outside the model's vocabulary of {vocab}")
+    check_ids(ids, f"prompt {number + 1}", model, tokenizer)
     return ids
 
 
+def token_ids(given: Sequence[Any], name: str) -> list[int]:
+    """A list of whole numbers, of whatever library.
+
+    Args:
+        name: what it is, for messages.
+
+    Raises:
+        DataError: one of them is no whole number.
+    """
+    try:
+        if any(isinstance(token, bool) for token in given):
+            raise TypeError
+        return [index(token) for token in given]
+    except TypeError:
+        raise DataError(f"{name} is neither a text nor a list of token ids (whole numbers)") from None
+
+
+def check_ids(ids: Sequence[int], name: str, model: Decoder, tokenizer: Tokenizer | None) -> None:
+    """Raises DataError where there are no ids, or one that the model or the tokenizer does not know."""
+    if not ids:
+        raise DataError(f"{name} has no tokens", hint="set generation.bos_id to start from nothing")
+    size, owner = model.cfg.vocab_size, "model"
+    if tokenizer is not None and tokenizer.vocab_size < size:
+        size, owner = tokenizer.vocab_size, "tokenizer"
+    outside = next((token for token in ids if not 0 <= token < size), None)
+    if outside is not None:
+        raise DataError(f"{name} holds token id {outside}, outside the {owner}'s vocabulary of {size}")
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises DataError where a text cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{text[error.start]!a}"
+        raise DataError(f"{name} has half a surrogate pair ({half}) at character {error.start + 1}") from None
+
+
 def limit_of(prompt_length: int, max_length: int | None, max_new_tokens: int | None) -> int:
-    """Tokens of prompt and continuation together."""
+    """Tokens of prompt and continuation together.
+
+    Raises:
+        ConfigError: a limit that leaves room for nothing.
+    """
+    for name, limit, least in (("max_length", max_length, 1), ("max_new_tokens", max_new_tokens, 0)):
+        if limit is not None and limit < least:
+            raise ConfigError(f"{limit} must be {least} or more", key=f"generation.{name}")
     if max_new_tokens is not None:
         return prompt_length + max_new_tokens
     return DEFAULT_MAX_LENGTH if max_length is None else max_length

@@ -3,10 +3,15 @@
 Each step, in this order: the repetition penalty on tokens seen before (prompt included), the length penalty on
 all tokens but those that end a text, the temperature, the k most likely, the smallest set that holds the
 probability p, and a draw from what is left. Without sampling: the penalties, then the most likely.
+
+Settings at the ends of what floating point can say give what they tend to: a temperature near 0 the most likely
+token, a top_p near 0 too, a penalty near 0 or near infinity scores at the ends of their type. So scores that are
+finite stay finite, whatever the settings.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +19,9 @@ import torch
 from torch import Tensor
 
 from evo_core.errors import ConfigError
+
+_TINY = 1e-300
+"""What stands for a divisor too near to 0 to divide by."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, good, rule in (
-            ("temperature", self.temperature > 0, "above 0; do_sample false takes the most likely token"),
+            (
+                "temperature",
+                0 < self.temperature < math.inf,
+                "above 0 and finite; do_sample false takes the most likely token",
+            ),
             ("top_k", self.top_k >= 0, "0 or more; 0 draws from all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 is none"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 and finite; 1 is none"),
+            ("length_penalty", math.isfinite(self.length_penalty), "finite; 1 is none"),
         ):
             if not good:
                 raise ConfigError(f"{getattr(self, name):g} must be {rule}", key=f"generation.{name}")
@@ -85,7 +98,7 @@ class RowSettings:
 
 
 def penalise(logits: Tensor, seen: Tensor | None, lengths: Tensor | None, ending: Tensor, rows: RowSettings) -> Tensor:
-    """Logits with both penalties, in float32 or wider.
+    """Logits with both penalties, in float32 or wider; a score beyond the ends of that type is held at the end.
 
     Args:
         logits: [B, V].
@@ -95,13 +108,21 @@ def penalise(logits: Tensor, seen: Tensor | None, lengths: Tensor | None, ending
     """
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if rows.repetition_penalty is not None and seen is not None:
-        penalty = rows.repetition_penalty.to(scores.dtype)
-        scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        penalty = rows.repetition_penalty
+        fallen = torch.where(scores < 0, scores * penalty, scores / penalty)
+        scores = torch.where(seen, _within(fallen, scores.dtype), scores)
     if rows.length_penalty is not None and lengths is not None:
-        power = rows.length_penalty.to(scores.dtype)
-        shorter = torch.where(power == 1, scores, scores / lengths.to(scores.dtype)[:, None] ** power)
+        power = rows.length_penalty
+        weight = (lengths.double()[:, None] ** power).clamp(_TINY, 1 / _TINY)
+        shorter = torch.where(power == 1, scores, _within(scores / weight, scores.dtype))
         scores = shorter.index_copy(1, ending, scores[:, ending])
     return scores
+
+
+def _within(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float64 scores in another type, those beyond its ends held there."""
+    limit = torch.finfo(dtype).max
+    return scores.clamp(-limit, limit).to(dtype)
 
 
 def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
@@ -109,15 +130,18 @@ def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
 
     k is the largest ``top_k``, or V without it. Probabilities are divided by the sum of those that are left.
     """
-    if rows.temperature is not None:
-        scores = scores / rows.temperature.to(scores.dtype)
     best, ids = scores.topk(rows.widest, dim=-1)
+    if rows.temperature is not None:
+        finite = torch.finfo(best.dtype)
+        # Below the best, so that a score over a temperature near 0 is -inf or 0 and no two of them are +inf.
+        best = (best - best[:, :1]) / rows.temperature.clamp(finite.tiny, finite.max).to(best.dtype)
     if rows.top_k is not None:
         best = best.masked_fill(torch.arange(rows.widest, device=best.device) >= rows.top_k, float("-inf"))
     probability = best.softmax(-1)
     if rows.top_p is not None:
         more_likely = probability.cumsum(-1) - probability
-        probability = probability * (more_likely < rows.top_p.to(probability.dtype))
+        least = torch.finfo(probability.dtype).tiny
+        probability = probability * (more_likely < rows.top_p.clamp(min=least).to(probability.dtype))
         probability = probability / probability.sum(-1, keepdim=True)
     return probability, ids
 
@@ -141,6 +165,6 @@ def choose(scores: Tensor, rows: RowSettings, uniform: Tensor | None) -> Tensor:
     probability, ids = distribution(scores, rows)
     cumulative = probability.double().cumsum(-1)
     place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-    last = (probability > 0).sum(-1, keepdim=True) - 1
+    last = (probability > 0).sum(-1, keepdim=True).clamp(min=1) - 1  # of scores that are no numbers the first
     chosen = ids.gather(1, torch.minimum(place, last)).squeeze(1)
     return chosen if rows.drawn is None else torch.where(rows.drawn, chosen, ids[:, 0])

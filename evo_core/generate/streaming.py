@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from evo_core.errors import DataError
+from evo_core.errors import CheckpointError, DataError
 from evo_core.generate.batch import Batch, Row, random_numbers
 from evo_core.generate.continuation import check_model, evaluating
 from evo_core.generate.forward import Forward
@@ -98,6 +98,7 @@ def stream(
 
     Raises:
         ConfigError, DataError: as `generate`, when it is called.
+        CheckpointError: the model's scores are not finite, when the text has come so far.
     """
     decoder, chosen = check_model(model), Sampling(**sampling)
     if tokenizer is None:
@@ -117,6 +118,8 @@ def _pieces(model: nn.Module, batch: Batch, row: Row, text: TextStream) -> Itera
     while not row.done:
         with evaluating(model):
             advance()
+        if row.failed is not None:
+            raise CheckpointError(row.failed)
         advance = batch.step
         if piece := text.push(row.new[-1]):
             yield piece

@@ -5,13 +5,16 @@ Pure reading: nothing is connected here. `evo_core.parallel.ranks` makes the pro
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from evo_core.errors import ConfigError
+from evo_core.process import start_time
 
 Launcher = Literal["torch", "slurm", "single"]
 
@@ -65,6 +68,22 @@ def read_place(
     if chosen == "single":
         return Place("single")
     raise ConfigError(f"unknown launcher {chosen!r}", key="--launcher", hint="torch or slurm")
+
+
+def restarts(environ: Mapping[str, str]) -> int:
+    """How often these ranks were started again, by torchrun or by Slurm."""
+    return sum(int(environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def launch_marks(environ: Mapping[str, str]) -> list[str]:
+    """What started this process and would start it again: a restart finds the same marks, another launch others."""
+    marks = []
+    if "TORCHELASTIC_RUN_ID" in environ:  # ids are used again, a living agent is not
+        agent = os.getppid()
+        marks.append(f"torchrun {socket.gethostname()} {agent} {start_time(agent)}")
+    if "SLURM_JOB_ID" in environ:
+        marks.append(f"slurm {environ.get('SLURM_CLUSTER_NAME', '')} {environ['SLURM_JOB_ID']}")
+    return marks
 
 
 def _launcher(environ: Mapping[str, str]) -> str:

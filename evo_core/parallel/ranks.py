@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from evo_core.errors import ConfigError
 from evo_core.parallel.environment import Launcher, Place, read_place
-from evo_core.process import die_with_parent
+from evo_core.process import die_with_launcher
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
 """For ranks to find each other: nodes of a large job do not start at the same moment."""
@@ -98,8 +100,7 @@ def ranks(
     Raises:
         ConfigError: the launcher that was asked for left no variables.
     """
-    if os.environ.get("EVO_DIE_WITH_PARENT") == "1":
-        die_with_parent()
+    die_with_launcher()
     adopted = dist.is_initialized()
     place = _adopted_place() if adopted else read_place(os.environ, launcher, host, port)
     device = _device(place, backend)
@@ -165,12 +166,25 @@ def _store(place: Place) -> dist.Store:
         return dist.HashStore()
     address, port = place.master
     if place.agent_store:
+        _check_agent(address, port)
         store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT)
         generation = place.attempt if place.nodes == 1 else 0
         return dist.PrefixStore(f"evo/{place.run_id}/{generation}", store)
     return dist.TCPStore(
         address, port, place.world_size, is_master=place.rank == 0, timeout=CONNECT_TIMEOUT, multi_tenant=True
     )
+
+
+def _check_agent(address: str, port: int) -> None:
+    """Find out that the agent is gone: killed while this rank was starting, it left nothing to wait for.
+
+    Its store was there before any rank, so a refused connection is no matter of time.
+    """
+    try:
+        socket.create_connection((address, port), CONNECT_TIMEOUT.total_seconds()).close()
+    except ConnectionRefusedError:
+        message = f"nobody answers at {address}:{port}: the torchrun that started this rank has ended"
+        raise ConfigError(message, key="MASTER_ADDR, MASTER_PORT") from None
 
 
 def _install(stop: Stop) -> dict[int, object]:

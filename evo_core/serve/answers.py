@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evo_core.serve.engine import Event
+from evo_core.serve.engine import Event, Piece
+
+_LONGEST_MESSAGE = 1000
+"""Characters of an error's message: what a client sent may be in it, and may be long."""
+
+_LEAST_LOG_PROB = -9999.0
+"""What stands for -infinity, which JSON has no word for."""
 
 DONE = "data: [DONE]\n\n"
 
@@ -35,6 +41,8 @@ class ApiError(Exception):
         code: str | None = None,
     ) -> None:
         super().__init__(message)
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}…"
         self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
 
     def body(self) -> dict[str, Any]:
@@ -51,17 +59,20 @@ class Answer:
         model: the name in it.
         prompt_tokens: of all prompts together.
         before: what each choice's text begins with (echo).
+        log_probs: whether the tokens' log-probabilities belong to it.
     """
 
     chat: bool
     model: str
     prompt_tokens: int
     before: Mapping[int, str]
+    log_probs: bool = False
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     texts: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
+    pieces: dict[int, list[Piece]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
@@ -73,10 +84,10 @@ class Answer:
             ApiError: the event is an error.
         """
         if event.error is not None:
-            stopping = event.error == "the server is stopping"
-            raise ApiError(503 if stopping else 500, event.error, kind="server_error")
+            raise ApiError(event.status, event.error, kind="server_error")
         self.texts[event.choice] = self.texts.get(event.choice, self.before.get(event.choice, "")) + event.text
         self.tokens[event.choice] = event.tokens
+        self.pieces.setdefault(event.choice, []).extend(event.pieces)
         if event.finish_reason is not None:
             self.reasons[event.choice] = event.finish_reason
 
@@ -95,7 +106,8 @@ class Answer:
         for number in sorted(self.texts):
             text = self.texts[number]
             said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-            choices.append({"index": number, **said, "logprobs": None, "finish_reason": self.reasons.get(number)})
+            log_probs = self._log_probs(self.pieces.get(number, ()))
+            choices.append({"index": number, **said, "logprobs": log_probs, "finish_reason": self.reasons.get(number)})
         kind = "chat.completion" if self.chat else "text_completion"
         return self._frame(kind) | {"choices": choices, "usage": self.usage()}
 
@@ -108,7 +120,7 @@ class Answer:
     def chunks(self, event: Event) -> list[str]:
         """An event in a stream; the end of a conversation's choice comes in a chunk of its own."""
         if not self.chat:
-            return [self._chunk(event.choice, event.text, event.finish_reason)]
+            return [self._chunk(event.choice, event.text, event.finish_reason, event.pieces)]
         parts = [self._chunk(event.choice, {"content": event.text}, None)] if event.text else []
         if event.finish_reason:
             parts.append(self._chunk(event.choice, {}, event.finish_reason))
@@ -118,9 +130,20 @@ class Answer:
         """The last chunk of a stream that asked for usage."""
         return sse(self._frame(self._chunk_kind) | {"choices": [], "usage": self.usage()})
 
-    def _chunk(self, number: int, said: Any, reason: str | None) -> str:
+    def _log_probs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if not self.log_probs:
+            return None
+        values = [max(piece.log_prob, _LEAST_LOG_PROB) for piece in pieces]
+        return {
+            "tokens": [piece.text for piece in pieces],
+            "token_logprobs": values,
+            "top_logprobs": [{piece.text: value} for piece, value in zip(pieces, values, strict=True)],
+            "text_offset": [piece.offset for piece in pieces],
+        }
+
+    def _chunk(self, number: int, said: Any, reason: str | None, pieces: Sequence[Piece] = ()) -> str:
         choice: dict[str, Any] = {"index": number, "delta" if self.chat else "text": said}
-        choice |= {"logprobs": None, "finish_reason": reason}
+        choice |= {"logprobs": self._log_probs(pieces), "finish_reason": reason}
         return sse(self._frame(self._chunk_kind) | {"choices": [choice]})
 
     @property

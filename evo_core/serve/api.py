@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from evo_core.serve.answers import DONE, Answer, ApiError, sse
+from evo_core.serve.body import parse_json, read_body
 from evo_core.serve.engine import Busy, Choice, Event
-from evo_core.serve.requests import ChatRequest, CompletionRequest, Request
+from evo_core.serve.guard import Guard, page_policy
+from evo_core.serve.requests import ChatRequest, CompletionRequest, Request, read_request
 from evo_core.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 4 << 20
+"""Bytes of a request's body."""
 
 _LOOK_SECONDS = 0.25
 """How often a waiting answer looks whether its client is still there."""
 
 PAGE = Path(__file__).with_name("page.html")
 
-Start = Callable[[Callable[[Event], None]], tuple[Answer, list[Choice]]]
+Tell = Callable[[Event], None]
+Start = Callable[[bytes, Tell], tuple[Request, Answer, list[Choice]]]
 
 
-def create_app(service: Service) -> FastAPI:
-    """The web application of a service; its engine runs while the application does."""
+def create_app(service: Service, *, max_body: int = MAX_BODY, hosts: Collection[str] | None = None) -> FastAPI:
+    """The web application of a service; its engine runs while the application does.
+
+    Args:
+        max_body: bytes of a request's body.
+        hosts: what requests may call the server, besides this machine's own names; None allows all.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -37,43 +50,56 @@ def create_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.engine.close)
 
-    app = FastAPI(title="Evo", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Evo", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
+    app.add_middleware(Guard, hosts=hosts)
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+    html = PAGE.read_text(encoding="utf-8")
+    reading = ["GET", "HEAD"]
 
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> str:
-        return PAGE.read_text(encoding="utf-8")
+    @app.api_route("/", methods=reading)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": page_policy(html)})
 
-    @app.get("/health")
+    @app.api_route("/health", methods=reading)
     async def health() -> JSONResponse:
         running, waiting = service.engine.load()
         alive = service.engine.alive
         body = {"status": "ok" if alive else "stopping", "running": running, "waiting": waiting}
         return JSONResponse(body, 200 if alive else 503)
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=reading)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [service.card()]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=reading)
     async def model(name: str) -> dict[str, Any]:
         service.check_name(name)
         return service.card()
 
     @app.post("/v1/completions")
-    async def completions(request: CompletionRequest, http: HttpRequest) -> Response:
-        return await _respond(service, request, http, lambda tell: service.completion(request, tell))
+    async def completions(http: HttpRequest) -> Response:
+        def start(body: bytes, tell: Tell) -> tuple[Request, Answer, list[Choice]]:
+            request = read_request(CompletionRequest, parse_json(body))
+            return request, *service.completion(request, tell)
+
+        return await _respond(service, http, await read_body(http, max_body), start)
 
     @app.post("/v1/chat/completions")
-    async def chat_completions(request: ChatRequest, http: HttpRequest) -> Response:
-        return await _respond(service, request, http, lambda tell: service.answer(request, tell))
+    async def chat_completions(http: HttpRequest) -> Response:
+        def start(body: bytes, tell: Tell) -> tuple[Request, Answer, list[Choice]]:
+            request = read_request(ChatRequest, parse_json(body))
+            return request, *service.answer(request, tell)
+
+        return await _respond(service, http, await read_body(http, max_body), start)
 
     return app
 
 
-async def _respond(service: Service, request: Request, http: HttpRequest, start: Start) -> Response:
+async def _respond(service: Service, http: HttpRequest, body: bytes, start: Start) -> Response:
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -83,57 +109,77 @@ async def _respond(service: Service, request: Request, http: HttpRequest, start:
         except RuntimeError:  # the loop has ended, and nobody listens any more
             pass
 
-    answer, choices = await asyncio.to_thread(start, tell)
+    request, answer, choices = await asyncio.to_thread(start, body, tell)
     try:
         service.engine.submit(choices)
     except Busy:
+        if not service.engine.alive:
+            raise ApiError(503, "the server is stopping", kind="server_error") from None
         raise ApiError(429, "too many requests wait already: try again later", kind="rate_limit_error") from None
-    events = _events(service, choices, news, http)
+    events = _events(len(choices), news, http)
     if request.stream:
         with_usage = request.stream_options is not None and request.stream_options.include_usage
-        stream = _stream(answer, events, with_usage=with_usage)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    async for event in events:
-        answer.take(event)
+        return _Stream(_chunks(answer, events, with_usage=with_usage), lambda: service.engine.cancel(choices))
+    try:
+        async for event in events:
+            answer.take(event)
+    finally:
+        service.engine.cancel(choices)
     return JSONResponse(answer.whole())
 
 
-async def _events(
-    service: Service, choices: list[Choice], news: asyncio.Queue[Event], http: HttpRequest
-) -> AsyncIterator[Event]:
-    """The events of all choices until each has ended; a client that goes away ends them."""
-    open_choices, looked = len(choices), time.monotonic()
-    try:
-        while open_choices:
-            try:
-                event = await asyncio.wait_for(news.get(), _LOOK_SECONDS)
-            except TimeoutError:
-                event = None
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                if await http.is_disconnected():
-                    return
-                looked = time.monotonic()
-            if event is not None:
-                open_choices -= event.finish_reason is not None
-                yield event
-    finally:
-        service.engine.cancel(choices)
+class _Stream(StreamingResponse):
+    """A stream of server-sent events.
+
+    Args:
+        chunks: its text.
+        at_end: called when all is sent or the client has gone away, be it before the first chunk.
+    """
+
+    def __init__(self, chunks: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._at_end = at_end
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()
 
 
-async def _stream(answer: Answer, events: AsyncIterator[Event], *, with_usage: bool) -> AsyncIterator[str]:
-    for chunk in answer.first_chunks():
-        yield chunk
+async def _events(open_choices: int, news: asyncio.Queue[Event], http: HttpRequest) -> AsyncIterator[Event]:
+    """The events of so many choices until each has ended, or the client has gone away."""
+    looked = time.monotonic()
+    while open_choices:
+        try:
+            event = await asyncio.wait_for(news.get(), _LOOK_SECONDS)
+        except TimeoutError:
+            event = None
+        if time.monotonic() - looked > _LOOK_SECONDS:
+            if await http.is_disconnected():
+                return
+            looked = time.monotonic()
+        if event is not None:
+            open_choices -= event.finish_reason is not None
+            yield event
+
+
+async def _chunks(answer: Answer, events: AsyncIterator[Event], *, with_usage: bool) -> AsyncIterator[str]:
+    """The chunks of an answer; an error is a chunk too, since the status line is long gone."""
     try:
+        for chunk in answer.first_chunks():
+            yield chunk
         async for event in events:
             answer.take(event)
             for chunk in answer.chunks(event):
                 yield chunk
         if with_usage:
             yield answer.usage_chunk()
-    except ApiError as error:  # the status line is long gone
+    except ApiError as error:
         yield sse(error.body())
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]
+    except Exception as error:
+        log.exception("a stream failed")
+        yield sse(_internal(error).body())
     yield DONE
 
 
@@ -142,22 +188,17 @@ async def _api_error(http: HttpRequest, error: Exception) -> JSONResponse:
     return JSONResponse(error.body(), error.status)
 
 
-async def _bad_request(http: HttpRequest, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        place, message = [], f"the body is not JSON ({first.get('ctx', {}).get('error', message)})"
-    if first["type"] == "extra_forbidden":
-        message = "there is no such field here"
-    param = ".".join(place) or None
-    return await _api_error(http, ApiError(400, f"{param}: {message}" if param else message, param=param))
+async def _unforeseen(http: HttpRequest, error: Exception) -> JSONResponse:
+    return await _api_error(http, _internal(error))
+
+
+def _internal(error: Exception) -> ApiError:
+    return ApiError(500, f"something went wrong here ({type(error).__name__})", kind="server_error")
 
 
 async def _http_error(http: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = f"{http.method} {http.url.path}: {error.detail}"
+    message = f"{http.method} {http.scope['path']}: {error.detail}"
     response = await _api_error(http, ApiError(error.status_code, message))
     response.headers.update(error.headers or {})
     return response

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,8 @@ from evo_core.job import command
 if TYPE_CHECKING:
     from evo_core.serve.service import Service
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _GRACE_SECONDS = 5
+_BACKLOG = 2048
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +38,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="tokens of prompt and continuation together; default four times the trained length, up to 16384",
     )
+    result.add_argument(
+        "--max-body", type=float, default=4, metavar="MIB", help="size of a request's body, MiB; default 4"
+    )
+    result.add_argument(
+        "--request-timeout",
+        type=float,
+        default=10,
+        metavar="SECONDS",
+        help="a connection whose request has not come as a whole by then is dropped; default 10",
+    )
+    result.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that requests may call this server by, besides localhost; may be repeated. Where --host is not "
+        "this machine alone and none is given, every name may be used",
+    )
     return result
 
 
@@ -43,13 +63,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load the model and serve it until SIGINT or SIGTERM; then exits with 128 + the signal's number."""
     arguments = parser().parse_args(argv)
     with command("evo serve"):
-        for name in ("max_batch", "max_length"):
-            value = getattr(arguments, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{value} must be 1 or more", key=f"--{name.replace('_', '-')}")
-        caught = serve(load(arguments), arguments.host, arguments.port)
+        _check(arguments)
+        _require_fastapi()
+        with listening(arguments.host, arguments.port) as listener:
+            caught = serve(
+                load(arguments),
+                listener,
+                max_body=int(arguments.max_body * 2**20),
+                request_seconds=arguments.request_timeout,
+                hosts=arguments.allow_host,
+            )
     if caught is not None:
         sys.exit(128 + caught)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("max_batch", "max_length"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{value} must be 1 or more", key=f"--{name.replace('_', '-')}")
+    for name in ("max_body", "request_timeout"):
+        if not 0 < (value := getattr(arguments, name)) < math.inf:
+            raise ConfigError(f"{value} must be a number above 0", key=f"--{name.replace('_', '-')}")
+    if not 0 <= arguments.port < 2**16:
+        raise ConfigError(f"{arguments.port} is no port: they go from 0 (any free one) to 65535", key="--port")
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that has the address; taken before the model is loaded, which may take minutes.
+
+    Raises:
+        ConfigError: the address is not to be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"there is no such address: {host!r} ({error})", key="--host") from None
+    listener = socket.socket(found[0], found[1])
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(found[4])
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        hint = "is another server there? choose --port, or 0 for any free one"
+        raise ConfigError(f"cannot listen at {host}:{port}: {reason}", key="--port", hint=hint) from None
+    return listener
 
 
 def load(arguments: argparse.Namespace) -> Service:
@@ -58,7 +118,6 @@ def load(arguments: argparse.Namespace) -> Service:
     Raises:
         CheckpointError, ConfigError: there is no such checkpoint, or it cannot generate text.
     """
-    _require_fastapi()
     import torch
 
     from evo_core.checkpoint import load_model
@@ -79,11 +138,32 @@ def load(arguments: argparse.Namespace) -> Service:
     return Service(check_model(model), tokenizer, name, max_batch=arguments.max_batch, max_length=arguments.max_length)
 
 
-def serve(service: Service, host: str, port: int) -> int | None:
-    """Serve until a signal; its number."""
+def serve(
+    service: Service, listener: socket.socket, *, max_body: int, request_seconds: float, hosts: Collection[str] = ()
+) -> int | None:
+    """Serve until a signal.
+
+    Args:
+        listener: where requests come in.
+        max_body: bytes of a request's body.
+        request_seconds: how long a request may take to come.
+        hosts: names by which requests may call the server, besides this machine's own.
+
+    Returns:
+        The signal's number.
+    """
     import uvicorn
 
     from evo_core.serve.api import create_app
+    from evo_core.serve.guard import Connection, is_loopback
+
+    address, port = listener.getsockname()[:2]
+    alone = is_loopback(address)
+
+    class Timed(Connection):
+        """A connection with this server's patience."""
+
+    Timed.request_seconds = request_seconds
 
     class Server(uvicorn.Server):
         """Ends on the first signal: texts in the making are ended with an error, and the sockets closed."""
@@ -103,28 +183,25 @@ def serve(service: Service, host: str, port: int) -> int | None:
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
-                address, real_port = self.servers[0].sockets[0].getsockname()[:2]
                 shown = f"[{address}]" if ":" in address else address
-                print(_greeting(service, host, f"http://{shown}:{real_port}"), flush=True)
+                print(_greeting(service, address, f"http://{shown}:{port}", alone), flush=True)
 
     config = uvicorn.Config(
-        create_app(service),
-        host=host,
-        port=port,
+        create_app(service, max_body=max_body, hosts=hosts if alone or hosts else None),
+        http=Timed,
+        ws="none",
         log_level="warning",
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     server = Server(config)
-    server.run()
-    if server.caught is None and not server.started:
-        raise ConfigError(f"cannot listen at {host}:{port}", hint="is another server there? choose --port")
+    server.run(sockets=[listener])
     print("stopped", flush=True)
     return server.caught
 
 
-def _greeting(service: Service, host: str, url: str) -> str:
+def _greeting(service: Service, host: str, url: str, alone: bool) -> str:
     lines = [f"{service.name}: {url} (API: {url}/v1)"]
-    if host not in _LOOPBACK:
+    if not alone:
         lines.append(f"warning: {host} is open to other machines, and there are no passwords")
     form = service.chat.template or "none beside the tokenizer: <|User|>:… <|Bot|>:…"
     lines.append(f"chat template: {form}; up to {service.max_length} tokens a text; Ctrl-C stops")

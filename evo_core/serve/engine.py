@@ -3,6 +3,9 @@
 Requests are served in the order they came, up to ``max_batch`` at a time; who waits joins as soon as somebody is
 done, in the middle of the others' texts. So a long answer holds nobody up, and a long prompt only for as long as
 it takes to read it once.
+
+What goes wrong with one continuation ends that one alone, with an error of its own. Where a pass through the model
+fails as a whole (out of memory), the continuations in it end; those that run beside it go on, and so does the engine.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from evo_core.generate.batch import Batch, Row
 from evo_core.generate.forward import Forward
@@ -34,19 +37,31 @@ class Busy(Exception):
     """Too many requests wait already."""
 
 
+class Piece(NamedTuple):
+    """A token's share of a continuation's text: the text itself, where it begins, and its log-probability in nats."""
+
+    text: str
+    offset: int
+    log_prob: float
+
+
 @dataclass(frozen=True)
 class Event:
     """News of one choice: text that is certain now, and at the end why it ended.
 
     finish_reason: "stop" (an ending token or a stop text), "length", or "error" with ``error`` saying what.
     tokens: of the continuation so far.
+    pieces: the text's tokens, where their log-probabilities were asked for.
+    status: of HTTP, that of an error.
     """
 
     choice: int
     text: str
     finish_reason: str | None = None
     tokens: int = 0
+    pieces: tuple[Piece, ...] = ()
     error: str | None = None
+    status: int = 200
 
 
 class Choice:
@@ -72,14 +87,26 @@ class Choice:
     ) -> None:
         self.number, self.row, self.dynamic_ntk, self.tell = number, row, dynamic_ntk, tell
         self._text, self._stops = TextStream(tokenizer, row.prompt), StopTexts(stops)
+        self._pieces: list[Piece] = []
+        self._read = self._told = 0
         self.ended = False
 
     def advance(self) -> None:
-        """Tell what one more token brought."""
+        """Tell what one more token brought; whatever goes wrong with that is told as this choice's error."""
+        try:
+            if self.row.failed is not None:
+                self.fail(self.row.failed)
+            else:
+                self._advance()
+        except Exception as error:
+            log.exception("a continuation cannot be told")
+            self.fail(_reason(error))
+
+    def _advance(self) -> None:
         ended_by_token = self.row.finished
-        text = "" if ended_by_token else self._stops.push(self._text.push(self.row.new[-1]))
+        text = "" if ended_by_token else self._stops.push(self._decoded(self._text.push(self.row.new[-1])))
         if self.row.done and not self._stops.found:
-            text += self._stops.push(self._text.finish())
+            text += self._stops.push(self._decoded(self._text.finish(), last=True))
             if not self._stops.found:
                 text += self._stops.finish()
         reason = None
@@ -89,12 +116,34 @@ class Choice:
             reason = "length"
         self.ended = reason is not None
         if text or reason:
-            self.tell(Event(self.number, text, reason, len(self.row.new)))
+            self._told += len(text)
+            self.tell(Event(self.number, text, reason, len(self.row.new), self._certain_pieces()))
 
-    def fail(self, message: str) -> None:
+    def _decoded(self, text: str, *, last: bool = False) -> str:
+        """Note whose text that is: the newest token's, or at the end more of the last one's."""
+        if self.row.log_probs and not last:
+            self._pieces.append(Piece(text, self._read, self.row.log_probs[-1]))
+        elif self._pieces and text:
+            self._pieces[-1] = self._pieces[-1]._replace(text=self._pieces[-1].text + text)
+        self._read += len(text)
+        return text
+
+    def _certain_pieces(self) -> tuple[Piece, ...]:
+        """Those tokens not told yet whose text has been told as a whole; at the end also the one that was cut."""
+        whole = [piece for piece in self._pieces if piece.offset + len(piece.text) <= self._told]
+        rest = self._pieces[len(whole) :]
+        if self.ended and rest and rest[0].offset < self._told:
+            whole.append(rest[0]._replace(text=rest[0].text[: self._told - rest[0].offset]))
+        self._pieces = rest
+        return tuple(whole)
+
+    def fail(self, message: str, status: int = 500) -> None:
         """Tell that nothing more will come."""
         self.ended = True
-        self.tell(Event(self.number, "", "error", len(self.row.new), message))
+        try:
+            self.tell(Event(self.number, "", "error", len(self.row.new), error=message, status=status))
+        except Exception:
+            log.exception("nobody hears that a continuation has failed")
 
 
 class Engine:
@@ -170,12 +219,18 @@ class Engine:
         return Batch(self._forward, self._ending, self._drawable, dynamic_ntk=stretched)
 
     def _run(self) -> None:
-        while self._take_news():
-            for stretched, batch in self._batches.items():
-                if batch.rows:
-                    self._advance(stretched, batch.rows, batch.step)
+        going = True
+        while going:
+            try:
+                going = self._take_news()
+                for stretched, batch in self._batches.items():
+                    if going and batch.rows:
+                        self._step(stretched)
+            except Exception as error:  # no pass's and no choice's: of what runs nothing can be relied on
+                self._batches = {stretched: self._batch(stretched) for stretched in self._batches}
+                self._fail(list(self._running), error)
         for choice in [*self._running.values(), *self._waiting]:
-            choice.fail("the server is stopping")
+            choice.fail("the server is stopping", 503)
 
     def _take_news(self) -> bool:
         """Wait until there is work, let go what is unwanted, and let in who waits; False when it is over."""
@@ -196,28 +251,52 @@ class Engine:
                     break
                 fresh.append(self._waiting.popleft())
             self._running |= {choice.row: choice for choice in fresh}
-        for stretched, batch in self._batches.items():
+        for stretched in self._batches:
             # A text that ends within the trained length is read the same either way, and cheaper unstretched.
             rows = [c.row for c in fresh if (c.dynamic_ntk and c.row.limit > self._trained) == stretched]
             if rows:
-                self._advance(stretched, rows, lambda batch=batch, rows=rows: batch.add(rows))  # type: ignore[misc]
+                self._join(stretched, rows)
         return True
 
-    def _advance(self, stretched: bool, rows: Sequence[Row], work: Callable[[], None]) -> None:
-        """Do a piece of work that gives each row a token, and tell it."""
-        rows = list(rows)
+    def _join(self, stretched: bool, rows: Sequence[Row]) -> None:
+        """Read rows and give each a token; where that fails, one by one, so that it ends only who is at fault."""
+        batch = self._batches[stretched]
+        beside = list(batch.rows)
         try:
-            work()
+            batch.add(rows)
         except Exception as error:
-            log.exception("a batch failed; its requests are answered with the error")
-            rows = list({*rows, *self._batches[stretched].rows})
             self._batches[stretched] = self._batch(stretched)
-            for row in rows:
-                self._running.pop(row).fail(f"{type(error).__name__}: {error}")
-            return
+            if beside:  # read anew, since the failure may have left their keys and values half moved
+                self._join(stretched, beside)
+            if len(rows) == 1:
+                self._fail(rows, error)
+            else:
+                for row in rows:
+                    self._join(stretched, [row])
+        else:
+            self._tell(rows)
+
+    def _step(self, stretched: bool) -> None:
+        """Give every row of a batch one more token."""
+        batch = self._batches[stretched]
+        rows = list(batch.rows)
+        try:
+            batch.step()
+        except Exception as error:
+            self._batches[stretched] = self._batch(stretched)
+            self._fail(rows, error)
+        else:
+            self._tell(rows)
+
+    def _tell(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._running[row].advance()
         self._let_go([self._running[row] for row in rows if self._running[row].ended])
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        log.error("a pass through the model failed; its requests are answered with the error", exc_info=error)
+        for row in rows:
+            self._running.pop(row).fail(_reason(error))
 
     def _let_go(self, choices: Sequence[Choice]) -> None:
         rows = {choice.row for choice in choices}
@@ -225,3 +304,7 @@ class Engine:
             del self._running[row]
         for batch in self._batches.values():
             batch.remove(rows)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -3,6 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evo_core.data.sft.special import special_tokens
+from evo_core.errors import DataError
+
+if TYPE_CHECKING:
+    from evo_core.data.tokenizers import Tokenizer
+
+
+class StopIds:
+    """Finds the special tokens that stop texts spell: these have no text of their own in which they could be met."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._special = tokenizer, special_tokens(tokenizer)
+
+    def of(self, texts: Sequence[str], ids: Sequence[int]) -> frozenset[int]:
+        """The ids that end a continuation: those stated, and those of texts that are special tokens.
+
+        Raises:
+            DataError: a stated id is outside the vocabulary.
+        """
+        size = self._tokenizer.vocab_size
+        outside = next((token for token in ids if not 0 <= token < size), None)
+        if outside is not None:
+            raise DataError(f"stop_token_ids holds {outside}, outside the tokenizer's vocabulary of {size}")
+        named = {token for text in texts if (token := self._special_id(text)) is not None}
+        return frozenset(named | set(ids))
+
+    def _special_id(self, text: str) -> int | None:
+        token = self._special.get(text)
+        if token is None:
+            token = self._tokenizer.token_id(text)
+            if token is not None and self._tokenizer.decode([token, token]):  # a space alone has no text at a start
+                return None
+        return token
 
 
 class StopTexts:

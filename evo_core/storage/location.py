@@ -66,7 +66,7 @@ def check_location(location: Location, key: str | None = None) -> None:
         return
     known = next((prefix for prefix in _PREFIXES if location.startswith(prefix)), None)
     if known is None:
-        raise LocationError(_unknown(location, found[0]), key=key, hint=_GRAMMAR)
+        raise LocationError(_unknown(location, found[0]), key=key, hint=f"{_GRAMMAR}; a path may begin with ./")
     rest = location.removeprefix(known)
     if not rest.strip() or (is_remote(location) and not rest.partition("/")[0].strip()):
         raise LocationError(f'"{location}" names nothing behind {known}', key=key, hint=_GRAMMAR)

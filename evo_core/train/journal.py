@@ -40,7 +40,7 @@ class Journal:
             where = local_path(cfg.tensorboard_folder) if cfg.tensorboard_folder else folder / "tensorboard"
             queue = cfg.monitor.tensorboard.queue_max_length
             self._tensorboard = Tensorboard(where, queue=queue, step=step)
-            self._tensorboard.text("job_name", cfg.job_name)
+            self._tensorboard.text("job_name", cfg.shown.job_name)
             self._tensorboard.text("config", f"```yaml\n{cfg.to_yaml()}\n```")
 
     def step(self, record: dict[str, Any], *, seconds: float) -> None:

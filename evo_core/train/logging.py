@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from evo_core.errors import ConfigError
+
 FORMAT = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)d in %(funcName)s -- %(message)s"
 FILE = "train.log"
+
+
+class _Lossy(logging.Handler):
+    """Where lines cannot be written (a full disk, a reader that went away) this is said once, and the run goes on."""
+
+    lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.lost:
+            self.lost = True
+            with suppress(OSError):
+                print(f"{self.name}: log lines are lost: {error.strerror}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is still in its buffer
+            super().close()
+
+
+class _Console(_Lossy, logging.StreamHandler):
+    """Lines on stdout."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        super().handleError(record)
+        if self.lost and self.stream is sys.stdout:
+            # What is in the buffer would fail again when the interpreter ends, and change the exit status.
+            with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+class _File(_Lossy, logging.FileHandler):
+    """Lines in a file."""
 
 
 class Log:
@@ -22,7 +59,8 @@ class Log:
 
     def __init__(self, *, speaks: bool) -> None:
         self._speaks = speaks
-        self._console = logging.StreamHandler(sys.stdout)
+        self._console = _Console(sys.stdout)
+        self._console.name = "stdout"
         # The first lines come before the run's folder is known: they wait for it.
         self._waiting = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
         self.handlers: list[logging.Handler] = [self._console, self._waiting]
@@ -31,12 +69,20 @@ class Log:
             handler.setLevel(logging.INFO if speaks else logging.WARNING)
 
     def keep_in(self, folder: Path) -> None:
-        """Append all lines, past and future, to ``train.log`` in the run's folder, if this rank prints."""
+        """Append all lines, past and future, to ``train.log`` in the run's folder, if this rank prints.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         logger = logging.getLogger("evo_core")
         logger.removeHandler(self._waiting)
         self.handlers.remove(self._waiting)
         if self._speaks:
-            file = logging.FileHandler(folder / FILE)
+            try:
+                file = _File(folder / FILE)
+            except OSError as error:
+                raise ConfigError(f"cannot be written: {error.strerror}", file=folder / FILE) from error
+            file.name = str(folder / FILE)
             file.setFormatter(logging.Formatter(FORMAT))
             self._waiting.setTarget(file)
             self._waiting.flush()

@@ -14,6 +14,7 @@ import torch
 
 from evo_core.checkpoint import TrainState, save
 from evo_core.data import Feed, open_source
+from evo_core.errors import ConfigError
 from evo_core.evaluate.holdout import holdout
 from evo_core.model import build_model, compile_blocks, init_weights
 from evo_core.parallel import ranks as process_ranks
@@ -24,7 +25,7 @@ from evo_core.storage.location import local_path
 from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.resume import Start, find_start, places, save_folder, take_start
+from evo_core.train.resume import Start, find_start, places, run_of, save_folder, take_start
 from evo_core.train.setup import make_optimizer, make_schedules, seed_micro_batch, set_kernels
 from evo_core.train.startup import describe, introduce
 from evo_core.train.stop_file import StopFile, ends, saves
@@ -104,7 +105,7 @@ def _train(
     state.folder = str(folder.absolute())
     describe(cfg, ranks, layout, model, optimizer, data)
 
-    root = save_folder(cfg)
+    root, run = save_folder(cfg), run_of(start, cfg)
     checkpoint = start.checkpoint if start is not None and start.resumes else None
     stop_file = StopFile(cfg.ckpt.stop_file_path, reads=layout.is_log_rank)
     total_steps, stopped, ended = cfg.data.total_steps, False, False
@@ -202,7 +203,7 @@ def _train(
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
                 if data.in_order:
                     state.places = places(feed, layout)
-                checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due)
+                checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due, run=run)
                 if layout.is_log_rank:
                     log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)
 
@@ -242,13 +243,21 @@ def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, 
 
 
 def _run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> Path:
-    """The run's folder, made: the one asked for, else that of the resumed run, else a new one."""
+    """The run's folder, made: the one asked for, else that of the resumed run, else a new one.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     if folder is None and start is not None and start.resumes:
         before = TrainState.read(start.checkpoint).folder
         folder = Path(before) if before and Path(before).is_dir() else None
     if folder is None:  # named by one rank: clocks differ
-        folder = on_first(lambda: Path("RUN") / cfg.job_name / time.strftime("%m-%d-%H.%M.%S"))
-    folder.mkdir(parents=True, exist_ok=True)
+        folder = on_first(lambda: Path("RUN") / cfg.shown.job_name / time.strftime("%m-%d-%H.%M.%S"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "name a folder for log and curve with --folder, or start where one can be made"
+        raise ConfigError(f"cannot be made: {error.strerror}", file=folder, hint=hint) from error
     return folder
 
 

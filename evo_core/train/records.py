@@ -5,10 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from evo_core.errors import UserError
+
 FILE = "metrics.jsonl"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have a refusal of the file system (a full disk, a folder that is gone) end the run in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", file=path) from error
 
 
 class MetricsFile:
@@ -21,18 +34,22 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line, number in _steps(path) if number < step]
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text("".join(kept))
-        draft.replace(path)
-        self._stream = path.open("a", buffering=1)
+        self._path = path
+        with naming(path):
+            kept = [line for line, number in _steps(path) if number < step]
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            draft.write_text("".join(kept))
+            draft.replace(path)
+            self._stream = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; numbers that are not finite become null, which JSON can say."""
-        self._stream.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
+        with naming(self._path):
+            self._stream.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
 
     def close(self) -> None:
-        self._stream.close()
+        with suppress(OSError):  # of a line that was refused before
+            self._stream.close()
 
 
 def _steps(path: Path) -> list[tuple[str, int]]:
@@ -62,15 +79,20 @@ class Tensorboard:
     def __init__(self, folder: Path, *, queue: int, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), max_queue=queue, purge_step=step or None)
+        self._folder = folder
+        with naming(folder):
+            self._writer = SummaryWriter(str(folder), max_queue=queue, purge_step=step or None)
 
     def text(self, name: str, text: str) -> None:
-        self._writer.add_text(name, text)
+        with naming(self._folder):
+            self._writer.add_text(name, text)
 
     def write(self, record: dict[str, Any], step: int) -> None:
-        for name, value in record.items():
-            if isinstance(value, int | float) and name not in ("step", "time"):
-                self._writer.add_scalar(name, value, step)
+        with naming(self._folder):
+            for name, value in record.items():
+                if isinstance(value, int | float) and name not in ("step", "time"):
+                    self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):
+            self._writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
+from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.formats import Kind, fill_model, locate, open_weights, other_settings
+from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.parallel.environment import launch_marks, restarts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +39,7 @@ class Start:
         checkpoint: its folder; until it is found, what was written for it.
         content: "model" and what else to take, or "all".
         resumes: whether it is the run's own.
+        run: the run that is resumed.
         kind: the format of the folder that was found.
         ckpt_type: the format that it was said to have.
     """
@@ -42,6 +47,7 @@ class Start:
     checkpoint: Path
     content: tuple[str, ...]
     resumes: bool
+    run: Run = UNKNOWN
     kind: Kind = "evo"
     ckpt_type: str | None = None
 
@@ -54,16 +60,17 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
         first: whether this rank says what was chosen.
 
     Raises:
-        CheckpointError: what ``load_ckpt_info`` names is not there or is damaged.
+        CheckpointError: what ``load_ckpt_info`` names is not there or is damaged; the run has checkpoints and all are
+            damaged; or the save folder cannot be written to.
     """
     info = cfg.ckpt.load_ckpt_info
     if init is None and not cfg.ckpt.auto_resume and info is not None:
         init = Start(Path(info.path), tuple(info.content), resumes=False, ckpt_type=info.ckpt_type)
+    folder = save_folder(cfg)
+    found = _own_checkpoint(cfg, folder, first=first) if folder is not None else None
     if cfg.ckpt.auto_resume:
-        folder = save_folder(cfg)
-        found = newest_sound(folder) if folder is not None else None
         if found is not None:
-            outcome = f"resuming from {found[0]}"
+            outcome = f"resuming from {found.checkpoint}"
         else:
             why = f"no complete checkpoint in {folder}" if folder else "nothing is saved (ckpt.enable_save_ckpt)"
             outcome = f"{why}: from scratch" if init is None else why
@@ -75,8 +82,10 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
             )
         elif first:
             log.info("auto_resume: %s", outcome)
-        if found is not None:
-            return Start(found[0], ("all",), resumes=True)
+    elif found is not None and first:
+        log.info("started again: resuming from %s, which this run saved", found.checkpoint)
+    if found is not None:
+        return found
     if init is None:
         return None
     found_start = on_first(lambda: _located(init))
@@ -87,6 +96,45 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
     if first:
         log.info("starting from %s (%s)", found_start.checkpoint, ", ".join(init.content))
     return found_start
+
+
+def _own_checkpoint(cfg: TrainConfig, folder: Path, *, first: bool) -> Start | None:
+    """The checkpoint in the save folder that the run goes on from; every rank must call it.
+
+    With auto_resume that is the newest of this job's last run, else of the last run of any. Without it a launcher that
+    started the same run again (torchrun after the death of a rank, Slurm after a requeue) still goes on where it was.
+    """
+    on_first(lambda: folders.prepare(folder))
+    everything = on_first(lambda: folders.find(folder))
+    run = None
+    if cfg.ckpt.auto_resume:
+        run = folders.newest_run(everything, job=cfg.job_name)
+    elif max(gather_objects(restarts(os.environ))):
+        run = folders.newest_run(everything, job=cfg.job_name, launch=_marks_of_all())
+    sound = newest_sound(folder, run) if run is not None or cfg.ckpt.auto_resume else None
+    if sound is not None:
+        return Start(sound[0], ("all",), resumes=True, run=sound[1])
+    if first and (there := [found for found in everything if found.complete]):
+        log.warning(
+            "%s is in use: %d checkpoints of other runs lie there (the newest is %s). They are left alone; this run's "
+            "are saved beside them, and a restart with auto_resume goes on from this run's",
+            folder,
+            len(there),
+            there[0].path,
+        )
+    return None
+
+
+def run_of(start: Start | None, cfg: TrainConfig) -> Run:
+    """The run as its checkpoints will name it, new or gone on with; every rank must call it."""
+    marks = tuple(_marks_of_all())
+    if start is not None and start.resumes:
+        return replace(start.run, job=cfg.job_name, launch=marks)
+    return on_first(lambda: Run.new(cfg.job_name, marks))
+
+
+def _marks_of_all() -> list[str]:
+    return sorted({mark for marks in gather_objects(launch_marks(os.environ)) for mark in marks})
 
 
 _KINDS: dict[str | None, tuple[Kind, ...]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from evo_core.config.locations import unprefixed_save
+from evo_core.data.targets import NO_TARGETS, types_without_targets
+from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
 
@@ -37,7 +40,7 @@ def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> N
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
-    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.job_name, host, folder)
+    log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.shown.job_name, host, folder)
     if (
         layout.is_log_rank
         and cfg.ckpt.enable_save_ckpt
@@ -81,9 +84,21 @@ def describe(
         layout.dp,
         total,
     )
+    if layout.is_log_rank:
+        _say_without_targets(cfg, data)
     without = cfg.settings_without_effect(ranks.device.type)
     if without:
         log.info("set, but without effect here: %s", "; ".join(without))
+
+
+def _say_without_targets(cfg: TrainConfig, data: Source) -> None:
+    if data.trained is not None and not any(data.trained.values()):
+        log.warning("data.train_folder %s: %s", cfg.data.train_folder, NO_TARGETS)
+    if cfg.data.valid_folder is None or not cfg.data.valid_every:
+        return
+    with suppress(DataError):  # what is wrong with held-out data is said when they are read
+        for name in types_without_targets(Path(cfg.data.valid_folder)):
+            log.warning("data.valid_folder %s: type %s gives no score, %s", cfg.data.valid_folder, name, NO_TARGETS)
 
 
 def _attention(model: nn.Module, device: torch.device) -> str:

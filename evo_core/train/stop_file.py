@@ -4,36 +4,66 @@ from __future__ import annotations
 
 import logging
 
+from evo_core.errors import ConfigError
+from evo_core.parallel.collectives import on_first
 from evo_core.storage.location import local_path
 
 log = logging.getLogger(__name__)
+
+_MOST = 2**53
+"""No run comes so far, and ranks tell each other the number as a float."""
+
+_MOST_CHARACTERS = 10_000
 
 
 class StopFile:
     """A file with a step number n: n > 0 saves and ends the run at step n (now, if it is past n), n < 0 saves at step
     -n and goes on, 0 says nothing.
 
+    Every rank must make one.
+
     Args:
         path: the file, written with 0 when the run starts; None for none.
         reads: whether this rank is the one that reads it.
+
+    Raises:
+        ConfigError: the file cannot be written.
     """
 
     def __init__(self, path: str | None, *, reads: bool) -> None:
-        self._path = local_path(path) if path and reads else None
-        if self._path is not None:
+        self._path = local_path(path) if path else None
+        self._refused = ""
+        on_first(self._begin)
+        if not reads:
+            self._path = None
+
+    def _begin(self) -> None:
+        if self._path is None:
+            return
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("0\n")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be written: {error.strerror}", file=self._path, key="ckpt.stop_file_path"
+            ) from error
 
     def read(self) -> int:
         """The number; 0 on the ranks that do not read, and where the file holds none."""
         if self._path is None:
             return 0
+        text = ""
         try:
-            return int(self._path.read_text().strip() or 0)
+            with self._path.open() as stream:
+                text = stream.read(_MOST_CHARACTERS)
+            return max(-_MOST, min(int(text.strip() or 0), _MOST))
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
-            log.warning("stop file %s is not read: %s", self._path, error)
+            if text != self._refused or isinstance(error, OSError):
+                why = error.strerror if isinstance(error, OSError) else f"{text.strip()[:40]!r} is no step number"
+                log.warning("stop file %s is not read: %s", self._path, why)
+            self._refused = text
             return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from evo_core.config.identity import enters_the_key
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError, UserError
 from flows.pipeline import identity
@@ -65,6 +66,11 @@ class Plan:
         """The planned step of that name."""
         return next(step for step in self.steps if step.name == name)
 
+    def runtime_record(self, step: PlannedStep) -> dict[str, Any]:
+        """A step's runtime as plain data, fit to be stored and shown."""
+        plain = step.runtime.model_dump(mode="json")
+        return self.pipeline.secrets.shown(plain, f"steps.{step.name}.runtime")
+
     def record(self) -> dict[str, Any]:
         """The plan as plain data, for the store and for `--json`."""
         return {
@@ -81,7 +87,7 @@ class Plan:
                     "action": s.action,
                     "why": s.why,
                     "needs": {name: {"from": origin, "key": key} for name, (origin, key) in s.needs.items()},
-                    "runtime": s.runtime.model_dump(mode="json"),
+                    "runtime": self.runtime_record(s),
                 }
                 for s in self.steps
             ],
@@ -127,8 +133,9 @@ def make_plan(
             hint=f"add --targets {name}, or leave --targets out",
         )
     planned: dict[str, PlannedStep] = {}
-    for step in wanted:
-        planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
+    with pipeline.secrets.kept():
+        for step in wanted:
+            planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Plan(pipeline, tuple(planned.values()), str(store.root), f"{pipeline.name}-{now}-{uuid.uuid4().hex[:4]}")
 
@@ -177,7 +184,8 @@ def _plan_step(
     payload = identity.identity(
         step.kind.name, step.kind.version, params, {name: key for name, (_, key) in needs.items()}, source
     )
-    key = identity.key(payload)
+    _refuse_secrets(pipeline, step, params)
+    key = _key(pipeline, payload, where)
     follows = next((n for n in step.needs.values() if n in planned and planned[n].force), None)
     forced = step.name in force or follows is not None
     action, why, drift = _decide(step.name, step.kind, key, payload, store)
@@ -259,6 +267,25 @@ def _decide(
     if read_attempt(store.state(key)) is not None:
         return "attach", "its job was submitted by a run that has ended", ()
     return "run", explain_change(name, kind.name, payload, store), ()
+
+
+def _refuse_secrets(pipeline: Pipeline, step: Step, identity: Mapping[str, Any]) -> None:
+    """What enters the key is written into plans and manifests; a value from the environment may be a secret."""
+    where = f"steps.{step.name}.params"
+    for name in type(step.params).model_fields:
+        given = step.params.model_dump(include={name}, mode="json").get(name)
+        enters = name in step.kind.introduced or (name in identity and identity[name] == given)
+        if enters and pipeline.secrets.hold(f"{where}.{name}"):
+            error = enters_the_key(f"{where}.{name}", pipeline.secrets)
+            raise pipeline.error(error.message, error.key or where, error.hint)
+
+
+def _key(pipeline: Pipeline, payload: Mapping[str, Any], where: str) -> str:
+    try:
+        return identity.key(payload)
+    except (TypeError, ValueError) as error:
+        message = str(error).removeprefix("$.")
+        raise pipeline.error(f"no key can be made: {message}", where) from None
 
 
 def _placed(pipeline: Pipeline, error: ConfigError, where: str) -> ConfigError:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from evo_core.config.resolve import Document, read_document
+from evo_core.config.resolve import Document, Resolved, read_document
+from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
+from evo_core.config.values import describe
 from evo_core.errors import ConfigError
 from tasks import registry
 from tasks.kind import Kind
+from tasks.names import composed, name_problem, variable_problem, word_problem
 
-NAME = re.compile(r"^[a-z][a-z0-9_-]*$")
+Name = Annotated[str, AfterValidator(composed)]
 
 
 class CachePolicy(BaseModel):
@@ -36,7 +38,7 @@ class StepFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     uses: str = Field(description="the step's kind, or the import path of one: package.module:Class")
-    needs: dict[str, str] = Field({}, description="input name to step name, or to a ref: ref:corpus@latest")
+    needs: dict[str, Name] = Field({}, description="input name to step name, or to a ref: ref:corpus@latest")
     params: dict[str, Any] = Field({}, description="what the artifact is")
     runtime: dict[str, Any] = Field({}, description="where and how it is made")
     cache: CachePolicy = CachePolicy()
@@ -47,10 +49,10 @@ class PipelineFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    pipeline: str = Field(description="its name")
+    pipeline: Name = Field(description="its name")
     vars: dict[str, Any] = Field({}, description="values that ${vars.NAME} refers to")
     steps: dict[str, StepFile] = Field(min_length=1)
-    publish: dict[str, str] = Field({}, description="ref name to the step whose artifact it shall name")
+    publish: dict[str, Name] = Field({}, description="ref name to the step whose artifact it shall name")
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A checked pipeline; `steps` in an order in which every step follows what it needs."""
+    """A checked pipeline.
+
+    Attributes:
+        steps: in an order in which every step follows what it needs.
+        secrets: what came from the environment: shown and stored as the references it was written as.
+    """
 
     name: str
     document: Document
     steps: tuple[Step, ...]
     publish: Mapping[str, str]
     overrides: tuple[str, ...] = field(default=())
+    secrets: Secrets = field(default_factory=Secrets)
 
     @property
     def file(self) -> Path:
@@ -97,25 +105,68 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
             the file, the key and its line.
     """
     document = read_document(path, overrides)
-    try:
-        spec = PipelineFile.model_validate(document.values())
-    except ValidationError as error:
-        raise explain(error, PipelineFile, document) from error
-    for name in spec.steps:
-        if not NAME.match(name):
-            raise _error(
-                document, f"{name!r} is no step name", f"steps.{name}", "use a-z, 0-9, - and _, a letter first"
-            )
-    steps = {name: _check_step(document, name, step) for name, step in spec.steps.items()}
-    order = _order(document, steps)
-    _check_inputs(document, steps)
-    for ref, step in spec.publish.items():
-        if step not in steps:
-            raise _error(document, f"there is no step {step!r}{suggest(step, steps)}", f"publish.{ref}")
-    return Pipeline(spec.pipeline, document, tuple(steps[n] for n in order), spec.publish, tuple(overrides))
+    _refuse_unknown_steps(document, overrides)
+    _compose_names(document)
+    resolved = document.resolved()
+    with resolved.secrets.kept():
+        try:
+            spec = PipelineFile.model_validate(resolved.values)
+        except ValidationError as error:
+            raise explain(error, PipelineFile, document, resolved.secrets) from None
+        _check_names(document, spec)
+        _refuse_secrets_in_names(document, resolved.secrets)
+        steps = {name: _check_step(document, resolved, name, step) for name, step in spec.steps.items()}
+        order = _order(document, steps)
+        _check_inputs(document, steps)
+        for ref, step in spec.publish.items():
+            if step not in steps:
+                raise _error(document, f"there is no step {step!r}{suggest(step, steps)}", f"publish.{ref}")
+    in_order = tuple(steps[name] for name in order)
+    return Pipeline(spec.pipeline, document, in_order, spec.publish, tuple(overrides), resolved.secrets)
 
 
-def explain(error: ValidationError, model: type[BaseModel], document: Document, where: str = "") -> ConfigError:
+def _refuse_unknown_steps(document: Document, overrides: Sequence[str]) -> None:
+    """An override inside a step that the file does not have would begin one of its own."""
+    steps = document.data.get("steps")
+    for override in overrides:
+        first, _, rest = override.partition("=")[0].strip().partition(".")
+        name, _, inside = rest.partition(".")
+        if first == "steps" and inside and isinstance(steps, dict) and "uses" not in (steps.get(name) or {}):
+            known = [step for step in steps if "uses" in (steps[step] or {})]
+            raise ConfigError(f"there is no step {name!r}{suggest(name, known)}", key=f"--set {override}")
+
+
+def _compose_names(document: Document) -> None:
+    for block in ("steps", "publish"):
+        if isinstance(named := document.data.get(block), dict):
+            document.data[block] = {composed(name): value for name, value in named.items()}
+    document.places = {composed(key): place for key, place in document.places.items()}
+
+
+def _check_names(document: Document, spec: PipelineFile) -> None:
+    named = [("pipeline", spec.pipeline, "pipeline name", name_problem)]
+    named += [(f"vars.{name}", name, "var name", variable_problem) for name in spec.vars]
+    named += [(f"steps.{name}", name, "step name", word_problem) for name in spec.steps]
+    named += [(f"publish.{name}", name, "ref name", name_problem) for name in spec.publish]
+    for key, name, what, problem_of in named:
+        if problem := problem_of(name):
+            shown = key if name.isprintable() else key.partition(".")[0]
+            raise _error(document, f"{name!r} is no {what}", shown, problem)
+
+
+def _refuse_secrets_in_names(document: Document, secrets: Secrets) -> None:
+    """All but `vars`, `params` and `runtime` are names, which are file names too and stand on every page."""
+    for key, reference in secrets.references.items():
+        first, _, rest = key.partition(".")
+        if first == "vars" or (first == "steps" and rest.split(".")[1:2] in (["params"], ["runtime"])):
+            continue
+        hint = "write it in the file, or give it by --set"
+        raise _error(document, f"{reference} may be a secret, and this is stored and shown", key, hint)
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], document: Document, secrets: Secrets, where: str = ""
+) -> ConfigError:
     """A pydantic error as ours: the dotted key, its line, and the nearest known key for an unknown one."""
     first = error.errors()[0]
     key = ".".join([where] * bool(where) + [str(part) for part in first["loc"]])
@@ -126,26 +177,44 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document, 
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
-    given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    given = "" if first["type"] == "missing" else f" (got {_given(first['input'], key, secrets)})"
     return _error(document, first["msg"][0].lower() + first["msg"][1:] + given, key)
 
 
-def _check_step(document: Document, name: str, step: StepFile) -> Step:
+def _given(value: Any, key: str, secrets: Secrets) -> str:
+    return secrets.references.get(key) or describe(value if not secrets.hold(key) else {})
+
+
+def _check_step(document: Document, resolved: Resolved, name: str, step: StepFile) -> Step:
     where = f"steps.{name}"
     try:
         kind = registry.kind(step.uses, document.file.parent)
     except ConfigError as error:
-        raise _error(document, error.message, f"{where}.uses", error.hint) from error
-    params = _validate(document, kind.params_type, step.params, f"{where}.params")
-    runtime = _validate(document, kind.runtime_type, step.runtime, f"{where}.runtime")
+        raise _error(document, error.message, f"{where}.uses", error.hint) from None
+    written = resolved.written["steps"].get(name, {}).get("params") or {}
+    params = _validate(document, kind.params_type, step.params, f"{where}.params", resolved.secrets, written)
+    runtime = _validate(document, kind.runtime_type, step.runtime, f"{where}.runtime", resolved.secrets)
     return Step(name, kind, params, runtime, step.needs, step.cache)
 
 
-def _validate(document: Document, model: type[BaseModel], raw: Mapping[str, Any], where: str) -> BaseModel:
+def _validate(
+    document: Document,
+    model: type[BaseModel],
+    raw: Mapping[str, Any],
+    where: str,
+    secrets: Secrets,
+    written: Mapping[str, Any] | None = None,
+) -> BaseModel:
+    """Params or runtime as their kind declares them.
+
+    Args:
+        written: the same data with references where the environment's values are, for a kind that writes files.
+    """
+    context = {"folder": document.file.parent, "where": where, "written": raw if written is None else written}
     try:
-        return model.model_validate(raw, context={"folder": document.file.parent, "where": where})
+        return model.model_validate(raw, context=context)
     except ValidationError as error:
-        raise explain(error, model, document, where) from error
+        raise explain(error, model, document, secrets, where) from None
 
 
 def _order(document: Document, steps: Mapping[str, Step]) -> list[str]:

@@ -47,11 +47,12 @@ def run_step(plan: Plan, step: PlannedStep, store: Store, observer: Observer, st
         observer.on_step_start(step)
     try:
         if reused:
-            _tidy(store.state(step.key), plan.run_id)
+            _tidy(store.state(step.key), artifact.home, plan.run_id)
             ref = _ref(step, _whole(artifact, step.name), "reused")
         else:
             ref = _claim_and_make(plan, step, store, observer, stop)
-    except BaseException as error:
+    except BaseException as raised:
+        error = plan.pipeline.secrets.concealed(raised)
         observer.on_step_end(step, None, error)
         if isinstance(error, Stopped):
             raise
@@ -140,7 +141,7 @@ def _make(
         commits.discard_home_if_empty(home)
         raise
     statistics = plain_statistics(returned, step, attempt.folder)
-    commits.seal(attempt.folder, _manifest(step, attempt, statistics, started, plan.run_id), context.digests)
+    commits.seal(attempt.folder, _manifest(plan, step, attempt, statistics, started), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
     return artifact
@@ -161,11 +162,12 @@ def _forget_job(state: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _tidy(state: Path, run_id: str) -> None:
+def _tidy(state: Path, home: Path, run_id: str) -> None:
     """Clear what a process left that died between its commit and its last line."""
     if known_dead(state) and (claim := Claim.acquire(state, run_id)) is not None:
         with claim:
             _forget_job(state)
+            clear_drafts(home)
 
 
 def _context(
@@ -197,13 +199,13 @@ def _context(
         store=store,
         stop=stop,
         on_progress=lambda progress: observer.on_progress(step, progress),
-        say=lambda line: observer.on_message(step, line),
+        say=lambda line: observer.on_message(step, plan.pipeline.secrets.conceal(line)),
         source_digest=step.payload.get("source"),
     )
 
 
 def _manifest(
-    step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float, run_id: str
+    plan: Plan, step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float
 ) -> dict[str, Any]:
     ended = time.time()
     ranks = getattr(step.runtime, "world_size", 1)
@@ -222,8 +224,8 @@ def _manifest(
         "statistics": dict(statistics),
         "provenance": {
             **provenance(type(step.kind)),
-            "run": run_id,
-            "runtime": step.runtime.model_dump(mode="json"),
+            "run": plan.run_id,
+            "runtime": plan.runtime_record(step),
             "started": _iso(started),
             "ended": _iso(ended),
             "seconds": round(ended - started, 3),

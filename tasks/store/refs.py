@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import ConfigError
+from tasks.names import composed, name_problem
 from tasks.store.atomic import clear_drafts, create_json, read_object, write_json
 
-REF = re.compile(r"^ref:(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<version>[\w.-]+))?$")
+REF = re.compile(r"ref:(?P<name>[^@]+)(@(?P<version>[^@]+))?")
 
 VERSION = re.compile(r"^(?P<day>\d{4}-\d\d-\d\d)(\.(?P<number>\d+))?$")
 KEY = re.compile(r"^[0-9a-f]{64}$")
@@ -28,7 +29,13 @@ class Refs:
 
         The day is that of the local clock, by which runs are named and people schedule them. Publishing what is latest
         already changes nothing.
+
+        Raises:
+            ConfigError: the name cannot be one (`tasks.names`).
         """
+        name = composed(name)
+        if problem := name_problem(name):
+            raise ConfigError(f"{name!r} cannot be the name of a ref", hint=problem)
         clear_drafts(self.folder / name)
         latest = self._read(name, "latest")
         if latest is not None and latest["key"] == key:
@@ -54,10 +61,12 @@ class Refs:
         Raises:
             ConfigError: there is no such ref, or its file is damaged; the message lists what there is.
         """
-        match = REF.match(text)
+        match = REF.fullmatch(text)
         if match is None:
             raise ConfigError(f"{text!r} is no ref", key=key, hint="write ref:NAME or ref:NAME@VERSION")
-        name, version = match["name"], match["version"] or "latest"
+        name, version = composed(match["name"]), match["version"] or "latest"
+        if problem := name_problem(name) or name_problem(version):
+            raise ConfigError(f"{text!r} is no ref: {problem}", key=key, hint="write ref:NAME or ref:NAME@VERSION")
         entry = self._read(name, version)
         if entry is None:
             path = self.folder / name / f"{version}.json"

@@ -198,3 +198,28 @@ def test_merging_leaves_both_sides_alone() -> None:
     under, over = {"a": {"x": 1}, "b": 1}, {"a": {"y": 2}, "b": {"z": 3}}
     assert merge(under, over) == {"a": {"x": 1, "y": 2}, "b": {"z": 3}}
     assert under == {"a": {"x": 1}, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("vars.amonut=1", r'there is no var \'amonut\'; did you mean "amount"\? \(vars: amount, deep, deep.a, left\)'),
+        ("vars={amonut: 1}", r"there is no var 'amonut'"),
+        ("vars.deep.b=1", r"there is no var 'deep.b'"),
+        ("vars.amount.x=1", r"vars.amount is a value, not a block of keys"),
+        ("items.0.x=1", r"items.0 is a value, not a block of keys"),
+        ("items.2=1", r"items is a list of 2: no item 2"),
+        ("items.=1", r"is not of the form KEY=VALUE"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(override: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("vars: {amount: 1, deep: {a: 1}}\nx: ${vars.left}\nitems: [1, 2]\n")
+    with pytest.raises(ConfigError, match=says):
+        read_document(path, [override])
+
+
+def test_a_var_that_the_file_leaves_open_is_given_by_an_override(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("x: ${vars.left}\n")
+    assert read_document(path, ["vars.left=3", "vars.left=4"]).values()["x"] == 4

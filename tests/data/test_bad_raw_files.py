@@ -35,9 +35,9 @@ WRONG = {
     "empty.json": (b"", ": the file is empty", 0),
     "cut.jsonl": (GOOD + b'{"text": "b', r":2: not JSON, or cut off", 1),
     "field.jsonl": (GOOD + b'{"txt": "b"}\n' + GOOD, r":2: there is no field 'text' \(its fields: 'txt'\)", 2),
-    "null.json": (b'[{"text": null}, {"text": "b"}]', ": record 1: the field 'text' is not text", 1),
+    "number.json": (b'[{"text": 1}, {"text": "b"}]', ": record 1: the field 'text' is not text", 1),
     "half.json": (b'[{"text": "b"}, {"text": "\\ud800"}]', ": record 2: half a character", 1),
-    "half.jsonl": (GOOD + b'{"text": "\\ud800"}\n', ":2: not JSON", 1),
+    "half.jsonl": (GOOD + b'{"text": "\\ud800"}\n', ":2: half a character", 1),
     "long.txt": (b"a\n" + b"x" * 3000 + b"\nb\n", r":2: a line of more than 1,000 bytes", 2),
 }
 

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -61,11 +62,29 @@ def test_text_keys_are_joined(tmp_path: Path) -> None:
     assert list(read_documents(path, ("title", "body"))) == ["T\nB"]
 
 
-def test_documents_without_text_are_passed_over(tmp_path: Path) -> None:
-    path = _file(tmp_path, "a.jsonl", _jsonl([{"text": ""}, {"text": " \n"}, {"text": "x"}]) + b"\n\n")
-    documents = read_documents(path)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_documents_without_text_are_passed_over_and_counted(name: str, tmp_path: Path) -> None:
+    records: list[Any] = [{"text": ""}, {"text": " \n"}, {"text": None}, {"text": []}, {"text": [""]}, {"text": "x"}]
+    content = _jsonl(records) + b"\n\n" if name == "a.jsonl" else json.dumps(records).encode()
+    documents = read_documents(_file(tmp_path, name, content))
     assert list(documents) == ["x"]
-    assert documents.skipped == 0
+    assert (documents.skipped, documents.blank) == (0, 5)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_what_python_calls_json(name: str, tmp_path: Path) -> None:
+    """Numbers that are none, and half a character where no text is taken from."""
+    fields = '"a": NaN, "b": [-Infinity, Infinity], "c": "\\ud83d"'
+    lines = [f'{{"text": "你好 {n}", {fields}}}' for n in range(3)]
+    content = "\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]"
+    assert list(read_documents(_file(tmp_path, name, content.encode()))) == ["你好 0", "你好 1", "你好 2"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_lines_of_text_are_joined(name: str, tmp_path: Path) -> None:
+    record = {"title": "t", "paragraphs": ["line one", "line two"], "note": None}
+    documents = read_documents(_file(tmp_path, name, json.dumps(record).encode()), ("title", "paragraphs", "note"))
+    assert list(documents) == ["t\nline one\nline two"]
 
 
 def test_internevo_reads_json_as_the_original(tmp_path: Path) -> None:
@@ -90,7 +109,15 @@ WRONG = {
     "list.jsonl": (b"[1]\n" + RECORD, "expected an object", 1, 1),
     "cut.json": (b'[{"text": "a"},\n {"te', "cut off", 2, None),
     "bytes.json": (b'[{"text": "\xff"}]', "not UTF-8", 1, None),
-    "object.json": (b'{"text": "a"}', "expected a list", 1, None),
+    "object.json": (b'{"txt": "a"}', "record 1: there is no field 'text'", None, 0),
+    "word.json": (b'"text"', "record 1: expected an object", None, 0),
+    "null.json": (b"null", "record 1: expected an object", None, 0),
+    "half.jsonl": (b'{"text": "\\ud83d"}\n' + RECORD, "half a character", 1, 1),
+    "half of lines.json": (b'[{"text": ["a", "\\ud83d"]}]', "record 1: half a character", None, 0),
+    "lines.json": (b'[{"text": ["a", 3]}]', "record 1: the field 'text' is not text", None, 0),
+    "nan.jsonl": (b'{"text": NaN}\n', "'text' is not text", 1, 0),
+    "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n" + RECORD, "not JSON", 1, 1),
+    "digits.jsonl": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n" + RECORD, "not JSON", 1, 1),
     "field.json": (b'[{"text": "a"}, {}]', "record 2: there is no field 'text'", None, 1),
     "cut.txt.gz": (gzip.compress(b"good\n" * 999)[:-9], "archive is cut off", None, None),
     "not.txt.gz": (b"plain", "not a readable .gz", None, None),

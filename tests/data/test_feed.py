@@ -33,7 +33,7 @@ def test_the_same_batches_in_the_same_order(tmp_path: Path, workers: int) -> Non
 class Counting:
     """A source that counts, and fails at one step."""
 
-    types, digest = ("en",), ""
+    types, digest, trained = ("en",), "", None
 
     def __init__(self, fails_at: int, *, in_order: bool) -> None:
         self.drawn: list[int] = []

@@ -271,3 +271,50 @@ def test_contradictions(tokenizer: Tokenizer) -> None:
             hf_job("folder", tokenizer, **setting)
     with pytest.raises(ConfigError, match=r"data\.train_folder: is required with data\.type hf"):
         job(None, type="hf", tokenizer_path="x")
+
+
+def test_null_in_the_place_of_a_text_is_passed_over(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if it were not there, wherever a run stops and goes on; said once, counted at the end of the first pass."""
+    caplog.set_level("INFO", logger="evo_core")
+    content = texts(30)
+    write_files(tmp_path / "whole", [content])
+    with_null: list[Any] = [*content[:10], None, *content[10:20], "", None, *content[20:], None]
+    write_files(tmp_path / "null", [with_null])
+    pq = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(pa.table({"text": with_null}), tmp_path / "parquet/a.parquet")
+
+    def source(name: str) -> StreamData:
+        return StreamData(hf_job(tmp_path / name, tokenizer, seq_len=16), dp_rank=0, dp_size=1)
+
+    whole = source("whole")
+    expected = [rows(whole.draw(step)[0]) for step in range(60)]
+    for name in ("null", "parquet"):
+        caplog.clear()
+        data = source(name)
+        drawn = [data.draw(step) for step in range(60)]
+        assert [rows(batch) for batch, _ in drawn] == expected
+        assert caplog.text.count("records with null in text are passed over") == 1
+        assert caplog.text.count("3 records held null in text") == 1
+        resumed = source(name)
+        resumed.restore(drawn[20][1])
+        assert rows(resumed.draw(21)[0]) == expected[21]
+
+
+def test_what_is_neither_text_nor_null(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
+    with pytest.raises(DataError, match="a record without text in text, but with a value of type int"):
+        StreamData(hf_job(tmp_path / "a.jsonl", tokenizer), dp_rank=0, dp_size=1).draw(0)
+
+
+def test_a_first_batch_without_a_target(tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    """Texts of one token each have nothing to predict."""
+    write_files(tmp_path / "short", [["\u2581"] * 30])
+    cfg = hf_job(tmp_path / "short", tokenizer, seq_len=1, use_packed_dataset=True, min_length=0)
+    data = StreamData(cfg, dp_rank=0, dp_size=1)
+    data.draw(0)
+    data.draw(1)
+    assert caplog.text.count("the first batch holds no token to train on") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ def test_it_gives_what_json_gives(
 @pytest.mark.parametrize(
     ("text", "message", "line"),
     [
-        ('{"a": 1}', "expected a list", 1),
         ("", "expected a list", 1),
+        (" \n", "expected a list", 2),
+        ('{"a": 1},\n{"a": 2}', "not JSON", 2),
+        ('{"a": 1}\n{"a": 2', "cut off", 2),
         ("[1,\n 2 3]", "expected , or ]", 2),
         ('[1,\n {"a": tru}]', "not JSON", 2),
         ('[1,\n\n "cut', "cut off", 3),
@@ -51,7 +54,7 @@ def test_it_gives_what_json_gives(
         ("[1, " + "[" * 100_000, "nested too deeply", 1),
         ('["' + "x" * 5000 + '"]', "a record has more than 1,000 bytes", 1),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_what_is_wrong_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | bytes, message: str, line: int | None
@@ -61,3 +64,23 @@ def test_what_is_wrong_is_named(
     with pytest.raises(DataError, match=message) as raised:
         list(read_records(write(tmp_path, text), max_record_bytes=1000 if "x" * 99 in str(text) else 1 << 20))
     assert raised.value.line == line
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+@pytest.mark.parametrize("values", [[{"text": "a"}], [{"text": "a", "n": [1, 2]}, {"text": "b"}, {"text": "c"}]])
+def test_records_that_are_in_no_list(tmp_path: Path, values: list[Any], end: str) -> None:
+    """One, or lines of them in a file that is named .json."""
+    for indent in (None, 2):
+        text = "\n".join(json.dumps(value, indent=indent) for value in values) + end
+        for chunk in (1, 7, 1 << 20):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("evo_core.data.raw_bytes.CHUNK", chunk)
+                patch.setattr("evo_core.data.json_list._WINDOW", chunk)
+                assert list(read_records(write(tmp_path, text))) == values
+
+
+def test_numbers_that_python_reads(tmp_path: Path) -> None:
+    text = '[{"a": NaN, "b": -Infinity, "c": 1e999, "d": ' + "9" * 5000 + '}, {"e": 3}]'
+    first, second = read_records(write(tmp_path, text))
+    assert first["a"] != first["a"] and (first["b"], first["c"], first["d"]) == (-math.inf, math.inf, math.inf)
+    assert second == {"e": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evo_core.data.documents import read_documents
+from evo_core.data.sft.records import RecordReader
 from evo_core.data.tokenize import TokenizeSpec, tokenize_file
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
@@ -44,19 +46,37 @@ def test_it_makes_the_bin_of_the_same_jsonl(tmp_path: Path, tokenizer: Tokenizer
 def test_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a", None, "b"], "n": [1, 2, 3]}), path)
-    with pytest.raises(DataError, match="record 2: the field 'text' is not text"):
-        list(read_documents(path))
-    reader = read_documents(path, on_error="skip")
+    reader = read_documents(path)
     assert list(reader) == ["a", "b"]
-    assert reader.skipped == 1
+    assert (reader.skipped, reader.blank) == (0, 1)
+    with pytest.raises(DataError, match="record 1: the field 'n' is not text"):
+        list(read_documents(path, ("n",)))
     with pytest.raises(DataError, match=r"there is no column 'body' \(its columns: 'text', 'n'\)"):
         list(read_documents(path, ("body",)))
     with pytest.raises(DataError, match="reads"):
         read_documents(path, mode="internevo")
     bad = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff"))
     pq.write_table(pa.table({"text": bad}), path)
-    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file \(.*utf-?8"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: record 2: the column 'text' holds what cannot be read \(.*utf-?8"
+    ):
         list(read_documents(path))
+    reader = read_documents(path, on_error="skip")
+    assert list(reader) == ["a"]
+    assert reader.skipped == 1
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match="not a readable Parquet file"):
         list(read_documents(path))
+
+
+def test_a_value_that_python_cannot_hold_spoils_its_own_record_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    dates = pa.array([0, 2**62, 5], pa.timestamp("us"))
+    columns = {"text": ["a", "b", "c"], "at": dates, "n": [Decimal("1.5")] * 3, "raw": [b"x"] * 3, "in": [{"d": 1}] * 3}
+    pq.write_table(pa.table(columns), path)
+    assert list(read_documents(path)) == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"a\.parquet: record 2: the column 'at' holds what cannot be read"):
+        list(RecordReader(path))
+    reader = RecordReader(path, on_error="skip")
+    assert [record["text"] for _, record in reader] == ["a", "c"]
+    assert reader.skipped == 1 and "record 2" in str(reader.first_error)

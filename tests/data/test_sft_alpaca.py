@@ -13,7 +13,7 @@ import sentencepiece
 
 from evo_core.data.sft.alpaca import turn_ids
 from evo_core.data.sft.samples import SftSettings
-from evo_core.data.sft.write import write_sft_dataset
+from evo_core.data.sft.write import write_sft_dataset, write_sft_file
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 from evo_core.errors import DataError
 from tests.data.corpora import read_bin
@@ -129,3 +129,41 @@ def test_the_tokenizer_is_kept(tmp_path: Path, tokenizer: Tokenizer) -> None:
     out = write(tmp_path, tokenizer.path)
     assert load_tokenizer(out / "tokenizer").digest == tokenizer.digest
     assert sorted(path.name for path in out.iterdir()) == ["origins.json", "tokenizer", "train", "valid"]
+
+
+def test_system_and_history(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Turns before this one are trained on as LLaMA-Factory does, a system text is read."""
+    record = {"instruction": "undo", "output": "redo", "system": "view", "history": [["react", "over"], ["a", "b"]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({**record, "system": None, "history": []}))
+    write_sft_file([tmp_path / "a.jsonl"], tmp_path / "a.bin", SftSettings(tokenizer.path))
+    turns = turn_ids(tokenizer)
+    end = [turns.eoh, *turns.newline]
+
+    def turn(question: str, answer: str) -> list[int]:
+        asked = [*tokenizer.encode(f"<|User|>:{question}"), *end, *tokenizer.encode("<|Bot|>:")]
+        return [*(-i for i in asked), *tokenizer.encode(answer), *end]
+
+    system = [-i for i in [*tokenizer.encode("<|System|>:view"), *turns.newline]]
+    last = [*turn("undo", "redo"), tokenizer.eos_id]
+    assert read_bin(tmp_path / "a.bin") == [
+        [tokenizer.bos_id, *system, *turn("react", "over"), *turn("a", "b"), *last],
+        [tokenizer.bos_id, *last],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"system": ["a"]}, "the field 'system' is not text"),
+        ({"history": "q"}, "the field 'history' is not a list"),
+        ({"history": [["q", "a"], ["q"]]}, "entry 2 of 'history' is not a pair of texts"),
+        ({"history": [{"q": "a"}]}, "entry 1 of 'history' is not a pair of texts"),
+        ({"history": [["q", None]]}, "entry 1 of 'history' is not a pair of texts"),
+    ],
+)
+def test_a_system_and_a_history_that_are_none(
+    fields: dict[str, Any], message: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "a", "output": "b", **fields}))
+    with pytest.raises(DataError, match=rf"a\.jsonl:1: {message}"):
+        write_sft_file([tmp_path / "a.jsonl"], tmp_path / "a.bin", SftSettings(tokenizer.path))

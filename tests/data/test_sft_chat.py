@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,51 @@ def test_assistant_turns_found_by_their_prefixes(name: str, folder: Path, tmp_pa
     assert trained == [(c if name == "chatml" else c.strip()) + end for c in contents]
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_message_of_weight_zero(name: str, folder: Path, tmp_path: Path) -> None:
+    """It is read and not trained on; the others are as without it, and a template does not see the weight."""
+    messages = [*MESSAGES, {"role": "user", "content": "undo"}, {"role": "assistant", "content": "redo"}]
+    everything = ours(folder, TEMPLATES[name], messages, tmp_path)
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    for left_out in answers:
+        weighed = [message | ({"weight": 0} if n == left_out else {}) for n, message in enumerate(messages)]
+        ids = ours(folder, TEMPLATES[name], weighed, tmp_path)
+        assert [abs(i) for i in ids] == [abs(i) for i in everything]
+        runs = [list(run) for trained, run in groupby(everything, lambda token: token >= 0) if trained]
+        kept = [list(run) for trained, run in groupby(ids, lambda token: token >= 0) if trained]
+        # MARKED passes over the fourth message, and with it over nothing that is trained on.
+        assert kept == [run for n, run in zip(answers, runs, strict=True) if n != left_out]
+    whole = [message | {"weight": 1 if message["role"] == "assistant" else 0} for message in messages]
+    assert ours(folder, TEMPLATES[name], whole, tmp_path) == everything
+    none = [message | {"weight": 0} for message in messages]
+    with pytest.raises(RecordError, match="nothing of it is trained on"):
+        ours(folder, TEMPLATES[name], none, tmp_path)
+
+
+def test_a_record_that_fails_a_template_does_not_spoil_the_others(folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    (tmp_path / "template.jinja").write_text(
+        CHATML + "{% if messages[0].deep %}{{ messages[0].deep|tojson }}{% endif %}"
+    )
+    encoder = SampleEncoder(tokenizer, chat(tokenizer, tmp_path / "template.jinja"), max_length=2048)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    bad: list[Any] = [
+        {"role": "user", "content": "half \ud83d"},
+        {"role": "user", "content": [{"type": "text", "text": datetime(2024, 1, 1)}]},
+        {"role": "user", "content": "a", "deep": datetime(2024, 1, 1)},
+        {"role": "user", "content": "a", "deep": deep},
+        {"role": "user", "content": b"bytes"},
+        {"role": "user", "content": Decimal("1.5")},
+    ]
+    good = {"messages": MESSAGES}
+    found = encoder.encode_batch([good, *({"messages": [first, *MESSAGES]} for first in bad), good])
+    assert [isinstance(sample, RecordError) for sample in found] == [False, *[True] * len(bad), False]
+    dated = {"messages": [message | {"at": datetime(2024, 1, 1)} for message in MESSAGES]}
+    assert encoder.encode(dated) == found[0]
+
+
 def test_a_template_that_changes_what_it_wrote(folder: Path) -> None:
     only_last = "{% for m in messages %}{{ m.role }}{{ m.content if loop.last else '' }};{% endfor %}"
     with pytest.raises(RecordError, match=r"message 3 changes the text before it .* mark it in the template"):
@@ -152,6 +199,19 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no role": ({"messages": [{"content": "a"}]}, "message 1 is not an object with a role"),
     "no content": ({"messages": [{"role": "user"}]}, "message 1 has no content"),
     "no answer": ({"messages": MESSAGES[:2]}, "no message of the assistant"),
+    "a weight": (
+        {"messages": [{"role": "assistant", "content": "a", "weight": 2}]},
+        "weight of message 1 must be 0 or",
+    ),
+    "a weight of the user's": (
+        {"messages": [{"role": "user", "content": "a", "weight": 1}, *MESSAGES]},
+        "message 1 has",
+    ),
+    "a call that is not written": (
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look_up"}}]}]},
+        "message 1 calls 'look_up', and the chat template writes no calls",
+    ),
+    "tools that are none": ({"messages": MESSAGES, "tools": "{"}, "the field 'tools' is neither a list nor JSON"),
     "our marks": ({"messages": [{"role": "assistant", "content": "\ufdd0"}]}, "message 1 holds U\\+FDD0"),
 }
 

@@ -40,14 +40,14 @@ def test_options(dataset: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     broken = json.loads(dataset.read_text())
     del broken[3]["output"]
     dataset.write_text(json.dumps(broken))
-    options = ("--type", "code", "--seed", 3, "--max-length", 20, "--workers", 1, "--no-bos", "--no-eos")
+    options = ("--type", "code", "--seed", 3, "--max-length", 34, "--workers", 1, "--no-bos", "--no-eos")
     with pytest.raises(DataError, match="record 4: there is no field 'output'"):
         run(dataset, tmp_path / "out", tokenizer.path, *options)
     text = run(dataset, tmp_path / "out", tokenizer.path, *options, "--on-error", "skip")
-    assert "cut at 20 tokens: 19 samples" in text
+    assert "cut at 34 tokens: 19 samples" in text
     assert "skipped: 1 record; the first: " in text and "record 4: there is no field 'output'" in text
     ids = read_bin(tmp_path / "out/train/code/dataset.bin")
-    assert all(len(sample) == 20 and sample[0] < 0 and sample[-1] != tokenizer.eos_id for sample in ids)
+    assert all(len(sample) == 34 and sample[0] < 0 and sample[-1] != tokenizer.eos_id for sample in ids)
 
 
 def test_chat_with_a_template_file(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evo_core.data import token_files
 from evo_core.data.token_files import TokenFile, open_token_files
+from evo_core.data.train_data import TrainData
 from evo_core.errors import DataError
-from tests.data.corpora import numbered, write_bin
+from tests.data.corpora import job, numbered, write_bin
 
 FILES = [numbered(30), [], [[-5, 6]], numbered(8, first=900)]
 
@@ -62,6 +64,56 @@ def test_a_damaged_twin_is_made_again(tmp_path: Path, paths: list[Path]) -> None
     for twin in _cached(tmp_path):
         twin.write_bytes(twin.read_bytes()[:-3])
     assert [_documents(file) for file in open_token_files(paths)] == FILES
+
+
+@pytest.mark.parametrize(
+    "place", [24, 64, 64 + 4 * 70, -1, -20], ids=["largest id", "first id", "an id", "hash", "trained"]
+)
+def test_a_twin_that_says_another_thing_is_made_again(
+    place: int, tmp_path: Path, paths: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_token_files(paths)[0]
+    (twin,) = [path for path in _cached(tmp_path) if path == first.twin]
+    expected = (first.ids.tolist(), first.hashes.tolist(), first.trained.tolist(), first.max_id)
+    content = bytearray(twin.read_bytes())
+    content[place] ^= 64
+    del first
+    twin.write_bytes(content)
+    again = open_token_files(paths)[0]
+    assert (again.ids.tolist(), again.hashes.tolist(), again.trained.tolist(), again.max_id) == expected
+    assert f"the token cache of {paths[0]} was damaged, and is made again" in caplog.text
+    caplog.clear()
+    open_token_files(paths)
+    assert not caplog.text
+
+
+def test_a_batch_never_holds_a_wrong_id_of_the_cache(tmp_path: Path) -> None:
+    path = write_bin(tmp_path / "train/en/a.bin", numbered(40))
+
+    def batch(**options: Any) -> list:
+        data = TrainData(job(tmp_path / "train", **options), dp_rank=0, dp_size=1)
+        rows = data.batch(0).input_ids.tolist()
+        data.close()
+        return rows
+
+    expected = batch()
+    (twin,) = _cached(tmp_path)
+    shared: dict[str, Any] = {"use_shm": True, "shm_path": str(tmp_path / "shm")}
+    for options in ({}, shared):
+        content = bytearray(twin.read_bytes())
+        content[64:164] = bytes(100)
+        twin.write_bytes(content)
+        assert batch(**options) == expected
+    assert len(_cached(tmp_path)) == 1 and path.exists()
+
+
+def test_how_many_tokens_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not negative, but never the first of a document."""
+    documents = [[1], [1, 2, 3], [-1, -2], [-1, 2, -3, 0], [1, -2, -3], []]
+    path = write_bin(tmp_path / "x.bin", documents)
+    for in_memory in (True, False):
+        monkeypatch.setattr(token_files, "IN_MEMORY_BYTES", 1 << 20 if in_memory else 0)
+        assert open_token_files([path])[0].trained.tolist() == [0, 2, 0, 2, 0, 0]
 
 
 def test_without_a_cache_it_still_reads(

@@ -152,3 +152,19 @@ def test_a_mistake_in_the_file_is_said_before_any_server_is_asked(small: Small, 
     assert done.returncode == 2
     assert "modle" in done.stderr and "Traceback" not in done.stderr
     assert not small.root.exists()
+
+
+def test_prefect_is_told_no_value_from_the_environment(
+    small: Small, run_here: RunHere, api: Api, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "the-word-that-opens-the-door"
+    monkeypatch.setenv("TOKEN", secret)
+    call = 'uses: "tests.pipeline.kinds:Call", runtime: {token: "${oc.env:TOKEN}"'
+    small.file.write_text(f"pipeline: small\nsteps:\n  good: {{{call}}}}}\n  bad: {{{call}, fail: true}}}}\n")
+    run = run_here(small, "steps.bad.params.token=${oc.env:TOKEN}", "steps.bad.params.what=other")
+    assert "no answer to '${oc.env:TOKEN}'" in str(run["raised"])
+    settled(lambda: api.tasks(run), all_over)
+    logs = settled(lambda: api.ask("logs/filter", sort="TIMESTAMP_ASC"), lambda found: "no answer to" in str(found))
+    assert "calling with ${oc.env:TOKEN}" in str(logs)
+    written = [path for folder in (small.root, prefect_home) for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []

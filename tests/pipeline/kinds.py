@@ -158,3 +158,54 @@ class Deaf(Kind[kind.Params, AddRuntime]):
         ctx.say("it sleeps")
         subprocess.run(["sh", "-c", f"sleep {ctx.runtime.seconds} & wait", str(ctx.work)], check=True)
         return {}
+
+
+class EchoParams(kind.Params):
+    value: Any = None
+    values: list[Any] = []
+    table: dict[str, Any] = {}
+
+
+class Echo(Kind[EchoParams, kind.Runtime]):
+    """Parameters of any type."""
+
+    name = "test.echo"
+    output = "text"
+    params_type = EchoParams
+
+    def run(self, ctx: StepContext[EchoParams, kind.Runtime]) -> dict[str, Any]:
+        (ctx.folder / "text").write_text("text")
+        return {}
+
+
+class CallParams(kind.Params):
+    what: str = "all"
+    token: str | None = None
+
+
+class CallRuntime(kind.Runtime):
+    token: str | int = ""
+    fail: bool = False
+
+
+class Call(Kind[CallParams, CallRuntime]):
+    """Asks a service for something with a token, which is no part of what comes back."""
+
+    name = "test.call"
+    output = "text"
+    params_type = CallParams
+    runtime_type = CallRuntime
+
+    def identity(self, params: CallParams, runtime: CallRuntime) -> dict[str, Any]:
+        return {"what": params.what}
+
+    def run(self, ctx: StepContext[CallParams, CallRuntime]) -> dict[str, Any]:
+        ctx.say(f"calling with {ctx.runtime.token}")
+        if ctx.runtime.fail:
+            try:
+                raise OSError(13, "refused", f"https://x/{ctx.runtime.token}")
+            except OSError as error:
+                raise RuntimeError(f"no answer to {ctx.runtime.token!r}") from error
+        length = len(str(ctx.runtime.token)) + len(ctx.params.token or "")
+        (ctx.folder / "text").write_text(f"answer to {length} letters")
+        return {"letters": length}

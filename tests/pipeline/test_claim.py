@@ -84,11 +84,13 @@ def beating(path: Path, clock_is_off: float) -> Iterator[None]:
         while True:
             now = time.time() + {clock_is_off}
             os.utime({str(path)!r}, (now, now))
+            print("beat", flush=True)
             time.sleep(0.02)
     """
-    heart = subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)])
+    heart = subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], stdout=subprocess.PIPE)
+    assert heart.stdout is not None
     try:
-        time.sleep(0.3)
+        heart.stdout.readline()  # a machine with much to do starts it late
         yield
     finally:
         heart.kill()

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evo_core.errors import ConfigError
 from flows.pipeline.identity import canonical_json, identity, key
+from flows.pipeline.plan import make_plan
+from flows.pipeline.schema import load_pipeline
+from tasks.kind import Params, plain_params
+from tasks.store import open_store
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -46,3 +51,54 @@ def test_every_part_of_the_payload_counts() -> None:
         identity("kind", 1, {"a": 1}, {"in": "k"}, source="s"),
     ]
     assert len({key(payload) for payload in [base, *others]}) == 7
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ("value: .nan", r"p.yaml:3: steps.a.params.value: .nan cannot be part of a key"),
+        ("value: .inf", r"steps.a.params.value: .inf cannot be part of a key"),
+        ("value: -1e999", r"steps.a.params.value: "),
+        ("values: [1, -.inf]", r"steps.a.params.values.1: -.inf cannot be part of a key"),
+        ("table: {x: {y: .nan}}", r"steps.a.params.table.x.y: .nan cannot be part of a key"),
+    ],
+)
+def test_what_has_no_plain_form_is_refused_by_key(params: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        echo(tmp_path, params)
+
+
+def test_different_parameters_of_any_type_have_different_keys(tmp_path: Path) -> None:
+    values = [
+        "null",
+        '"null"',
+        '""',
+        "true",
+        "1",
+        '"1"',
+        "false",
+        "0",
+        "[]",
+        "{}",
+        "[null]",
+        "1.5",
+        "[[1], 2]",
+        "[1, 2]",
+    ]
+    assert len({echo(tmp_path, f"value: {value}") for value in values}) == len(values)
+    assert echo(tmp_path, "value: 1") == echo(tmp_path, "value: 1.0")
+    assert echo(tmp_path, "value: 0") == echo(tmp_path, "value: -0.0")
+
+
+def test_a_sets_order_is_no_part_of_a_key() -> None:
+    class Words(Params):
+        words: set[str]
+
+    words = {f"word{i}" for i in range(20)}
+    assert plain_params(Words(words=words))["words"] == sorted(words)
+
+
+def echo(folder: Path, params: str) -> str:
+    file = folder / "p.yaml"
+    file.write_text(f"pipeline: p\nsteps:\n  a: {{uses: 'tests.pipeline.kinds:Echo', params: {{{params}}}}}\n")
+    return make_plan(load_pipeline(file), open_store(folder / "store")).step("a").key

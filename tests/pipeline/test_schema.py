@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from evo_core.errors import ConfigError
@@ -74,3 +76,71 @@ steps:
   start: {uses: "tests.pipeline.kinds:Number", params: {file: start.txt}}
 """)
     assert [step.name for step in load_pipeline(bench.file).steps] == ["start", "first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("vars.amonut=1", r"there is no var 'amonut'; did you mean \"amount\"\?"),
+        ("steps.frist.params.amount=1", r"there is no step 'frist'; did you mean \"first\"\?"),
+        ("steps.first.params.amonut=1", r"unknown key 'amonut'; did you mean \"amount\"\?"),
+        ("steps.first.runtime.secnds=1", r"unknown key 'secnds'; did you mean \"seconds\"\?"),
+        ("steps.first.parms.amount=1", r"unknown key 'parms'; did you mean \"params\"\?"),
+        ("stpes.first=1", r"unknown key 'stpes'; did you mean \"steps\"\?"),
+        ("steps.first.uses.x=1", r"steps.first.uses is a value, not a block of keys"),
+    ],
+)
+def test_an_override_of_what_is_not_there_is_refused(bench: Bench, override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_pipeline(bench.file, [override])
+
+
+NOT_NAMES = [
+    "../x", "/abs", "a/b", "..", ".", "", "[/]x", "a b", "x.", "<b>", 'a"b', "x" * 240, "语" * 61, "a\\nb", "\\0", "-x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_NAMES)
+@pytest.mark.parametrize("place", ["pipeline: sums", "publish: {sum:", "  second:", "vars: {amount: 2"])
+def test_what_cannot_be_a_name_is_refused_when_read(bench: Bench, name: str, place: str) -> None:
+    quoted = '"' + name.replace('"', '\\"') + '"'
+    new = {
+        "pipeline: sums": f"pipeline: {quoted}",
+        "publish: {sum:": f"publish: {{{quoted}:",
+        "  second:": f"  {quoted}:",
+        "vars: {amount: 2": f"vars: {{amount: 2, {quoted}: 1",
+    }[place]
+    bench.file.write_text(TEXT.replace(place, new))
+    with pytest.raises(ConfigError, match=r"is no .*name|NUL") as caught:
+        load_pipeline(bench.file)
+    assert str(caught.value).startswith(f"{bench.file}:")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["语料", "corpus-7b", "é", "हिन्दी", "corpus.v2", "7b"])
+def test_names_of_any_script_are_published_and_found(bench: Bench, name: str) -> None:
+    text = TEXT.replace("pipeline: sums", f"pipeline: {name}").replace("sum: second", f"{name}: second")
+    bench.file.write_text(text, encoding="utf-8")
+    bench.run()
+    assert bench.store.refs.resolve(f"ref:{name}")["step"] == "second"
+    assert bench.store.refs.resolve(f"ref:{unicodedata.normalize('NFD', name)}@latest")["step"] == "second"
+    bench.file.write_text(text.replace("to: start", f"to: ref:{name}"), encoding="utf-8")
+    assert bench.plan().step("first").needs["to"][0].startswith("ref:")
+
+
+def test_a_step_of_any_script_is_one_step_however_it_is_composed(bench: Bench) -> None:
+    decomposed = unicodedata.normalize("NFD", "schlüssel")
+    text = TEXT.replace("  first:", f"  {decomposed}:").replace("to: first", "to: schlüssel")
+    bench.file.write_text(text, encoding="utf-8")
+    assert bench.plan(targets=["schlüssel"]).step("schlüssel").action == "run"
+    bench.run()
+    assert bench.number("schlüssel") == 42
+
+
+@pytest.mark.parametrize(
+    "ref", ["ref:../x", "ref:x@../../y", "ref:", "ref:/etc", "ref:a/b", "ref:x@", "ref:x@a@b", "ref:x@.."]
+)
+def test_a_ref_leads_nowhere_but_into_refs(bench: Bench, ref: str) -> None:
+    bench.file.write_text(TEXT.replace("to: start", f'to: "{ref}"'))
+    with pytest.raises(ConfigError, match=r"sums.yaml:9: steps.first.needs.to: .* is no ref"):
+        bench.plan()

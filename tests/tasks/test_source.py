@@ -13,10 +13,11 @@ from evo_core.errors import ConfigError
 from tasks.listing import list_files
 from tasks.source import Files, Params
 from tasks.store.digests import DigestMemory
-from tests.tasks.corpus import S3Files
+from tests.data.raw_trees import LEFT_OUT, LISTED, make_raw_tree
+from tests.tasks.corpus import Corpus, LocalFiles, S3Files, documents
 
 TREE = [
-    "a.txt", "b.jsonl", "b.jsonl.gz", ".hidden.txt", "en/a.txt", "en/b.TXT", "en/deep/er/c.txt", "en/deep/d.md",
+    "a.txt", "b.jsonl", "b.jsonl.gz", "en/a.txt", "en/b.TXT", "en/deep/er/c.txt", "en/deep/d.md",
     "cn/[x].txt", "cn/x.txt", "cn/xy.txt", "cn/一.txt", "a+b/(c).txt", "notes.txt.bak", "en.txt/inner.txt",
 ]  # fmt: skip
 PATTERNS = [
@@ -37,9 +38,12 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_mean_what_pathlib_says(tree: Path, pattern: str) -> None:
+    (tree / "en" / "b.TXT").rename(tree / "en" / "b.txt")  # pathlib tells cases apart before Python 3.12
     theirs = sorted(p.relative_to(tree).as_posix() for p in tree.glob(pattern) if p.is_file())
-    assert [file.path for file in list_files(str(tree), [pattern])] == theirs
-    rest = [file.path for file in list_files(str(tree), ["**/*"], [pattern])]
+    (tree / "en" / "b.txt").rename(tree / "en" / "b.TXT")
+    theirs = sorted(name.replace("en/b.txt", "en/b.TXT") for name in theirs)
+    assert [file.path for file in list_files(str(tree), [pattern]).files] == theirs
+    rest = [file.path for file in list_files(str(tree), ["**/*"], [pattern]).files]
     assert sorted(rest + theirs) == sorted(TREE)
 
 
@@ -48,7 +52,7 @@ def test_links_to_folders_are_followed_once(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "new.txt").write_text("x")
     (tree / "ja").symlink_to(tmp_path / "elsewhere")
     (tree / "loop").symlink_to(tree)
-    found = [file.path for file in list_files(str(tree), ["**/*.txt"])]
+    found = [file.path for file in list_files(str(tree), ["**/*.txt"]).files]
     assert "ja/new.txt" in found
     assert not any(path.startswith("loop/") for path in found)
 
@@ -88,6 +92,32 @@ def test_young_files_wait(tree: Path, tmp_path: Path) -> None:
     assert digest(tree, tmp_path / "m")[0] != whole
 
 
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ({"settle": "1h"}, r"1 files under .* are younger than settle \(wait until they are settled.*1 not matched"),
+        ({"include": ["**/*.md"]}, "every file under .* that matches is empty"),
+        ({"exclude": ["**"]}, r"no file with text under .* left out: 1 hidden \(\.x\.txt\), 2 not matched"),
+    ],
+)
+def test_why_a_corpus_is_empty_is_said(tmp_path: Path, params: dict[str, Any], why: str) -> None:
+    for name, text in {"a.txt": "text", "b.md": "", ".x.txt": "text"}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"root: the corpus is empty: {why}"):
+        digest(tmp_path, tmp_path / "m", **params)
+
+
+def test_what_is_left_out_is_in_the_statistics(tmp_path: Path) -> None:
+    root = make_raw_tree(tmp_path)
+    corpus = Corpus(tmp_path, LocalFiles(root))
+    no_valid = "steps.shards.params.valid_fraction=0"
+    dataset = corpus.run(no_valid)
+    raw = corpus.store.artifact("raw", corpus.plan(no_valid).step("raw").key)
+    statistics = raw.manifest["statistics"]
+    assert (statistics["files"], statistics["left_out"]) == (len(LISTED), sum(LEFT_OUT.values()))
+    assert len(documents(dataset)) == len([name for name in LISTED if "empty" not in name])
+
+
 def test_documents_are_only_bounded_where_lines_are_documents(tmp_path: Path) -> None:
     for name, text in {
         "en/a.txt": "1\n2\n3",
@@ -104,7 +134,7 @@ def test_documents_are_only_bounded_where_lines_are_documents(tmp_path: Path) ->
 def test_objects_are_known_by_their_etag(s3: Any, tmp_path: Path) -> None:
     files = S3Files(s3)
     files.write({"en/a.txt": "one\n", "en/deep/b.txt": "two\n", "en/c.md": "no\n", "cn/d.txt": "three\n"})
-    listed = list_files(files.root, ["**/*.txt"], ["en/deep/*"])
+    listed = list_files(files.root, ["**/*.txt"], ["en/deep/*"]).files
     assert [file.path for file in listed] == ["cn/d.txt", "en/a.txt"]
     head = files.client.head_object(Bucket=files.bucket, Key="raw/en/a.txt")
     assert (listed[1].tag, listed[1].size) == (head["ETag"].strip('"'), 4)

@@ -199,8 +199,17 @@ def test_a_signal_to_one_rank_stops_all_after_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "step", "saved"),
-    [(5, 5, ["5"]), (1, 3, ["3"]), (-5, 8, ["5", "8"]), (0, 8, ["8"]), ("never", 8, ["8"])],
-    ids=["ends", "ends now when it is late", "saves and goes on", "says nothing", "no number"],
+    [
+        (5, 5, ["5"]),
+        (1, 3, ["3"]),
+        (-5, 8, ["5", "8"]),
+        (0, 8, ["8"]),
+        ("never", 8, ["8"]),
+        ("9" * 400, 8, ["8"]),
+        ("-" + "9" * 400, 8, ["8"]),
+        ("9" * 5000, 8, ["8"]),
+    ],
+    ids=["ends", "ends now when late", "saves and goes on", "nothing", "no number", "huge", "huge below 0", "absurd"],
 )
 def test_the_stop_file(tmp_path: Path, number: int | str, step: int, saved: list[str]) -> None:
     path = tmp_path / "control" / "stop"

@@ -120,7 +120,7 @@ def test_loss_accuracy_and_perplexity_are_of_one_mean() -> None:
         3.5,
         2,
         0.0,
-    )  # of each type over its tokens
+    )  # by tokens
 
 
 def test_a_run_on_targets_that_are_thin_on_the_ground_says_one_loss(tmp_path: Path) -> None:

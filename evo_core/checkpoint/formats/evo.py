@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_core.checkpoint.folder import MANIFEST
 from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.plain import PlainForm
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
 from evo_core.checkpoint.generation_settings import read_generation, write_generation
-from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.inside import inside
+from evo_core.checkpoint.manifest import Manifest, check_weights, file_record, read_manifest, write_manifest
 from evo_core.checkpoint.saving import CONFIG, TOKENIZER
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER
+from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import load_config, save_config
-from evo_core.errors import CheckpointError
 
 
 def open_evo(folder: Path, *, check: bool = True) -> Weights:
@@ -32,15 +33,20 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     Raises:
         CheckpointError: it is incomplete or damaged.
     """
-    manifest = read_manifest(folder)
-    if check:
-        read = [name for name in manifest.files if not name.startswith(f"{OPTIMIZER}/")]
-        if problems := damage(folder, manifest, read):
-            raise CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
+    manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = load_config(folder / CONFIG)
-    tokenizer = folder / manifest.tokenizer if manifest.tokenizer else None
+    tokenizer = tokenizer_of(folder, manifest)
     plain = PlainForm(cfg.model).to_plain(_stored(folder / MODEL))
     return Weights(folder, "evo", cfg, plain, tokenizer, manifest.step, manifest.tokens, generation_of(folder))
+
+
+def tokenizer_of(folder: Path, manifest: Manifest) -> Path | None:
+    """Where the tokenizer of a checkpoint lies, if it has one.
+
+    Raises:
+        CheckpointError: it is said to lie elsewhere.
+    """
+    return inside(folder, manifest.tokenizer, file=folder / MANIFEST) if manifest.tokenizer else None
 
 
 def generation_of(folder: Path) -> dict[str, Any]:
@@ -71,29 +77,17 @@ def write_evo(weights: Weights, folder: Path) -> None:
 
 def _stored(folder: Path) -> dict[str, Lazy]:
     """The tensors of a `torch.distributed.checkpoint`, each read alone."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from evo_core.checkpoint.stored import Reader
 
-    reader = dcp.FileSystemReader(folder)
-    try:
-        metadata = reader.read_metadata()
-    except Exception as error:  # a damaged pickle fails in any way it likes
-        raise CheckpointError(f"no tensors can be read here: {error}", file=folder) from error
-
-    def lazy(name: str, entry: TensorStorageMetadata) -> Lazy:
-        shape, dtype = tuple(entry.size), entry.properties.dtype
-
+    def lazy(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Lazy:
         def read() -> Tensor:
-            from evo_core.checkpoint.tensors import read_tensors
-
             tensor = torch.empty(shape, dtype=dtype)
             read_tensors(folder, {name: tensor})
             return tensor
 
         return Lazy(shape, dtype, read)
 
-    entries = metadata.state_dict_metadata
-    return {name: lazy(name, e) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+    return {name: lazy(name, tuple(e.size), e.properties.dtype) for name, e in Reader(folder).tensors().items()}
 
 
 def _store(folder: Path, tensors: Mapping[str, Lazy]) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from evo_core.checkpoint.formats.hf_names import Architecture
     from evo_core.config import ModelConfig
 
-_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_OLD = (INTERNLM, INTERNLM_MOE)
+"""Classes that say in `rotary` how positions turn."""
 
 
 def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
@@ -23,51 +24,53 @@ def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
     Raises:
         CheckpointError: it is none of those that are read here.
     """
-    names = config.get("architectures") or []
+    names, hf_type = config.get("architectures") or [], config.get("model_type")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{names!r} is no list of names", file=file, key="architectures")
     by_type = {architecture.hf_type: architecture for architecture in ARCHITECTURES.values()}
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
-    if not names and config.get("model_type") in by_type:
-        return by_type[config["model_type"]]
-    what = ", ".join(names) or config.get("model_type") or "no architecture"
+    if not names and isinstance(hf_type, str) and hf_type in by_type:
+        return by_type[hf_type]
+    what = ", ".join(names) or hf_type or "no architecture"
     remote = "; it brings code of its own, which is not run" if config.get("auto_map") else ""
     raise CheckpointError(f"{what} is not supported{remote}", file=file, hint=f"supported: {', '.join(ARCHITECTURES)}")
 
 
 def model_settings(config: Mapping[str, Any], architecture: Architecture, file: Path) -> dict[str, Any]:
-    """The settings of a `model` block that a config.json means.
+    """The settings of a `model` block that a config.json means; what it leaves out is as the class has it.
 
     Raises:
         CheckpointError: it means something that our decoder does not do.
     """
     _refuse(config, architecture, file)
-    try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        settings: dict[str, Any] = {
-            "model_type": architecture.model_type,
-            "num_layers": config["num_hidden_layers"],
-            "hidden_size": hidden,
-            "num_attention_heads": heads,
-            "num_kv_attention_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or (128 if architecture is QWEN3 else hidden // heads),
-            "vocab_size": config["vocab_size"],
-            **width_of_mlp(hidden, int(config["intermediate_size"])),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"cannot be read: {error!r}", file=file) from error
-    settings |= {
-        "no_bias": not config.get("bias" if architecture in (INTERNLM, INTERNLM2, INTERNLM_MOE) else "attention_bias"),
-        "layer_norm_epsilon": config.get("rms_norm_eps", 1e-6),
+
+    def size(name: str, default: int | None = None) -> int:
+        return _size(config, name, file, default)
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    settings: dict[str, Any] = {
+        "model_type": architecture.model_type,
+        "num_layers": size("num_hidden_layers"),
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_kv_attention_heads": size("num_key_value_heads", heads),
+        "head_dim": size("head_dim", 128 if architecture is QWEN3 else max(hidden // heads, 1)),
+        "vocab_size": size("vocab_size"),
+        **width_of_mlp(hidden, size("intermediate_size")),
+        "no_bias": not _biased(config, architecture),
+        "layer_norm_epsilon": _or(config.get("rms_norm_eps"), 1e-6),
         "qk_interleaved": False,
-        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+        "max_position_embeddings": size("max_position_embeddings", 32768 if architecture is QWEN3 else 2048),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-        **_rotary_settings(config, file),
+        **_rotary_settings(config, architecture, file),
     }
     if architecture is LLAMA and ("rope_scaling" in settings or settings["rope_base"] == 500000):
         settings["model_type"] = "LLAMA3"
     if architecture is INTERNLM_MOE:
-        settings |= {name: config[name] for name in ("num_experts", "moe_use_residual", "moe_type", "moe")}
+        settings["num_experts"] = size("num_experts")
+        settings |= {name: config[name] for name in ("moe_use_residual", "moe_type", "moe") if name in config}
     return settings
 
 
@@ -103,7 +106,7 @@ def config_of(
         **special,
     }
     dynamic = {"type": "dynamic", "factor": cfg.dynamic_ntk_factor}
-    if architecture in (INTERNLM, INTERNLM_MOE):
+    if architecture in _OLD:
         rotary: dict[str, Any] = {"base": cfg.rope_base, "type": "dynamic" if cfg.use_dynamic_ntk_rope else "origin"}
         if cfg.use_dynamic_ntk_rope and cfg.dynamic_ntk_factor != 1:
             rotary["scaling_factor"] = cfg.dynamic_ntk_factor
@@ -121,30 +124,83 @@ def config_of(
     return config
 
 
-def _rotary_settings(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _rotary_settings(config: Mapping[str, Any], architecture: Architecture, file: Path) -> dict[str, Any]:
     """rope_base, and what changes it for long texts.
 
-    transformers 5 writes ``rope_parameters``, older versions ``rope_theta`` and ``rope_scaling``, InternLM ``rotary``.
+    InternLM's class reads `rotary`, and where there is none stretches the base. The others' transformers 5 writes
+    `rope_parameters`, older versions `rope_theta` and `rope_scaling`; a file that has both is read as transformers
+    reads it, by `rope_scaling`.
     """
-    rotary = config.get("rotary")
-    if isinstance(rotary, Mapping):
-        kind = rotary.get("type", "dynamic")  # InternLM's own default
-        scaling: Mapping[str, Any] = {"rope_type": kind, "factor": rotary.get("scaling_factor", 1.0)}
-        base = rotary.get("base", 10000)
+    if architecture in _OLD:
+        rotary = _block(config, "rotary", file)
+        scaling: Mapping[str, Any] = {"factor": rotary.get("scaling_factor")}
+        base, kind = rotary.get("base"), _or(rotary.get("type"), "dynamic")
     else:
-        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        base = scaling.get("rope_theta") or config.get("rope_theta") or 10000.0
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    settings: dict[str, Any] = {"rope_base": base}
+        scaling = _block(config, "rope_scaling", file) or _for_all_layers(_block(config, "rope_parameters", file), file)
+        base = _or(scaling.get("rope_theta"), config.get("rope_theta"))
+        kind = _or(scaling.get("rope_type"), scaling.get("type"), "default")
+    settings: dict[str, Any] = {"rope_base": _or(base, 10000.0)}
     if kind == "llama3":
-        settings["rope_scaling"] = {"rope_type": "llama3", **{name: scaling[name] for name in _SCALING}}
+        settings["rope_scaling"] = _llama3(config, scaling, file)
     elif kind == "dynamic":
-        settings |= {"use_dynamic_ntk_rope": True, "dynamic_ntk_factor": scaling.get("factor") or 1.0}
+        settings |= {"use_dynamic_ntk_rope": True, "dynamic_ntk_factor": _or(scaling.get("factor"), 1.0)}
     elif kind not in ("default", "origin"):
         raise CheckpointError(f"rotary positions of type {kind!r} are not supported", file=file)
-    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+    if _or(scaling.get("partial_rotary_factor"), config.get("partial_rotary_factor"), 1.0) != 1.0:
         raise CheckpointError("rotary positions of a part of each head are not supported", file=file)
     return settings
+
+
+def _llama3(config: Mapping[str, Any], scaling: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The numbers of Llama 3's scaling; transformers takes the original length from four places, in this order."""
+    original = "original_max_position_embeddings"
+    places = (config.get(original), scaling.get(original), config.get("max_position_embeddings"), 2048)
+    settings: dict[str, Any] = {"rope_type": "llama3", original: _or(*places)}
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+        if scaling.get(name) is None:
+            raise CheckpointError(f"is missing in {dict(scaling)}", file=file, key=f"rope_scaling.{name}")
+        settings[name] = scaling[name]
+    return settings
+
+
+def _for_all_layers(parameters: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """`rope_parameters`, which may be given for each kind of layer; here all layers are of one kind."""
+    kinds = [value for value in parameters.values() if isinstance(value, Mapping)]
+    if any(kind != kinds[0] for kind in kinds):
+        raise CheckpointError("layers with different rotary positions are not supported", file=file)
+    return kinds[0] if kinds else parameters
+
+
+def _block(config: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
+    """A block of settings; empty where there is none."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise CheckpointError(f"{value!r} is no block of settings", file=file, key=name)
+    return value or {}
+
+
+def _size(config: Mapping[str, Any], name: str, file: Path, default: int | None) -> int:
+    """A whole number above 0."""
+    value = _or(config.get(name), default)
+    if value is None:
+        raise CheckpointError("cannot be read: it is missing", file=file, key=name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) >= 2**53:
+        raise CheckpointError(f"cannot be read: {value!r} is no size", file=file, key=name)
+    if value < 1 or value != int(value):
+        raise CheckpointError(f"cannot be read: {value!r} is not a whole number above 0", file=file, key=name)
+    return int(value)
+
+
+def _biased(config: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Whether the attention's linear layers have biases. InternLM's classes have them unless told otherwise."""
+    if architecture in (INTERNLM, INTERNLM2, INTERNLM_MOE):
+        return bool(_or(config.get("bias"), True))
+    return bool(config.get("attention_bias"))
+
+
+def _or(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
 
 
 def _scaling_of(cfg: ModelConfig) -> dict[str, Any] | None:
@@ -153,11 +209,12 @@ def _scaling_of(cfg: ModelConfig) -> dict[str, Any] | None:
 
 def _refuse(config: Mapping[str, Any], architecture: Architecture, file: Path) -> None:
     """What a config.json may ask for that our decoder does not do."""
-    if config.get("hidden_act", "silu") != "silu":
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise CheckpointError(f"hidden_act {config['hidden_act']!r} is not supported, only silu", file=file)
     if config.get("mlp_bias"):
         raise CheckpointError("an MLP with biases is not supported", file=file)
-    if config.get("use_sliding_window"):
+    layers = config.get("layer_types") or ()
+    if config.get("use_sliding_window") or "sliding_attention" in layers:
         raise CheckpointError("attention in a sliding window is not supported", file=file)
     if config.get("quantization_config"):
         raise CheckpointError("quantised weights are not supported", file=file)

@@ -6,7 +6,6 @@ Tensors come mapped into memory, so a file of any size costs nothing until one o
 from __future__ import annotations
 
 import collections
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +15,15 @@ import torch
 from torch import Tensor
 
 from evo_core.checkpoint.formats.lazy import Lazy, held
+from evo_core.checkpoint.restricted import RestrictedUnpickler
 from evo_core.errors import CheckpointError
 
 
 class _Plain(dict):
     """Stands for the dictionaries of the original system, which are of a class of its own."""
+
+    def __setstate__(self, state: Any) -> None:
+        """What the original keeps beside the items is of no use here."""
 
 
 def _device(*place: Any) -> str:
@@ -65,20 +68,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             with archive.open(name) as stream:
-                value = _Restricted(stream).load()
-    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, EOFError, OSError, TypeError) as error:
+                value = RestrictedUnpickler(stream, _HARMLESS).load()
+    except Exception as error:  # a damaged pickle fails in any way it likes
         raise CheckpointError(f"cannot be read as plain settings: {error}", file=path) from error
     if not isinstance(value, Mapping):
         raise CheckpointError(f"holds {type(value).__name__}, not settings by name", file=path)
     return {str(key): dict(item) if isinstance(item, _Plain) else item for key, item in value.items()}
-
-
-class _Restricted(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _HARMLESS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain value") from None
 
 
 def _load(path: Path) -> Any:
@@ -89,7 +84,7 @@ def _load(path: Path) -> Any:
     try:
         # Files older than torch 1.6 are no archives and cannot be mapped.
         return load(mmap=True) if zipfile.is_zipfile(path) else load()
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle fails in any way it likes
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"cannot be read as tensors: {first}", file=path) from error
 

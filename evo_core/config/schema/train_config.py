@@ -96,6 +96,14 @@ class TrainConfig(Block):
         """Keys whose value came from the environment, with the references they were written as."""
         return {key: reference for key, (reference, value) in self._environment.items() if value_at(self, key) == value}
 
+    @property
+    def shown(self) -> Self:
+        """A copy for logs, records and folders: its own settings (`job_name`) are references where the environment
+        gave them."""
+        return self.model_copy(
+            update={key: text for key, text in self.environment.items() if key in type(self).model_fields}
+        )
+
     def dp(self, world_size: int) -> int:
         """Data-parallel ranks among ``world_size``.
 
@@ -138,7 +146,7 @@ class TrainConfig(Block):
         return to_yaml(self)
 
     def __repr__(self) -> str:
-        return f"TrainConfig({self.job_name!r}, {self.model_type})"  # without values: some may be secrets
+        return f"TrainConfig({self.shown.job_name!r}, {self.model_type})"  # without values: some may be secrets
 
     __str__ = __repr__
 

@@ -89,11 +89,15 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every offset, length, line and id, and a dataset's manifest. Exit status 2 when something is wrong."""
+    """Check every offset, length, line and id, a dataset's manifest, and that something of it can be trained on.
+
+    Exit status 2 when something is wrong.
+    """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.cores import cores
     from evo_core.data.inspection.find import find_lone_metas, find_shards, find_tokenizer
     from evo_core.data.inspection.manifest import compare_with_manifest
+    from evo_core.data.inspection.targets import groups_without_targets
     from evo_core.data.inspection.verify import Problem, verify
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.errors import DataError
@@ -114,7 +118,7 @@ def verify(
         )
     for meta in find_lone_metas(path):
         report.add(Problem(meta, None, "a meta without its .bin"), limit)
-    for problem in compare_with_manifest(path):
+    for problem in (*compare_with_manifest(path), *groups_without_targets(path, shards)):
         report.add(problem, limit)
     if as_json:
         _print_json(vars(report) | {"vocab_size": vocab_size, "problems": [str(p) for p in report.problems]})

@@ -15,6 +15,7 @@ from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
+    from evo_core.data.listing import LeftOut
     from evo_core.data.tokenize import TokenizeResult
 
 
@@ -95,7 +96,7 @@ def tokenize(
         raise DataError(f"{output} does not end in .bin", key="--output", hint=f"write {output}.bin")
     if tokenizer is None:
         raise DataError("is required", key="--tokenizer", hint=_WHERE_FROM)
-    files = find_raw_files(given)
+    files, left_out = find_raw_files(given)
     model = load_tokenizer(tokenizer)  # here, once: of a hub id the workers get the file
     specs = [
         TokenizeSpec(
@@ -118,38 +119,38 @@ def tokenize(
         on_progress = stack.enter_context(token_bar("tokenizing"))
         result = tokenize_together(specs, output, workers=workers, executor=executor, on_progress=on_progress)
     _print(result, len(files), output, time.monotonic() - began)
+    if left_out.total:
+        print(f"files left out: {left_out}")
 
 
-def find_raw_files(given: Sequence[str]) -> list[str]:
-    """The raw files that paths, folders, patterns and URIs mean: as given, and sorted in a folder or pattern.
+def find_raw_files(given: Sequence[str]) -> tuple[list[str], LeftOut]:
+    """The raw files that paths, folders, patterns and URIs mean, in the order given, and what is left out of them.
 
-    Of a folder only files with names of a raw format are taken; a file that is named must have one.
+    Of a folder or a pattern only files with names of a raw format are taken; a file that is named must have one. Empty
+    files hold no document.
 
     Raises:
-        DataError: one of them means none.
+        DataError: one of them means none, or all are empty.
     """
-    from evo_core.data.documents import FORMATS, file_format
-    from evo_core.data.files import find_files
+    from evo_core.data.documents import FORMATS, file_format, has_format
+    from evo_core.data.files import file_exists
+    from evo_core.data.listing import EMPTY, OTHER_FORMAT, LeftOut, find_files
+    from evo_core.storage.location import check_location
 
-    found: list[str] = []
+    found, left_out = list[str](), LeftOut()
     for text in given:
-        files = find_files(text)
-        if files == [text]:
+        check_location(text, "INPUT")
+        if file_exists(text):
             file_format(text)
-        elif not (files := [file for file in files if _is_raw(file)]):
+        listing = find_files(text).only(lambda file: has_format(file.path), OTHER_FORMAT).check_names()
+        if not listing.files:
             raise DataError("there is no file of text here", file=text, hint=f"known: {', '.join(FORMATS)}")
-        found += files
-    return found
-
-
-def _is_raw(path: str) -> bool:
-    from evo_core.data.documents import file_format
-
-    try:
-        file_format(path)
-    except DataError:
-        return False
-    return True
+        listing = listing.only(lambda file: file.size > 0, EMPTY)
+        found += [file.uri for file in listing.files]
+        left_out.update(listing.left_out)
+    if not found:
+        raise DataError("the file is empty", file=given[0])
+    return found, left_out
 
 
 def _print(result: TokenizeResult, files: int, output: Path, seconds: float) -> None:

@@ -4,6 +4,10 @@
 
 Each text is tokenized by itself and a minus marks ids that are read and not trained on. ``eoh`` and ``eoa`` end the
 human's and the assistant's turn; which ids these are depends on the vocabulary (`turn_ids`).
+
+Two more fields are read as LLaMA-Factory reads them: ``system``, a text before all turns (``<|System|>:``, as
+InternLM's chat models have it), and ``history``, a list of [question, answer] before this one, whose answers are
+trained on too.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from evo_core.data.sft.pieces import Format, Piece, text_field
+from evo_core.data.sft.pieces import Format, Piece, RecordError, text_field
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
@@ -76,16 +80,36 @@ def alpaca(tokenizer: Tokenizer) -> Format:
     """The format for a tokenizer."""
     turns = turn_ids(tokenizer)
 
-    def pieces(record: dict[str, Any]) -> list[Piece]:
-        instruction, output = text_field(record, "instruction"), text_field(record, "output")
-        context = text_field(record, "input", default="")
-        prompt = f"{instruction}\n{context}" if context else instruction
+    def turn(question: str, answer: str) -> list[Piece]:
         return [
-            (f"<|User|>:{prompt}", False),
+            (f"<|User|>:{question}", False),
             ([turns.eoh, *turns.newline], False),
             ("<|Bot|>:", False),
-            (output, True),
+            (answer, True),
             ([turns.eoa, *turns.newline], True),
         ]
 
-    return Format("alpaca", pieces, special=False, note=str(turns))
+    def pieces(record: dict[str, Any]) -> list[Piece]:
+        instruction, output = text_field(record, "instruction"), text_field(record, "output")
+        context = text_field(record, "input", default="")
+        found: list[Piece] = []
+        if system := text_field(record, "system", default=""):
+            found += [(f"<|System|>:{system}", False), (turns.newline, False)]
+        for question, answer in _history(record):
+            found += turn(question, answer)
+        return found + turn(f"{instruction}\n{context}" if context else instruction, output)
+
+    return Format("alpaca", pieces, special=False, end_of_cut=True, note=str(turns))
+
+
+def _history(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The turns before this one."""
+    history = record.get("history")
+    if history is None:
+        return []
+    if not isinstance(history, list):
+        raise RecordError("the field 'history' is not a list of [question, answer]")
+    for number, entry in enumerate(history, 1):
+        if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
+            raise RecordError(f"entry {number} of 'history' is not a pair of texts [question, answer]")
+    return [(question, answer) for question, answer in history]

@@ -9,6 +9,8 @@ assistant's turns:
   behind them: the answer and what ends it. Where a message changes the text before it, this cannot be said, and
   the record is refused.
 
+A message with ``"weight": 0`` is read and not trained on, as in OpenAI's fine-tuning data.
+
 Templates run in Jinja's sandbox and see only the record. There is no ``strftime_now``: samples do not depend on the
 day they were made, and templates that ask for it fall back to a date of their own.
 """
@@ -17,10 +19,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from evo_core.data.json_value import parse
 from evo_core.data.sft.pieces import Format, Piece, RecordError
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
@@ -136,21 +140,52 @@ class ChatTemplate:
         """
         return _without_marks(self._render(messages, generation_prompt, variables))
 
-    def pieces(self, record: dict[str, Any]) -> list[Piece]:
+    def pieces(self, record: dict[str, Any]) -> Sequence[Piece]:
         """The record's text, cut where the assistant begins and ends.
 
         Raises:
             RecordError: it has no messages, none of the assistant's, or the template refuses it.
         """
-        messages = _messages(record)
-        variables: dict[str, Any] = {key: record[key] for key in ("tools", "documents") if key in record}
+        messages, trained = _messages(record)
+        variables = {"tools": _tools(record.get("tools")), "documents": record.get("documents")}
         if self.marked:
-            return _marked_pieces(self._render(messages, False, variables))
-        return self._pieces_by_prefix(messages, variables)
+            pieces = self._marked_pieces(messages, trained, variables)
+        else:
+            pieces = self._pieces_by_prefix(messages, trained, variables)
+        _check_calls(messages, "".join(text for text, _ in pieces))
+        return pieces
 
-    def _pieces_by_prefix(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[Piece]:
+    def _marked_pieces(
+        self, messages: list[dict[str, Any]], trained: list[bool], variables: dict[str, Any]
+    ) -> list[tuple[str, bool]]:
+        outside, *marked = self._render(messages, False, variables).split(_BEGIN)
+        keep = self._kept_marks(messages, trained, len(marked), variables)
+        pieces = [(outside, False)]
+        for part, kept in zip(marked, keep, strict=True):
+            inside, _, outside = part.partition(_END)
+            pieces += [(inside, kept), (outside, False)]
+        return pieces
+
+    def _kept_marks(
+        self, messages: list[dict[str, Any]], trained: list[bool], marks: int, variables: dict[str, Any]
+    ) -> list[bool]:
+        """Whether each mark is of a message that is trained on."""
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if all(trained[number] for number in answers):
+            return [True] * marks
+        keep: list[bool] = []
+        for number in answers:  # up to it, the marks are its own and those of the answers before it
+            count = self._render(messages[: number + 1], False, variables).count(_BEGIN)
+            keep += [trained[number]] * (count - len(keep))
+        if len(keep) != marks:
+            raise RecordError("which of the template's marks belong to the message of weight 0 cannot be told")
+        return keep
+
+    def _pieces_by_prefix(
+        self, messages: list[dict[str, Any]], trained: list[bool], variables: dict[str, Any]
+    ) -> list[tuple[str, bool]]:
         text = self.render(messages, **variables)
-        pieces: list[Piece] = []
+        pieces: list[tuple[str, bool]] = []
         at = 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -160,7 +195,7 @@ class ChatTemplate:
             for prefix, whole in ((before, after), (after, text)):
                 if not whole.startswith(prefix):
                     _refuse_prefix(number + 1, prefix, whole)
-            pieces += [(text[at : len(before)], False), (text[len(before) : len(after)], True)]
+            pieces += [(text[at : len(before)], False), (text[len(before) : len(after)], trained[number])]
             at = len(after)
         return [*pieces, (text[at:], False)]
 
@@ -183,7 +218,8 @@ def _read(file: Path) -> str:
         raise DataError("a chat template must be UTF-8 text", file=file) from None
 
 
-def _messages(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _messages(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
+    """The messages as a template sees them, and whether each is trained on."""
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RecordError("expected `messages`: a list of {role, content}")
@@ -193,21 +229,56 @@ def _messages(record: dict[str, Any]) -> list[dict[str, Any]]:
         content = message.get("content")
         if not isinstance(content, str | list) and not message.get("tool_calls"):
             raise RecordError(f"message {number} has no content")
-        if _BEGIN in (text := json.dumps(message, ensure_ascii=False)) or _END in text:
+        if any(_BEGIN in text or _END in text for text in _texts(message)):
             raise RecordError(f"message {number} holds U+FDD0 or U+FDD1, which are not characters")
     if not any(message["role"] == "assistant" for message in messages):
         raise RecordError("no message of the assistant: there is nothing to train on")
-    return messages
+    trained = [_is_trained(number, message) for number, message in enumerate(messages, 1)]
+    return [{key: message[key] for key in message if key != "weight"} for message in messages], trained
 
 
-def _marked_pieces(text: str) -> list[Piece]:
-    pieces: list[Piece] = []
-    outside, *marked = text.split(_BEGIN)
-    pieces.append((outside, False))
-    for part in marked:
-        inside, _, outside = part.partition(_END)
-        pieces += [(inside, True), (outside, False)]
-    return pieces
+def _is_trained(number: int, message: dict[str, Any]) -> bool:
+    weight, is_answer = message.get("weight"), message["role"] == "assistant"
+    if weight is None:
+        return is_answer
+    if weight not in (0, 1):
+        raise RecordError(f"the weight of message {number} must be 0 or 1, not {weight!r}")
+    if weight and not is_answer:
+        raise RecordError(f"message {number} has weight 1: only the assistant's messages can be trained on")
+    return bool(weight)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a record's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (*_texts(key), *_texts(inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _tools(tools: Any) -> Any:
+    """Descriptions of tools, of which files without nested fields hold the JSON."""
+    if not isinstance(tools, str):
+        return tools
+    try:
+        return parse(tools) if tools.strip() else None
+    except ValueError:
+        raise RecordError("the field 'tools' is neither a list nor JSON") from None
+
+
+def _check_calls(messages: list[dict[str, Any]], text: str) -> None:
+    """Many templates know of no tools, and write an empty answer in place of a call."""
+    for number, message in enumerate(messages, 1):
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function", call) if isinstance(call, dict) else None
+            name = function.get("name") if isinstance(function, dict) else None
+            if isinstance(name, str) and name not in text:
+                raise RecordError(f"message {number} calls {name!r}, and the chat template writes no calls of tools")
 
 
 def _without_marks(text: str) -> str:

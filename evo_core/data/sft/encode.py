@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evo_core.data.sft.pieces import Format, Piece, RecordError
+from evo_core.data.json_value import HALF_CHARACTER, is_whole
+from evo_core.data.sft.pieces import Format, NoRoomError, Piece, RecordError
 from evo_core.data.sft.special import SpecialText
 from evo_core.data.tokenizers import Tokenizer
+from evo_core.errors import code_error
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class SampleEncoder:
         note: what a person should know about the format; may be empty.
 
     Args:
-        max_length: samples are cut to as many ids, an end id included.
+        max_length: samples are cut to as many ids, an end id included. Where the cut falls the text does not end, so
+            no end id is put there (but see `Format.end_of_cut`).
         bos, eos: whether begin and end ids stand around a sample; None leaves it to the format.
     """
 
@@ -60,6 +63,7 @@ class SampleEncoder:
         """The sample of a record.
 
         Raises:
+            NoRoomError: what is before the first answer fills the length.
             RecordError: the record does not fit the format, nothing of it is trained on, or an id 0 would have to
                 be marked as not trained on, which -0 cannot say.
         """
@@ -71,12 +75,9 @@ class SampleEncoder:
     def encode_batch(self, records: Sequence[Any]) -> list[Sample | RecordError]:
         """`encode` for several records at once, which is faster; errors stand in the place of their samples."""
         pieces = [self._pieces(record) for record in records]
-        if self._format.as_one_text:
-            return [
-                found if isinstance(found, RecordError) else self._sample(self._as_one_text(found)) for found in pieces
-            ]
-        ids = iter(self._encoded([found for found in pieces if not isinstance(found, RecordError)]))
-        return [found if isinstance(found, RecordError) else self._sample(next(ids)) for found in pieces]
+        good = [found for found in pieces if not isinstance(found, RecordError)]
+        samples = iter(self._samples(good))
+        return [found if isinstance(found, RecordError) else next(samples) for found in pieces]
 
     def _pieces(self, record: Any) -> Sequence[Piece] | RecordError:
         if not isinstance(record, dict):
@@ -85,21 +86,37 @@ class SampleEncoder:
             pieces = checked(self._format.pieces(record), self._format.name)
         except RecordError as error:
             return error
+        except Exception as error:  # a format is a user's function, or runs a user's template
+            return RecordError(f"{self._format.name} failed: {code_error(error)}")
         if not any(trained and len(content) for content, trained in pieces):
-            return RecordError("nothing of it is trained on")
+            return RecordError(_NOTHING)
         size = self.tokenizer.vocab_size
         for content, _ in pieces:
-            if not isinstance(content, str) and (wrong := [token for token in content if not 0 <= token < size]):
+            if isinstance(content, str):
+                if not is_whole(content):
+                    return RecordError(f"it holds {HALF_CHARACTER}")
+            elif wrong := [token for token in content if not 0 <= token < size]:
                 return RecordError(f"{wrong[0]} is no id of the vocabulary of {size}")
         return pieces
 
+    def _samples(self, records: Sequence[Sequence[Piece]]) -> list[Sample | RecordError]:
+        """The samples of records' pieces; a record that the tokenizer fails on does not spoil the others."""
+        try:
+            if self._format.as_one_text:
+                return [self._sample(self._as_one_text(pieces)) for pieces in records]
+            return [self._sample(parts) for parts in self._encoded(records)]
+        except Exception as error:  # each tokenizer's library has errors of its own
+            if len(records) == 1:
+                return [RecordError(f"the tokenizer failed: {code_error(error)}")]
+            return [sample for pieces in records for sample in self._samples([pieces])]
+
     def _sample(self, parts: Iterable[tuple[list[int], bool]]) -> Sample | RecordError:
         """The sample of ids that are trained on and ids that are not."""
-        ids, count = list(self._begin), len(self._begin) + len(self._end)
+        ids, answer = list(self._begin), 0
         for part, trained in parts:
             if trained:
                 ids += part
-                count += len(part)
+                answer += len(part)
             elif 0 in part:
                 piece = self.tokenizer.piece(0)
                 return RecordError(
@@ -107,11 +124,20 @@ class SampleEncoder:
                 )
             else:
                 ids += [-token for token in part]
-        room = self._max_length - len(self._end)
-        if len(ids) <= room:
-            return Sample(ids + self._end, count, cut=False)
-        ids = ids[:room] + self._end
-        return Sample(ids, sum(token >= 0 for token in ids), cut=True)
+        if not answer:
+            return RecordError(_NOTHING)
+        if len(ids) + len(self._end) > self._max_length:
+            return self._cut(ids)
+        ids += self._end
+        return Sample(ids, _trained(ids), cut=False) if _has_target(ids) else RecordError(_NOTHING)
+
+    def _cut(self, ids: list[int]) -> Sample | RecordError:
+        ids = ids[: self._max_length - len(self._end)]
+        if not _has_target(ids):
+            return NoRoomError(f"its prompt leaves no room for an answer in {self._max_length} tokens")
+        if self._format.end_of_cut and ids[-1] >= 0:
+            ids += self._end
+        return Sample(ids, _trained(ids), cut=True)
 
     def _encoded(self, samples: Sequence[Sequence[Piece]]) -> Iterator[list[tuple[list[int], bool]]]:
         """The ids of each piece, tokenized by itself."""
@@ -139,6 +165,18 @@ class SampleEncoder:
             while number < len(spans) and spans[number][1] <= start:
                 number += 1
             yield [token], number < len(spans) and (spans[number][0] < end or spans[number][0] <= start)
+
+
+_NOTHING = "nothing of it is trained on"
+
+
+def _has_target(ids: Sequence[int]) -> bool:
+    """Whether there is a token to learn: the first of a sample has none before it that it could be learnt from."""
+    return any(token >= 0 for token in ids[1:])
+
+
+def _trained(ids: Sequence[int]) -> int:
+    return sum(token >= 0 for token in ids)
 
 
 def _whole(text: str) -> list[str | int]:

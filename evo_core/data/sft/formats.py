@@ -1,22 +1,24 @@
-"""Which format ``--format`` names: ``alpaca``, ``chat``, or a user's own ``package.module:function``."""
+"""Which format ``--format`` names: ``alpaca``, ``chat``, ``sharegpt``, or a user's own ``package.module:function``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from evo_core.config.suggest import suggest
 from evo_core.data.sft.alpaca import alpaca
 from evo_core.data.sft.chat import chat
-from evo_core.data.sft.pieces import Format, Piece, PieceFunction, RecordError
+from evo_core.data.sft.pieces import Format, PieceFunction
+from evo_core.data.sft.sharegpt import sharegpt
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError, code_error
 
-BUILT_IN = ("alpaca", "chat")
+BY_TEMPLATE = ("chat", "sharegpt")
+"""Formats that a chat template writes."""
+
+BUILT_IN = ("alpaca", *BY_TEMPLATE)
 _KEY = "format"
 
 
@@ -26,14 +28,20 @@ def find_format(name: str, tokenizer: Tokenizer, chat_template: Path | None = No
     Raises:
         DataError: there is no such format, or it does not work with this tokenizer.
     """
-    if chat_template is not None and name != "chat":
-        raise DataError(f"a chat template is for the format chat, not {name}", file=chat_template)
+    if chat_template is not None and name not in BY_TEMPLATE:
+        raise DataError(
+            f"a chat template is for the format chat, not {name}",
+            file=chat_template,
+            hint=f"{' and '.join(BY_TEMPLATE)} take one",
+        )
     if name == "alpaca":
         return alpaca(tokenizer)
     if name == "chat":
         return chat(tokenizer, chat_template)
+    if name == "sharegpt":
+        return sharegpt(tokenizer, chat_template)
     function, _ = own_function(name)
-    return Format(name, _guarded(name, function))
+    return Format(name, function)
 
 
 def own_function(name: str) -> tuple[PieceFunction, Path | None]:
@@ -73,13 +81,3 @@ def _import(module_name: str, name: str) -> ModuleType:
         ) from None
     except Exception as error:
         raise DataError(f"{name} cannot be imported: {code_error(error)}", key=_KEY) from error
-
-
-def _guarded(name: str, function: Callable[[dict[str, Any]], Any]) -> PieceFunction:
-    def pieces(record: dict[str, Any]) -> Sequence[Piece]:
-        try:
-            return function(record)
-        except Exception as error:
-            raise RecordError(f"{name} failed: {code_error(error)}") from error
-
-    return pieces

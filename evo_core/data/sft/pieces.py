@@ -24,6 +24,10 @@ class RecordError(Exception):
     """What is wrong with one record; whoever reads the file adds where it stands."""
 
 
+class NoRoomError(RecordError):
+    """A record that is right, and whose prompt is so long that nothing of an answer is left."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How records become samples.
@@ -34,6 +38,8 @@ class Format:
         as_one_text: whether the pieces' texts are tokenized as one text; else each by itself.
         special: whether special tokens written in a text (``<|im_end|>``) become their ids.
         bos, eos: whether a sample begins with the begin id and ends with the end id, unless told otherwise.
+        end_of_cut: whether a sample that is cut inside an answer ends with the end id all the same; else it just stops,
+            since the answer does not end there.
         note: what a person should know about it, in a line; may be empty.
     """
 
@@ -43,6 +49,7 @@ class Format:
     special: bool = True
     bos: bool = True
     eos: bool = True
+    end_of_cut: bool = False
     note: str = ""
 
 

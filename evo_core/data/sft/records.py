@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from evo_core.data.documents import OnError, file_format, read_documents, read_records
-from evo_core.data.parquet_file import ParquetRecords
+from evo_core.data.files import is_uri
+from evo_core.data.json_value import parse
+from evo_core.data.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
+from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
+from evo_core.data.patterns import MAGIC
 from evo_core.data.raw_bytes import COMPRESSIONS
 from evo_core.errors import DataError
+from evo_core.storage.location import Location, local_path
 
 _SUFFIXES = (".jsonl", ".json")
 RECORD_FILES = (".parquet", *_SUFFIXES, *(suffix + packed for suffix in _SUFFIXES for packed in COMPRESSIONS))
@@ -37,13 +40,13 @@ class RecordReader(Iterator[tuple[Place, Any]]):
     """Iterates over the records of one file, in its order; blank lines are passed over.
 
     Attributes:
-        skipped: lines left out so far because they could not be read (with ``on_error="skip"``).
+        skipped: records left out so far because they could not be read (with ``on_error="skip"``).
         first_error: what was wrong with the first of them.
         done: the share of the file read so far, 0 to 1; it stays 0 for a compressed ``.jsonl``.
 
     Raises:
         DataError: the file's name says no format, or it cannot be read; with ``on_error="raise"`` also a line that
-            is no JSON.
+            is no JSON, or a row that cannot be read.
     """
 
     def __init__(self, path: Path, *, on_error: OnError = "raise") -> None:
@@ -88,15 +91,21 @@ class RecordReader(Iterator[tuple[Place, Any]]):
 
     def _parsed(self, text: str, place: Place) -> Iterator[tuple[Place, Any]]:
         try:
-            yield place, orjson.loads(text)
-        except orjson.JSONDecodeError as error:
+            record = parse(text)
+        except ValueError as error:
             self._reject(place.error(f"not JSON, or cut off ({error})"))
+        else:
+            yield place, record
 
     def _rows(self) -> Iterator[tuple[Place, Any]]:
         records = ParquetRecords(self.path)
         for number, record in enumerate(records, 1):
             self.done = number / records.rows
-            yield Place(self.path, number, is_line=False), record
+            place = Place(self.path, number, is_line=False)
+            if isinstance(record, UnreadableRow):
+                self._reject(place.error(record.message))
+            else:
+                yield place, record
 
     def _reject(self, error: DataError) -> None:
         if self._on_error == "raise":
@@ -105,22 +114,33 @@ class RecordReader(Iterator[tuple[Place, Any]]):
         self.first_error = self.first_error or error
 
 
-def record_files(path: Path) -> list[Path]:
-    """The file, or the files of records in a folder, sorted by name.
+def find_records(location: Location) -> Listing:
+    """The files of records that a path, a folder or a pattern means; empty ones hold none and are left out.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, all is empty, or it is in a store.
     """
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(RECORD_FILES))
-        if not files:
-            raise DataError(f"there is no file of records here; known: {', '.join(RECORD_FILES)}", file=path)
-        return files
-    if not path.is_file():
+    if is_uri(location):
+        hint = "copy it here, or run the steps source.files and data.tokenize_sft"
+        raise DataError("this command reads files of this machine", file=location, hint=hint)
+    path = local_path(location)
+    if path.is_file() and not path.name.lower().endswith(RECORD_FILES):
+        raise DataError(f"not a file of records; known: {', '.join(RECORD_FILES)}", file=path)
+    if not path.exists() and MAGIC.search(str(path)) is None:
         raise DataError("there is no such file of records", file=path)
-    if not path.name.lower().endswith(".parquet"):
-        _kind(path)
-    return [path]
+    found = list_folder(path) if path.is_dir() else find_files(location)
+    found = found.only(lambda file: file.path.lower().endswith(RECORD_FILES), OTHER_FORMAT).check_names()
+    if not found.files:
+        raise DataError(f"there is no file of records here; known: {', '.join(RECORD_FILES)}", file=path)
+    records = found.only(lambda file: file.size > 0, EMPTY)
+    if not records.files:
+        raise DataError("the file is empty", file=found.files[0].uri)
+    return records
+
+
+def record_files(location: Location) -> list[Path]:
+    """The paths of `find_records`."""
+    return [Path(file.uri) for file in find_records(location).files]
 
 
 def _kind(path: Path) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 from evo_core.data.documents import OnError
 from evo_core.data.format import encode_line
-from evo_core.data.sft.encode import SampleEncoder
+from evo_core.data.sft.encode import Sample, SampleEncoder
 from evo_core.data.sft.formats import find_format
-from evo_core.data.sft.pieces import RecordError
+from evo_core.data.sft.pieces import NoRoomError, RecordError
 from evo_core.data.sft.records import Place, RecordReader
 from evo_core.data.tokenizers import load_tokenizer
 from evo_core.errors import DataError
@@ -34,9 +34,9 @@ class SftSettings:
 
     Attributes:
         tokenizer: a tokenizer's file or folder.
-        record_format: ``alpaca``, ``chat`` or ``package.module:function``.
-        chat_template: a Jinja file, for ``chat``; None takes the one beside the tokenizer.
-        max_length: samples are cut to as many tokens, an end id included.
+        record_format: ``alpaca``, ``chat``, ``sharegpt`` or ``package.module:function``.
+        chat_template: a Jinja file, for ``chat`` and ``sharegpt``; None takes the one beside the tokenizer.
+        max_length: samples are cut to as many tokens, an end id included; those whose prompt fills it are left out.
         bos, eos: whether begin and end ids stand around a sample; None leaves it to the format.
         on_error: ``raise`` at the first wrong record, or ``skip`` and count them.
     """
@@ -86,12 +86,14 @@ class Skipped:
     """Records that were left out, counted while samples are read.
 
     Attributes:
-        count: how many.
+        count: how many were wrong.
         first: what was wrong with the first that was found.
+        no_room: how many are right, but with a prompt that leaves no room for an answer.
     """
 
     count: int = 0
     first: DataError | None = None
+    no_room: int = 0
 
     def add(self, count: int, error: DataError | None) -> None:
         self.count += count
@@ -123,6 +125,9 @@ def read_samples(
     tokens = 0
     for batch, result in _encoded(_batches(files, settings.on_error, skipped), encoder, settings, workers):
         for found in result:
+            if found is None:
+                skipped.no_room += 1
+                continue
             if isinstance(found, DataError):
                 if settings.on_error == "raise":
                     raise found
@@ -144,7 +149,9 @@ class _Batch:
     records: list[tuple[Place, Any]]
 
 
-_Encoded = tuple[bytes, int, int, bool]
+_Encoded = tuple[bytes, int, int, bool] | DataError | None
+"""A sample's line, ids in it, ids trained on and whether it was cut; what is wrong with the record; None where its
+prompt leaves no room."""
 
 
 def _batches(files: Sequence[Path], on_error: OnError, skipped: Skipped) -> Iterator[_Batch]:
@@ -157,7 +164,7 @@ def _batches(files: Sequence[Path], on_error: OnError, skipped: Skipped) -> Iter
 
 def _encoded(
     batches: Iterator[_Batch], encoder: SampleEncoder, settings: SftSettings, workers: int
-) -> Iterator[tuple[_Batch, list[_Encoded | DataError]]]:
+) -> Iterator[tuple[_Batch, list[_Encoded]]]:
     """Each batch with its result, in order."""
     first = list(islice(batches, 2))
     batches = chain(first, batches)
@@ -169,25 +176,35 @@ def _encoded(
     with ExitStack() as stack:
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(settings,))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        pending: deque[tuple[_Batch, Future[list[_Encoded | DataError]]]] = deque()
+        pending: deque[tuple[_Batch, Future[list[_Encoded]]]] = deque()
         for batch in batches:
             pending.append((batch, pool.submit(_encode_here, batch.records)))
             if len(pending) > 2 * workers:
                 done, future = pending.popleft()
-                yield done, future.result()
+                yield done, _result(future, done, encoder)
         while pending:
             done, future = pending.popleft()
-            yield done, future.result()
+            yield done, _result(future, done, encoder)
 
 
-def _encode(encoder: SampleEncoder, records: list[tuple[Place, Any]]) -> list[_Encoded | DataError]:
+def _result(future: Future[list[_Encoded]], batch: _Batch, encoder: SampleEncoder) -> list[_Encoded]:
+    try:
+        return future.result()
+    except RecursionError:  # a record is nested too deeply to be sent to another process
+        return _encode(encoder, batch.records)
+
+
+def _encode(encoder: SampleEncoder, records: list[tuple[Place, Any]]) -> list[_Encoded]:
     samples = encoder.encode_batch([record for _, record in records])
-    return [
-        place.error(str(found))
-        if isinstance(found, RecordError)
-        else (encode_line(found.ids), len(found.ids), found.trained, found.cut)
-        for (place, _), found in zip(records, samples, strict=True)
-    ]
+    return [_as_line(place, found) for (place, _), found in zip(records, samples, strict=True)]
+
+
+def _as_line(place: Place, found: Sample | RecordError) -> _Encoded:
+    if isinstance(found, NoRoomError):
+        return None
+    if isinstance(found, RecordError):
+        return place.error(str(found))
+    return encode_line(found.ids), len(found.ids), found.trained, found.cut
 
 
 _encoder_here: SampleEncoder
@@ -200,5 +217,5 @@ def _start(settings: SftSettings) -> None:
     _encoder_here = settings.encoder()
 
 
-def _encode_here(records: list[tuple[Place, Any]]) -> list[_Encoded | DataError]:
+def _encode_here(records: list[tuple[Place, Any]]) -> list[_Encoded]:
     return _encode(_encoder_here, records)

@@ -17,9 +17,11 @@ import numpy as np
 from evo_core.data.format import BinWriter, meta_path
 from evo_core.data.origins import Origins
 from evo_core.data.sft.chat import find_template
+from evo_core.data.sft.formats import BY_TEMPLATE
 from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
+from evo_core.process import mark
 
 SPLITS = ("train", "valid")
 _NAME = "dataset.bin"
@@ -47,7 +49,7 @@ class SftResult:
         note: what a person should know about the format.
         splits: by name, ``train`` and, if there is one, ``valid``.
         cut: samples that were longer than they may be.
-        skipped: records left out, and why the first of them was.
+        skipped: records left out, and why.
     """
 
     note: str
@@ -124,9 +126,10 @@ def write_sft_dataset(
                 spool.write(sample.line)
                 table.add(sample)
                 result.cut += sample.cut
-            held_out = _held_out(len(table), split_ratio, seed, files)
+            held_out = _held_out(len(table), split_ratio, seed, files, result.skipped)
             spool.seek(0)
-            origins = Origins(file.name for file in files)
+            names = _names(files)
+            origins = Origins(names)
             with ExitStack() as stack:
                 sides = []
                 for split in SPLITS if split_ratio > 0 else SPLITS[:1]:
@@ -134,7 +137,7 @@ def write_sft_dataset(
                     sides.append(_Side(writer, staging, origins))
                     result.splits[split] = sides[-1].counts
                 for (size, tokens, trained, file), held in zip(table.rows(), held_out, strict=True):
-                    sides[int(held)].write(spool.read(size), tokens, trained, files[file].name)
+                    sides[int(held)].write(spool.read(size), tokens, trained, names[file])
         origins.save(staging)
         keep_tokenizer(encoder.tokenizer, settings, staging / "tokenizer")
         _publish(staging, output, data_type)
@@ -144,7 +147,7 @@ def write_sft_dataset(
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """A hidden folder in the output, gone at the end; so is the output if nothing was put there."""
-    staging = output / f".{os.getpid()}.tmp"
+    staging = output / f".staging.{mark()}.{os.getpid()}.tmp"
     staging.mkdir(parents=True, exist_ok=True)
     try:
         yield staging
@@ -214,10 +217,20 @@ class _Side:
         _count(self.counts, tokens, trained)
 
 
-def _held_out(samples: int, split_ratio: float, seed: int, files: Sequence[Path]) -> np.ndarray:
+def _names(files: Sequence[Path]) -> list[str]:
+    """What the files are called below the folder that holds them all."""
+    folder = os.path.commonpath([file.parent for file in files])
+    return [file.relative_to(folder).as_posix() for file in files]
+
+
+def _held_out(samples: int, split_ratio: float, seed: int, files: Sequence[Path], skipped: Skipped) -> np.ndarray:
     """bool [samples]: what the original draws, without the repetitions."""
     if not samples:
-        raise DataError("there is not a single sample in it", file=files[0])
+        reasons = [f"{skipped.count:,} wrong, the first: {skipped.first}"] if skipped.count else []
+        if skipped.no_room:
+            reasons.append(f"{skipped.no_room:,} with a prompt that leaves no room for an answer")
+        left_out = f": records were left out, {'; '.join(reasons)}" if reasons else ""
+        raise DataError(f"there is not a single sample in it{left_out}", file=files[0])
     count = int(samples * split_ratio)
     if split_ratio > 0 and count == 0:
         raise DataError(
@@ -238,16 +251,16 @@ def _count(counts: Counts, tokens: int, trained: int) -> None:
 
 
 def keep_tokenizer(tokenizer: Tokenizer, settings: SftSettings, folder: Path) -> None:
-    """Put the tokenizer into a folder, with its configuration and, for chats, the template; it is there in one step.
+    """Put the tokenizer into a folder, with its configuration and the template of formats that have one.
 
-    A folder of that name is replaced.
+    It is there in one step. A folder of that name is replaced.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         tokenizer.copy_to(temporary)
-        if settings.record_format == "chat":
+        if settings.record_format in BY_TEMPLATE:
             template = find_template(tokenizer, settings.chat_template)
             (temporary / "chat_template.jinja").write_text(template.text, "utf-8")
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from evo_core.data.tokenizers import Tokenizer
-from evo_core.errors import ConfigError
+from evo_core.errors import CheckpointError, ConfigError
 from evo_core.generate.batch import Batch, Row, random_numbers
 from evo_core.generate.continuation import check_model, evaluating
 from evo_core.generate.forward import Forward
@@ -44,6 +44,7 @@ def continue_until(
 
     Raises:
         ConfigError: an unknown setting; a model that cannot generate.
+        CheckpointError: the model's scores are not finite: no text can be compared.
     """
     decoder = check_model(model)
     rows = [_row(*one, max_length) for one in zip(contexts, settings, numbers, strict=True)]
@@ -65,6 +66,9 @@ def continue_until(
             done += len(members)
             if on_progress is not None:
                 on_progress(done, len(rows))
+    failed = next((row.failed for row in rows if row.failed is not None), None)
+    if failed is not None:
+        raise CheckpointError(failed)
     return [text.until_stop() for text in texts]
 
 

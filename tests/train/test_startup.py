@@ -1,0 +1,40 @@
+"""What a run says before its first step."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.data.corpora import write_bin
+from tests.ranks import run_on_ranks
+from tests.train.jobs import job, run
+
+CONTEXT = [[-5, -6, -7, -8, -9]] * 200
+
+
+def test_trained_tokens_by_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bin(tmp_path / "train/cn/a.bin", CONTEXT)
+    write_bin(tmp_path / "train/en/a.bin", [[-5, 6, 7, -8, 9]] * 200)
+    data = {"data__train_folder": str(tmp_path / "train"), "data__total_steps": 1}
+    run(job(tmp_path, ckpt__enable_save_ckpt=False, **data), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "data: cn 1,000 (0 to train on), en 1,000 (600 to train on) tokens; a step is" in said
+    assert "not a single token is trained on" not in said
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_nothing_to_train_on_is_said_once(ranks: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "valid"):
+        write_bin(tmp_path / "set" / split / "en/a.bin", CONTEXT)
+    folders = {f"data__{split}_folder": str(tmp_path / "set" / split) for split in ("train", "valid")}
+    cfg = job(tmp_path, ckpt__enable_save_ckpt=False, data__total_steps=2, data__valid_every=1, **folders)
+    if ranks == 1:
+        run(cfg, tmp_path / "run")
+    else:
+        run_on_ranks(run, ranks, cfg, tmp_path / "run")
+    said = capfd.readouterr().out
+    assert len(re.findall(r"WARNING.*data\.train_folder .*: not a single token is trained on", said)) == 1
+    assert len(re.findall(r"WARNING.*data\.valid_folder .*: type en gives no score", said)) == 1
+    assert "first batch" not in said
