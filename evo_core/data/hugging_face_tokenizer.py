@@ -114,8 +114,10 @@ def _spelled_out(model: tokenizers.Tokenizer, special: Collection[str]) -> str |
     ``encode_special_tokens`` keeps added tokens from being found. Where a special token is a piece of the model as
     well, its algorithm may come to it by itself: Unigram and WordLevel always do, BPE if its merges lead there.
     """
+    unknown = _unknown(model)
+    names = {*special, unknown} if unknown is not None else {*special}
     # A single letter is spelled by itself.
-    inside = {name for name in special if len(name) > 1 and model.model.token_to_id(name) is not None}
+    inside = {name for name in names if len(name) > 1 and model.model.token_to_id(name) is not None}
     if not inside:
         return None
     content: dict[str, Any] = json.loads(model.to_str())
@@ -125,19 +127,29 @@ def _spelled_out(model: tokenizers.Tokenizer, special: Collection[str]) -> str |
         return None
     # Where a name is changed everywhere, ids stay as they are.
     prefix = secrets.token_hex(16)
-    names = {name: prefix + name for name in inside}
+    renamed = {name: prefix + name for name in inside}
     if isinstance(part["vocab"], dict):
-        part["vocab"] = {names.get(piece, piece): token for piece, token in part["vocab"].items()}
+        part["vocab"] = {renamed.get(piece, piece): token for piece, token in part["vocab"].items()}
     else:
-        part["vocab"] = [[names.get(piece, piece), score] for piece, score in part["vocab"]]
+        part["vocab"] = [[renamed.get(piece, piece), score] for piece, score in part["vocab"]]
     if "merges" in part:
         pairs = map(_pair, part["merges"])
         part["merges"] = [pair for pair in pairs if inside.isdisjoint((*pair, "".join(pair)))]
-    if part.get("unk_token") in names:
-        part["unk_token"] = names[part["unk_token"]]
+    if part.get("unk_token") in renamed:
+        part["unk_token"] = renamed[part["unk_token"]]
     for token in content["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
+        token["content"] = renamed.get(token["content"], token["content"])
     return json.dumps(content)
+
+
+def _unknown(model: tokenizers.Tokenizer) -> str | None:
+    """The piece that stands for what the vocabulary lacks."""
+    from tokenizers import models
+
+    if not isinstance(model.model, models.Unigram):
+        return getattr(model.model, "unk_token", None)
+    number = json.loads(model.to_str())["model"]["unk_id"]
+    return None if number is None else model.model.id_to_token(number)
 
 
 def _pair(merge: str | list[str]) -> list[str]:
