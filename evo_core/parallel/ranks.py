@@ -185,6 +185,8 @@ def _check_agent(address: str, port: int) -> None:
     except ConnectionRefusedError:
         message = f"nobody answers at {address}:{port}: the torchrun that started this rank has ended"
         raise ConfigError(message, key="MASTER_ADDR, MASTER_PORT") from None
+    except OSError:
+        pass  # a name that does not resolve yet, a network that is slow: the store is patient
 
 
 def _install(stop: Stop) -> dict[int, object]:
