@@ -267,7 +267,7 @@ def _check_calls(messages: list[dict[str, Any]], text: str) -> None:
     """Many templates know of no tools, and write an empty answer in place of a call."""
     for number, message in enumerate(messages, 1):
         calls = message.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
+        for call in (*(calls if isinstance(calls, list) else ()), message.get("function_call")):
             function = call.get("function", call) if isinstance(call, dict) else None
             name = function.get("name") if isinstance(function, dict) else None
             if isinstance(name, str) and name not in text:
