@@ -6,6 +6,7 @@ it fails, ``error.json`` (why, from the first rank that failed). Without the var
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -68,9 +69,11 @@ def command(name: str) -> Iterator[None]:
     folder = job_folder()
     if folder is not None and _left_by_user(folder):
         sys.exit(USER_ERROR)
+    _escape_what_cannot_be_encoded()
     try:
         _check_working_folder()
         yield
+        sys.stdout.flush()
     except UserError as error:
         _leave_error(folder, error)
         if _rank() != 0:
@@ -79,14 +82,37 @@ def command(name: str) -> Iterator[None]:
         sys.exit(USER_ERROR)
     except Exception as error:
         _leave_error(folder, error)
-        traceback.print_exc()
-        sys.stderr.flush()
+        if isinstance(error, OSError) and error.filename is None and not _output_is_taken():
+            print(f"{name}: error: nothing can be printed: {error.strerror}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+            sys.stderr.flush()
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     if folder is not None and _rank() == 0:
         _forget_error(folder)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """A terminal or file of another encoding gets escapes for the characters that it lacks."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
+
+
+def _output_is_taken() -> bool:
+    """Whether standard output can be written to (its reader is there, its disk not full).
+
+    Where it cannot, what is left of it is dropped, so that Python does not try again when it ends.
+    """
+    try:
+        print(flush=True)  # a write that failed may have left nothing to flush
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _check_working_folder() -> None:

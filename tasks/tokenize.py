@@ -38,7 +38,7 @@ TOKENS = "tokens.bin"
 DONE = "object.json"
 """Written last into an object's folder: the object is there once this is."""
 
-COUNTS = ("documents", "tokens", "skipped")
+COUNTS = ("documents", "tokens", "skipped", "blank")
 
 
 class Params(kind.Params):
@@ -76,6 +76,7 @@ class Tokenize(Kind[Params, Runtime]):
     """One token file for each raw file, and the index of them."""
 
     name = "data.tokenize"
+    version = 2
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
     params_type = Params
@@ -106,8 +107,19 @@ class Tokenize(Kind[Params, Runtime]):
             )
         if params.type_key is not None and params.mode == "internevo":
             raise ConfigError("a type_key has no effect in mode internevo", key=f"{where}.params.type_key")
-        if params.tokenizer is not None and not params.tokenizer.exists():
+        if params.tokenizer is None:
+            return
+        if not params.tokenizer.exists():
             raise ConfigError(f"the tokenizer {params.tokenizer} does not exist", key=f"{where}.params.tokenizer")
+        from evo_core.data.tokenizers import load_tokenizer
+
+        try:
+            load_tokenizer(params.tokenizer).encode("", bos=params.bos, eos=params.eos)
+        except DataError as error:
+            if error.key not in ("bos", "eos"):
+                raise  # of the tokenizer's own files
+            key = f"{where}.params.{error.key}"
+            raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
         passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"} | {"type_key": params.type_key}
@@ -138,6 +150,7 @@ class Tokenize(Kind[Params, Runtime]):
             "documents": sum(row["documents"] for row in index),
             "tokens": sum(row["tokens"] for row in index),
             "skipped_records": sum(row["skipped"] for row in index),
+            "blank_texts": sum(row["blank"] for row in index),
         }
 
     def _object_ids(self, params: Params, files: list[RawFile], tokenizer: str) -> list[str]:
@@ -266,4 +279,4 @@ def _spec(ctx: StepContext[Params, Runtime], object_id: str, file: RawFile, toke
 
 
 def _counts(result: TokenizeResult) -> dict[str, int]:
-    return {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped}
+    return {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped, "blank": result.blank}

@@ -67,6 +67,7 @@ class TokenizeSft(Kind[Params, Runtime]):
     """One token file for each file of records, and the index of them."""
 
     name = "data.tokenize_sft"
+    version = 2
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
     params_type = Params
@@ -79,8 +80,7 @@ class TokenizeSft(Kind[Params, Runtime]):
         return [file for file in (params.chat_template,) if file is not None]
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
-        from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, find_format, own_function
-        from evo_core.data.tokenizers import load_tokenizer
+        from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
 
         if (params.tokenizer is None) == ("tokenizer" not in facts):
             raise ConfigError(
@@ -90,12 +90,14 @@ class TokenizeSft(Kind[Params, Runtime]):
             )
         try:
             if params.tokenizer is not None:
-                find_format(params.format, load_tokenizer(params.tokenizer), params.chat_template)
+                _settings(params, params.tokenizer).encoder()  # which finds what does not go together
             elif params.format not in BUILT_IN:
                 own_function(params.format)
             elif params.chat_template is not None and params.format not in BY_TEMPLATE:
                 raise DataError("a chat template is for the format chat", key="chat_template", hint="or sharegpt")
         except DataError as error:
+            if error.key is not None and error.key not in Params.model_fields:
+                raise  # a key of the tokenizer's own files
             key = f"{where}.params.{error.key}" if error.key else where
             raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
 
@@ -108,7 +110,7 @@ class TokenizeSft(Kind[Params, Runtime]):
         return passed | {"vocab_size": load_tokenizer(params.tokenizer).vocab_size}
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
-        settings = _settings(ctx)
+        settings = _settings(ctx.params, ctx.params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER)
         tokenizer = _keep_tokenizer(settings, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         same = [("tokenizer", tokenizer), ("kind", f"{self.name} {self.version}")]
@@ -154,12 +156,11 @@ def _contents(params: Params) -> dict[str, Any]:
     return contents
 
 
-def _settings(ctx: StepContext[Params, Runtime]) -> SftSettings:
+def _settings(params: Params, tokenizer: Path) -> SftSettings:
     from evo_core.data.sft.samples import SftSettings
 
-    params = ctx.params
     return SftSettings(
-        tokenizer=params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER,
+        tokenizer=tokenizer,
         record_format=params.format,
         chat_template=params.chat_template,
         max_length=params.max_length,

@@ -53,6 +53,11 @@ class Manifest:
     tokenizer: str | None = None
     written_by: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def trained_here(self) -> bool:
+        """Whether a training job wrote it; what is converted from another system has no order of training data."""
+        return bool(self.data_digest)
+
 
 def file_record(path: Path) -> FileRecord:
     """Read a file through for its record."""

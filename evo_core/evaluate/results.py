@@ -13,14 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
+from evo_core.results_folder import writing
 
 
 def write(path: Path, scores: Mapping[str, Any]) -> None:
-    """Write results as JSON, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write results as JSON, all or nothing.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(scores, indent=1))
-    draft.replace(path)
+    with writing(path, "--output"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(json.dumps(scores, indent=1))
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:

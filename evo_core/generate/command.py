@@ -78,6 +78,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
     from evo_core.parallel.collectives import gather_objects, on_first
+    from evo_core.results_folder import make_folder, writing
 
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
@@ -89,6 +90,9 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
     sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
+
+    output = local_path(str(generation.output_folder))
+    on_first(lambda: make_folder(output, "generation.output_folder"))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(ranks.rank, len(prompts), ranks.world_size)
@@ -109,9 +113,9 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     results = [shares[number % ranks.world_size][number // ranks.world_size] for number in range(len(prompts))]
     if results and all(result.error for result in results):
         raise CheckpointError(str(results[0].error), file=folder)
-    output = local_path(str(generation.output_folder))
     rest = iter(results)
-    write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
+    with writing(output, "generation.output_folder"):
+        write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
     report_progress(len(prompts), len(prompts), "prompts")
     print(summary(results), f"model: {folder}", f"samples: {output / 'samples.md'}", sep="\n", flush=True)
 

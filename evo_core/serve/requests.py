@@ -25,6 +25,8 @@ from evo_core.serve.answers import ApiError
 
 MAX_CHOICES = 128
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1000
+_LONGEST_NAME = 100
+"""Characters that are told of a field's name."""
 
 Neutral = Mapping[str, tuple[tuple[Any, ...], str]]
 """Fields that are not served: the values that ask for nothing besides null, and what is said of all others."""
@@ -267,7 +269,7 @@ def read_request(kind: type[Kind], body: Any) -> Kind:
         return kind.model_validate(body)
     except ValidationError as errors:
         first = errors.errors(include_url=False, include_input=False)[0]
-        place = [str(part) for part in first["loc"]]
+        place = [str(part)[:_LONGEST_NAME] for part in first["loc"]]
         message = first["msg"].removeprefix("Value error, ")
         if isinstance(error := first.get("ctx", {}).get("error"), FieldError):
             place.append(error.field)

@@ -98,6 +98,25 @@ def test_settings_that_came_later_are_left_out_at_their_introduced_default() -> 
     assert {leaf.key for leaf in IDENTITY if not _has(identity, leaf.key)} == {leaf.key for leaf in later}
 
 
+def test_the_trained_length_follows_seq_len_and_counts_only_where_it_is_stated() -> None:
+    plain, stated = (
+        job({"data": {"seq_len": 256}}),
+        job({"data": {"seq_len": 256}, "model": {"max_position_embeddings": 512}}),
+    )
+    assert plain.model.max_position_embeddings == 256
+    assert not _has(plain.identity(1), "model.max_position_embeddings")
+    assert "max_position_embeddings" not in plain.to_yaml()
+    assert TrainConfig.model_validate(plain.to_plain()).model.max_position_embeddings == 256
+    assert TrainConfig.model_validate(dict(plain)).model.max_position_embeddings == 256
+    assert stated.model.max_position_embeddings == 512
+    assert stated.identity(1)["model"]["max_position_embeddings"] == 512
+    assert TrainConfig.model_validate(stated.to_plain()).model.max_position_embeddings == 512
+    # At the default that it had before, a stated one adds nothing to the identity, as ever; it holds all the same.
+    before = job({"data": {"seq_len": 256}, "model": {"max_position_embeddings": 2048}})
+    assert before.identity(1) == plain.identity(1)
+    assert TrainConfig.model_validate(before.to_plain()).model.max_position_embeddings == 2048
+
+
 def test_what_is_loaded_counts_only_where_it_is_read() -> None:
     resuming, starting = ({"load_ckpt_info": LOAD_INFO, "auto_resume": resume} for resume in (True, False))
     assert job({"ckpt": resuming}).identity(1) == job().identity(1)

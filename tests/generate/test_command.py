@@ -15,10 +15,12 @@ from evo_core.checkpoint import load_model
 from evo_core.config import load_config
 from evo_core.data.format import BinReader, BinWriter
 from evo_core.data.tokenizers import load_tokenizer
+from evo_core.errors import DataError
 from evo_core.generate import generate
 from evo_core.generate.command import main, run
 from evo_core.parallel.ranks import ranks
 from tests.generate.conftest import Trained
+from tests.generate.models import LetterTokenizer, decoder
 from tests.ranks import run_on_ranks
 
 PROMPTS = ["the cat", "in the", "a", "the word is", "mat"]
@@ -180,3 +182,72 @@ def test_prompts_without_room_are_counted(trained: Trained, tmp_path: Path, caps
     main(arguments)
     assert "1 of 2 prompts are max_length long or longer" in capsys.readouterr().out
     assert [len(row["prompt_ids"]) <= 8 for row in rows(tmp_path / "out")] == [True, True]
+
+
+def evo(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120, **options)
+
+
+def test_a_terminal_of_another_encoding_gets_escapes(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "语料"
+    settings = [f"generation.output_folder={folder}", 'generation.prompts=["the"]']
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    english = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    ended = evo("evo_core.generate", "--config", str(trained.config), *arguments, env=english, stdout=subprocess.PIPE)
+    assert ended.returncode == 0, ended.stderr
+    assert "\\u8bed\\u6599/samples.md" in ended.stdout
+    assert (folder / "samples.jsonl").is_file()
+
+
+def test_full_and_closed_outputs_are_one_line(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    of_type = {"loss": 1.0, "perplexity": 2.7, "acc": 0.5, "tokens": 10}
+    scores.write_text(json.dumps({"checkpoint": "x", "step": 1, "tokens": 1, "model": {"en": of_type}}))
+    arguments = ("evo_core.evaluate", "--compare", str(scores), str(scores))
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        ended = evo(*arguments, stdout=full)
+    assert ended.returncode == 1
+    assert ended.stderr == "evo_core.evaluate: error: nothing can be printed: No space left on device\n"
+    ended = evo(*arguments, "--output", str(tmp_path), stdout=subprocess.PIPE)
+    assert ended.returncode == 2
+    assert "--output: is a folder" in ended.stderr
+    ended = evo(*arguments, "--output", f"{scores}/below.json", stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    settings = [f"generation.output_folder={taken}", 'generation.prompts=["the"]']
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(trained.config), *(part for setting in settings for part in ("--set", setting))])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{taken}: generation.output_folder: cannot be written" in error
+    assert "prompts" not in error
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([[0, 5, 99999]], "token id 99999, outside the tokenizer's vocabulary"),
+        ([[5], [1.5]], "prompt 2 is neither a text nor a list of token ids"),
+        ([[True]], "prompt 1 is neither"),
+        ([None], "prompt 1 is neither"),
+        ([[[5]]], "prompt 1 is neither"),
+        (["a", "b\ud800"], "prompt 2 has half a surrogate pair"),
+        ([[]], "prompt 1 has no tokens"),
+        ("the cat", "prompts is one text"),
+    ],
+)
+def test_prompts_are_looked_at_before_any_is_continued(prompts: Any, words: str) -> None:
+    worked: list[int] = []
+    with pytest.raises(DataError, match=words):
+        model = decoder(vocab_size=100_000)
+        generate(model, LetterTokenizer(), prompts, progress=lambda done, tokens: worked.append(tokens))
+    assert not worked

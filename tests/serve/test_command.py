@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tests.generate.conftest import Trained
 from tests.serve.conftest import serving
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_even_in_the_middle_of_a_text(trained: Trained, number: int) -> None:
     with serving(trained.saved, "--max-length", "90000") as served:
         assert served.url.startswith("http://127.0.0.1:")
@@ -78,6 +80,12 @@ def test_it_listens_to_this_machine_alone_unless_told_otherwise() -> None:
         (["CKPT", "--device", "cuda:7"], "--device: cuda:7"),
         (["CKPT", "--dtype", "float3"], "unknown dtype"),
         (["CKPT", "--max-batch", "0"], "--max-batch: 0 must be 1 or more"),
+        (["CKPT", "--max-body", "nan"], "--max-body: nan must be a number above 0"),
+        (["CKPT", "--request-timeout", "0"], "--request-timeout: 0.0 must be a number above 0"),
+        (["CKPT", "--port", "99999"], "--port: 99999 is no port"),
+        (["CKPT", "--port", "-1"], "--port: -1 is no port"),
+        (["CKPT", "--host", "nowhere.invalid"], "--host: there is no such address"),
+        (["CKPT", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -101,3 +109,12 @@ def test_a_port_that_is_taken_is_said(trained: Trained, capfd: pytest.CaptureFix
             main([str(trained.saved), "--port", str(taken.getsockname()[1])])
     assert ended.value.code not in (0, None)
     assert "address already in use" in capfd.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_one_line(trained: Trained) -> None:
+    command = [sys.executable, "-m", "evo_core.serve", str(trained.saved), "--port", "0"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == "evo serve: error: nothing can be printed: No space left on device"
+    assert "Traceback" not in ended.stderr

@@ -64,6 +64,11 @@ def _usual_head_dim(model: ModelConfig) -> int:
     return _head_dim(model.hidden_size, model.num_attention_heads)
 
 
+def _unstated_length(model: ModelConfig) -> int:
+    """A trained length that was not stated follows from data.seq_len, and adds nothing to the identity."""
+    return 2048 if "max_position_embeddings" in model.model_fields_set else model.max_position_embeddings
+
+
 class ModelConfig(Block):
     """A decoder. The settings left out take the values usual for the model type (families.py)."""
 
@@ -112,7 +117,9 @@ class ModelConfig(Block):
         ..., "Rotary pairs: True takes neighbours (0,1),(2,3)…, False takes halves (0,d/2),(1,d/2+1)…"
     )
     rope_scaling: RopeScalingConfig | None = optional_block("Slower rotary frequencies for longer inputs.")
-    max_position_embeddings: PositiveInt = identity(2048, "Longest training length, for Dynamic NTK.", introduced=2048)
+    max_position_embeddings: PositiveInt = identity(
+        2048, "Longest training length, for Dynamic NTK; default data.seq_len.", introduced=_unstated_length
+    )
     use_dynamic_ntk_rope: bool = identity(
         False, "Stretch the rotary base for longer inputs at generation.", introduced=False
     )
@@ -154,6 +161,14 @@ class ModelConfig(Block):
     def dtype_name(self) -> str:
         """dtype without its prefix: bfloat16, float16, float32, tf32 or float64."""
         return self.dtype.removeprefix("torch.")
+
+    def trained_on(self, seq_len: int) -> Self:
+        """The same with the trained length of ``data.seq_len``, unless it states its own."""
+        if "max_position_embeddings" in self.model_fields_set:
+            return self
+        model = self.model_copy(update={"max_position_embeddings": seq_len})
+        model.model_fields_set.discard("max_position_embeddings")
+        return model
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -41,7 +42,7 @@ from evo_core.config.schema.optim import (
 )
 from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.config.support import refusal_errors, settings_without_effect
-from evo_core.config.values import NonNegativeInt, OptionalLocation
+from evo_core.config.values import NonNegativeInt, OptionalLocation, describe
 from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
 
@@ -52,12 +53,13 @@ def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: Validat
         return own_model(name, data)
     moe = info.data.get("moe", MoeConfig())
     if isinstance(data, ModelConfig):
-        return shipped(data.model_copy(update={"moe": moe}))
-    if isinstance(data, dict):
+        data = data.model_copy(update={"moe": moe})
+    elif isinstance(data, dict):
         if data.get("moe") is not None:
             raise ConfigError("is a block of its own", key="model.moe", hint="state it at the top level")
         data = {**data, "moe": moe}
-    return shipped(data)
+    model = shipped(data)
+    return model.trained_on(info.data["data"].seq_len) if "data" in info.data else model
 
 
 class TrainConfig(Block):
@@ -103,6 +105,21 @@ class TrainConfig(Block):
         return self.model_copy(
             update={key: text for key, text in self.environment.items() if key in type(self).model_fields}
         )
+
+    @property
+    def run_name(self) -> str:
+        """`job_name` as the folder below RUN/ that a run without a folder of its own gets.
+
+        Raises:
+            ConfigError: it cannot be a folder there.
+        """
+        name = self.shown.job_name
+        parts = PurePosixPath(name).parts
+        long = any(len(part.encode("utf-8", "replace")) > 200 for part in parts)
+        if not name.isprintable() or not parts or long or name.startswith("/") or ".." in parts:
+            message = f"{describe(name)} cannot be the name of a folder below RUN/"
+            raise ConfigError(message, key="job_name", hint="choose a name without / and .., or give --folder")
+        return name
 
     def dp(self, world_size: int) -> int:
         """Data-parallel ranks among ``world_size``.
