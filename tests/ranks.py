@@ -121,6 +121,7 @@ def _rank(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
+        dist.barrier()  # a rank that left at once would break off the connections that slower ones still make
         answer = (True, fn(*args))
     except BaseException:
         answer = (False, traceback.format_exc())

@@ -93,6 +93,12 @@ beta2_scheduler = dict(
     cur_iter=-1,
 )
 
+generation = dict(  # with the newest checkpoint in SAVE_CKPT_FOLDER
+    prompts="configs/prompts/pretrain-7b.txt",  # texts need data.tokenizer_path; token files go by data_folder
+    output_folder="local:generated",
+    max_length=100,
+)
+
 use_fp32_norm = False
 model = dict(
     checkpoint=False,  # True, False, or the share of layers whose activations are recomputed

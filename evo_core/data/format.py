@@ -23,6 +23,7 @@ import numpy as np
 import orjson
 
 from evo_core.errors import DataError
+from evo_core.process import mark
 
 _PREFIX, _SUFFIX = b'{"tokens": [', b"]}"
 
@@ -137,7 +138,7 @@ class BinWriter:
 
     @staticmethod
     def _hidden(path: Path) -> Path:
-        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        return path.with_name(f".{path.name}.{mark()}.{os.getpid()}.tmp")
 
     def _sync(self, file: BinaryIO) -> None:
         file.flush()

@@ -43,7 +43,8 @@ def ids_of(
     if not isinstance(prompt, str):
         ids = _without_padding(token_ids(prompt, f"prompt {number + 1}"), None if pad == bos else pad)
     elif tokenizer is None:
-        raise DataError(f"prompt {number + 1} is text, and there is no tokenizer")
+        hint = "name it in the job's data.tokenizer_path before training, or give token ids"
+        raise DataError(f"prompt {number + 1} is text, and there is no tokenizer with the model", hint=hint)
     else:
         check_text(prompt, f"prompt {number + 1}")
         ids = [*(tokenizer.begin if bos_id is None else [bos_id]), *tokenizer.encode(prompt)]

@@ -9,6 +9,7 @@ import pytest
 
 from flows.pipeline.engine import run_plan
 from flows.pipeline.plan import make_plan
+from flows.pipeline.reasons import reasons
 from flows.pipeline.schema import load_pipeline
 from flows.pipeline.status import live
 from tasks.launch.launcher import Stopped
@@ -65,6 +66,15 @@ def test_a_step_renamed_between_two_runs_keeps_its_work(bench: Bench, older: boo
     home = bench.store.artifact(planned.kind.name, planned.key).home
     assert len((home / "work" / "starts").read_text().split()) == 2
     assert len(homes(bench)) == 3
+
+
+def test_why_compares_a_renamed_step_with_what_it_made_before(bench: Bench) -> None:
+    bench.run()
+    rename(bench, "first", "foremost")
+    plan = bench.plan("vars.amount=7")
+    assert plan.step("foremost").why == "amount: 2 -> 7"
+    found = {entry["step"]: entry["nearest"] for entry in reasons(plan, "foremost", bench.store)}
+    assert found["foremost"] == f"first-{bench.plan().step('foremost').key[:12]}"
 
 
 def test_committed_folders_of_the_older_form_are_found_and_not_made_again(bench: Bench) -> None:

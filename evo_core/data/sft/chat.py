@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evo_core.data.json_value import parse
-from evo_core.data.sft.pieces import Format, Piece, RecordError
+from evo_core.data.sft.pieces import Format, Piece, RecordError, check_fields
 from evo_core.data.tokenizer_settings import CONFIG, read_json_object, read_settings
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # Not characters: Unicode keeps both for use inside a program.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OTHER_WEIGHTS = ("train", "training", "loss")  # what other tools call it
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,7 @@ def _read(file: Path) -> str:
 
 def _messages(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
     """The messages as a template sees them, and whether each is trained on."""
+    check_fields(record)
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RecordError("expected `messages`: a list of {role, content}")
@@ -228,6 +230,8 @@ def _messages(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]
 
 def _is_trained(number: int, message: dict[str, Any]) -> bool:
     weight, is_answer = message.get("weight"), message["role"] == "assistant"
+    if key := next((key for key in _OTHER_WEIGHTS if message.get(key) is False), None):
+        raise RecordError(f"message {number} says {key}: false; write weight: 0 to leave it out of what is trained on")
     if weight is None:
         return is_answer
     if weight not in (0, 1):

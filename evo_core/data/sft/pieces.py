@@ -68,3 +68,18 @@ def text_field(record: dict[str, Any], key: str, *, default: str | None = None) 
     if not isinstance(value, str):
         raise RecordError(f"the field {key!r} is not text")
     return value
+
+
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+
+
+def check_fields(record: dict[str, Any]) -> None:
+    """Refuse a record with fields that nobody reads here and without which it says another thing.
+
+    Raises:
+        RecordError: it is about a picture or a sound, or it is marked as an answer not to give.
+    """
+    if media := next((key for key in _MEDIA if record.get(key)), None):
+        raise RecordError(f"it comes with the field {media!r}, and only text is trained on")
+    if record.get("kto_tag") is False:
+        raise RecordError("it is marked as a wrong answer (kto_tag: false), which nothing here learns from")
