@@ -21,11 +21,12 @@ from tasks import kind
 from tasks.earlier import earlier, most_alike
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
+from tasks.objects import is_whole
 from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
 from tasks.store import Artifact, Store
-from tasks.store.atomic import create_json, read_json, write_json
+from tasks.store.atomic import read_json, read_object, write_json
 from tasks.store.digests import combine
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
 from tasks.unchanged import StillAsListed
@@ -191,9 +192,11 @@ def _known_counts(ctx: StepContext[Params, Runtime], kind_: Tokenize, ids: set[s
 
     indexed = most_alike(earlier(ctx.store, kind_.name, kind_.version), read) or {}
     folders = _object_folders(ctx.store, ids)
+    if ctx.anew:
+        folders = {object_id for object_id in folders if is_whole(ctx.store.object(object_id), DONE)}
     counts = {object_id: indexed[object_id] for object_id in folders & indexed.keys()}
     for object_id in folders - indexed.keys():
-        done = read_json(ctx.store.object(object_id) / DONE)
+        done = read_object(ctx.store.object(object_id) / DONE)
         if done is not None:
             counts[object_id] = done
     return counts
@@ -227,7 +230,7 @@ def _tokenize(
 
         def on_done(number: int, result: TokenizeResult) -> None:
             done = ctx.store.object(ids[number]) / DONE
-            check.after(missing[ids[number]], lambda: create_json(done, _counts(result)))
+            check.after(missing[ids[number]], lambda: write_json(done, _counts(result)))
 
         def on_progress(share: float, tokens: int) -> None:
             ctx.on_progress({"unit": "bytes", **pace.report(round(share * total), total, tokens)})

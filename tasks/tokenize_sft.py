@@ -21,10 +21,11 @@ from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
+from tasks.objects import is_whole
 from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
-from tasks.store.atomic import create_json, read_json, write_json
+from tasks.store.atomic import read_object, write_json
 from tasks.store.digests import combine, digest_file
 from tasks.tokenize import DONE, INDEX, TOKENS
 from tasks.tokenizer import TOKENIZER
@@ -119,11 +120,13 @@ class TokenizeSft(Kind[Params, Runtime]):
             file.path: combine([("file", file.digest), ("suffix", "".join(Path(file.path).suffixes[-2:])), *same])
             for file in files
         }
-        counts = {i: found for i in ids.values() if (found := read_json(ctx.store.object(i) / DONE)) is not None}
+        counts = {i: found for i in ids.values() if (found := read_object(ctx.store.object(i) / DONE)) is not None}
+        if ctx.anew:
+            counts = {i: found for i, found in counts.items() if is_whole(ctx.store.object(i), DONE)}
         missing = {ids[file.path]: file for file in files if ids[file.path] not in counts}
         ctx.say(f"{len(missing)} of {len(files)} files to tokenize, {len(counts)} found in the store")
         counts |= _tokenize(ctx, missing, settings)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"path": file.path, "uri": file.uri, "digest": file.digest, "bytes": file.size, "object": ids[file.path]}
             | counts[ids[file.path]]
             for file in files
@@ -204,7 +207,7 @@ def _tokenize(
                     if ctx.stop.is_set():
                         raise Stopped(f"{len(missing) - len(counts)} files are left to tokenize")
                 counts[object_id] = found = _counts(future.result())
-                check.after(file, lambda folder=folder, found=found: create_json(folder / DONE, found))  # type: ignore[misc]
+                check.after(file, lambda folder=folder, found=found: write_json(folder / DONE, found))  # type: ignore[misc]
                 done, tokens = done + file.size, tokens + found["tokens"]
                 ctx.on_progress({"unit": "bytes", **pace.report(done, total, tokens)})
     finally:

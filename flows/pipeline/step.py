@@ -201,6 +201,7 @@ def _context(
         on_progress=lambda progress: observer.on_progress(step, progress),
         say=lambda line: observer.on_message(step, plan.pipeline.secrets.conceal(line)),
         source_digest=step.payload.get("source"),
+        anew=step.force,
     )
 
 

@@ -85,7 +85,7 @@ class Series:
         store = self.random.choice(self.stores)
         running = [self.start(name, store) for name in self.random.sample(list(PIPELINES), self.random.choice([1, 2]))]
         if in_a_step:
-            wait_until(lambda: any("started" in said(run) or run.poll() is not None for run in running), 60)
+            wait_until(lambda: any("started" in said(run) or run.poll() is not None for run in running), 240)
         time.sleep(self.random.uniform(0, 1.5))
         for run in running:
             if run.poll() is None:
