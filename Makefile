@@ -45,10 +45,11 @@ test-all: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then $(MAKE) --no-print-directory services; fi
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-# litgpt asks for another torch, so it comes without what it asks for, into a folder of its own.
+# litgpt asks for another torch, so it comes into a folder of its own, with what it imports and nothing it asks for.
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	test -d .bench/litgpt || $(BIN)/python -m pip install --quiet --no-deps --target .bench litgpt lightning-utilities
+	test -d .bench/torchmetrics || $(BIN)/python -m pip install --quiet --no-deps --target .bench \
+		litgpt lightning lightning-utilities torchmetrics
 	for name in $(BENCHMARKS); do PYTHONPATH=.bench $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lint: $(STAMP)

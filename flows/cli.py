@@ -209,6 +209,13 @@ app.add_typer(data_app)
 def main() -> None:
     """Entry point of the command: a user's mistake is one line and status 2; a step that failed, whatever its cause,
     and anything else is status 1, with a traceback where the code is to blame."""
+    from flows.output import lasting_output
+
+    with lasting_output():
+        _main()
+
+
+def _main() -> None:
     from tasks.launch.launcher import JobFailed
     from tasks.store.trouble import storage_trouble
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.errors import UserError
-from evo_core.process import die_with_parent
+from evo_core.process import die_with_parent, stop_signals
 from flows.address import answers, around_proxies, checked_api, is_loopback, serves
 from flows.show.tensorboard import link_models
 from tasks.launch.launcher import Stopped
@@ -160,7 +160,7 @@ def server_environment(home: Path, api: str) -> dict[str, str]:
 
 
 def serve_ui(root: str | Path | None = None) -> None:
-    """Keep a Prefect server and tensorboard on what a root recorded, until Ctrl-C or SIGTERM.
+    """Keep a Prefect server and tensorboard on what a root recorded, until Ctrl-C, SIGTERM or a closed terminal.
 
     Raises:
         UserError: one is running for this root already, or a server does not start.
@@ -170,9 +170,8 @@ def serve_ui(root: str | Path | None = None) -> None:
     if (running := recorded_api_url(home)) is not None:
         page = running.removesuffix("/api")
         raise UserError(f"evo ui is already running for {store.root}: {page}", hint="end that one first")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:  # nohup
-            signal.signal(number, signal.default_int_handler)
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler)
     try:
         print(f"opening {store.root} ...", flush=True)
         with running_server(home, free_port(PREFECT_PORT)) as api, running_tensorboard(runs) as tensorboard:

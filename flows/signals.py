@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from evo_core.process import stop_signals
 from tasks.launch.guard import descendants
 
 _SHOW_CURSOR = "\x1b[?25h"
@@ -81,10 +82,7 @@ def _send(pids: set[int], number: int) -> None:
 def stop_on_signals() -> Iterator[StopSignals]:
     """Catch the signals for the block. SIGHUP stays ignored where `nohup` said so."""
     caught = StopSignals()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, caught.handle) for number in numbers}
+    before = {number: signal.signal(number, caught.handle) for number in stop_signals()}
     try:
         yield caught
     finally:

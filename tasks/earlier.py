@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evo_core.errors import UserError
 from tasks.store import Artifact, Store
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ LOOK_AT = 8
 
 
 def earlier(store: Store, kind: str, version: int, params: Mapping[str, Any] | None = None) -> Iterator[Artifact]:
-    """Committed artifacts of a kind, the newest first.
+    """Committed artifacts of a kind that are not damaged, the newest first.
 
     Args:
         params: only artifacts with these identity parameters.
@@ -27,10 +28,13 @@ def earlier(store: Store, kind: str, version: int, params: Mapping[str, Any] | N
     times = {home: time for home in homes if (time := _time(home)) is not None}
     for home in sorted(times, key=times.__getitem__, reverse=True):
         artifact = Artifact(Path(home))
-        identity = artifact.manifest.get("identity", {})
+        try:
+            identity = artifact.manifest["identity"]
+        except UserError:
+            continue
         if (identity.get("kind"), identity.get("version")) != (kind, version):
             continue
-        if params is None or identity.get("params") == params:
+        if (params is None or identity.get("params") == params) and artifact.damage() is None:
             yield artifact
 
 

@@ -64,6 +64,7 @@ class StepContext(Generic[P, R]):
         work: a folder that all attempts at this key share (training checkpoints).
         state: the key's state folder (progress.json, job.json).
         inputs: input name to committed artifact.
+        anew: the step was forced: what earlier runs left may be what has to be made anew.
         stop: set when the run is told to stop; a kind that waits must watch it.
         on_progress: called with {"done", "total", "unit", ...} now and then.
         say: called with a line worth showing to a person.
@@ -85,6 +86,7 @@ class StepContext(Generic[P, R]):
     on_progress: Callable[[dict[str, Any]], None]
     say: Callable[[str], None]
     source_digest: str | None = None
+    anew: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 

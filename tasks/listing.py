@@ -20,6 +20,8 @@ def list_files(root: str, include: Sequence[str], exclude: Sequence[str] = ()) -
         ConfigError: there is no such folder or bucket, it cannot be read from here, or a file that is taken has a name
             that cannot be written down.
     """
+    if not is_uri(root) and not local_path(root).exists():
+        raise ConfigError(f"the raw folder {root} does not exist", key="root", hint="make it, or change the path")
     wanted, unwanted = any_of(tuple(include)), any_of(tuple(exclude))
 
     def is_taken(file: Listed) -> bool:

@@ -8,6 +8,7 @@ which shard depends on history; which documents a dataset has, and in what order
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -150,6 +151,9 @@ class Shard(Kind[Params, Runtime]):
         except DataError as error:
             if error.key in ("types", "valid_fraction"):
                 error = DataError(error.message, key=f"steps.{ctx.name}.params.{error.key}", hint=error.hint)
+            elif error.file and Path(error.file).is_relative_to(ctx.store.root / "objects"):
+                hint = f"make the tokens anew with --force {tokens.manifest['step']}"
+                error = DataError(error.message, file=error.file, line=error.line, hint=hint)
             raise error from None
         for shard in statistics["shards"]:
             ctx.digests[shard["path"]] = shard["digest"]

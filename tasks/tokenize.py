@@ -21,11 +21,12 @@ from tasks import kind
 from tasks.earlier import earlier, most_alike
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
+from tasks.objects import is_whole
 from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
 from tasks.store import Artifact, Store
-from tasks.store.atomic import create_json, read_json, write_json
+from tasks.store.atomic import read_json, read_object, write_json
 from tasks.store.digests import combine
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
 from tasks.unchanged import StillAsListed
@@ -38,7 +39,7 @@ TOKENS = "tokens.bin"
 DONE = "object.json"
 """Written last into an object's folder: the object is there once this is."""
 
-COUNTS = ("documents", "tokens", "skipped")
+COUNTS = ("documents", "tokens", "skipped", "blank")
 
 
 class Params(kind.Params):
@@ -76,6 +77,7 @@ class Tokenize(Kind[Params, Runtime]):
     """One token file for each raw file, and the index of them."""
 
     name = "data.tokenize"
+    version = 2
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
     params_type = Params
@@ -106,8 +108,19 @@ class Tokenize(Kind[Params, Runtime]):
             )
         if params.type_key is not None and params.mode == "internevo":
             raise ConfigError("a type_key has no effect in mode internevo", key=f"{where}.params.type_key")
-        if params.tokenizer is not None and not params.tokenizer.exists():
+        if params.tokenizer is None:
+            return
+        if not params.tokenizer.exists():
             raise ConfigError(f"the tokenizer {params.tokenizer} does not exist", key=f"{where}.params.tokenizer")
+        from evo_core.data.tokenizers import load_tokenizer
+
+        try:
+            load_tokenizer(params.tokenizer).encode("", bos=params.bos, eos=params.eos)
+        except DataError as error:
+            if error.key not in ("bos", "eos"):
+                raise  # of the tokenizer's own files
+            key = f"{where}.params.{error.key}"
+            raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
         passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"} | {"type_key": params.type_key}
@@ -138,6 +151,7 @@ class Tokenize(Kind[Params, Runtime]):
             "documents": sum(row["documents"] for row in index),
             "tokens": sum(row["tokens"] for row in index),
             "skipped_records": sum(row["skipped"] for row in index),
+            "blank_texts": sum(row["blank"] for row in index),
         }
 
     def _object_ids(self, params: Params, files: list[RawFile], tokenizer: str) -> list[str]:
@@ -178,9 +192,11 @@ def _known_counts(ctx: StepContext[Params, Runtime], kind_: Tokenize, ids: set[s
 
     indexed = most_alike(earlier(ctx.store, kind_.name, kind_.version), read) or {}
     folders = _object_folders(ctx.store, ids)
+    if ctx.anew:
+        folders = {object_id for object_id in folders if is_whole(ctx.store.object(object_id), DONE)}
     counts = {object_id: indexed[object_id] for object_id in folders & indexed.keys()}
     for object_id in folders - indexed.keys():
-        done = read_json(ctx.store.object(object_id) / DONE)
+        done = read_object(ctx.store.object(object_id) / DONE)
         if done is not None:
             counts[object_id] = done
     return counts
@@ -214,7 +230,7 @@ def _tokenize(
 
         def on_done(number: int, result: TokenizeResult) -> None:
             done = ctx.store.object(ids[number]) / DONE
-            check.after(missing[ids[number]], lambda: create_json(done, _counts(result)))
+            check.after(missing[ids[number]], lambda: write_json(done, _counts(result)))
 
         def on_progress(share: float, tokens: int) -> None:
             ctx.on_progress({"unit": "bytes", **pace.report(round(share * total), total, tokens)})
@@ -266,4 +282,4 @@ def _spec(ctx: StepContext[Params, Runtime], object_id: str, file: RawFile, toke
 
 
 def _counts(result: TokenizeResult) -> dict[str, int]:
-    return {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped}
+    return {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped, "blank": result.blank}

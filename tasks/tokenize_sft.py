@@ -21,10 +21,11 @@ from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
+from tasks.objects import is_whole
 from tasks.pace import Pace
 from tasks.paths import PipelinePath
 from tasks.raw import RawFile, read_listing
-from tasks.store.atomic import create_json, read_json, write_json
+from tasks.store.atomic import read_object, write_json
 from tasks.store.digests import combine, digest_file
 from tasks.tokenize import DONE, INDEX, TOKENS
 from tasks.tokenizer import TOKENIZER
@@ -67,6 +68,7 @@ class TokenizeSft(Kind[Params, Runtime]):
     """One token file for each file of records, and the index of them."""
 
     name = "data.tokenize_sft"
+    version = 2
     inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
     output = "tokens"
     params_type = Params
@@ -79,8 +81,7 @@ class TokenizeSft(Kind[Params, Runtime]):
         return [file for file in (params.chat_template,) if file is not None]
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
-        from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, find_format, own_function
-        from evo_core.data.tokenizers import load_tokenizer
+        from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
 
         if (params.tokenizer is None) == ("tokenizer" not in facts):
             raise ConfigError(
@@ -90,12 +91,14 @@ class TokenizeSft(Kind[Params, Runtime]):
             )
         try:
             if params.tokenizer is not None:
-                find_format(params.format, load_tokenizer(params.tokenizer), params.chat_template)
+                _settings(params, params.tokenizer).encoder()  # which finds what does not go together
             elif params.format not in BUILT_IN:
                 own_function(params.format)
             elif params.chat_template is not None and params.format not in BY_TEMPLATE:
                 raise DataError("a chat template is for the format chat", key="chat_template", hint="or sharegpt")
         except DataError as error:
+            if error.key is not None and error.key not in Params.model_fields:
+                raise  # a key of the tokenizer's own files
             key = f"{where}.params.{error.key}" if error.key else where
             raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
 
@@ -108,7 +111,7 @@ class TokenizeSft(Kind[Params, Runtime]):
         return passed | {"vocab_size": load_tokenizer(params.tokenizer).vocab_size}
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
-        settings = _settings(ctx)
+        settings = _settings(ctx.params, ctx.params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER)
         tokenizer = _keep_tokenizer(settings, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         same = [("tokenizer", tokenizer), ("kind", f"{self.name} {self.version}")]
@@ -117,11 +120,13 @@ class TokenizeSft(Kind[Params, Runtime]):
             file.path: combine([("file", file.digest), ("suffix", "".join(Path(file.path).suffixes[-2:])), *same])
             for file in files
         }
-        counts = {i: found for i in ids.values() if (found := read_json(ctx.store.object(i) / DONE)) is not None}
+        counts = {i: found for i in ids.values() if (found := read_object(ctx.store.object(i) / DONE)) is not None}
+        if ctx.anew:
+            counts = {i: found for i, found in counts.items() if is_whole(ctx.store.object(i), DONE)}
         missing = {ids[file.path]: file for file in files if ids[file.path] not in counts}
         ctx.say(f"{len(missing)} of {len(files)} files to tokenize, {len(counts)} found in the store")
         counts |= _tokenize(ctx, missing, settings)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"path": file.path, "uri": file.uri, "digest": file.digest, "bytes": file.size, "object": ids[file.path]}
             | counts[ids[file.path]]
             for file in files
@@ -154,12 +159,11 @@ def _contents(params: Params) -> dict[str, Any]:
     return contents
 
 
-def _settings(ctx: StepContext[Params, Runtime]) -> SftSettings:
+def _settings(params: Params, tokenizer: Path) -> SftSettings:
     from evo_core.data.sft.samples import SftSettings
 
-    params = ctx.params
     return SftSettings(
-        tokenizer=params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER,
+        tokenizer=tokenizer,
         record_format=params.format,
         chat_template=params.chat_template,
         max_length=params.max_length,
@@ -203,7 +207,7 @@ def _tokenize(
                     if ctx.stop.is_set():
                         raise Stopped(f"{len(missing) - len(counts)} files are left to tokenize")
                 counts[object_id] = found = _counts(future.result())
-                check.after(file, lambda folder=folder, found=found: create_json(folder / DONE, found))  # type: ignore[misc]
+                check.after(file, lambda folder=folder, found=found: write_json(folder / DONE, found))  # type: ignore[misc]
                 done, tokens = done + file.size, tokens + found["tokens"]
                 ctx.on_progress({"unit": "bytes", **pace.report(done, total, tokens)})
     finally:

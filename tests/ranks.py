@@ -6,6 +6,8 @@ dynamo, a second of work): a rank is there in milliseconds. They meet through a 
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -13,7 +15,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,6 +26,21 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 import torch.distributed.checkpoint
+
+
+@contextmanager
+def own_garbage() -> Iterator[None]:
+    """Fork children that collect nothing of this process's.
+
+    A process group that was left as garbage (by a run that failed) joins its threads when it is collected. A child of a
+    fork does not have those threads, and would wait for ever.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
@@ -48,8 +66,9 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: f
             for rank in range(world_size)
         ]
         try:
-            for process in processes:
-                process.start()
+            with own_garbage():
+                for process in processes:
+                    process.start()
             for _, sender in pipes:
                 sender.close()
             return _collect([receiver for receiver, _ in pipes], time.monotonic() + timeout)
@@ -93,6 +112,7 @@ def _rank(
     collectives that others are still in, and would run pytest's exit handlers a second time."""
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(0.9 * timeout, file=sys.__stderr__)  # where it hangs, if it does
     try:
         dist.init_process_group(
             "gloo",
@@ -101,6 +121,7 @@ def _rank(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
+        dist.barrier()  # a rank that left at once would break off the connections that slower ones still make
         answer = (True, fn(*args))
     except BaseException:
         answer = (False, traceback.format_exc())

@@ -13,11 +13,12 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.generation_settings import ending_of
 from evo_core.checkpoint.manifest import Manifest, check_files, check_weights, damage, damaged, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.saving import CONFIG
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_model, read_tensors, stored_shapes
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, check_model, read_model, read_tensors, stored_shapes
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
@@ -115,6 +116,8 @@ def load(
         )
     saved, state = TrainState.read(folder), TrainState()
     read_model(folder / MODEL, model)
+    if dist.get_rank() == 0:
+        check_finite(model.named_parameters(), folder)
     _take_ending(folder, model)
     moments, master = 0, False
     if "optimizer" in content:
@@ -184,6 +187,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     *,
     check: bool = True,
+    allow_non_finite: bool = True,
 ) -> tuple[nn.Module, Tokenizer | None]:
     """The model in a checkpoint, ready to run, and its tokenizer; any process may call it alone.
 
@@ -192,7 +196,8 @@ def load_model(
             ``local:``. A folder of Hugging Face's, Meta's or InternEvo's form, or a hub id, works alike.
         device: where to put it.
         dtype: type of the weights; default that of the training run.
-        check: compare the files that are read with their digests first.
+        check: compare the files that are read with their digests first, and say which weights are NaN or infinite.
+        allow_non_finite: False refuses such weights.
 
     Returns:
         The model in evaluation mode, and the tokenizer, or None where there is none with the weights.
@@ -200,8 +205,20 @@ def load_model(
     Raises:
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
+    model, tokenizer, folder = _read(uri, device, dtype, check)
+    if check or not allow_non_finite:
+        check_finite(model.named_parameters(), folder, allowed=allow_non_finite)
+    return model.eval(), tokenizer
+
+
+def _read(
+    uri: str | Path, device: str | torch.device, dtype: torch.dtype | None, check: bool
+) -> tuple[nn.Module, Tokenizer | None, Path]:
+    """The model, its tokenizer and the folder of both."""
     from evo_core.checkpoint.formats import build, locate, open_weights
     from evo_core.checkpoint.formats.evo import tokenizer_of
+    from evo_core.checkpoint.formats.plausible import check_sizes
+    from evo_core.config.families import SHIPPED
     from evo_core.data.tokenizers import load_tokenizer
     from evo_core.model import build_model
 
@@ -209,11 +226,17 @@ def load_model(
     if kind != "evo":
         weights = open_weights(folder)
         found = load_tokenizer(weights.tokenizer) if weights.tokenizer else None
-        return build(weights, device=device, dtype=dtype).eval(), found
+        return build(weights, device=device, dtype=dtype), found, folder
     manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = read_config(folder)
+    if cfg.model_type in SHIPPED:  # what does not fit is told before it takes memory
+        check_sizes(cfg.model, list(stored_shapes(folder / MODEL).values()), folder / CONFIG)
+        check_model(folder / MODEL, build_model(cfg.model, device="meta"))
     model = build_model(cfg.model, device=device, dtype=dtype)
     read_model(folder / MODEL, model)
     _take_ending(folder, model)
-    tokenizer = tokenizer_of(folder, manifest)
-    return model.eval(), load_tokenizer(tokenizer) if tokenizer else None
+    path = tokenizer_of(folder, manifest)
+    tokenizer = load_tokenizer(path) if path else None
+    if tokenizer is not None and manifest.trained_here:
+        tokenizer.begin = None  # the begin id, as the documents that it was trained on
+    return model, tokenizer, folder

@@ -43,7 +43,7 @@ class Manifest:
         data_digest: of the order of the training data.
         files: path inside the folder to size and digest.
         tokenizer: path of the tokenizer inside the folder, where there is one.
-        written_by: ranks and library versions, for people.
+        written_by: ranks and library versions, or the format it was converted from.
     """
 
     step: int
@@ -52,6 +52,11 @@ class Manifest:
     files: dict[str, FileRecord]
     tokenizer: str | None = None
     written_by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether a training job wrote it, and not a conversion from another system's format."""
+        return self.written_by.get("converted_from", "evo") == "evo"
 
 
 def file_record(path: Path) -> FileRecord:

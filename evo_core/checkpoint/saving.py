@@ -81,8 +81,8 @@ def _fill(
     folder: Path, cfg: TrainConfig, model: nn.Module, optimizer_state: Mapping[str, torch.Tensor], state: TrainState
 ) -> None:
     """Write all files of a checkpoint, the manifest last."""
-    _written(folder, lambda: write_tensors(folder / MODEL, model_tensors(model)))
-    _written(folder, lambda: write_tensors(folder / OPTIMIZER, optimizer_state))
+    _write_tensors(folder, MODEL, model_tensors(model))
+    _write_tensors(folder, OPTIMIZER, optimizer_state)
 
     def shared() -> str | None:
         save_config(_portable(cfg), folder / CONFIG)
@@ -100,20 +100,30 @@ def _fill(
 
 
 def _written(folder: Path, write: Callable[[], T]) -> T:
-    """Call a function that writes into the folder; what the file system refused becomes one sentence.
+    """Call a function that writes into the folder; what the file system refuses becomes one sentence.
 
     Raises:
-        CheckpointError: it refused. Another failure is raised as it is.
+        CheckpointError: it refused.
     """
-    from torch.distributed.checkpoint import CheckpointException
-
     try:
         return write()
     except OSError as error:
         raise CheckpointError(_cannot(error.strerror or str(error)), file=folder) from error
-    except (CheckpointException, RuntimeError) as error:
-        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
-        reason = _refusal(folder, [failure for failure, _ in failures])
+
+
+def _write_tensors(folder: Path, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors into a part of the checkpoint, from all ranks; where one of them fails, all are told the same.
+
+    Raises:
+        CheckpointError: the file system refused. Another failure is raised as it is.
+    """
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        write_tensors(folder / part, tensors)
+    except CheckpointException as error:  # on every rank
+        failures = [failure for failure, _ in error.failures.values()]
+        reason = on_first(lambda: _refusal(folder, failures))
         if reason is None:
             raise
         raise CheckpointError(_cannot(reason), file=folder) from error

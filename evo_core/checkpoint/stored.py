@@ -145,7 +145,29 @@ def _metadata(found: Any, folder: Path) -> Metadata:
         inside(folder, place["relative_path"], file=folder / _FILE)
         start, length = _sizes((place["offset"], place["length"]))
         stored[MetadataIndex(index["fqn"], offset)] = _StorageInfo(place["relative_path"], start, length)
+    _check_extents(tensors, stored, folder)
     return Metadata(dict(tensors), planner_data={}, storage_data=stored, storage_meta=StorageMeta())
+
+
+def _check_extents(
+    tensors: Mapping[str, TensorStorageMetadata], stored: Mapping[MetadataIndex, _StorageInfo], folder: Path
+) -> None:
+    """Check that each part of a tensor has a place that holds as many bytes, in a file that is as long."""
+    lengths: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        for chunk in tensor.chunks:
+            place = stored.get(MetadataIndex(name, chunk.offsets))
+            if place is None:
+                raise ValueError(f"it does not say where a part of {name} lies")
+            file = place.relative_path
+            if file not in lengths:
+                path = folder / file
+                if not path.is_file():
+                    raise CheckpointError("is missing", file=path)
+                lengths[file] = path.stat().st_size
+            size = math.prod(chunk.sizes) * tensor.properties.dtype.itemsize
+            if size > place.length or place.offset + place.length > lengths[file]:
+                raise CheckpointError(f"is too short for its part of {name}", file=folder / file)
 
 
 def _tensor(name: str, entry: Any) -> TensorStorageMetadata:

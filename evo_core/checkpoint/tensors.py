@@ -36,14 +36,7 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     reader = Reader(folder)
     stored = {name: tuple(entry.size) for name, entry in reader.tensors().items()}
-    missing = sorted(set(tensors) - set(stored))
-    if missing:
-        raise CheckpointError(f"lacks {_listed(missing)}", file=folder)
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != stored[name]:
-            raise CheckpointError(
-                f"{name} has shape {list(stored[name])} there and {list(tensor.shape)} here", file=folder
-            )
+    _compare(folder, tensors, stored)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -61,11 +54,21 @@ def read_model(folder: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: names or shapes are not those of the model.
     """
-    tensors = model_tensors(model)
-    unexpected = sorted(set(stored_shapes(folder)) - set(tensors))
+    check_model(folder, model)
+    read_tensors(folder, model_tensors(model))
+
+
+def check_model(folder: Path, model: nn.Module) -> None:
+    """Compare names and shapes of a folder with those of a model, which needs no memory for them ("meta").
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    tensors, stored = model_tensors(model), stored_shapes(folder)
+    unexpected = sorted(set(stored) - set(tensors))
     if unexpected:
         raise CheckpointError(f"has {_listed(unexpected)}, which this model does not have", file=folder)
-    read_tensors(folder, tensors)
+    _compare(folder, tensors, stored)
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -82,6 +85,18 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     from evo_core.checkpoint.stored import Reader
 
     return {name: tuple(entry.size) for name, entry in Reader(folder).tensors().items()}
+
+
+def _compare(folder: Path, tensors: Mapping[str, torch.Tensor], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that every tensor is stored in its shape."""
+    missing = sorted(set(tensors) - set(stored))
+    if missing:
+        raise CheckpointError(f"lacks {_listed(missing)}", file=folder)
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != stored[name]:
+            raise CheckpointError(
+                f"{name} has shape {list(stored[name])} there and {list(tensor.shape)} here", file=folder
+            )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _BY_REFERENCE = {"ckpt.load_ckpt_info.path"}
 """Identity settings that say where something lies: from the environment, the reference is what they are."""
 
+_STREAM_TOKENS = 2
+"""Of how the texts of a Hugging Face data set become tokens; raised where the same texts become others."""
+
 
 def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """The identity settings as nested plain data, without those at the default they were introduced with.
@@ -50,6 +53,7 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
         folder = config.environment.get("data.train_folder", config.data.train_folder)
         tokenizer = config.environment.get("data.tokenizer_path", config.data.tokenizer_path)
         identity["data"] |= {"dp": config.dp(world_size), "train_folder": folder, "tokenizer_path": tokenizer}
+        identity["data"]["tokens_version"] = _STREAM_TOKENS
     return identity
 
 

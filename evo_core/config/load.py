@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def load_config(
         return TrainConfig.from_plain(values, from_environment)
     except ConfigError as error:
         errors = [_placed(one, document, secrets) for one in one_by_one(error)]
-    raise_all(sorted(errors, key=lambda one: (str(one.file), one.line or 0)))
+    raise_all(_told(errors))
     raise AssertionError("a rejected configuration without an error")
 
 
@@ -77,3 +79,13 @@ def _placed(error: ConfigError, document: Document, secrets: Secrets) -> ConfigE
     file, line = document.place(error.key or "")
     message = secrets.conceal(error.message, error.key)
     return ConfigError(message, file=file, line=line, key=error.key, hint=error.hint)
+
+
+def _told(errors: list[ConfigError]) -> list[ConfigError]:
+    """Errors in the order of their lines; a key that is misspelt is not also told as missing."""
+    meant = set()
+    for one in errors:
+        above, dot, _ = (one.key or "").rpartition(".")
+        meant |= {f"{above}{dot}{near}" for near in re.findall(r'unknown key; did you mean "(.*)"', one.message)}
+    told = [one for one in errors if not (one.message == "is required" and one.key in meant)]
+    return sorted(told, key=lambda one: (str(one.file), one.line or math.inf))

@@ -48,23 +48,22 @@ def read_text(path: Path) -> str:
     return text
 
 
-def check_plain(data: Any, refuse: Refuse, *, nul: bool = False, also: str = "") -> Any:
+def check_plain(data: Any, refuse: Refuse, *, also: str = "") -> Any:
     """Plain data as a copy, with pairs of surrogates as the characters they spell.
 
     Args:
-        nul: whether texts may hold NUL, which no path and no variable can.
         also: a further type that a value may have, such as ``torch.dtype``.
 
     Raises:
-        ConfigError: by ``refuse``: a value of another type, a key that is no text, half a surrogate pair, a NUL, a
+        ConfigError: by ``refuse``: a value of another type, a key that is no text, half a surrogate pair, a
             number of too many digits, more levels or values than a configuration has.
     """
-    return _Check(refuse, nul, also).value(data, "", 0)
+    return _Check(refuse, also).value(data, "", 0)
 
 
 class _Check:
-    def __init__(self, refuse: Refuse, nul: bool, also: str) -> None:
-        self.refuse, self.nul, self.also, self.count = refuse, nul, also, 0
+    def __init__(self, refuse: Refuse, also: str) -> None:
+        self.refuse, self.also, self.count = refuse, also, 0
 
     def value(self, value: Any, key: str, depth: int) -> Any:
         self.count += 1
@@ -99,8 +98,6 @@ class _Check:
         return self._text(name, key)
 
     def _text(self, text: str, key: str) -> str:
-        if "\0" in text and not self.nul:
-            raise self.refuse(key, "holds a NUL character")
         if text.isascii():
             return text
         try:

@@ -48,7 +48,7 @@ def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
     Raises:
         ConfigError: a reference to something that is not there, to itself, or that cannot be read.
     """
-    texts = {key: text for key, text in _strings(data) if "${" in text}
+    texts = {key: text for key, text in strings(data) if "${" in text}
     if not texts:
         return data
     from omegaconf import OmegaConf
@@ -72,17 +72,17 @@ def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
 
 def named(data: Any) -> list[str]:
     """The dotted keys that references in ``data`` name."""
-    return [name for _, text in _strings(data) for name in _NAMED.findall(text)]
+    return [name for _, text in strings(data) for name in _NAMED.findall(text)]
 
 
 def name_by_value(data: Any) -> bool:
     """Whether a reference's name is made of another's value, ``${vars.${vars.name}}``: it may be any."""
-    return any(_NESTED.search(text) for _, text in _strings(data))
+    return any(_NESTED.search(text) for _, text in strings(data))
 
 
 def environment_references(data: Any) -> dict[str, str]:
     """The dotted keys whose value needs the environment, with that value as it may be written to a file."""
-    return {key: _as_reference(text) for key, text in _strings(data) if _OPEN in text}
+    return {key: _as_reference(text) for key, text in strings(data) if _OPEN in text}
 
 
 def without_environment(data: Any) -> Any:
@@ -106,7 +106,7 @@ def environment_texts(data: Any) -> dict[str, str]:
     the file, is none.
     """
     texts: dict[str, str] = {}
-    for key, text in _strings(data):
+    for key, text in strings(data):
         for marked in [text, *(match[0] for match in _MARKER.finditer(text))]:
             if any(name in os.environ for name in _variables(marked)):
                 texts[str(_from_environment(key, marked, _nowhere))] = _as_reference(marked)
@@ -344,15 +344,16 @@ def _error(key: str, message: str, place: Place) -> ConfigError:
     return ConfigError(message.replace("${evo_environment:", "${oc.env:"), file=file, line=line, key=key)
 
 
-def _strings(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def strings(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of nested data, with its dotted key."""
     if isinstance(data, str):
         yield prefix[:-1], data
     elif isinstance(data, dict):
         for name, value in data.items():
-            yield from _strings(value, f"{prefix}{name}.")
+            yield from strings(value, f"{prefix}{name}.")
     elif isinstance(data, list | tuple):
         for index, value in enumerate(data):
-            yield from _strings(value, f"{prefix}{index}.")
+            yield from strings(value, f"{prefix}{index}.")
 
 
 def _replace(data: Any, text_at: Callable[[str, str], Any], prefix: str = "") -> Any:

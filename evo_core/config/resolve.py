@@ -23,6 +23,9 @@ from evo_core.errors import ConfigError
 MOST_FILES = 100
 """Files that one configuration may be based on."""
 
+_ANY_TEXT = ("generation.", "job_name", "JOB_NAME")
+"""Keys of texts with any character. In others a NUL would end the name of a file or a variable."""
+
 
 class Resolved(NamedTuple):
     """A document's data with all references resolved.
@@ -100,22 +103,29 @@ class Document:
         Raises:
             ConfigError: a reference that leads nowhere, or a variable of the environment that is not set.
         """
-        data = references.resolve_values(self.data, self.place)
+        data = self._without_references()
         values = references.with_environment(data, self.place)
         secrets = Secrets(references.environment_references(data), references.environment_texts(data))
         return Resolved(values, references.without_environment(data), secrets)
 
+    def _without_references(self) -> dict[str, Any]:
+        for key, text in references.strings(self.data):
+            if "\0" in text and not key.startswith(_ANY_TEXT):
+                file, line = self.place(key)
+                raise ConfigError("holds a NUL character", file=file, line=line, key=key)
+        return references.resolve_values(self.data, self.place)
+
     def values(self) -> dict[str, Any]:
         """The data with all references resolved, those to the environment included: not to be written."""
-        return references.with_environment(references.resolve_values(self.data, self.place), self.place)
+        return references.with_environment(self._without_references(), self.place)
 
     def written(self) -> dict[str, Any]:
         """The data with all references resolved but those to the environment: fit to be written."""
-        return references.without_environment(references.resolve_values(self.data, self.place))
+        return references.without_environment(self._without_references())
 
     def environment(self) -> dict[str, str]:
         """The dotted keys whose values need the environment, with their texts such as ``${oc.env:NAME}``."""
-        return references.environment_references(references.resolve_values(self.data, self.place))
+        return references.environment_references(self._without_references())
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:

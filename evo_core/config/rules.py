@@ -128,8 +128,8 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
         message = "names no folder, and enable_save_ckpt is true: nothing would be saved"
         hint = "write local:FOLDER, or enable_save_ckpt: false"
         yield ConfigError(message, key="ckpt.save_ckpt_folder", hint=hint)
-    if info is None:
-        return
+    if info is None or (ckpt.auto_resume and "auto_resume" in ckpt.model_fields_set):
+        return  # said not to be read; where auto_resume is merely its default, it was meant to be
     key = "ckpt.load_ckpt_info.content"
     if not {"model", "all"} & set(info.content):
         yield ConfigError("without the model nothing can be loaded", key=key, hint='add "model"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Any
 
@@ -96,7 +97,10 @@ def describe(value: Any) -> str:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
-    text = repr(value) if not isinstance(value, str) else f'"{value[: 2 * SHOWN]}"'
+    if isinstance(value, str):
+        start = value[: 2 * SHOWN]
+        return _cut(f'"{start}"' if start.isprintable() else json.dumps(start, ensure_ascii=False))
+    text = repr(value)
     return _cut(text)
 
 

@@ -103,7 +103,7 @@ def parse_yaml(text: str, file: str | Path | None = None) -> YamlText:
         lines: dict[str, int] = {}
         _note_lines(node, "", lines, file)
         data = loader.construct_document(node)
-        checked = check_plain(data, lambda key, problem: _refused(key, problem, lines, file), nul=file is None)
+        checked = check_plain(data, lambda key, problem: _refused(key, problem, lines, file))
         return YamlText(checked, lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

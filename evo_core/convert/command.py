@@ -145,12 +145,15 @@ def _check_tokenizer(weights: Weights) -> None:
 
 def _reporting(weights: Weights) -> Weights:
     """The weights, with progress reported as they are read."""
+    from evo_core.checkpoint.finite import check_finite
+
     total = sum(tensor.nbytes for tensor in weights.tensors.values())
     done = 0
 
     def read(name: str) -> Tensor:
         nonlocal done
         tensor = weights.tensors[name].read()
+        check_finite([(name, tensor)], weights.folder)
         done = min(done + weights.tensors[name].nbytes, total)
         report_progress(done, total, "bytes")
         return tensor

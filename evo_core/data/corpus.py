@@ -85,7 +85,8 @@ def open_corpus(
         types: which of them; None means all.
         vocab_size: ids must be below it.
         min_length: shorter documents are left out.
-        by_origin: False numbers documents as they lie, whatever ``origins.json`` says.
+        by_origin: False numbers documents as the original does, in the order of `bin_files`, whatever
+            ``origins.json`` says.
         first: as for `open_token_files`.
         index: where the processes of this machine share what they find out; the ids then are in twins.
 
@@ -95,6 +96,8 @@ def open_corpus(
     """
     types = data_types(folder) if types is None else types
     paths = {name: bin_files(folder, name) for name in types}
+    if by_origin:
+        paths = {name: sorted(of_type) for name, of_type in paths.items()}
     everything = [path for of_type in paths.values() for path in of_type]
     for text in min_length.unused(_below(folder, path) for path in everything):
         log.warning("data.min_length_dict: %r is in the path of no file of %s, e.g. /cn/train_000.bin", text, folder)

@@ -29,6 +29,7 @@ from evo_core.data.files import file_size
 from evo_core.data.format import write_error
 from evo_core.data.tokenize import TokenizeResult, TokenizeSpec, join, tokenize_into
 from evo_core.errors import DataError
+from evo_core.process import mark
 
 __all__ = ["Interrupted", "Progress", "dask_executor", "tokenize_files", "tokenize_together"]
 
@@ -194,7 +195,7 @@ class _Plan:
                 groups += [([of_range], size / len(ranges)) for of_range in ranges]
         if len(groups) == 1:
             return _Output(path, [_Part(tuple(groups[0][0]), path, groups[0][1], False, self.lease)])
-        folder = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.parts")
+        folder = path.with_name(f".{path.name}.{mark()}.{uuid.uuid4().hex[:12]}.parts")
         return _Output(
             path,
             [_Part(tuple(part), folder / f"{n}.bin", size, True, self.lease) for n, (part, size) in enumerate(groups)],

@@ -23,6 +23,7 @@ import numpy as np
 import orjson
 
 from evo_core.errors import DataError
+from evo_core.process import mark
 
 _PREFIX, _SUFFIX = b'{"tokens": [', b"]}"
 
@@ -137,7 +138,7 @@ class BinWriter:
 
     @staticmethod
     def _hidden(path: Path) -> Path:
-        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        return path.with_name(f".{path.name}.{mark()}.{os.getpid()}.tmp")
 
     def _sync(self, file: BinaryIO) -> None:
         file.flush()
@@ -189,12 +190,9 @@ class BinReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                self._bytes: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        except FileNotFoundError:
-            raise DataError("there is no such token file", file=self.path) from None
+        with open_token_file(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            self._bytes: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         meta = read_meta(meta_path(self.path))
         self.offsets = np.ascontiguousarray(meta[:, 0])
         self.lengths = np.ascontiguousarray(meta[:, -1])
@@ -235,7 +233,8 @@ class BinReader:
         """
         for document in range(len(self)):
             ids = self.tokens(document)
-            if vocab_size is not None and len(ids) and (top := int(np.abs(ids).max())) >= vocab_size:
+            # Of the smallest int64 the absolute value is none.
+            if vocab_size is not None and len(ids) and (top := max(int(ids.max()), -int(ids.min()))) >= vocab_size:
                 raise self._error(
                     document,
                     f"token id {top} is outside the vocabulary of {vocab_size}",
@@ -253,10 +252,18 @@ class BinReader:
             raise self._error(document, 'expected {"tokens": [ids]}')
         if len(ids) != self.lengths[document]:
             raise self._error(document, f"{len(ids)} tokens where the meta says {self.lengths[document]}", hint=_REMAKE)
-        return np.array(ids, np.int64)
+        try:
+            return np.array(ids, np.int64)
+        except OverflowError:
+            top = max(map(abs, ids))
+            raise self._error(document, f"{top} is no token id: it does not fit into 64 bits") from None
 
     def _check_meta(self, size: int) -> None:
         if not len(self):
+            if size:
+                raise DataError(
+                    f"it lists no document of {self.path.name} ({size} bytes)", file=meta_path(self.path), hint=_REMAKE
+                )
             return
         if int(self.offsets.min()) < 0 or int(self.lengths.min()) < 0:
             raise DataError(
@@ -270,6 +277,13 @@ class BinReader:
                 file=meta_path(self.path),
                 hint=_REMAKE,
             )
+        # A token is a byte at least, whatever stands between two of them.
+        if (longest := int(self.lengths.max())) > size or int(self.lengths.sum()) > size:
+            raise DataError(
+                f"it says {max(longest, int(self.lengths.sum()))} tokens of {self.path.name} ({size} bytes)",
+                file=meta_path(self.path),
+                hint=_REMAKE,
+            )
         if self._bytes[-1:] != b"\n":
             raise self._error(len(self) - 1, "the last line has no end: the file was cut off")
 
@@ -280,14 +294,45 @@ class BinReader:
 _REMAKE = "the .bin and its meta do not belong together: tokenize the raw file again"
 
 
-def read_meta(path: Path) -> np.ndarray:
-    """The meta as int64 [documents, columns >= 2]."""
+def open_token_file(path: Path) -> BinaryIO:
+    """A ``.bin``, to be read.
+
+    Raises:
+        DataError: it is not there, no file, or not readable.
+    """
     try:
-        meta = np.load(path, allow_pickle=False)
+        # A pipe would wait for somebody to write into it.
+        if path.exists() and not path.is_file():
+            raise DataError("a token file is expected here, and this is none", file=path)
+        return path.open("rb")
+    except FileNotFoundError:
+        raise DataError("there is no such token file", file=path) from None
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror})", file=path) from None
+
+
+def read_meta(path: Path) -> np.ndarray:
+    """The meta as int64 [documents, columns >= 2].
+
+    Raises:
+        DataError: it is missing, no ``.npy``, holds something else, or says that it is longer than the file.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError("not a readable .npy file (it is no file)", file=path, hint=_REMAKE)
+    try:
+        # Mapped, so that a header that lies about the shape costs no memory.
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(mapped, np.memmap):
+            mapped.close()
+            raise ValueError("it is an .npz")
+        if (more := path.stat().st_size - mapped.offset - mapped.nbytes) and mapped.size:
+            raise ValueError(f"{more} bytes follow the {list(mapped.shape)} numbers of its header")
+        meta = np.array(mapped)
     except FileNotFoundError:
         raise DataError("a .bin needs its .bin.meta beside it", file=path, hint=_REMAKE) from None
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"not a readable .npy file ({error})", file=path, hint=_REMAKE) from None
+    except Exception as error:  # numpy's errors for what a header can hold are of many kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"not a readable .npy file ({reason})", file=path, hint=_REMAKE) from None
     if meta.size == 0:
         return np.zeros((0, 2), np.int64)
     if meta.ndim != 2 or meta.shape[1] < 2 or not np.issubdtype(meta.dtype, np.integer):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ORDER_VERSION = 1
+_ORDER_VERSION = 2
 _TEXTS, _CHARACTERS = 1000, 4 << 20
 """Texts are tokenized together until there are so many of them, or so much of them."""
 

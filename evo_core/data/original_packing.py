@@ -2,8 +2,8 @@
 
 Each file's documents are shuffled by ``RandomState(1024)``, put behind each other and cut into packs; what is left at
 the end of a file is never seen. An epoch is one permutation of all files' packs by ``RandomState(seed)``, whose state
-goes on from epoch to epoch, without its last packs if they make no whole batch. A type's files are read in the order
-of their paths, types in the order of their names.
+goes on from epoch to epoch, without its last packs if they make no whole batch. A type's files are read folder by
+folder, those of a folder before those of its sub-folders (`bin_files`), types in the order of their names.
 """
 
 from __future__ import annotations

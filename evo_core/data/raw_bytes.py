@@ -14,6 +14,12 @@ from evo_core.storage.location import Location
 COMPRESSIONS = (".gz", ".zst")
 CHUNK = 1 << 20
 
+_PACKED = 16 << 10
+"""Bytes of a .zst unpacked at a time: they may become ten thousand times as many."""
+
+_WINDOW = 1 << 31
+"""The longest there is, ``zstd --long=31``: it is the memory that unpacking takes, of files that ask for it."""
+
 
 def compression(location: Location) -> str:
     """``.gz``, ``.zst`` or nothing, from a file's name."""
@@ -66,9 +72,9 @@ def _zstd_chunks(file: BinaryIO, location: Location) -> Iterator[bytes]:
 
     # Frame by frame, since the library's own file object takes a file that is cut off for a complete one.
     frame = None
-    while data := file.read(CHUNK):
+    while data := file.read(min(CHUNK, _PACKED)):
         while data:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
             try:
                 yield frame.decompress(data)
             except zstandard.ZstdError as error:

@@ -251,11 +251,15 @@ def _is_sound(twin: Path, reader: BinReader) -> bool:
     """Whether the twin is complete and holds what was written."""
     if not _is_complete(twin, reader):
         return False
-    content, checksum = map_twin(twin), xxhash.xxh3_128()
+    try:
+        with twin.open("rb") as file:
+            stored = file.read(_HEADER.size)
+        content, checksum = map_twin(twin), xxhash.xxh3_128()
+    except OSError:  # somebody cleared the cache meanwhile
+        return False
     for array in (content.ids, content.trained, content.hashes):
         checksum.update(array.data)
-    with twin.open("rb") as file:
-        return file.read(_HEADER.size) == _header(len(content.ids), len(content.trained), content.max_id, checksum)
+    return stored == _header(len(content.ids), len(content.trained), content.max_id, checksum)
 
 
 def _cache_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from evo_core.errors import DataError
@@ -27,7 +28,8 @@ def data_types(folder: str | Path | None) -> tuple[str, ...]:
         raise DataError(
             "a .bin lies beside the data types", file=stray, hint="put it into a folder named by its type, like cn/"
         )
-    types = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _bin_files(entry)))
+    folders = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    types = tuple(sorted(entry.name for entry in folders if any(files_below(entry, ".bin"))))
     if not types:
         raise DataError(
             "there are no token files here",
@@ -38,21 +40,36 @@ def data_types(folder: str | Path | None) -> tuple[str, ...]:
 
 
 def bin_files(folder: str | Path, data_type: str) -> list[Path]:
-    """The ``.bin`` files of a type, sorted by path.
+    """The ``.bin`` files of a type in the original's order: those of a folder by name, then those of its sub-folders.
 
     Raises:
         DataError: there is none.
     """
-    files = _bin_files(Path(folder) / data_type)
+    below = Path(folder) / data_type
+    files = list(files_below(below, ".bin")) if below.is_dir() else []
     if not files:
-        raise DataError(f"there are no .bin files of type {data_type}", file=Path(folder) / data_type)
+        raise DataError(f"there are no .bin files of type {data_type}", file=below)
     return files
 
 
-def _bin_files(folder: Path) -> list[Path]:
-    return sorted(
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.endswith(".bin") and not name.startswith(".")
-    )
+def files_below(folder: Path, ending: str, *, within: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files of a folder whose names end so, by name, then those of its sub-folders.
+
+    Links are followed, but not back to a folder that leads to them. Hidden names are left out.
+
+    Args:
+        within: the folders that lead to this one.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    within |= {folder.resolve()}
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, entry.is_dir()) for entry in found if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"this folder cannot be read ({error.strerror})", file=folder) from None
+    yield from (folder / name for name, is_folder in entries if not is_folder and name.endswith(ending))
+    for name, is_folder in entries:
+        if is_folder and (folder / name).resolve() not in within:
+            yield from files_below(folder / name, ending, within=within)

@@ -58,6 +58,7 @@ class TokenizeResult:
         bytes: UTF-8 size of the documents' text.
         skipped: records left out.
         first_error: why the first of them was; None if there is none.
+        blank: texts that are no documents: null, blank, or such that the tokenizer leaves nothing of them.
         types: with a type_key, type to (documents, tokens).
     """
 
@@ -66,6 +67,7 @@ class TokenizeResult:
     bytes: int
     skipped: int = 0
     first_error: str | None = None
+    blank: int = 0
     types: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -96,7 +98,7 @@ def tokenize_into(
     Raises:
         DataError: as `tokenize_file`.
     """
-    size, types = 0, TypeRuns()
+    size, blank, types = 0, 0, TypeRuns()
     readers: list[DocumentReader] = []
     with _writing(output, durable=durable) as writer:
         for number, spec in enumerate(specs):
@@ -106,7 +108,9 @@ def tokenize_into(
                 # Asking whether a text is ASCII costs nothing, encoding it only to measure it does.
                 size += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
                 for place, ids in enumerate(tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos)):
-                    if ids:
+                    if len(ids) == spec.bos + spec.eos:  # of a zero-width space, say, some tokenizers leave nothing
+                        blank += 1
+                    else:
                         writer.write(ids)
                         if names:
                             types.add(names[place], 1, len(ids))
@@ -116,7 +120,8 @@ def tokenize_into(
     errors = (reader.first_error for reader in readers)
     first_error = next((str(error) for error in errors if error is not None), None)
     skipped = sum(reader.skipped for reader in readers)
-    return TokenizeResult(writer.documents, writer.tokens, size, skipped, first_error, types.counts)
+    blank += sum(reader.blank for reader in readers)
+    return TokenizeResult(writer.documents, writer.tokens, size, skipped, first_error, blank, types.counts)
 
 
 def join(
@@ -145,6 +150,7 @@ def join(
         sum(result.bytes for result in results),
         sum(result.skipped for result in results),
         next((result.first_error for result in results if result.first_error is not None), None),
+        sum(result.blank for result in results),
         types.counts,
     )
 

@@ -81,7 +81,7 @@ def generate(
         num_beams: above 1, beam search (see beams.py), where length_penalty weighs whole texts.
         eos_id: id or ids that end a text; None takes those that the weights came with (`Decoder.ending`) and the
             tokenizer's.
-        bos_id: put before a text prompt; None takes the tokenizer's, if it has one.
+        bos_id: put before a text prompt; None takes what the tokenizer begins texts with.
         pad_id: removed from both ends of token prompts (they may have been padded to one length); None takes
             the tokenizer's, if it has one.
         batch_size: prompts at a time.

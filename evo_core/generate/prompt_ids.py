@@ -25,11 +25,14 @@ def ids_of(
     bos_id: int | None = None,
     pad_id: int | None = None,
 ) -> list[int]:
-    """The token ids of a prompt: a text with the begin id before it, or ids without padding around them.
+    """The token ids of a prompt: a text after what the tokenizer begins texts with, or ids without padding around them.
+
+    A text that spells a special token is text; a prompt with special tokens is given as ids, or as a conversation.
 
     Args:
         number: its place, for messages.
-        bos_id, pad_id: None takes the tokenizer's, if it has one.
+        bos_id: put before a text; None takes what the tokenizer begins texts with.
+        pad_id: None takes the tokenizer's, if it has one.
 
     Raises:
         DataError: it has no tokens, or one that is outside the vocabulary or no whole number; text without a
@@ -44,7 +47,7 @@ def ids_of(
         raise DataError(f"prompt {number + 1} is text, and there is no tokenizer with the model", hint=hint)
     else:
         check_text(prompt, f"prompt {number + 1}")
-        ids = [*([] if bos is None else [bos]), *tokenizer.encode(prompt)]
+        ids = [*(tokenizer.begin if bos_id is None else [bos_id]), *tokenizer.encode(prompt)]
     check_ids(ids, f"prompt {number + 1}", model, tokenizer)
     return ids
 

@@ -22,7 +22,7 @@ from torch.distributed import distributed_c10d
 
 from evo_core.errors import ConfigError
 from evo_core.parallel.environment import Launcher, Place, read_place
-from evo_core.process import die_with_launcher
+from evo_core.process import die_with_launcher, stop_signals
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
 """For ranks to find each other: nodes of a large job do not start at the same moment."""
@@ -35,7 +35,7 @@ _ECHO_SECONDS = 5.0
 
 @dataclass
 class Stop:
-    """Whether this process was told to stop, by SIGTERM or SIGINT.
+    """Whether this process was told to stop, by SIGTERM, SIGINT or SIGHUP.
 
     A terminal and torchrun both pass on Ctrl-C, so a signal repeated within five seconds is the same request; one
     that comes later ends the process at once.
@@ -62,7 +62,7 @@ class Ranks:
 
     Attributes:
         device: where its tensors live: its own GPU, else the CPU.
-        stop: set by SIGTERM and SIGINT, where they are caught.
+        stop: set by SIGTERM, SIGINT and SIGHUP, where they are caught.
     """
 
     rank: int
@@ -94,8 +94,8 @@ def ranks(
         host: address of rank 0 instead of the launcher's.
         port: its port.
         timeout: how long one collective may take.
-        catch_stop: SIGTERM and SIGINT set `Ranks.stop`, which the caller then watches; else they end the process, as
-            they do.
+        catch_stop: SIGTERM, SIGINT and SIGHUP set `Ranks.stop`, which the caller then watches; else they end the
+            process, as they do.
 
     Raises:
         ConfigError: the launcher that was asked for left no variables.
@@ -185,12 +185,14 @@ def _check_agent(address: str, port: int) -> None:
     except ConnectionRefusedError:
         message = f"nobody answers at {address}:{port}: the torchrun that started this rank has ended"
         raise ConfigError(message, key="MASTER_ADDR, MASTER_PORT") from None
+    except OSError:
+        pass  # a name that does not resolve yet, a network that is slow: the store is patient
 
 
 def _install(stop: Stop) -> dict[int, object]:
-    """Catch SIGTERM and SIGINT; a no-op outside the main thread, which alone can."""
+    """Catch the signals that stop; a no-op outside the main thread, which alone can."""
     previous: dict[int, object] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         try:
             previous[number] = signal.signal(number, stop.handle)
         except ValueError:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from evo_core.data.sft.chat import ChatTemplate, find_template, special_names
 from evo_core.data.sft.pieces import RecordError
-from evo_core.data.sft.special import SpecialText
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from evo_core.serve.requests import Message
@@ -33,7 +32,7 @@ class Chat:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._special = tokenizer, SpecialText(tokenizer)
+        self._tokenizer = tokenizer
         self.template: str | None = None
         self.stops: tuple[str, ...] = ()
         self.ending: frozenset[int] = frozenset()
@@ -54,16 +53,24 @@ class Chat:
             DataError: the template refuses the conversation.
         """
         if self.template is None:
-            parts = [
-                f"{_ROLES[m.role]}:{m.content}{_END_OF_ANSWER if m.role == 'assistant' else ''}\n" for m in messages
-            ]
-            text, begin = "".join(parts) + _ROLES["assistant"] + ":", self._tokenizer.bos_id
-        else:
-            plain = [message.model_dump(exclude_none=True) for message in messages]
-            try:
-                text = self._template.render(plain, generation_prompt=True)
-            except RecordError as error:
-                raise DataError(str(error), key="messages") from None
-            begin = None  # the template writes it
-        ids = [token for token, _, _ in self._special.encode(text)]
-        return ids if begin is None else [begin, *ids]
+            return self._without_template(messages)
+        plain = [message.model_dump(exclude_none=True) for message in messages]
+        try:
+            text = self._template.render(plain, generation_prompt=True)
+        except RecordError as error:
+            raise DataError(str(error), key="messages") from None
+        return [token for token, _, _ in self._tokenizer.encode_template(text)]
+
+    def _without_template(self, messages: Sequence[Message]) -> list[int]:
+        """InternLM's form: what a message says is text, and an answer's end is put there by its id."""
+        bos, end = self._tokenizer.bos_id, self._tokenizer.token_id(_END_OF_ANSWER)
+        ids, text = [] if bos is None else [bos], ""
+        for message in messages:
+            text += f"{_ROLES[message.role]}:{message.content}"
+            if message.role == "assistant" and end is not None:
+                ids += [*self._tokenizer.encode(text), end]
+                text = ""
+            elif message.role == "assistant":
+                text += _END_OF_ANSWER
+            text += "\n"
+        return ids + self._tokenizer.encode(f"{text}{_ROLES['assistant']}:")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command
+from evo_core.process import stop_signals
 
 if TYPE_CHECKING:
     from evo_core.serve.service import Service
@@ -56,11 +57,12 @@ def parser() -> argparse.ArgumentParser:
         help="a name that requests may call this server by, besides localhost; may be repeated. Where --host is not "
         "this machine alone and none is given, every name may be used",
     )
+    result.add_argument("--allow-non-finite", action="store_true", help="serve weights that are NaN or infinite too")
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model and serve it until SIGINT or SIGTERM; then exits with 128 + the signal's number."""
+    """Load the model and serve it until SIGINT, SIGTERM or SIGHUP; then exits with 128 + the signal's number."""
     arguments = parser().parse_args(argv)
     with command("evo serve"):
         _check(arguments)
@@ -131,7 +133,8 @@ def load(arguments: argparse.Namespace) -> Service:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{device}: there is no such device here ({error})", key="--device") from None
-    model, tokenizer = load_model(arguments.checkpoint, device, dtype)
+    allowed = arguments.allow_non_finite
+    model, tokenizer = load_model(arguments.checkpoint, device, dtype, allow_non_finite=allowed)
     if tokenizer is None:
         raise CheckpointError("holds no tokenizer: texts can be neither read nor written", file=arguments.checkpoint)
     name = arguments.name or str(arguments.checkpoint).removeprefix("local:").rstrip("/").rsplit("/", 1)[-1]
@@ -172,7 +175,7 @@ def serve(
         mute: OSError | None = None
 
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 signal.signal(number, self.stop)
             return nullcontext()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evo_core.data.sft.special import special_tokens
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ class StopIds:
     """Finds the special tokens that stop texts spell: these have no text of their own in which they could be met."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._special = tokenizer, special_tokens(tokenizer)
+        self._tokenizer = tokenizer
 
     def of(self, texts: Sequence[str], ids: Sequence[int]) -> frozenset[int]:
         """The ids that end a continuation: those stated, and those of texts that are special tokens.
@@ -32,7 +31,7 @@ class StopIds:
         return frozenset(named | set(ids))
 
     def _special_id(self, text: str) -> int | None:
-        token = self._special.get(text)
+        token = self._tokenizer.special.get(text)
         if token is None:
             token = self._tokenizer.token_id(text)
             if token is not None and self._tokenizer.decode([token, token]):  # a space alone has no text at a start

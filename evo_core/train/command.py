@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
         folder = None if arguments.folder is None else local_path(arguments.folder, "--folder")
+        if folder is None:
+            cfg.run_name  # noqa: B018 - what cannot name a folder is told before anything is joined or read
         if arguments.init is not None:
             check_location(arguments.init, "--init")
 

@@ -246,13 +246,14 @@ def _run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> P
     """The run's folder, made: the one asked for, else that of the resumed run, else a new one.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made, or `job_name` cannot be a folder's.
     """
     if folder is None and start is not None and start.resumes:
         before = TrainState.read(start.checkpoint).folder
         folder = Path(before) if before and Path(before).is_dir() else None
     if folder is None:  # named by one rank: clocks differ
-        folder = on_first(lambda: Path("RUN") / cfg.shown.job_name / time.strftime("%m-%d-%H.%M.%S"))
+        name = cfg.run_name
+        folder = on_first(lambda: Path("RUN") / name / time.strftime("%m-%d-%H.%M.%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

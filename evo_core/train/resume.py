@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.formats import Kind, fill_model, locate, open_weights, other_settings
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
@@ -179,6 +180,7 @@ def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: H
     fill_model(model, weights)
     optimizer.restored(updates=0, master=False)
     if dist.get_rank() == 0:
+        check_finite(model.named_parameters(), start.checkpoint)
         for difference in other_settings(weights.model, cfg.model):
             log.warning("%s: %s", start.checkpoint, difference)
     return TrainState()

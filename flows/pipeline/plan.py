@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -188,7 +188,7 @@ def _plan_step(
     key = _key(pipeline, payload, where)
     follows = next((n for n in step.needs.values() if n in planned and planned[n].force), None)
     forced = step.name in force or follows is not None
-    action, why, drift = _decide(step.name, step.kind, key, payload, store)
+    action, why, drift = _decide(step.name, step.kind, key, payload, store, [other.name for other in pipeline.steps])
     if drift and step.cache.on_code_change == "error":
         raise pipeline.error(
             f"the code changed since this artifact was made: {', '.join(drift)}",
@@ -250,6 +250,7 @@ def _decide(
     key: str,
     payload: Mapping[str, Any],
     store: Store,
+    steps: Collection[str],
 ) -> tuple[Action, str, tuple[str, ...]]:
     artifact = store.artifact(kind.name, key)
     if artifact.exists:
@@ -266,7 +267,7 @@ def _decide(
         return "attach", f"being made by process {held['pid']} on {held['host']} (run {held['run']})", ()
     if read_attempt(store.state(key)) is not None:
         return "attach", "its job was submitted by a run that has ended", ()
-    return "run", explain_change(name, kind.name, payload, store), ()
+    return "run", explain_change(name, kind.name, payload, store, steps), ()
 
 
 def _refuse_secrets(pipeline: Pipeline, step: Step, identity: Mapping[str, Any]) -> None:

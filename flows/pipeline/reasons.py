@@ -15,13 +15,15 @@ def reasons(plan: Plan, step: str, store: Store) -> list[dict[str, Any]]:
     Each entry is {"step", "key", "action", "why", "nearest" (the artifact compared with), "differences"}.
     """
     found, queue, seen = [], [step], set[str]()
-    names = {planned.name for planned in plan.steps}
+    names = {step.name for step in plan.pipeline.steps}
     while queue:
         planned = plan.step(queue.pop(0))
         if planned.name in seen:
             continue
         seen.add(planned.name)
-        before = nearest(planned.name, planned.kind.name, planned.payload, store) if planned.action == "run" else None
+        before = None
+        if planned.action == "run":
+            before = nearest(planned.name, planned.kind.name, planned.payload, store, names)
         changes = list(differences(before.manifest["identity"], planned.payload)) if before else []
         found.append(
             {
@@ -29,7 +31,7 @@ def reasons(plan: Plan, step: str, store: Store) -> list[dict[str, Any]]:
                 "key": planned.key,
                 "action": planned.action,
                 "why": planned.why,
-                "nearest": before and before.home.name,
+                "nearest": before and before.name,
                 "differences": changes,
             }
         )

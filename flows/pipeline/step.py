@@ -47,7 +47,7 @@ def run_step(plan: Plan, step: PlannedStep, store: Store, observer: Observer, st
         observer.on_step_start(step)
     try:
         if reused:
-            _tidy(store.state(step.key), plan.run_id)
+            _tidy(store.state(step.key), artifact.home, plan.run_id)
             ref = _ref(step, _whole(artifact, step.name), "reused")
         else:
             ref = _claim_and_make(plan, step, store, observer, stop)
@@ -162,11 +162,12 @@ def _forget_job(state: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _tidy(state: Path, run_id: str) -> None:
+def _tidy(state: Path, home: Path, run_id: str) -> None:
     """Clear what a process left that died between its commit and its last line."""
     if known_dead(state) and (claim := Claim.acquire(state, run_id)) is not None:
         with claim:
             _forget_job(state)
+            clear_drafts(home)
 
 
 def _context(
@@ -200,6 +201,7 @@ def _context(
         on_progress=lambda progress: observer.on_progress(step, progress),
         say=lambda line: observer.on_message(step, plan.pipeline.secrets.conceal(line)),
         source_digest=step.payload.get("source"),
+        anew=step.force,
     )
 
 

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from tasks.store import Artifact, Store
 
 
-def explain_change(step: str, kind: str, payload: Mapping[str, Any], store: Store) -> str:
+def explain_change(step: str, kind: str, payload: Mapping[str, Any], store: Store, others: Container[str]) -> str:
     """One line: the difference to the nearest earlier artifact of this step, or that there is none."""
-    before = nearest(step, kind, payload, store)
+    before = nearest(step, kind, payload, store, others)
     if before is None:
         return "never made before"
     changes = list(differences(before.manifest["identity"], payload))
     return "; ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
-def nearest(step: str, kind: str, payload: Mapping[str, Any], store: Store) -> Artifact | None:
-    """The earlier artifact of this step and kind with the fewest differences, the newest among equals."""
-    best: tuple[int, Artifact] | None = None
+def nearest(step: str, kind: str, payload: Mapping[str, Any], store: Store, others: Container[str]) -> Artifact | None:
+    """The earlier artifact of this step and kind with the fewest differences, the newest among equals.
+
+    Args:
+        others: the pipeline's steps. A step that has made nothing under its name may have made what no step of these
+            names claims: it was renamed.
+    """
+    best: tuple[bool, int, Artifact] | None = None
     for artifact in store.artifacts():
         manifest = artifact.manifest
-        if manifest["step"] != step or manifest["kind"] != kind or manifest["identity"] == payload:
+        renamed = manifest["step"] != step
+        if manifest["kind"] != kind or manifest["identity"] == payload or (renamed and manifest["step"] in others):
             continue
         distance = sum(1 for _ in differences(manifest["identity"], payload))
-        if best is None or distance <= best[0]:
-            best = distance, artifact
-    return best and best[1]
+        if best is None or (renamed, distance) <= best[:2]:
+            best = renamed, distance, artifact
+    return best and best[2]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 
@@ -14,7 +15,11 @@ from tasks.store import Artifact
 
 def page_key(plan: Plan, *parts: str) -> str:
     """The name of an artifact page: lower-case letters, digits and dashes, as Prefect wants it."""
-    return re.sub(r"[^a-z0-9]+", "-", "-".join([plan.pipeline.name, *parts]).lower()).strip("-")
+    name = "-".join([plan.pipeline.name, *parts])
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if name.isascii():
+        return key
+    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")  # else two names could be one page
 
 
 def plan_rows(plan: Plan) -> list[dict[str, str]]:
@@ -45,7 +50,7 @@ def card(step: PlannedStep, ref: ArtifactRef, artifact: Artifact, pages: Mapping
         pages: step name to the id of its card's page, for links.
     """
     provenance = artifact.manifest["provenance"]
-    parts = [f"# {step.name}", f"*{step.kind.name}*, {ref.action}, key `{step.key[:12]}`"]
+    parts = [f"# {plain(step.name)}", f"*{plain(step.kind.name)}*, {ref.action}, key `{step.key[:12]}`"]
     parts += _results(artifact)
     numbers = words.statistics_line(artifact.statistics)
     inputs = ", ".join(f"{name}: {_link(pages, origin, key)}" for name, (origin, key) in step.needs.items())
@@ -92,9 +97,17 @@ def _sample(sample: results.Sample) -> str:
 def _link(pages: Mapping[str, object], origin: str, key: str) -> str:
     """A link to the card of a step of this run; what another run made and published as a ref has no card here."""
     name = f"{origin}-{key[:12]}" if not origin.startswith("ref:") else f"{origin} ({key[:12]})"
-    return f"[{name}](/artifacts/artifact/{pages[origin]})" if origin in pages else name
+    return f"[{plain(name)}](/artifacts/artifact/{pages[origin]})" if origin in pages else plain(name)
+
+
+def plain(text: str) -> str:
+    """A text that markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", text) if re.search(r"[^\w .()@:/-]", text) else text
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell).replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    )

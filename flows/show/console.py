@@ -17,7 +17,7 @@ from rich.text import Text
 
 from flows.pipeline.events import ArtifactRef, reason
 from flows.pipeline.plan import Plan, PlannedStep
-from flows.show import results, words
+from flows.show import results, terminal, words
 from flows.show.tables import plan_table
 from tasks.launch.launcher import Stopped
 from tasks.store import Artifact
@@ -37,12 +37,12 @@ class ConsoleObserver:
     """Shows a run on standard output. A context manager: the live lines end with the block."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or terminal.console()
         self._live = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.fields[step]}"),
+            TextColumn("{task.fields[step]}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
@@ -64,7 +64,7 @@ class ConsoleObserver:
 
     def on_plan(self, plan: Plan) -> None:
         self.console.print(plan_table(plan))
-        self.console.print(f"[dim]run {plan.run_id}, store {escape(plan.root)}[/]", soft_wrap=True)
+        self.console.print(f"[dim]run {escape(plan.run_id)}, store {escape(plan.root)}[/]", soft_wrap=True)
 
     def on_step_start(self, step: PlannedStep) -> None:
         with self._lock:
@@ -72,7 +72,7 @@ class ConsoleObserver:
             if self.console.is_terminal:
                 self._lines[step.name] = self._live.add_task("", step=step.name, total=None)
                 return
-        self.console.print(f"{step.name}: started")
+        self.console.print(f"{step.name}: started", markup=False)
 
     def on_progress(self, step: PlannedStep, progress: Mapping[str, Any]) -> None:
         line = words.progress_line(progress)
@@ -116,8 +116,9 @@ class ConsoleObserver:
         took = f" in {words.duration(time.monotonic() - started)}" if started is not None else ""
         if ref is not None:
             verb = "made" if ref.action == "made" else "made by another run"
-            return f"[green]✓[/] [bold]{step.name}[/] {verb}{took}  {escape(results.headline(Artifact(Path(ref.uri))))}"
+            numbers = results.headline(Artifact(Path(ref.uri)))
+            return f"[green]✓[/] [bold]{escape(step.name)}[/] {verb}{took}  {escape(numbers)}"
         if isinstance(error, Stopped):
-            return f"[yellow]–[/] [bold]{step.name}[/] stopped{took}"
+            return f"[yellow]–[/] [bold]{escape(step.name)}[/] stopped{took}"
         why = reason(error).partition("\n")[0] if error is not None else ""
-        return f"[red]✗[/] [bold]{step.name}[/] failed{took}: {escape(why)}"
+        return f"[red]✗[/] [bold]{escape(step.name)}[/] failed{took}: {escape(why)}"

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
-from flows.show import results, words
+from flows.show import results, terminal, words
 from flows.show.charts import line_chart, themed
 from tasks.store import Artifact, Store
 from tasks.store.atomic import write_text
@@ -50,9 +50,9 @@ def write_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, erro
 
 def print_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, console: Console | None = None) -> None:
     """What came of a run, in a screenful: scores, one sample per type, and where to look."""
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     made = sum(ref.action != "reused" for ref in refs.values())
-    console.print(f"\n[bold]{plan.pipeline.name}[/]: {made} steps made, {len(refs) - made} reused\n")
+    console.print(f"\n[bold]{escape(plan.pipeline.name)}[/]: {made} steps made, {len(refs) - made} reused\n")
     for artifact in _artifacts(plan, refs, store, "scores"):
         console.print(_score_table(results.scores(artifact)))
         console.print()
@@ -71,7 +71,7 @@ def print_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, cons
     places["pages and curves"] = f"evo ui{root}"
     width = max(map(len, places))
     for name, place in places.items():
-        console.print(f"{name:<{width}}  {escape(place)}", soft_wrap=True)
+        console.print(f"{escape(f'{name:<{width}}')}  {escape(place)}", soft_wrap=True)
 
 
 def _score_table(rows: list[results.Score]) -> Table:
@@ -84,7 +84,7 @@ def _score_table(rows: list[results.Score]) -> Table:
     table.add_column("tokens", justify="right")
     for type_, by in results.by_type(rows).items():
         cells = [f"{by[p].loss:.3f} ({by[p].perplexity:.1f})" if p in by else "" for p in predictors]
-        table.add_row(type_, *cells, words.count(next(iter(by.values())).tokens))
+        table.add_row(escape(type_), *cells, words.count(next(iter(by.values())).tokens))
     return table
 
 

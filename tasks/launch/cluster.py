@@ -8,22 +8,25 @@ path to such a file does as well.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from evo_core.config.resolve import Document, read_document
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError
+from tasks.launch.environment import SET_BY_EVO
+from tasks.launch.shell import incomplete
 
 OWN_OPTIONS = {
     "parsable", "job-name", "J", "output", "o", "error", "e", "open-mode", "requeue", "no-requeue", "signal", "nodes",
     "N", "ntasks", "n", "ntasks-per-node", "cpus-per-task", "c", "chdir", "D", "export", "array", "a", "wait", "W",
-    "wrap", "clusters", "M", "cluster",
+    "wrap", "clusters", "M", "cluster", "help", "h", "usage", "version", "V", "test-only",
 }  # fmt: skip
-"""Options of `sbatch` that Evo gives itself, or that would make its own meaningless."""
+"""Options of `sbatch` that Evo gives itself, that would make its own meaningless, or that submit nothing."""
 
 NAMED_OPTIONS = {
     "partition": "partition", "p": "partition", "account": "account", "A": "account", "qos": "qos", "q": "qos",
@@ -32,10 +35,31 @@ NAMED_OPTIONS = {
 """Options of `sbatch` that have a key of their own."""
 
 
+_WITHOUT_VALUE = set("hHkOQsuvVW")
+"""Short options of `sbatch` that need no value: another may follow in the same word."""
+
+_READ_ONLY = {"UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO"}
+
+
+def _exportable(name: str) -> str:
+    """A name of a variable that bash can export and that nothing of Evo's own stands in.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no name of a variable: letters without accents, digits and _, no digit first")
+    if name in _READ_ONLY:
+        raise ValueError(f"{name} cannot be set in bash")
+    if name in SET_BY_EVO:
+        raise ValueError(f"{name} is set by Evo itself for every job")
+    return name
+
+
 class _Cluster(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    environment: dict[str, str] = Field(
+    environment: dict[Annotated[str, AfterValidator(_exportable)], str] = Field(
         default_factory=dict,
         description="variables for every job; ${oc.env:NAME} hands one on from the submitting environment",
     )
@@ -49,8 +73,6 @@ class _Cluster(BaseModel):
         if not isinstance(value, dict):
             return value
         for name, content in value.items():
-            if not str(name).isidentifier():
-                raise ValueError(f"{name!r} is no name of a variable")
             if isinstance(content, bool) or not isinstance(content, str | int | float):
                 raise ValueError(f"{name} has to be text or a number; quote it")
         return {name: str(content) for name, content in value.items()}
@@ -131,14 +153,24 @@ class SlurmCluster(_Cluster):
     @classmethod
     def _not_our_own(cls, args: list[str]) -> list[str]:
         for arg in args:
-            if not arg.startswith("-") or any(c in arg for c in "\n\0"):
+            if not arg.startswith("-") or not arg.strip("-") or any(c in arg for c in "\n\0"):
                 raise ValueError(f"{arg!r} is no option; write each as one item: --constraint=a100")
-            option = arg.removeprefix("--").partition("=")[0] if arg.startswith("--") else arg[1:2]
-            if option in NAMED_OPTIONS:
-                raise ValueError(f"{arg!r}: write it as the key {NAMED_OPTIONS[option]}")
-            if option in OWN_OPTIONS:
-                raise ValueError(f"{arg!r} is set by Evo itself and cannot be passed")
+            for option in _meant(arg):
+                if option in NAMED_OPTIONS:
+                    raise ValueError(f"{arg!r}: write it as the key {NAMED_OPTIONS[option]}")
+                if option in OWN_OPTIONS:
+                    raise ValueError(f"{arg!r} is set by Evo itself and cannot be passed")
+            if re.match(r"-[^=]*\s", arg):
+                raise ValueError(f"{arg!r}: an option and its value are one word: --constraint=a100, -Ca100")
         return args
+
+    @field_validator("setup")
+    @classmethod
+    def _is_whole(cls, lines: list[str]) -> list[str]:
+        """An open quote or bracket would take in the rest of the batch script: the job would run nothing."""
+        if problem := incomplete("\n".join(lines)):
+            raise ValueError(f"these lines are no complete shell script: {problem}")
+        return lines
 
     @field_validator("container", "python")
     @classmethod
@@ -146,6 +178,20 @@ class SlurmCluster(_Cluster):
         if value is not None and not shlex.split(value):
             raise ValueError("is empty")
         return value
+
+
+def _meant(arg: str) -> list[str]:
+    """The options that `sbatch` takes a word for. It completes abbreviations, and reads ``-HW`` as ``-H -W``."""
+    if arg.startswith("--"):
+        name = arg[2:].partition("=")[0].split()[0]
+        refused = sorted({*OWN_OPTIONS, *NAMED_OPTIONS} - {name})
+        return [name, *(option for option in refused if len(option) > 1 and option.startswith(name))]
+    options: list[str] = []
+    for letter in arg[1:]:
+        options.append(letter)
+        if letter not in _WITHOUT_VALUE:
+            break
+    return options
 
 
 Cluster = LocalCluster | SlurmCluster
@@ -224,7 +270,7 @@ def _find(name_or_path: str) -> Path | None:
 def _explained(error: ValidationError, document: Document, schema: type[BaseModel]) -> ConfigError:
     """The first mistake of a file, with its line and, for an unknown key, the nearest known one."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     file, line = document.place(key)
     if first["type"] == "extra_forbidden":
         message = f"unknown key{suggest(key.rpartition('.')[2], schema.model_fields)}"

@@ -16,6 +16,13 @@ _PLACE = {
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
     "ROLE_NAME", "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "EVO_DIE_WITH_PARENT",
 }  # fmt: skip
+_OF_THE_SCRIPT = {
+    "state", "exit_file", "attempt", "max_restarts", "stalled_tries", "on_walltime", "saving_seconds", "started",
+    "reason", "walltime", "terminated", "interrupted", "requeued", "settingup", "code", "command", "on_each_node",
+    "address", "port", "ranks", "killer", "restarts", "without_progress", "step", "now", "before", "EVO_NODES",
+}  # fmt: skip
+SET_BY_EVO = _PLACE | _OF_THE_SCRIPT | {"EVO_JOB_FOLDER"}
+"""Variables that a cluster file cannot set: a rank's place, and those of the batch script."""
 _PREFIXES = ("SLURM_", "SLURMD_", "TORCHELASTIC_", "PET_", "PMI_", "PMIX_")
 
 

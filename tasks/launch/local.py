@@ -14,6 +14,7 @@ from typing import Any
 
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
+from evo_core.process import alive, record_of
 from tasks.launch import guard
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
@@ -21,7 +22,6 @@ from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, jo
 from tasks.launch.launcher import Job, JobFailed, Stopped
 from tasks.launch.record import read_record
 from tasks.launch.restarts import Restarts
-from tasks.process import alive, record_of
 from tasks.store.atomic import read_object, write_json
 
 PROCESS = "local.json"

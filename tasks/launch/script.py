@@ -77,9 +77,11 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> str:
             *_assignments(exports, "export "),
             "",
             _BOOKKEEPING.replace("@NOTE@", NOTE.strip()),
+            "settingup=1",
             "set -e",
             *cluster.setup,
             "set +e",
+            "settingup=''",
             "",
             f"command=({shlex.join(_command(cluster, job))})",
             _RUN_TORCHRUN if cluster.launch == "torchrun" and runtime.ranks > 1 else _RUN_RANKS,
@@ -152,12 +154,17 @@ progress_done() { sed -n 's/.*"done": *\([0-9][0-9]*\).*/\1/p' "$state/progress.
 
 started=$(date +%s)
 reason=exit
-walltime='' terminated='' interrupted='' requeued=''
+walltime='' terminated='' interrupted='' requeued='' settingup=''
 rm -f "$exit_file"
 
 at_exit() {
   code=$?
+  if [ -n "$settingup" ] && [ "$code" -eq 0 ]; then
+    say "a line under setup: ended the script before the command was started"
+    code=1
+  fi
   [ -n "$requeued" ] || leave_word "$reason" "$code"
+  exit "$code"
 }
 trap at_exit EXIT
 # From Slurm, when the wall time is nearly up: let the ranks save and end. The step's processes get the signal, the

@@ -103,6 +103,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     for name, type_ in (SHAPE | MAY_HOLD).items():
         if type(manifest.get(name)) is not type_:
             raise DataError(f"the manifest is damaged: no {name!r} of type {type_.__name__}", file=path)
+    for made_from in manifest["inputs"].values():
+        if not isinstance(made_from, dict) or not all(isinstance(made_from.get(name), str) for name in ("from", "key")):
+            raise DataError(f"the manifest is damaged: {made_from!r} is no input", file=path)
     return manifest
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import re
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
-from tasks.process import left_by_dead, mark
+from evo_core.process import left_by_dead, mark
 
-DRAFT = re.compile(r"^\..*\.(?P<mark>\d+-\d+-[0-9a-f]{8})\.\d+\.tmp$")
+DRAFT = re.compile(r"^\..*\.(?P<mark>\d+-\d+-[0-9a-f]{8})\.[0-9a-f]+\.(tmp|parts)(\.meta)?$")
 """A file that is being written: hidden, and named by its process, so that others see when that has died."""
 
 OLD_DRAFT = 86400.0
 """Seconds after which a draft counts as left behind where its process cannot be asked for (another machine)."""
+
+UNNAMED = getattr(os, "O_TMPFILE", os.O_DIRECTORY)
+"""Opens a file without a name in a folder; where the system has none, opening for writing fails."""
 
 _number = itertools.count()
 
@@ -34,23 +39,36 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step, durably."""
-    draft = _draft(path, text)
-    try:
+    with draft_of(path) as draft:
+        _write(draft, text)
         draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
 def create_json(path: Path, value: Any) -> bool:
     """Write `path` only if nothing is there; returns whether this call wrote it.
 
-    A hard link is the one create-if-absent that is atomic with its content on POSIX file systems, NFS included.
+    A hard link is the one create-if-absent that is atomic with its content on POSIX file systems, NFS included. Where
+    the file system has files without a name, the draft is one: a kill leaves nothing of it.
     """
-    draft = _draft(path, _as_text(value, 1))
+    text = _as_text(value, 1)
+    with draft_of(path) as draft:
+        try:
+            return _link_unnamed(path, text)
+        except OSError:
+            _write(draft, text)
+            return link_if_absent(draft, path)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write what shall become it. Nothing stays of a draft that cannot be finished (a full
+    disk), nor, from the next draft in this folder on, of one whose process was killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_drafts(path.parent)
+    draft = path.with_name(f".{path.name}.{mark()}.{next(_number)}.tmp")
     try:
-        return link_if_absent(draft, path)
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
 
@@ -103,10 +121,14 @@ def sync_folder(folder: Path) -> None:
 
 def clear_drafts(folder: Path) -> None:
     """Remove the drafts that processes left in a folder which died while they wrote."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(".tmp") and _left_behind(entry):
-                Path(entry).unlink(missing_ok=True)
+            if entry.name.startswith(".") and _left_behind(entry):
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    with suppress(OSError):
+                        Path(entry.path).unlink()
 
 
 def _left_behind(entry: os.DirEntry[str]) -> bool:
@@ -114,27 +136,38 @@ def _left_behind(entry: os.DirEntry[str]) -> bool:
     dead = left_by_dead(match["mark"]) if match else None
     if dead is not None:
         return dead
-    return entry.name.startswith(".") and time.time() - entry.stat().st_mtime > OLD_DRAFT
+    if match is None and not entry.name.endswith(".tmp"):
+        return False
+    with suppress(OSError):
+        return time.time() - entry.stat().st_mtime > OLD_DRAFT
+    return False
 
 
 def _as_text(value: Any, indent: int | None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent) + "\n"
 
 
-def _draft(path: Path, text: str) -> Path:
-    """A durable file beside `path` that holds `text`; nothing stays of one that cannot be written (a full disk)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_drafts(path.parent)
-    draft = path.with_name(f".{path.name}.{mark()}.{next(_number)}.tmp")
+def _link_unnamed(path: Path, text: str) -> bool:
+    descriptor = os.open(path.parent, UNNAMED | os.O_WRONLY, 0o666)
     try:
-        with draft.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    return draft
+        with open(descriptor, "wb", closefd=False) as out:
+            out.write(text.encode())
+        os.fsync(descriptor)
+        # a folder's descriptor makes Python call linkat, which alone can name what has no name yet
+        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+    except FileExistsError:
+        return False
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+    return True
+
+
+def _write(draft: Path, text: str) -> None:
+    with draft.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _reason(error: Exception) -> str:

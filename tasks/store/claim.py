@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.process import alive, mark, record_of
-from tasks.store.atomic import create_json
+from evo_core.process import alive, mark, record_of
+from tasks.store.atomic import UNNAMED, create_json
 
 CLAIM = "claim.json"
 HEARTBEAT = 5.0
@@ -197,7 +197,7 @@ def _watched_for(held: _Held) -> float:
 def _now(folder: Path) -> int:
     """Now, ns, as the file system's clock has it: the clocks of two machines may differ, this one is common to both."""
     try:
-        probe = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+        probe = os.open(folder, UNNAMED | os.O_WRONLY, 0o600)
         try:
             return os.fstat(probe).st_mtime_ns
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
-from tasks.process import mark
+from evo_core.process import mark
 from tasks.store.artifact import Artifact, read_manifest, wrong_files
 from tasks.store.atomic import clear_drafts, link_if_absent, sync_folder, write_json
 from tasks.store.digests import digest_file

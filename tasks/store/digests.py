@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks.store.atomic import draft_of
 
 CHUNK = 1 << 20
 
@@ -73,10 +74,9 @@ class DigestMemory:
         types = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.int64())
         arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
         table = pa.Table.from_arrays(arrays, names=self.COLUMNS)
-        self.inventory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.inventory.with_name(f".{self.inventory.name}.{os.getpid()}.tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(self.inventory)
+        with draft_of(self.inventory) as draft:
+            pq.write_table(table, draft)
+            draft.replace(self.inventory)
         self._new = False
 
     def _read(self) -> None:

@@ -40,6 +40,9 @@ class Refs:
         latest = self._read(name, "latest")
         if latest is not None and latest["key"] == key:
             return latest
+        newest = self._read(name, self.versions(name)[-1]) if self.versions(name) else None
+        if newest is not None and newest["key"] == key:  # a run was killed before it had moved `latest`
+            return self._move_latest(newest)
         now = datetime.datetime.now().astimezone()
         today = now.date().isoformat()
         number = 1
@@ -50,8 +53,7 @@ class Refs:
             if create_json(self.folder / name / f"{version}.json", entry):
                 break
             number += 1
-        write_json(self.folder / name / "latest.json", entry)
-        return entry
+        return self._move_latest(entry)
 
     def resolve(self, text: str, *, key: str | None = None) -> dict[str, Any]:
         """The version that ``ref:name@version`` names (``@latest`` when left out).
@@ -78,6 +80,10 @@ class Refs:
         """Versions of a name, oldest first."""
         found = [match for p in (self.folder / name).glob("*.json") if (match := VERSION.match(p.stem))]
         return [match[0] for match in sorted(found, key=lambda m: (m["day"], int(m["number"] or 1)))]
+
+    def _move_latest(self, entry: dict[str, Any]) -> dict[str, Any]:
+        write_json(self.folder / entry["name"] / "latest.json", entry)
+        return entry
 
     def _read(self, name: str, version: str) -> dict[str, Any] | None:
         """The entry, or None where there is none or it is damaged."""

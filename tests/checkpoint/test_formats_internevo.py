@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from evo_core.checkpoint.formats import build, kind_of, open_weights, write_weights
 from evo_core.checkpoint.formats.pickles import read_tensors
+from evo_core.convert.command import main as convert
 from evo_core.errors import CheckpointError
 from evo_core.model import Decoder
 from tests.checkpoint.internevo_files import part, tensor_shard, write_isp, write_model_config, write_tensor_parallel
@@ -239,3 +241,71 @@ def test_a_family_that_internevo_has_not(tmp_path: Path, model_type: str) -> Non
     with pytest.raises(CheckpointError, match=f"InternEvo has no model type {model_type}"):
         write_weights(weights(model(model_type)), tmp_path / "theirs", "internevo")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model_type", ["INTERNLM", "INTERNLM2_PUBLIC", "LLAMA2"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_an_embedding_cut_by_vocabulary_has_a_name_of_its_own(tmp_path: Path, model_type: str, tensor: int) -> None:
+    """With embed_split_hidden=False, the default of INTERNLM2's and LLAMA2's classes."""
+    made = model(model_type, **SIZES)
+    write_tensor_parallel(made.state_dict(), tmp_path / "8", 2, tensor=tensor, pipeline=1)
+    write_model_config(tmp_path / "8", stated(made, embed_split_hidden=False))
+    for rank in range(tensor):
+        file = tmp_path / "8" / f"model_tp{rank}_pp0.pt"
+        content = torch.load(file)
+        name = next(name for name in content if name.endswith("embedding.weight") or name == "tok_embeddings.weight")
+        del content[name]
+        shard = part(made.state_dict()[name], rank, tensor)
+        torch.save(content | {f"{name.removesuffix('.weight')}.word_embeddings.weight": shard}, file)
+    assert same(build(open_weights(tmp_path / "8")), made)
+
+
+@pytest.mark.parametrize("model_type", ["INTERNLM2_PUBLIC", "LLAMA2"])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (2, 2)])
+def test_norms_after_the_sums(tmp_path: Path, model_type: str, tensor: int, pipeline: int) -> None:
+    """There is then no norm before the head."""
+    made = model(model_type, apply_post_layer_norm=True, **SIZES)
+    assert "norm.weight" not in made.state_dict()
+    write_tensor_parallel(made.state_dict(), tmp_path / "8", 2, tensor=tensor, pipeline=pipeline)
+    write_model_config(tmp_path / "8", stated(made, apply_post_layer_norm=True))
+    found = open_weights(tmp_path / "8")
+    assert found.model.apply_post_layer_norm
+    assert same(build(found), made)
+    write_weights(found, tmp_path / "back", "internevo")
+    assert same(build(open_weights(tmp_path / "back")), made)
+
+
+def test_a_last_norm_that_is_not_there_is_missed(tmp_path: Path) -> None:
+    made = model("INTERNLM2_PUBLIC", apply_post_layer_norm=True, **SIZES)
+    write_tensor_parallel(made.state_dict(), tmp_path / "8", 2, tensor=1, pipeline=1)
+    write_model_config(tmp_path / "8", stated(made))
+    with pytest.raises(CheckpointError, match="lacks the embedding, the MLPs or the last norm"):
+        open_weights(tmp_path / "8")
+
+
+@pytest.mark.parametrize("model_type", ["INTERNLM", "INTERNLM_MoE"])
+def test_internlm_never_looks_at_post_norm(tmp_path: Path, model_type: str) -> None:
+    made = model(model_type, **SIZES)
+    write_tensor_parallel(made.state_dict(), tmp_path / "8", 2, tensor=1, pipeline=1)
+    write_model_config(tmp_path / "8", stated(made, apply_post_layer_norm=True))
+    found = open_weights(tmp_path / "8", model=made.cfg)
+    assert not found.model.apply_post_layer_norm
+    assert same(build(found), made)
+    ours = weights(model(model_type, apply_post_layer_norm=True, **SIZES))
+    with pytest.raises(CheckpointError, match=r"no place for model.apply_post_layer_norm"):
+        write_weights(ours, tmp_path / "theirs", "internevo")
+
+
+def test_the_routing_of_a_mixture_is_said_when_it_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The warning holds what a configuration needs for the way back."""
+    made = model("INTERNLM_MoE", **SIZES)
+    with caplog.at_level(logging.WARNING):
+        write_weights(weights(made), tmp_path / "8", "internevo")
+    (said,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "--config FILE" in said
+    moe = yaml.safe_load(said.partition("moe: ")[2])
+    assert moe["top_k"] == 2
+    settings = made.cfg.model_dump(include={"num_layers", "hidden_size", "num_attention_heads", "vocab_size"})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"model_type": "INTERNLM_MoE", "model": settings, "moe": moe}))
+    convert([str(tmp_path / "8"), str(tmp_path / "evo"), "--config", str(tmp_path / "job.yaml")])
+    assert open_weights(tmp_path / "evo").model.moe == made.cfg.moe

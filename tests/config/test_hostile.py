@@ -62,7 +62,7 @@ MESSAGES = {
     "an empty name": ('job_name: "${oc.env: }"', r"job_name: "),
     "two defaults": ('job_name: "${oc.env:A,b,c}"', "job_name: .*takes one default"),
     "a NUL": ("job_name: a\0b", "c.yaml:1: holds a NUL"),
-    "a NUL by escape": ('job_name: "a\\0b"', "c.yaml:1: job_name: holds a NUL"),
+    "a NUL by escape": ('data: {train_folder: "a\\0b"}', "c.yaml:1: data.train_folder: holds a NUL"),
     "half a pair": ('job_name: "\\ud83d"', "c.yaml:1: job_name: holds half a surrogate pair"),
     "a whole number for a key": ("3: 4", "c.yaml:1: the key 3 is no text"),
     "true for a key": ("model: {true: 4}", "c.yaml:1: model: the key true is no text"),
@@ -191,7 +191,7 @@ PYTHON = {
     "deep Python": ("data = " + "(" * 500 + ")" * 500, "c.py.* not valid Python"),
     "a large number": ("SEQ_LEN = 10**30\ndata = dict(seq_len=SEQ_LEN)", "c.py:2: data.seq_len: must be at most"),
     "a larger one": ("data = dict(seq_len=10**5000)", "c.py:1: data.seq_len: is a number of more than 400 digits"),
-    "a NUL": ("JOB_NAME = 'a\\0b'", "c.py:1: JOB_NAME: holds a NUL"),
+    "a NUL": ("tensorboard_folder = 'a\\0b'", "c.py:1: tensorboard_folder: holds a NUL"),
 }  # fmt: skip
 
 
@@ -205,7 +205,9 @@ def test_a_python_file_is_refused_in_one_line(what: str, tmp_path: Path) -> None
         load_config(path)
 
 
-@pytest.mark.parametrize("override", [".".join("a" * 500) + "=1", "a=" + "[" * 500, "a=" + LARGE, 'a="\\0"', "a=*b"])
+@pytest.mark.parametrize(
+    "override", [".".join("a" * 500) + "=1", "a=" + "[" * 500, "a=" + LARGE, 'tensorboard_folder="\\0"', "a=*b"]
+)
 def test_an_override_is_refused_in_one_line(override: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {MODEL}")
     assert len(refused(tmp_path / "c.yaml", override)) < 1000

@@ -225,3 +225,28 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "job.json")
     with pytest.raises(ConfigError, match="there is no such file"):
         load_config(tmp_path / "none.py")
+
+
+def test_a_misspelt_block_is_told_first_and_once(tmp_path: Path) -> None:
+    text = "modle = dict(num_layers=2)\nadm = dict(lr=1)\ndata = dict(seq_len=-1)\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    told = str(caught.value).splitlines()
+    assert told[0].endswith('modle: unknown key; did you mean "model"?')
+    assert told[1].endswith('adm: unknown key; did you mean "adam"?')
+    assert not any("is required" in line for line in told)
+
+
+def test_what_is_not_loaded_may_name_no_model(tmp_path: Path) -> None:
+    text = MODEL + "ckpt = dict(auto_resume={}, load_ckpt_info=dict(path='local:x', content=('sampler',)))\n"
+    load_config(write(tmp_path, text.format(True)))
+    with pytest.raises(ConfigError, match=r"ckpt.load_ckpt_info.content: without the model"):
+        load_config(write(tmp_path, text.format(False)))
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "..", "", "a\nb", "x" * 250])
+def test_a_job_name_leads_no_folder_out_of_run(name: str, tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MODEL + f"JOB_NAME = {name!r}\n"))
+    with pytest.raises(ConfigError, match=r"^job_name: .* cannot be the name of a folder below RUN/"):
+        _ = config.run_name
+    assert load_config(write(tmp_path, MODEL + "JOB_NAME = '7b/训练 1'\n")).run_name == "7b/训练 1"

@@ -147,3 +147,32 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_documents(tmp_path / "a.txt")
+
+
+def _long_window(content: bytes) -> bytes:
+    options = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True, compression_level=3)
+    packing = zstandard.ZstdCompressor(compression_params=options).compressobj()  # size unknown, as in a pipe
+    return packing.compress(content) + packing.flush()
+
+
+_SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0skip"
+_FRAME = zstandard.ZstdCompressor().compress(b"good\n" * 999)
+ARCHIVES = {
+    "long.txt.zst": (_long_window(b"good\n" * 999), 999),
+    "two.txt.zst": (_FRAME + _long_window(b"good\n") + _FRAME, 1999),
+    "skippable.txt.zst": (_SKIPPABLE + _FRAME + _SKIPPABLE + _FRAME + _SKIPPABLE, 1998),
+    "nothing.txt.zst": (_SKIPPABLE, 0),
+    "two.txt.gz": (gzip.compress(b"good\n") + gzip.compress(b"good\n") + bytes(64), 2),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_of_several_parts(name: str, tmp_path: Path) -> None:
+    content, count = ARCHIVES[name]
+    path = _file(tmp_path, name, content)
+    assert list(read_documents(path)) == ["good"] * count
+    if count:
+        broken = {content[:-1]: "cut off", content + b"rubbish": r"not a readable \.(zst|gz) archive"}
+        for bad, message in broken.items():
+            with pytest.raises(DataError, match=message):
+                list(read_documents(_file(tmp_path, name, bad if name != "two.txt.gz" else bad.rstrip(b"\0"))))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evo_core.data.format import BinReader, BinWriter, encode_line, meta_path
+from evo_core.data.inspection.verify import verify
+from evo_core.data.token_files import open_token_files
 from evo_core.errors import DataError
 from tests.data.corpora import read_bin, write_bin
 
@@ -138,3 +143,83 @@ def test_ids_outside_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="token id 9 is outside the vocabulary of 9") as raised:
         BinReader(path).check(9)
     assert (raised.value.file, raised.value.line) == (path, 2)
+
+
+def header(shape: tuple[int, ...], kind: str = "<i8") -> bytes:
+    """What a .npy file begins with."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, meta=np.zeros((3, 2), np.int64))
+    return file.getvalue()
+
+
+GOOD_META = np.array([[0, 3], [22, 1], [38, 4]], "<i8").tobytes()
+BAD_METAS = {
+    "an .npz": (archive(), "it is an .npz"),
+    "objects": (header((3, 2), "|O") + GOOD_META, "not a readable"),
+    "pickled": (pickle.dumps([[0, 3]]), "not a readable"),
+    "more than there is": (header((4, 2)) + GOOD_META, "not a readable"),
+    "much more": (header((10**12, 2)) + GOOD_META, "not a readable"),
+    "more than a number": (header((10**30, 2)) + GOOD_META, "not a readable"),
+    "negative": (header((-3, -2)) + GOOD_META, "not a readable"),
+    "less than there is": (header((2, 2)) + GOOD_META, "16 bytes follow"),
+    "nothing": (header((0, 2)), "it lists no document of x.bin"),
+    "floats": (header((3, 2), "<f8") + GOOD_META, "expected integers"),
+    "one column": (header((6,)) + GOOD_META, "expected integers"),
+    "fields": (header((3,), [("a", "<i8"), ("b", "<i8")]) + GOOD_META, "expected integers"),  # type: ignore[arg-type]
+    "brackets": (b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 15 + b"\n", "not a readable"),
+    "cut": (header((3, 2))[:20], "not a readable"),
+    "a length of its own": (
+        header((1, 2)) + np.array([[0, 2**62]], "<i8").tobytes(),
+        "it says 4611686018427387904 tokens",
+    ),
+    "lengths that are too many": (header((9, 2)) + np.array([[0, 40]] * 9, "<i8").tobytes(), "it says 360 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_METAS)
+def test_metas_that_are_none(name: str, tmp_path: Path) -> None:
+    content, message = BAD_METAS[name]
+    path = write_bin(tmp_path / "x.bin", DOCUMENTS)
+    meta_path(path).write_bytes(content)
+    with pytest.raises(DataError, match=message) as raised:
+        BinReader(path)
+    assert raised.value.file == meta_path(path) and "\n" not in str(raised.value)
+    assert verify([path]).count
+
+
+def test_token_files_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "folder.bin").mkdir()
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "link.bin").symlink_to(tmp_path / "nowhere")
+    for name, message in (
+        ("folder", "this is none"),
+        ("pipe", "this is none"),
+        ("link", "there is no such token file"),
+    ):
+        with pytest.raises(DataError, match=rf"{name}\.bin: .*{message}"):
+            BinReader(tmp_path / f"{name}.bin")
+        assert [problem.message for problem in verify([tmp_path / f"{name}.bin"]).problems]
+    path = write_bin(tmp_path / "x.bin", DOCUMENTS)
+    meta_path(path).unlink()
+    meta_path(path).mkdir()
+    with pytest.raises(DataError, match=r"x\.bin\.meta: not a readable \.npy file \(it is no file\)"):
+        BinReader(path)
+
+
+@pytest.mark.parametrize("token", [-(2**63), 2**63 - 1, -(2**31), 2**31, 2**64, -(2**80)])
+def test_ids_that_no_model_has(token: int, tmp_path: Path) -> None:
+    """Neither wrapped into one that it may have nor passed over."""
+    path = write_bin(tmp_path / "x.bin", [[1, 2], [3, token, 4]])
+    with pytest.raises(DataError, match=r"x\.bin:2: .*\d+"):
+        BinReader(path).check(100)
+    for in_memory in (True, False):
+        with pytest.raises(DataError, match=r"x\.bin:2: .*\d+"):
+            open_token_files([path], in_memory=in_memory)
+    (problem,) = verify([path]).problems
+    assert problem.line == 2

@@ -176,3 +176,16 @@ def test_verify_finds_a_meta_that_lost_its_bin(folder: Path) -> None:
     assert [path.name for path in find_lone_metas(folder)] == ["train_000.bin.meta"]
     text = run("verify", folder, status=2).output
     assert "train_000.bin.meta: a meta without its .bin" in text and "ids not compared" in text
+
+
+def test_head_tells_special_tokens_from_text_that_spells_them(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    ids = [1, *tokenizer.encode("a</s>b"), 2]
+    write_bin(tmp_path / "a.bin", [[-token for token in ids], [*ids[1:-1], *([2] * 9)]])
+    arguments = ("head", tmp_path / "a.bin", "-n", 2, "--tokenizer", tokenizer.path)
+    first, second = json.loads(run(*arguments, "--json").output)
+    assert first["parts"][0]["text"] == "<s>a</s>b</s>"
+    assert first["special"] == [{"at": 1, "id": 1, "piece": "<s>"}, {"at": len(ids), "id": 2, "piece": "</s>"}]
+    assert [token["id"] for token in second["special"]] == [2] * 9
+    text = run(*arguments).output
+    assert f"[special tokens: <s> = 1 at 1; </s> = 2 at {len(ids)}]\n" in text and "<s>a</s>b</s>\n" in text
+    assert f"[special tokens: </s> = 2 at {len(ids) - 1}, " in text and " …]\n" in text

@@ -155,15 +155,15 @@ def test_system_and_history(tmp_path: Path, tokenizer: Tokenizer) -> None:
     ("fields", "message"),
     [
         ({"system": ["a"]}, "the field 'system' is not text"),
+        ({"images": ["a.png"]}, "it comes with the field 'images'"),
+        ({"kto_tag": False}, "it is marked as a wrong answer"),
         ({"history": "q"}, "the field 'history' is not a list"),
         ({"history": [["q", "a"], ["q"]]}, "entry 2 of 'history' is not a pair of texts"),
         ({"history": [{"q": "a"}]}, "entry 1 of 'history' is not a pair of texts"),
         ({"history": [["q", None]]}, "entry 1 of 'history' is not a pair of texts"),
     ],
 )
-def test_a_system_and_a_history_that_are_none(
-    fields: dict[str, Any], message: str, tmp_path: Path, tokenizer: Tokenizer
-) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "a", "output": "b", **fields}))
+def test_fields_that_are_wrong(fields: dict[str, Any], message: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "a", "output": "b", "videos": [], **fields}))
     with pytest.raises(DataError, match=rf"a\.jsonl:1: {message}"):
         write_sft_file([tmp_path / "a.jsonl"], tmp_path / "a.bin", SftSettings(tokenizer.path))

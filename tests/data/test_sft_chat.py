@@ -211,6 +211,12 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look_up"}}]}]},
         "message 1 calls 'look_up', and the chat template writes no calls",
     ),
+    "a call in the older form": (
+        {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "look_up"}}]},
+        "message 1 calls 'look_up'",
+    ),
+    "a weight by another name": ({"messages": [MESSAGES[4] | {"train": False}]}, "message 1 says train: false; write"),
+    "a picture": ({"messages": MESSAGES, "images": ["a.png"]}, "comes with the field 'images'"),
     "tools that are none": ({"messages": MESSAGES, "tools": "{"}, "the field 'tools' is neither a list nor JSON"),
     "our marks": ({"messages": [{"role": "assistant", "content": "\ufdd0"}]}, "message 1 holds U\\+FDD0"),
 }

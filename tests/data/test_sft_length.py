@@ -106,7 +106,7 @@ def test_an_answer_that_the_tokenizer_makes_nothing_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_one_text", [True, False])
 def test_a_record_that_the_tokenizer_fails_on(as_one_text: bool, tmp_path: Path) -> None:
-    tokenizer = of_model(models.WordLevel({"<s>": 0, "</s>": 1, "undo": 2}), tmp_path)
+    tokenizer = of_model(models.WordLevel({"<s>": 0, "</s>": 1, "undo": 2, "a": 3}), tmp_path)
     mine = Format("mine", lambda record: [(record["text"], True)], as_one_text=as_one_text)
     records = [{"text": text} for text in ("undo", "unheard", "undo")]
     first, second, third = SampleEncoder(tokenizer, mine, max_length=9).encode_batch(records)

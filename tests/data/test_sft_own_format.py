@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def pieces(record):
 def test_pieces_are_tokenized_each_by_itself(tokenizer: Tokenizer) -> None:
     record = {"question": "it", "answer": "redo"}
     prompt, answer = tokenizer.encode("undo it"), tokenizer.encode("redo")
-    ids = [*(-i for i in prompt), *answer, -7, -8, tokenizer.eos_id]
+    ids = [*(-i for i in prompt), *answer, -7, -8, *tokenizer.encode("</s>")]
+    assert tokenizer.eos_id not in ids, "what spells a special token is text"
     assert write(tokenizer, DIALOGUE, record) == [[tokenizer.bos_id, *ids, tokenizer.eos_id]]
     assert write(tokenizer, DIALOGUE, record, bos=False, eos=False) == [ids]
 
@@ -85,3 +87,34 @@ def test_worker_processes_find_it_too(tokenizer: Tokenizer) -> None:
         write_sft_file([Path("records.jsonl")], Path(f"{workers}.bin"), settings, workers=workers)
     assert Path("1.bin").read_bytes() == Path("2.bin").read_bytes()
     assert len(read_bin(Path("2.bin"))) == 600
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whatever_a_function_does_ends_its_own_record_alone(workers: int, tokenizer: Tokenizer) -> None:
+    """Also where the record is nested too deeply to be sent to another process."""
+    source = """\
+    import sys
+    def pieces(record):
+        if record["n"] % 100 == 7:
+            sys.exit(0)
+        if record["n"] % 100 == 8:
+            return [("undo " + chr(0xD83D), False), ("redo", True)]
+        if record["n"] % 100 == 9:
+            return pieces(record)
+        return [("undo", False), (str(record["n"]), True)]
+    """
+    Path("mine.py").write_text(textwrap.dedent(source))
+    lines = [f'{{"n": {n}, "deep": {"[" * 900 + "]" * 900 if n == 300 else 0}}}\n' for n in range(600)]
+    Path("records.jsonl").write_text("".join(lines))
+    settings = SftSettings(tokenizer.path, "mine:pieces", on_error="skip")
+    result = write_sft_file([Path("records.jsonl")], Path("out.bin"), settings, workers=workers)
+    assert (result.splits["train"].samples, result.skipped.count) == (582, 18)
+    assert str(result.skipped.first).startswith("records.jsonl:8: mine:pieces failed: SystemExit: 0 (mine.py line 4)")
+
+
+def test_a_process_that_is_ended(tokenizer: Tokenizer) -> None:
+    Path("mine.py").write_text("import os\ndef pieces(record):\n    os._exit(3)\n")
+    Path("records.jsonl").write_text('{"n": 1}\n' * 6000)
+    with pytest.raises(DataError, match="a process that tokenizes was ended from outside"):
+        write_sft_file([Path("records.jsonl")], Path("out.bin"), SftSettings(tokenizer.path, "mine:pieces"), workers=2)
+    assert not Path("out.bin").exists()

@@ -113,6 +113,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "turn 2 is no function",
     ),
     "a system that is no text": ({"conversations": TALK, "system": 3}, "the field 'system' is not text"),
+    "a picture": ({"conversations": TALK, "image": "a.png"}, "it comes with the field 'image'"),
     "a weight": ({"conversations": [TALK[0], TALK[1] | {"weight": 0.5}]}, "the weight of message 2 must be 0 or 1"),
 }
 

@@ -157,3 +157,55 @@ def test_the_tutorials_example(tmp_path: Path) -> None:
     lines = out.read_text().splitlines()
     assert lines == [f'{{"tokens": [{", ".join(map(str, ids))}]}}' for ids in PUBLISHED]
     assert np.load(f"{out}.meta").tolist() == [[0, 11], [90, 15], [208, 13]]
+
+
+@pytest.fixture
+def markless(tmp_path: Path) -> Path:
+    """A tokenizer that has neither a begin nor an end token."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models
+
+    library = Library(models.BPE({chr(i): i - 32 for i in range(32, 127)}, []))
+    library.save(str(tmp_path / "markless.json"))
+    return tmp_path / "markless.json"
+
+
+def test_a_token_that_the_tokenizer_lacks_is_told_by_its_flag(folder: Path, tmp_path: Path, markless: Path) -> None:
+    arguments = (folder, "--output", tmp_path / "a.bin", "--tokenizer", markless)
+    with pytest.raises(DataError, match=r"markless\.json: --bos: this tokenizer has no bos token \(give --no-bos\)"):
+        call(*arguments)
+    with pytest.raises(DataError, match=r"--eos: this tokenizer has no eos token \(give --no-eos\)"):
+        call(*arguments, "--no-bos")
+    assert not (tmp_path / "a.bin").exists()
+    assert call(*arguments, "--no-bos", "--no-eos").exit_code == 0
+    sft = ["tokenize-sft", str(folder), str(tmp_path / "sft"), str(markless), "--split-ratio", "2"]
+    with pytest.raises(DataError, match=r"^--split-ratio: must be at least 0 and below 1, not 2\.0"):
+        raise CliRunner().invoke(app, sft).exception  # type: ignore[misc]
+
+
+def test_a_text_of_which_nothing_is_left_is_no_document(tmp_path: Path) -> None:
+    import io
+
+    import sentencepiece
+    from datasets import Dataset
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([ENGLISH]), model_writer=model, model_type="char", vocab_size=30, hard_vocab_limit=False
+    )
+    (tmp_path / "nfkc.model").write_bytes(model.getvalue())
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    records = [{"text": text} for text in ("\u200b\u200b", "the", None, " ")]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (raw / "a.txt").write_text("\u200b\u200b\nthe\n")
+    (raw / "b.jsonl").write_text(lines)
+    (raw / "c.json").write_text(json.dumps(records))
+    (raw / "d.txt.gz").write_bytes(gzip.compress("\u200b\nthe\n".encode()))
+    Dataset.from_list(records).to_parquet(raw / "e.parquet")
+    for options, around in (((), 2), (("--no-bos",), 1), (("--no-bos", "--no-eos"), 0)):
+        result = call(raw, "--output", tmp_path / "a.bin", "--tokenizer", tmp_path / "nfkc.model", *options)
+        documents = read_bin(tmp_path / "a.bin")
+        assert len(documents) == 5 and len({tuple(ids) for ids in documents}) == 1
+        assert len(documents[0]) > around
+        assert "blank: 11 texts without a token" in result.output

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from evo_core.config import TrainConfig
 from evo_core.data import TrainData
 from evo_core.errors import ConfigError, DataError
 from tests.data.corpora import job, numbered, write_bin, write_folder
@@ -54,6 +55,24 @@ def test_shapes(folder: Path) -> None:
     assert [cu.dtype for cu in batch.cu_seqlens] == [torch.int32] * 3
     moved = batch.to("cpu")
     assert _rows(moved) == _rows(batch)
+
+
+@pytest.mark.parametrize("form", ["local:{}", "file://{}", "{}/", "~/{}"])
+def test_the_folder_is_written_as_every_location_is(folder: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    written = form.format(folder.name if form.startswith("~") else folder)
+    cfg = job(folder)
+    elsewhere = cfg.model_copy(update={"data": cfg.data.model_copy(update={"train_folder": written})})
+    assert _union(elsewhere, 1, 0) == _union(cfg, 1, 0)
+
+
+def test_a_blank_folder_is_random_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # whose shards "" would mean
+    written = job(None).to_plain()
+    written["data"]["train_folder"] = ""
+    data = TrainData(TrainConfig.model_validate(written), dp_rank=0, dp_size=1)
+    assert data.types == ("en", "cn", "code")
+    assert data.tokens["cn"] == 0
 
 
 def test_every_token_comes_once_an_epoch_with_its_type(folder: Path) -> None:

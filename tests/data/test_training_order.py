@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evo_core.data import TrainData, validation_batches
+from evo_core.data import TrainData, data_types, validation_batches
+from evo_core.data.inspection.find import find_shards
 from evo_core.data.mixing import PERIOD, WeightedOrder, shares
+from evo_core.data.token_folder import bin_files
 from evo_core.errors import ConfigError, DataError
 from tests.data.corpora import job, numbered, write_bin, write_folder
 
@@ -142,9 +145,13 @@ def test_a_min_length_for_some_files(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def original_packs(folder: Path, packed_length: int, min_length: int) -> list[list[int]]:
-    """The tokens of all packs, files in the order of their paths."""
+    """The tokens of all packs, files in the order in which the original walks through folders."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        found += [Path(parent, name) for name in sorted(names) if name.endswith(".bin")]
     packs = []
-    for path in sorted(folder.rglob("*.bin")):
+    for path in found:
         samples = [json.loads(line)["tokens"] for line in path.read_text().splitlines()]
         samples = [sample for sample in samples if len(sample) >= min_length]
         indices = np.arange(len(samples))
@@ -188,6 +195,35 @@ def test_the_original_order(folder: Path, micro_num: int, dp: int, rampup: str) 
     assert [ranks[0].batch(step).input_ids.tolist() for step in (steps - 1, 1)] == [batches[-1][0], batches[1][0]]
     assert ranks[0].epoch(0) == 0
     assert ranks[0].epoch(steps) in (2, 3)
+
+
+def test_the_original_reads_the_files_of_a_folder_before_its_sub_folders(tmp_path: Path) -> None:
+    documents = numbered(100, first=20)
+    names = ["en/a", "en/sub/x", "en/z", "cn/b/y", "cn/a/z", "cn/c", "en/sub/deep/b"]
+    for number, name in enumerate(names):
+        write_bin(tmp_path / f"train/{name}.bin", documents[number::7])
+    assert [path.name[0] for path in bin_files(tmp_path / "train", "en")] == ["a", "z", "x", "b"]
+    data = TrainData(job(tmp_path / "train", packing="internevo"), dp_rank=0, dp_size=1)
+    packs = original_packs(tmp_path / "train", 16, 0)
+    order = np.random.RandomState(7).permutation(len(packs))
+    assert [data.batch(step).input_ids.tolist() for step in range(len(packs))] == [[packs[n]] for n in order]
+
+
+def test_links_and_hidden_names_of_a_folder_of_shards(tmp_path: Path) -> None:
+    """A link is followed, but not back to where it leads from; what is hidden is no data."""
+    folder, elsewhere = tmp_path / "train", tmp_path / "elsewhere"
+    for path in (folder / "en/a.bin", elsewhere / "b.bin", folder / "en/.git/c.bin", folder / ".tmp/en/d.bin"):
+        write_bin(path, [[1, 2]])
+    (folder / "en/link").symlink_to(elsewhere)
+    (folder / "en/loop").symlink_to(folder / "en")
+    (elsewhere / "back").symlink_to(folder / "en")
+    (folder / "cn").symlink_to(elsewhere)
+    assert data_types(folder) == ("cn", "en")
+    assert bin_files(folder, "en") == [folder / "en/a.bin", folder / "en/link/b.bin"]
+    assert [shard.path for shard in find_shards(folder)] == [
+        *(folder / "cn" / name for name in ("b.bin", "back/a.bin")),
+        *bin_files(folder, "en"),
+    ]
 
 
 def test_too_few_packs_for_a_batch(tmp_path: Path) -> None:

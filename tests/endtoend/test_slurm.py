@@ -125,3 +125,29 @@ def test_a_task_a_rank_under_srun_walks_the_same_curve(whole: Evo, evo: SlurmEvo
     assert [loss for _, loss in evo.curve()] == pytest.approx([loss for _, loss in whole.curve()], rel=1e-5)
     manifest = json.loads(next(evo.root.glob("artifacts/train.pretrain-*/manifest.json")).read_text())
     assert manifest["provenance"]["runtime"]["nodes"] == 2
+
+
+def test_a_step_renamed_between_kills_keeps_its_one_job(tmp_path: Path, slurm: SlurmCluster) -> None:
+    evo = SlurmEvo(tmp_path, slurm)
+    file = tmp_path / "nap.yaml"
+    try:
+        for turn, name in enumerate(("nap", "rest", "sleep")):
+            file.write_text(
+                f"pipeline: nap\nsteps:\n  {name}:\n    uses: tests.orchestration.kinds:Sleep\n"
+                "    params: {seconds: 12}\n    runtime: {cluster: test_slurm.yaml}\n"
+            )
+            run = evo.start("run", str(file), "--no-server")
+            if turn < 2:
+                wait_until(lambda: evo.jobs() and "RUNNING" in evo.jobs()[0])
+                time.sleep(0.5 * turn)
+                os.kill(run.pid, signal.SIGKILL)
+                run.wait()
+        printed, _ = run.communicate(timeout=100)
+        assert run.returncode == 0, printed
+        assert "attached to Slurm job" in printed
+        key = json.loads(next(evo.root.glob("artifacts/test.sleep-*/manifest.json")).read_text())["key"]
+        named = slurm.client("squeue", "-h", "-t", "all", "-o", "%j").split()
+        assert len([job for job in named if key[:12] in job]) == 1
+        assert evo.jobs() == []
+    finally:
+        evo.close()

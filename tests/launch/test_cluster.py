@@ -55,6 +55,28 @@ def test_the_current_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
         ("kind: slurm\nenvironment: {A B: c}", r"'A B' is no name of a variable"),
         ("kind: slurm\nenvironment: {A: true}", r"A has to be text or a number; quote it"),
         ("kind: slurm\nsetup: ['echo ${oc.env:KEY}']", r"mine.yaml:2: setup.0: .* under environment: only"),
+        ("kind: slurm\nenvironment: {é: 1}", r"mine.yaml:2: environment.é: .*'é' is no name of a variable"),
+        ("kind: slurm\nenvironment: {1A: 1}", r"environment.1A: .*is no name of a variable"),
+        ("kind: local\nenvironment: {UID: 1}", r"mine.yaml:2: environment.UID: .*cannot be set in bash"),
+        ("kind: slurm\nenvironment: {state: x}", r"environment.state: .*set by Evo itself"),
+        ("kind: slurm\nenvironment: {RANK: 1}", r"environment.RANK: .*set by Evo itself"),
+        ("kind: slurm\nsbatch_args: [--wra=id]", r"mine.yaml:2: sbatch_args: '--wra=id' is set by Evo itself"),
+        ("kind: slurm\nsbatch_args: [--part=x]", r"write it as the key partition"),
+        ("kind: slurm\nsbatch_args: [-HJx]", r"'-HJx' is set by Evo itself"),
+        ("kind: slurm\nsbatch_args: [-J x]", r"'-J x' is set by Evo itself"),
+        ("kind: slurm\nsbatch_args: [--job-name x]", r"is set by Evo itself"),
+        ("kind: slurm\nsbatch_args: [--test-only]", r"is set by Evo itself and cannot be passed"),
+        ("kind: slurm\nsbatch_args: [--]", r"'--' is no option"),
+        ("kind: slurm\nsbatch_args: ['']", r"'' is no option"),
+        ("kind: slurm\nsbatch_args: [--constraint a100]", r"an option and its value are one word"),
+        ("kind: slurm\nsetup: ['echo \"hello']", r"mine.yaml:2: setup: these lines are no complete shell script"),
+        ('kind: slurm\nsetup: ["echo \'it is"]', r"setup: these lines are no complete shell script"),
+        ("kind: slurm\nsetup: ['cat <<END', 'a']", r"setup: .*here-document"),
+        ("kind: slurm\nsetup: ['if true; then']", r"setup: .*syntax error"),
+        ("kind: slurm\nsetup: ['}']", r"setup: .*syntax error"),
+        ("kind: slurm\nsetup: ['module load x \\']", r"setup: .*carried on by a backslash"),
+        ("kind: slurm\nsetup: ['echo $(date']", r"setup: these lines are no complete shell script"),
+        ("kind: slurm\ncontainer: 'apptainer \"exec'", r"container: .*[Nn]o closing quotation"),
         ("kind: local\npartition: x", r"partition: unknown key"),
         ("kind: local\ngrace_seconds: 0", r"grace_seconds: "),
         ("[1, 2]", r"a configuration is a map of keys"),
@@ -63,6 +85,21 @@ def test_the_current_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
 def test_mistakes_name_file_line_and_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_cluster(write(tmp_path, text))
+
+
+def test_options_and_lines_of_every_day_are_taken(tmp_path: Path) -> None:
+    text = """\
+kind: slurm
+sbatch_args: [--constraint=a100, -Ca100, --mem=0, --exclusive, --nodelist=n1, --time-min=1, --comment=a b, -H, --gres=a]
+setup: ["if true; then", "  module load 'a b'", fi, "cat <<END", "it's", END, "f() { echo $((1 << 2)); }", "# it's"]
+environment: {http_proxy: x, NCCL_DEBUG: INFO, _x: 1}
+"""
+    assert isinstance(load_cluster(write(tmp_path, text)), SlurmCluster)
+
+
+def test_a_check_of_shell_lines_runs_none_of_them(tmp_path: Path) -> None:
+    load_cluster(write(tmp_path, f"kind: slurm\nsetup: ['touch {tmp_path}/ran', 'echo $(touch {tmp_path}/ran)']"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_names() -> None:

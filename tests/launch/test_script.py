@@ -126,3 +126,11 @@ def test_short_jobs_are_told_later(tmp_path: Path, state: Path) -> None:
 
 def test_slurm_time() -> None:
     assert [slurm_time(s) for s in (60, 3600 * 48, 90061)] == ["0-00:01:00", "2-00:00:00", "1-01:01:01"]
+
+
+def test_a_setup_line_that_ends_the_script_is_no_success(programs: Path, tmp_path: Path, state: Path) -> None:
+    done, word = run_script(cluster(tmp_path, "setup: [exit 0]\n"), make_job(state, "print:here"))
+    assert (done.returncode, word["exit_code"]) == (1, 1)
+    assert "a line under setup: ended the script" in done.stdout
+    done, word = run_script(cluster(tmp_path, "setup: [exit 3]\n"), make_job(state, "print:here"))
+    assert (done.returncode, word["exit_code"]) == (3, 3)

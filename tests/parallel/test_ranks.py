@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from evo_core.errors import ConfigError
 from evo_core.parallel import ranks as module
 from evo_core.parallel.ranks import Stop, ranks
 from tests.ranks import run_on_ranks
@@ -94,13 +96,15 @@ def test_an_echo_is_the_same_request_and_a_later_signal_ends_the_process(monkeyp
 
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the parent-death signal is Linux's")
-def test_a_rank_dies_with_its_parent() -> None:
+@pytest.mark.parametrize(("name", "value"), [("EVO_DIE_WITH_PARENT", "1"), ("TORCHELASTIC_RUN_ID", "none")])
+def test_a_rank_dies_with_its_launcher(name: str, value: str) -> None:
+    """A pipeline's, and a torchrun that a person started."""
     read_end, write_end = os.pipe()
     parent = os.fork()
     if parent == 0:
         child = os.fork()
         if child == 0:
-            os.environ["EVO_DIE_WITH_PARENT"] = "1"
+            os.environ[name] = value
             with ranks():
                 os.write(write_end, b"%d\n" % os.getpid())
                 time.sleep(60)
@@ -114,6 +118,29 @@ def test_a_rank_dies_with_its_parent() -> None:
     while _alive(child) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _alive(child)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the parent-death signal is Linux's")
+def test_a_task_of_slurms_and_a_lone_process_may_outlive_what_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm ends its tasks by itself; who starts a run in a shell may close it."""
+    for name in ("EVO_DIE_WITH_PARENT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with ranks("slurm"):
+        signal_at_death = ctypes.c_int(-1)
+        assert ctypes.CDLL(None).prctl(2, ctypes.byref(signal_at_death)) == 0  # PR_GET_PDEATHSIG
+        assert signal_at_death.value == 0
+
+
+def test_a_rank_whose_agent_died_while_it_started_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))  # held, and nobody listens
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"nobody answers at 127\.0\.0\.1:\d+: the torchrun"), ranks():
+        raise AssertionError
+    assert time.monotonic() - began < 10
 
 
 def _alive(pid: int) -> bool:

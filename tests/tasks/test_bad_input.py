@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import models
 
 from evo_core.errors import ConfigError, UserError
 from flows.pipeline.plan import Plan, make_plan
@@ -43,6 +45,9 @@ def folder(tmp_path: Path) -> Path:
     for type_ in ("cn", "en"):
         (tmp_path / "raw" / type_).mkdir(parents=True)
         (tmp_path / "raw" / type_ / "a.txt").write_text("one\ntwo\nthree\n")
+    letters = Library(models.BPE({chr(i): i - 32 for i in range(32, 127)}, []))
+    letters.add_special_tokens(["<|im_end|>"])
+    letters.save(str(tmp_path / "markless.json"))
     config = ROOT / "configs" / "train" / "demo.yaml"
     (tmp_path / "small.yaml").write_text(TEXT.replace("CONFIG", str(config)))
     return tmp_path
@@ -80,6 +85,14 @@ CASES = {
     "tokenizer that is not there": (
         ["steps.tokens.params.tokenizer=nowhere.model", "steps.tokens.needs={raw: raw}"],
         "steps.tokens.params.tokenizer: the tokenizer",
+    ),
+    "tokenizer without a begin token": (
+        ["steps.tokens.params.tokenizer=markless.json", "steps.tokens.needs={raw: raw}"],
+        "steps.tokens.params.bos: this tokenizer has no bos token (set bos: false)",
+    ),
+    "the same for instructions": (
+        ["steps.tokens={uses: data.tokenize_sft, params: {tokenizer: markless.json, eos: false}, needs: {raw: raw}}"],
+        "steps.tokens.params.bos: this tokenizer has no bos token (set bos: false)",
     ),
     "no tokenizer": (["steps.tokens.needs={raw: raw}"], "steps.tokens.params.tokenizer: no tokenizer is named"),
     "two tokenizers": (["steps.tokens.params.tokenizer=nowhere.model"], "both a tokenizer file and an input"),

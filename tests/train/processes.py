@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tests.ranks import run_on_ranks  # noqa: F401  imports early what torch imports late
+from tests.ranks import own_garbage  # imports early what torch imports late
 
 Hook = Callable[[int], None]
 
@@ -46,9 +46,10 @@ class Command:
             if ranks > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            pid = os.fork()
-            if pid == 0:
-                _run(arguments, log, variables, each_step)
+            with own_garbage():
+                pid = os.fork()
+                if pid == 0:
+                    _run(arguments, log, variables, each_step)
             self.pids.append(pid)
 
     def wait(self, timeout: float = 60.0) -> list[int]:
@@ -70,10 +71,20 @@ class Command:
             os.kill(pid, number)
 
 
+_held: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody else is given while this process lives.
+
+    It stays bound and is never listened on: the kernel then gives it to no other program, and a store of torch's, which
+    sets SO_REUSEADDR, may serve it.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _held.append(holder)
+    return int(holder.getsockname()[1])
 
 
 def _run(arguments: Sequence[str], log: Path, variables: dict[str, str], each_step: Hook | None) -> None:

@@ -6,8 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from evo_core.data import BinWriter
+from evo_core.train.setup import seed_micro_batch
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, losses, run
 
@@ -63,3 +67,43 @@ def test_the_balance_loss_is_logged_apart_and_lowered_by_its_coefficient(tmp_pat
     assert without[0]["moe_loss"] == pulled[0]["moe_loss"] > 2.2  # 1 a layer is even
     assert without[0]["grad_norm"] < pulled[0]["grad_norm"]
     assert pulled[-1]["moe_loss"] < without[-1]["moe_loss"] - 0.1
+
+
+STILL = {"adam__lr": 1e-300, "lr_scheduler": {"eta_min": 0.0, "warmup_ratio": 0.0}, "ckpt__enable_save_ckpt": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "draws"),
+    [
+        (DROPOUT, True),
+        ({"model__drop_rate": 0.1}, True),
+        ({"model__attn_drop_rate": 0.1}, True),
+        (EXPERTS, True),
+        (EXPERTS | {"moe__noisy_gate_policy": "Jitter", "moe__capacity_factor": 4.0}, True),
+        (EXPERTS | {"moe__noisy_gate_policy": None, "moe__use_rts": False}, False),
+        ({}, False),
+    ],
+    ids=["dropout", "of the residual", "of attention", "RSample", "Jitter", "experts without noise", "nothing"],
+)
+def test_every_step_draws_anew(tmp_path: Path, settings: dict[str, Any], draws: bool) -> None:
+    """On one document, over and over, with weights that stand still, only what is drawn tells steps apart."""
+    with BinWriter(tmp_path / "data" / "en" / "t.bin") as writer:
+        for _ in range(64):
+            writer.write(np.arange(3, 35))
+    (tmp_path / "valid").mkdir()
+    cfg = job(tmp_path, **settings | STILL, data__total_steps=6, data__global_batch_tokens=32)
+    run(cfg, tmp_path / "run")
+    assert len(set(losses(tmp_path / "run"))) == (6 if draws else 1)
+
+
+def test_every_micro_batch_of_every_step_draws_its_own() -> None:
+    drawn = set()
+    for step in range(15):
+        for number in range(15):
+            seed_micro_batch(7, step, number)
+            drawn.add(float(torch.rand((), dtype=torch.float64)))
+    assert len(drawn) == 15 * 15
+    seed_micro_batch(7, 3, 4)
+    assert float(torch.rand((), dtype=torch.float64)) in drawn
+    seed_micro_batch(8, 3, 4)
+    assert float(torch.rand((), dtype=torch.float64)) not in drawn

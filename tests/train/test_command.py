@@ -112,7 +112,7 @@ def test_a_crash_is_a_traceback_status_1_and_error_json_of_the_first_rank(tmp_pa
     assert not (tmp_path / "state" / "error.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_signal_saves_and_exits_with_143(tmp_path: Path, number: signal.Signals) -> None:
     write_job(tmp_path, ckpt__checkpoint_every=100, data__total_steps=50)
 

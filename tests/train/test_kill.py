@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def survives_under_torchrun(
 
 def test_torchrun_restarts_after_the_death_of_a_rank(tmp_path: Path, expected: list[float]) -> None:
     survives_under_torchrun(tmp_path, expected, [(8, 0)])
+
+
+def test_torchrun_restarts_a_run_that_does_not_resume_others(tmp_path: Path, expected: list[float]) -> None:
+    """Without auto_resume, in a folder where another run's last checkpoint lies: it goes on from its own."""
+    changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
+    write_job(tmp_path, ckpt__auto_resume=False, ckpt__keep=1, **changes)
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "ckpt")
+    before = sorted(path.name for path in (tmp_path / "ckpt").iterdir())
+    survives_under_torchrun(tmp_path, expected, [(8, 1)])
+    assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == sorted([*before, f"{STEPS}-2"])
 
 
 @pytest.mark.slow

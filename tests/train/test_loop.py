@@ -241,6 +241,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["7", "8"]
 
 
+@pytest.mark.parametrize(("interval", "steps", "times"), [(2, 7, 3), (0, 51, 1), (-3, 49, 0), (100, 8, 0)])
+def test_memory_is_looked_at_every_so_many_steps(tmp_path: Path, interval: int, steps: int, times: int) -> None:
+    """0 and less mean 50, as in the original."""
+    settings = {"ckpt__enable_save_ckpt": False, "data__total_steps": steps, "data__global_batch_tokens": 32}
+    run(job(tmp_path, data__empty_cache_and_diag_interval=interval, **settings), tmp_path / "run")
+    assert (tmp_path / "run" / "train.log").read_text().count("memory of rank 0: peak resident memory") == times
+
+
 def test_nothing_is_saved_where_saving_is_off(tmp_path: Path) -> None:
     result = run(job(tmp_path, ckpt__enable_save_ckpt=False), tmp_path / "run")
     assert result.checkpoint is None

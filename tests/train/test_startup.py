@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from evo_core.model import build_model
 from tests.data.corpora import write_bin
 from tests.ranks import run_on_ranks
 from tests.train.jobs import job, run
@@ -38,3 +40,27 @@ def test_nothing_to_train_on_is_said_once(ranks: int, tmp_path: Path, capfd: pyt
     assert len(re.findall(r"WARNING.*data\.train_folder .*: not a single token is trained on", said)) == 1
     assert len(re.findall(r"WARNING.*data\.valid_folder .*: type en gives no score", said)) == 1
     assert "first batch" not in said
+
+
+@pytest.mark.parametrize(("ranks", "zero1"), [(1, -1), (2, 1), (3, 3), (4, 2)])
+def test_the_tables_of_ranks_and_their_shares(ranks: int, zero1: int, tmp_path: Path) -> None:
+    """Each parameter is cut as `torch.chunk` cuts it; an odd vocabulary makes shares differ."""
+    cfg = job(
+        tmp_path,
+        ckpt__enable_save_ckpt=False,
+        data__total_steps=1,
+        data__global_batch_tokens=32 * 12,
+        model__vocab_size=67,
+        parallel={"zero1": {"size": zero1}},
+    )
+    run_on_ranks(run, ranks, cfg, tmp_path / "run")
+    size = ranks if zero1 == -1 else zero1
+    shares = [0] * size
+    for parameter in build_model(cfg.model, device="meta").parameters():
+        for rank, share in enumerate(torch.arange(parameter.numel()).chunk(size)):
+            shares[rank] += len(share)
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert f"Number of elements on ranks: {shares}\n" in said
+    assert size != 3 or len(set(shares)) > 1
+    rows = [line.split() for line in said.partition("ranks:\n")[2].splitlines()[1 : ranks + 1]]
+    assert [row[:4] for row in rows] == [[str(n), str(n), str(n % size), str(n)] for n in range(ranks)]

@@ -79,6 +79,9 @@ def open_weights(
         return readers[found](folder)
     except CheckpointError as error:
         raise (error if error.file else _in(folder, error)) from error
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Tensors of any rank under any name: a reader may stumble over them in ways that nobody has foreseen.
+        raise CheckpointError(f"is no {found} folder that can be read: {error!r}", file=folder) from error
 
 
 def write_weights(

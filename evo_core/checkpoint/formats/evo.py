@@ -13,6 +13,7 @@ from torch import Tensor
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.plain import PlainForm
+from evo_core.checkpoint.formats.plausible import check_sizes
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
 from evo_core.checkpoint.generation_settings import read_generation, write_generation
@@ -22,6 +23,7 @@ from evo_core.checkpoint.saving import CONFIG, TOKENIZER
 from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import load_config, save_config
+from evo_core.config.families import SHIPPED
 
 
 def open_evo(folder: Path, *, check: bool = True) -> Weights:
@@ -36,7 +38,10 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = load_config(folder / CONFIG)
     tokenizer = tokenizer_of(folder, manifest)
-    plain = PlainForm(cfg.model).to_plain(_stored(folder / MODEL))
+    stored = _stored(folder / MODEL)
+    if cfg.model_type in SHIPPED:
+        check_sizes(cfg.model, [tensor.shape for tensor in stored.values()], folder / CONFIG)
+    plain = PlainForm(cfg.model).to_plain(stored)
     return Weights(folder, "evo", cfg, plain, tokenizer, manifest.step, manifest.tokens, generation_of(folder))
 
 

@@ -15,11 +15,13 @@ from evo_core.checkpoint.formats.hf_names import ARCHITECTURES, OF_MODEL_TYPE
 from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.pickles import read_tensors
 from evo_core.checkpoint.formats.plain import EMBEDDING, HEAD
+from evo_core.checkpoint.formats.plausible import check_sizes
 from evo_core.checkpoint.formats.safetensors_file import read_safetensors, write_safetensors
 from evo_core.checkpoint.formats.settings import configuration
 from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer, describe_tokenizer, find_tokenizer, special_ids
 from evo_core.checkpoint.formats.weights import Weights, dtype_setting
 from evo_core.checkpoint.generation_settings import as_eos_token_id, read_generation, write_generation
+from evo_core.checkpoint.inside import inside
 from evo_core.checkpoint.json_file import read_json, write_json
 from evo_core.errors import CheckpointError
 
@@ -44,6 +46,7 @@ def open_hf(folder: Path) -> Weights:
     settings = model_settings(config, architecture, folder / CONFIG)
     settings["dtype"] = dtype_setting(tensors, folder)
     job = configuration(settings, folder / CONFIG)
+    check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder / CONFIG)
     plain = architecture.to_plain(tensors, job.model)
     if job.model.tie_word_embeddings and HEAD in plain:
         # Some writers store it all the same; where it is another matrix, it is not tied.
@@ -131,12 +134,20 @@ def _files(folder: Path) -> list[Path]:
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+            return _indexed(folder, index)
         if (folder / f"{stem}.{suffix}").is_file():
             return [folder / f"{stem}.{suffix}"]
         if found := sorted(folder.glob(f"{stem}-*-of-*.{suffix}")):
             return found
     return []
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    """The files that an index names, which are in its own folder."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, Mapping):
+        raise CheckpointError("does not name the file of each tensor", file=index, key="weight_map")
+    return sorted({inside(folder, name, file=index) for name in names.values()})
 
 
 def _split(tensors: Mapping[str, Lazy], limit: int) -> list[dict[str, Lazy]]:

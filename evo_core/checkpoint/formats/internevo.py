@@ -18,6 +18,7 @@ from evo_core.checkpoint.formats.internevo_shards import Shard, merge
 from evo_core.checkpoint.formats.lazy import Lazy
 from evo_core.checkpoint.formats.pickles import read_settings, read_tensors
 from evo_core.checkpoint.formats.plain import PlainForm
+from evo_core.checkpoint.formats.plausible import check_sizes
 from evo_core.checkpoint.formats.settings import configuration
 from evo_core.checkpoint.formats.tokenizer_files import find_tokenizer
 from evo_core.checkpoint.formats.weights import Weights
@@ -56,6 +57,7 @@ def open_internevo(folder: Path, model: ModelConfig | None = None) -> Weights:
     stated = _stated(folder, model)
     settings = shape_of(tensors, stated, folder)
     job = configuration(settings, folder / MODEL_CONFIG)
+    check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder)
     plain = PlainForm(job.model).to_plain(tensors)
     return Weights(folder, "internevo", job, plain, find_tokenizer(folder), generation=read_generation(folder))
 

@@ -33,7 +33,10 @@ def shape_of(tensors: Mapping[str, Lazy], stated: Mapping[str, Any], folder: Pat
 
     embedding = tensors.get("embedding.weight", tensors.get("tok_embeddings.weight"))
     gate = next((t for name, t in tensors.items() if name.endswith("w1.weight")), None)
-    norm = tensors.get("norm.weight")
+    family = _family(tensors, folder)
+    # With norms after attention and MLP there is none at the end. INTERNLM's blocks never look at the setting.
+    post_norm = bool(stated.get("apply_post_layer_norm")) and family in ("INTERNLM2_PUBLIC", "LLAMA2")
+    norm = tensors.get("layers.0.ffn_norm.weight" if post_norm else "norm.weight")
     if embedding is None or gate is None or norm is None:
         raise CheckpointError(
             "lacks the embedding, the MLPs or the last norm: not all pipeline stages are there", file=folder
@@ -47,7 +50,8 @@ def shape_of(tensors: Mapping[str, Lazy], stated: Mapping[str, Any], folder: Pat
         log.warning("%s: settings of the model that mean nothing here: %s", folder, ", ".join(unknown))
     settings = {name: value for name, value in stated.items() if name in known and value is not None}
     settings |= {
-        "model_type": _family(tensors, stated, folder),
+        "model_type": family,
+        "apply_post_layer_norm": post_norm,
         "num_layers": max(layers) + 1,
         "vocab_size": embedding.shape[0],
         "hidden_size": norm.shape[0],
@@ -60,13 +64,17 @@ def shape_of(tensors: Mapping[str, Lazy], stated: Mapping[str, Any], folder: Pat
         settings["num_experts"] = max(experts) + 1
         settings["moe_use_residual"] = any(".residual_mlp." in name for name in tensors)
         if "moe" not in stated:
-            log.warning("%s does not say how tokens are routed: the defaults of the moe block are taken", folder)
+            log.warning(
+                "%s does not say how tokens are routed: the defaults of the moe block are taken (name a configuration "
+                "with the run's `moe` block: --config FILE)",
+                folder,
+            )
     norms = {tensor.dtype for name, tensor in tensors.items() if "norm" in name}
     settings["use_fp32_norm"] = norms == {torch.float32} and settings["dtype"] != "torch.float32"
     return settings
 
 
-def _family(tensors: Mapping[str, Lazy], stated: Mapping[str, Any], folder: Path) -> str:
+def _family(tensors: Mapping[str, Lazy], folder: Path) -> str:
     """Which family has such names."""
     if any(".moe_layer." in name for name in tensors):
         return "INTERNLM_MoE"

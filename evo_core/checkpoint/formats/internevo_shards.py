@@ -135,16 +135,16 @@ def _ranks(shards: Sequence[Shard], rank: Callable[[Shard], int], name: str, fol
     found: dict[int, Shard] = {}
     for shard in shards:
         found.setdefault(rank(shard), shard)
-    lacking = [number for number in range(max(found) + 1) if number not in found]
-    if lacking:
-        raise CheckpointError(f"has no model file of {name}{lacking[0]}", file=folder)
+    lacking = next((number for number in range(max(found)) if number not in found), None)
+    if lacking is not None:
+        raise CheckpointError(f"has no model file of {name}{lacking}", file=folder)
     return [found[number] for number in sorted(found)]
 
 
 def _present_names(tensors: dict[str, Lazy]) -> dict[str, Lazy]:
     """The vocabulary-parallel embedding has a name of its own; buffers of the rotary embedding are left out."""
     return {
-        name.replace("embedding.word_embeddings.weight", "embedding.weight"): tensor
+        re.sub(r"\b(embedding|tok_embeddings)\.word_embeddings\.weight$", r"\1.weight", name): tensor
         for name, tensor in tensors.items()
         if not name.endswith("inv_freq")
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 import re
@@ -21,6 +23,8 @@ from evo_core.checkpoint.generation_settings import write_generation
 from evo_core.config import ModelConfig
 from evo_core.errors import CheckpointError
 from evo_core.model.dtypes import torch_dtype
+
+log = logging.getLogger(__name__)
 
 FAMILIES = ("INTERNLM", "INTERNLM2_PUBLIC", "LLAMA2", "INTERNLM_MoE")
 
@@ -62,6 +66,13 @@ def write_internevo(weights: Weights, folder: Path) -> None:
     """
     cfg = weights.model
     _refuse(cfg)
+    if cfg.num_experts > 1:
+        routing = json.dumps(cfg.moe.model_dump())
+        log.warning(
+            "InternEvo keeps how tokens are routed in a run's configuration, not with the weights: to read them back, "
+            "name one with --config FILE that has moe: %s",
+            routing,
+        )
     files: dict[str, dict[str, Lazy]] = {"model_tp0_pp0.pt": {}}
     for name, tensor in PlainForm(cfg).from_plain(weights.tensors).items():
         match = _EXPERT.match(name)
@@ -77,7 +88,8 @@ def write_internevo(weights: Weights, folder: Path) -> None:
 
 def _settings(cfg: ModelConfig) -> dict[str, Any]:
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
-    return settings | {"dtype": torch_dtype(cfg.dtype), "num_chunks": 1, "checkpoint": 0.0}
+    layout = {"num_chunks": 1, "checkpoint": 0.0, "embed_split_hidden": True}
+    return settings | layout | {"dtype": torch_dtype(cfg.dtype)}
 
 
 def _refuse(cfg: ModelConfig) -> None:
@@ -86,6 +98,7 @@ def _refuse(cfg: ModelConfig) -> None:
         raise CheckpointError(f"InternEvo has no model type {cfg.model_type}", hint=hint)
     unknown = {
         "qk_norm": cfg.qk_norm,
+        "apply_post_layer_norm": cfg.apply_post_layer_norm and cfg.model_type in ("INTERNLM", "INTERNLM_MoE"),
         "tie_word_embeddings": cfg.tie_word_embeddings,
         "rope_scaling": cfg.rope_scaling is not None,
         "dynamic_ntk_factor": cfg.use_dynamic_ntk_rope and cfg.dynamic_ntk_factor != 1,

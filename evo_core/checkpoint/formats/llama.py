@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 from evo_core.checkpoint.formats.lazy import Lazy, stacked
 from evo_core.checkpoint.formats.pickles import read_tensors
 from evo_core.checkpoint.formats.plain import PlainForm
+from evo_core.checkpoint.formats.plausible import check_sizes
 from evo_core.checkpoint.formats.settings import configuration, width_of_mlp
 from evo_core.checkpoint.formats.tokenizer_files import find_tokenizer
 from evo_core.checkpoint.formats.weights import Weights, dtype_setting
 from evo_core.checkpoint.generation_settings import read_generation
+from evo_core.checkpoint.json_file import read_json
 from evo_core.errors import CheckpointError
 
 PARAMS = "params.json"
@@ -44,6 +45,7 @@ def open_llama(folder: Path) -> Weights:
         if name != "rope.freqs"  # follows from the settings
     }
     job = configuration(_settings(params, tensors, folder), folder / PARAMS)
+    check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder / PARAMS)
     plain = PlainForm(job.model).to_plain(tensors)
     beside = (folder, folder.parent)
     return Weights(folder, "llama", job, plain, find_tokenizer(*beside), generation=read_generation(*beside))
@@ -78,7 +80,7 @@ def _settings(params: Mapping[str, Any], tensors: Mapping[str, Lazy], folder: Pa
 
 def _merged(name: str, parts: list[Lazy], dim: int, folder: Path) -> Lazy:
     """One tensor from the shards of all ranks."""
-    module = name.split(".")[-2]
+    module = name.rpartition(".")[0].rpartition(".")[2]
     if module in _COLUMNS:
         return stacked(parts, 0)
     if module in ("wo", "w2"):
@@ -95,10 +97,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _params(path: Path) -> dict[str, Any]:
+    params = read_json(path)
     try:
-        params = json.loads(path.read_bytes())
-        for name in ("dim", "n_layers", "n_heads"):
-            params[name] = int(params[name])
-        return params
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return params | {name: int(params[name]) for name in ("dim", "n_layers", "n_heads")}
+    except (ArithmeticError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read: {error!r}", file=path) from error

@@ -55,7 +55,19 @@ def read_tensors(path: Path) -> dict[str, Lazy]:
         state = state["state_dict"]
     if not isinstance(state, Mapping):
         raise CheckpointError(f"holds {type(state).__name__}, not tensors by name", file=path)
-    return {str(name): held(tensor.detach()) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    tensors = {str(name): tensor.detach() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    for name, tensor in tensors.items():
+        _check(name, tensor, path)
+    return {name: held(tensor) for name, tensor in tensors.items()}
+
+
+def _check(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse what is no plain tensor, and one that repeats a few numbers to look larger than the file."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise CheckpointError(f"{name} is {kind}", file=path, hint="take weights that are plain tensors")
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{name} {list(tensor.shape)} is larger than what the file holds of it", file=path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

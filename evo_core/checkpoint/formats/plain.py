@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from evo_core.checkpoint.formats.heads import halves_to_pairs, pairs_to_halves, part_of_qkv, to_qkv
 from evo_core.checkpoint.formats.lazy import Lazy, held, joined
+from evo_core.checkpoint.formats.weights import DTYPES
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.model.decoder import Decoder
@@ -49,11 +50,15 @@ class PlainForm:
         cfg: the `model` block.
 
     Raises:
-        CheckpointError: it is of a registered model type, whose tensors nothing is known of.
+        CheckpointError: it is of a registered model type, whose tensors nothing is known of, or larger than any
+            model can be.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
-        model = build_model(cfg, device="meta")
+        try:
+            model = build_model(cfg, device="meta")
+        except RuntimeError as error:  # sizes whose product is no number of bytes
+            raise CheckpointError(f"describes a model that is not supported: {error}") from error
         if not isinstance(model, Decoder):
             raise CheckpointError(f"model type {cfg.model_type} is none of the shipped families", key="model_type")
         self.cfg, self.layout = cfg, model.family.qkv
@@ -135,8 +140,16 @@ def compare(wanted: Mapping[str, tuple[int, ...]], given: Tensors) -> None:
     if misshapen:
         shapes = [f"{name} {list(given[name].shape)} in place of {list(wanted[name])}" for name in misshapen]
         problems.append(f"has the shapes {_listed(shapes)}")
+    if quantised := [
+        f"{name} of {given[name].dtype}" for name in wanted if name in given and not _is_usual(given[name])
+    ]:
+        problems.append(f"has quantised weights ({_listed(quantised)}): take ones that are not")
     if problems:
         raise CheckpointError("; ".join(problems))
+
+
+def _is_usual(tensor: Lazy) -> bool:
+    return tensor.dtype in DTYPES
 
 
 def fill(model: nn.Module, own: Tensors) -> None:

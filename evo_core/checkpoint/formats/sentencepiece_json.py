@@ -51,7 +51,7 @@ def _translated(proto: Any) -> tokenizers.Tokenizer:
 
     trainer, rules = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type == _BPE:
-        vocab = {piece.piece: number for number, piece in enumerate(proto.pieces)}
+        vocab = {_name(piece.piece): number for number, piece in enumerate(proto.pieces)}
         merges = list(_merges(proto))
         unknown, fallback = proto.pieces[trainer.unk_id].piece, trainer.byte_fallback
         result = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=fallback))
@@ -79,6 +79,11 @@ def _translated(proto: Any) -> tokenizers.Tokenizer:
             single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, trainer.bos_id)]
         )
     return result
+
+
+def _name(piece: str) -> str:
+    """The piece, but for NUL: SentencePiece takes its byte where a model has both. No merge leads to this name."""
+    return piece * 2 if piece == "\0" else piece
 
 
 def _merges(proto: Any) -> Iterator[tuple[str, str]]:

@@ -74,7 +74,10 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def describe_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write what makes transformers read a SentencePiece model as it is, where a folder has nothing of the kind."""
+    """Write what makes transformers read a SentencePiece model as it is, where a folder has nothing of the kind.
+
+    Without a chat template, which writes special tokens, transformers is told to take text that spells one as text.
+    """
     from evo_core.checkpoint.formats.sentencepiece_json import as_tokenizer_json
 
     config = folder / "tokenizer_config.json"
@@ -84,7 +87,10 @@ def describe_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     settings: dict[str, Any] = {
         f"{name}_token": tokenizer.piece(token) for name, token in tokens.items() if token is not None
     }
-    translated = as_tokenizer_json(tokenizer.path)
+    if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        settings["split_special_tokens"] = True
+    # A tokenizer.json gives added tokens the ids that follow its own; these may have others.
+    translated = None if (folder / "added_tokens.json").is_file() else as_tokenizer_json(tokenizer.path)
     if translated is not None:
         translated.save(str(folder / "tokenizer.json"))
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

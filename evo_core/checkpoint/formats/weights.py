@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from evo_core.config import ModelConfig, TrainConfig
 
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What weights may be of; the numbers of any other type mean something only with scales beside them."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """What every reader gives and every writer takes.
@@ -56,13 +60,15 @@ def dtype_setting(tensors: Mapping[str, Lazy], folder: Path) -> str:
     """What ``model.dtype`` is for such tensors: the type that most of their elements have.
 
     Raises:
-        CheckpointError: it is none that a model can run in (quantised weights).
+        CheckpointError: it is none that a model can run in (quantised weights), or there are no tensors.
     """
+    if not tensors:
+        raise CheckpointError("holds no tensors", file=folder)
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         sizes[tensor.dtype] += max(tensor.nbytes // tensor.dtype.itemsize, 1)
     dtype = sizes.most_common(1)[0][0]
-    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    if dtype not in DTYPES:
         message = f"has weights of type {str(dtype).removeprefix('torch.')}"
         raise CheckpointError(message, file=folder, hint="take weights that are not quantised")
     return str(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -41,7 +42,7 @@ from evo_core.config.schema.optim import (
 )
 from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.config.support import refusal_errors, settings_without_effect
-from evo_core.config.values import NonNegativeInt, OptionalLocation
+from evo_core.config.values import NonNegativeInt, OptionalLocation, describe
 from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
 
@@ -104,6 +105,21 @@ class TrainConfig(Block):
         return self.model_copy(
             update={key: text for key, text in self.environment.items() if key in type(self).model_fields}
         )
+
+    @property
+    def run_name(self) -> str:
+        """`job_name` as the folder below RUN/ that a run without a folder of its own gets.
+
+        Raises:
+            ConfigError: it cannot be a folder there.
+        """
+        name = self.shown.job_name
+        parts = PurePosixPath(name).parts
+        long = any(len(part.encode("utf-8", "replace")) > 200 for part in parts)
+        if not name.isprintable() or not parts or long or name.startswith("/") or ".." in parts:
+            message = f"{describe(name)} cannot be the name of a folder below RUN/"
+            raise ConfigError(message, key="job_name", hint="choose a name without / and .., or give --folder")
+        return name
 
     def dp(self, world_size: int) -> int:
         """Data-parallel ranks among ``world_size``.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from evo_core.data.commands.flags import DataCommand
 from evo_core.data.commands.inspect import head, stats, verify
 from evo_core.data.commands.shard import shard
 from evo_core.data.commands.tokenize import tokenize
@@ -28,4 +29,4 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=DataCommand)(_command)

@@ -181,11 +181,25 @@ def _print_sample(text: SampleText) -> None:
         print(" ".join(map(str, text.ids)))
         print()
         return
+    if text.special:
+        _print_rich(Text(f"[special tokens: {_places(text)}]", style="dim"))
     for part in text.parts:
         title = "trained on" if part.trained else "only read"
         _print_rich(Text(f"[{title}: {part.tokens:,}]", style="green" if part.trained else "dim"))
         _print_rich(Text(part.text or "", style="bold" if part.trained else ""))
     print()
+
+
+def _places(text: SampleText) -> str:
+    """Each special token, its id and where it is: what else reads like it is text that spells it."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for token in text.special:
+        places.setdefault((token.piece, token.id), []).append(token.at)
+    most = 8
+    return "; ".join(
+        f"{piece} = {number} at {', '.join(map(str, at[:most]))}{' …' * (len(at) > most)}"
+        for (piece, number), at in places.items()
+    )
 
 
 def _print_rich(content: Any) -> None:

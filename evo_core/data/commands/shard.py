@@ -181,11 +181,13 @@ def _map_in_file(path: Path) -> dict[str, str | list[str]]:
 
 
 def _bin_files(given: Path) -> list[Path]:
+    from evo_core.data.token_folder import files_below
+
     if given.is_file():
         return [given]
     if not given.is_dir():
         raise DataError("there is no such file or folder", file=given)
-    found = sorted(path for path in given.rglob("*.bin") if not any(p.startswith(".") for p in path.parts))
+    found = sorted(files_below(given, ".bin"))
     if not found:
         raise DataError("there is no .bin file here", file=given, hint="make some with `evo data tokenize`")
     return found

@@ -160,6 +160,8 @@ def _print(result: TokenizeResult, files: int, output: Path, seconds: float) -> 
     )
     for name, (documents, tokens) in sorted(result.types.items()):
         print(f"  {name}: {documents:,} documents, {tokens:,} tokens")
+    if result.blank:
+        print(f"blank: {result.blank:,} text{'s' * (result.blank != 1)} without a token")
     if result.skipped:
         print(f"skipped: {result.skipped:,} record{'s' * (result.skipped != 1)}; the first: {result.first_error}")
 

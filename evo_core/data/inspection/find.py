@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.data.origins import Origins
+from evo_core.data.token_folder import files_below
 from evo_core.data.tokenizers import Tokenizer, load_tokenizer
 from evo_core.errors import DataError
 
@@ -46,7 +46,7 @@ def find_shards(path: Path) -> list[Shard]:
         return [Shard(path, "", "")]
     if not path.is_dir():
         raise DataError("there is nothing here", file=path)
-    shards = [_shard(Path(parent) / name, path) for parent, name in _files(path, ".bin")]
+    shards = [_shard(file, path) for file in files_below(path, ".bin")]
     if not shards:
         raise DataError("there are no token files (.bin) in this folder", file=path)
     return sorted(shards, key=lambda shard: (shard.split, shard.type, shard.path))
@@ -54,7 +54,7 @@ def find_shards(path: Path) -> list[Shard]:
 
 def find_lone_metas(path: Path) -> list[Path]:
     """Metas below a folder whose ``.bin`` is not there."""
-    metas = (Path(parent) / name for parent, name in _files(path, ".bin.meta")) if path.is_dir() else ()
+    metas = files_below(path, ".bin.meta") if path.is_dir() else ()
     return sorted(meta for meta in metas if not meta.with_suffix("").exists())
 
 
@@ -79,15 +79,6 @@ def find_origin(path: Path, document: int) -> str | None:
 def _upwards(path: Path) -> list[Path]:
     path = path.absolute()
     return [path, *path.parents][: _UP + 1]
-
-
-def _files(folder: Path, suffix: str) -> list[tuple[str, str]]:
-    return [
-        (parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.endswith(suffix) and not name.startswith(".")
-    ]
 
 
 def _shard(path: Path, root: Path) -> Shard:

@@ -31,6 +31,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class SpecialToken:
+    """A special token in a document: an id of its own, which text that spells it does not have.
+
+    Attributes:
+        at: its place among the tokens, from 1.
+        id: without its minus.
+        piece: its name.
+    """
+
+    at: int
+    id: int
+    piece: str
+
+
+@dataclass(frozen=True)
 class SampleText:
     """One document.
 
@@ -40,6 +55,7 @@ class SampleText:
         origin: the raw file it was made from, if that is known.
         ids: as they are in the file.
         parts: the same, decoded.
+        special: the special tokens among them; none without a tokenizer.
     """
 
     shard: Shard
@@ -47,6 +63,7 @@ class SampleText:
     origin: str | None
     ids: list[int]
     parts: list[Part]
+    special: list[SpecialToken]
 
     def record(self) -> dict[str, Any]:
         """As plain data."""
@@ -58,6 +75,7 @@ class SampleText:
             "origin": self.origin,
             "ids": self.ids,
             "parts": [vars(part) for part in self.parts],
+            "special": [vars(token) for token in self.special],
         }
 
 
@@ -82,7 +100,8 @@ def read_sample_texts(shards: Sequence[Shard], numbers: range, tokenizer: Tokeni
                     line=document + 1,
                     hint="the tokens were made with another tokenizer; name it with --tokenizer",
                 ) from None
-            yield SampleText(shard, document + 1, find_origin(shard.path, document), ids.tolist(), parts)
+            special = _special(ids, tokenizer)
+            yield SampleText(shard, document + 1, find_origin(shard.path, document), ids.tolist(), parts, special)
         before += len(reader)
     if len(wanted) == len(numbers):
         raise DataError(f"there is no sample {wanted[0]}: there are {before}", file=shards[-1].path)
@@ -98,7 +117,7 @@ def _parts(ids: np.ndarray, tokenizer: Tokenizer | None) -> list[Part]:
 
 def _text(tokens: list[int], tokenizer: Tokenizer) -> str:
     """The text, with the names of tokens that a decoder leaves out."""
-    hidden = {token for token in set(tokens) if _is_special(tokenizer.piece(token)) and not tokenizer.decode([token])}
+    hidden = {token for token in set(tokens) if _is_special(token, tokenizer)}
     text = ""
     for is_hidden, run in groupby(tokens, key=lambda token: token in hidden):
         part = list(run)
@@ -106,5 +125,17 @@ def _text(tokens: list[int], tokenizer: Tokenizer) -> str:
     return text
 
 
-def _is_special(piece: str) -> bool:
-    return piece.startswith(("<", "[")) and piece.endswith((">", "]"))
+def _special(ids: np.ndarray, tokenizer: Tokenizer | None) -> list[SpecialToken]:
+    if tokenizer is None:
+        return []
+    special = {token for token in set(np.abs(ids).tolist()) if _is_special(token, tokenizer)}
+    tokens = enumerate(np.abs(ids).tolist(), 1)
+    return [SpecialToken(at, token, tokenizer.piece(token)) for at, token in tokens if token in special]
+
+
+def _is_special(token: int, tokenizer: Tokenizer) -> bool:
+    piece = tokenizer.piece(token)
+    if piece in tokenizer.special:
+        return True
+    named = piece.startswith(("<", "[")) and piece.endswith((">", "]"))
+    return named and not tokenizer.decode([token])

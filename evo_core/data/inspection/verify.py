@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from evo_core.data.format import meta_path, read_meta
+from evo_core.data.format import meta_path, open_token_file, read_meta
 from evo_core.errors import DataError
 from evo_core.process import die_with_parent
 
@@ -82,7 +83,7 @@ def verify(
         on_progress: called with (share of the bytes done, tokens).
     """
     report = Report(files=len(paths))
-    total, done = sum(path.stat().st_size for path in paths), 0
+    total, done = sum(path.stat().st_size for path in paths if path.is_file()), 0
     tasks = (task for path in paths for task in _tasks(path, vocab_size, limit, report))
     for task, found in _run(tasks, workers if total > _IN_PROCESS_BYTES else 1):
         report.documents += found.documents
@@ -174,7 +175,8 @@ class _Table:
     """
 
     def __init__(self, path: Path) -> None:
-        self.size = path.stat().st_size
+        with open_token_file(path) as file:
+            self.size = os.fstat(file.fileno()).st_size
         meta = read_meta(meta_path(path))
         offsets = meta[:, 0]
         self.problems: list[str] = []

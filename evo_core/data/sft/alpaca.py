@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from evo_core.data.sft.pieces import Format, Piece, RecordError, text_field
+from evo_core.data.sft.pieces import Format, Piece, RecordError, check_fields, text_field
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
@@ -90,6 +90,7 @@ def alpaca(tokenizer: Tokenizer) -> Format:
         ]
 
     def pieces(record: dict[str, Any]) -> list[Piece]:
+        check_fields(record)
         instruction, output = text_field(record, "instruction"), text_field(record, "output")
         context = text_field(record, "input", default="")
         found: list[Piece] = []
@@ -99,7 +100,7 @@ def alpaca(tokenizer: Tokenizer) -> Format:
             found += turn(question, answer)
         return found + turn(f"{instruction}\n{context}" if context else instruction, output)
 
-    return Format("alpaca", pieces, special=False, end_of_cut=True, note=str(turns))
+    return Format("alpaca", pieces, end_of_cut=True, note=str(turns))
 
 
 def _history(record: dict[str, Any]) -> list[tuple[str, str]]:

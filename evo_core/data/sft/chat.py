@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evo_core.data.json_value import parse
-from evo_core.data.sft.pieces import Format, Piece, RecordError
+from evo_core.data.sft.pieces import Format, Piece, RecordError, check_fields
+from evo_core.data.tokenizer_settings import CONFIG, read_json_object, read_settings
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 # Not characters: Unicode keeps both for use inside a program.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OTHER_WEIGHTS = ("train", "training", "loss")  # what other tools call it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def find_template(tokenizer: Tokenizer, file: Path | None = None) -> TemplateSou
         return TemplateSource(_read(beside), beside)
     template = tokenizer_config(tokenizer).get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+        named = (entry for entry in template if isinstance(entry, dict))
+        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     if not isinstance(template, str):
         raise DataError(
             "there is no chat template beside this tokenizer (chat_template.jinja, or chat_template in "
@@ -74,14 +76,7 @@ def find_template(tokenizer: Tokenizer, file: Path | None = None) -> TemplateSou
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The ``tokenizer_config.json`` beside a tokenizer; empty without one."""
-    path = tokenizer.path.with_name("tokenizer_config.json")
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"not JSON ({error})", file=path) from None
-    return settings if isinstance(settings, dict) else {}
+    return read_json_object(tokenizer.path.with_name(CONFIG))
 
 
 def chat(tokenizer: Tokenizer, template_file: Path | None = None) -> Format:
@@ -98,16 +93,11 @@ def chat(tokenizer: Tokenizer, template_file: Path | None = None) -> Format:
 
 def special_names(tokenizer: Tokenizer) -> dict[str, str]:
     """``bos_token`` and the like, as a template sees them."""
-    config = tokenizer_config(tokenizer)
-    names = {}
-    for key in _SPECIAL:
-        value = config.get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            names[key] = value
+    settings = read_settings(tokenizer.path.parent)
+    names = settings.names
     for key, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
-        if key not in config and token is not None:
-            names[key] = tokenizer.piece(token)
+        if token is not None and not settings.denies(key):
+            names.setdefault(key, tokenizer.piece(token))
     return names
 
 
@@ -220,6 +210,7 @@ def _read(file: Path) -> str:
 
 def _messages(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
     """The messages as a template sees them, and whether each is trained on."""
+    check_fields(record)
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RecordError("expected `messages`: a list of {role, content}")
@@ -239,6 +230,8 @@ def _messages(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]
 
 def _is_trained(number: int, message: dict[str, Any]) -> bool:
     weight, is_answer = message.get("weight"), message["role"] == "assistant"
+    if key := next((key for key in _OTHER_WEIGHTS if message.get(key) is False), None):
+        raise RecordError(f"message {number} says {key}: false; write weight: 0 to leave it out of what is trained on")
     if weight is None:
         return is_answer
     if weight not in (0, 1):
@@ -274,7 +267,7 @@ def _check_calls(messages: list[dict[str, Any]], text: str) -> None:
     """Many templates know of no tools, and write an empty answer in place of a call."""
     for number, message in enumerate(messages, 1):
         calls = message.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
+        for call in (*(calls if isinstance(calls, list) else ()), message.get("function_call")):
             function = call.get("function", call) if isinstance(call, dict) else None
             name = function.get("name") if isinstance(function, dict) else None
             if isinstance(name, str) and name not in text:

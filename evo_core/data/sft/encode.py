@@ -8,7 +8,6 @@ from typing import Any
 
 from evo_core.data.json_value import HALF_CHARACTER, is_whole
 from evo_core.data.sft.pieces import Format, NoRoomError, Piece, RecordError
-from evo_core.data.sft.special import SpecialText
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import code_error
 
@@ -57,7 +56,6 @@ class SampleEncoder:
         # An empty text with its marks around it: which says what to do where the tokenizer has none.
         self._begin = tokenizer.encode("", bos=True)[:1] if bos else []
         self._end = tokenizer.encode("", eos=True)[-1:] if eos else []
-        self._special = SpecialText(tokenizer)
 
     def encode(self, record: Any) -> Sample:
         """The sample of a record.
@@ -86,7 +84,7 @@ class SampleEncoder:
             pieces = checked(self._format.pieces(record), self._format.name)
         except RecordError as error:
             return error
-        except Exception as error:  # a format is a user's function, or runs a user's template
+        except (Exception, SystemExit) as error:  # a format is a user's function, or runs a user's template
             return RecordError(f"{self._format.name} failed: {code_error(error)}")
         if not any(trained and len(content) for content, trained in pieces):
             return RecordError(_NOTHING)
@@ -141,19 +139,14 @@ class SampleEncoder:
 
     def _encoded(self, samples: Sequence[Sequence[Piece]]) -> Iterator[list[tuple[list[int], bool]]]:
         """The ids of each piece, tokenized by itself."""
-        cut = self._special.cut if self._format.special else _whole
-        # Texts and ids in turn; all texts go through the tokenizer together.
-        rows = [[cut(text) if isinstance(text, str) else list(text) for text, _ in pieces] for pieces in samples]
-        texts = [part for row in rows for parts in row for part in parts if isinstance(part, str)]
+        # All texts go through the tokenizer together.
+        texts = [content for pieces in samples for content, _ in pieces if isinstance(content, str)]
         ids = iter(self.tokenizer.encode_batch(texts))
-        for row, pieces in zip(rows, samples, strict=True):
-            yield [
-                ([token for part in parts for token in (next(ids) if isinstance(part, str) else (part,))], trained)
-                for parts, (_, trained) in zip(row, pieces, strict=True)
-            ]
+        for pieces in samples:
+            yield [(next(ids) if isinstance(content, str) else list(content), trained) for content, trained in pieces]
 
     def _as_one_text(self, pieces: Sequence[Piece]) -> Iterator[tuple[list[int], bool]]:
-        """One text; a token that reaches over the edge of a trained piece is trained on."""
+        """One text, as a template wrote it; a token that reaches over the edge of a trained piece is trained on."""
         spans, at = [], 0
         for content, trained in pieces:
             if trained:
@@ -161,7 +154,7 @@ class SampleEncoder:
             at += len(content)
         text = "".join(content for content, _ in pieces if isinstance(content, str))
         number = 0
-        for token, start, end in self._special.encode(text):
+        for token, start, end in self.tokenizer.encode_template(text):
             while number < len(spans) and spans[number][1] <= start:
                 number += 1
             yield [token], number < len(spans) and (spans[number][0] < end or spans[number][0] <= start)
@@ -177,10 +170,6 @@ def _has_target(ids: Sequence[int]) -> bool:
 
 def _trained(ids: Sequence[int]) -> int:
     return sum(token >= 0 for token in ids)
-
-
-def _whole(text: str) -> list[str | int]:
-    return [text]
 
 
 def checked(pieces: Any, name: str) -> Sequence[Piece]:

@@ -7,7 +7,8 @@ them::
         return [(f"Question: {record['question']}\\nAnswer:", False), (" " + record["answer"], True)]
 
 A piece is ``(text, trained)``. The model reads all of it and learns to write what is trained. In place of a text
-there may be a list of token ids.
+there may be a list of token ids: a text that spells a special token (``<|im_end|>``) is text, so that what a record
+says cannot end a turn.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Format:
     Attributes:
         name: as in ``--format``.
         pieces: record to pieces.
-        as_one_text: whether the pieces' texts are tokenized as one text; else each by itself.
-        special: whether special tokens written in a text (``<|im_end|>``) become their ids.
+        as_one_text: whether the pieces' texts are a chat template's: tokenized as one text, in which special tokens
+            become their ids; else each is tokenized by itself, as text alone.
         bos, eos: whether a sample begins with the begin id and ends with the end id, unless told otherwise.
         end_of_cut: whether a sample that is cut inside an answer ends with the end id all the same; else it just stops,
             since the answer does not end there.
@@ -46,7 +47,6 @@ class Format:
     name: str
     pieces: PieceFunction
     as_one_text: bool = False
-    special: bool = True
     bos: bool = True
     eos: bool = True
     end_of_cut: bool = False
@@ -68,3 +68,18 @@ def text_field(record: dict[str, Any], key: str, *, default: str | None = None) 
     if not isinstance(value, str):
         raise RecordError(f"the field {key!r} is not text")
     return value
+
+
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+
+
+def check_fields(record: dict[str, Any]) -> None:
+    """Refuse a record with fields that nobody reads here and without which it says another thing.
+
+    Raises:
+        RecordError: it is about a picture or a sound, or it is marked as an answer not to give.
+    """
+    if media := next((key for key in _MEDIA if record.get(key)), None):
+        raise RecordError(f"it comes with the field {media!r}, and only text is trained on")
+    if record.get("kto_tag") is False:
+        raise RecordError("it is marked as a wrong answer (kto_tag: false), which nothing here learns from")

@@ -6,6 +6,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -172,6 +173,18 @@ def _encoded(
         for batch in batches:
             yield batch, _encode(encoder, batch.records)
         return
+    try:
+        yield from _spread(batches, encoder, settings, workers)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that tokenizes was ended from outside; the system does that when memory runs out",
+            hint="use fewer workers",
+        ) from None
+
+
+def _spread(
+    batches: Iterator[_Batch], encoder: SampleEncoder, settings: SftSettings, workers: int
+) -> Iterator[tuple[_Batch, list[_Encoded]]]:
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(settings,))

@@ -13,7 +13,7 @@ from typing import Any
 
 from evo_core.data.json_value import parse
 from evo_core.data.sft.chat import chat
-from evo_core.data.sft.pieces import Format, RecordError, text_field
+from evo_core.data.sft.pieces import Format, RecordError, check_fields, text_field
 from evo_core.data.tokenizers import Tokenizer
 
 _ASKS = {"human": "user", "user": "user", "observation": "tool", "tool": "tool"}
@@ -37,6 +37,7 @@ def as_chat(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RecordError: it is no conversation, or its turns are not in order.
     """
+    check_fields(record)
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise RecordError("expected `conversations`: a list of {from, value}")

@@ -21,6 +21,7 @@ from evo_core.data.sft.formats import BY_TEMPLATE
 from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
+from evo_core.process import mark
 
 SPLITS = ("train", "valid")
 _NAME = "dataset.bin"
@@ -146,7 +147,7 @@ def write_sft_dataset(
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """A hidden folder in the output, gone at the end; so is the output if nothing was put there."""
-    staging = output / f".{os.getpid()}.tmp"
+    staging = output / f".staging.{mark()}.{os.getpid()}.tmp"
     staging.mkdir(parents=True, exist_ok=True)
     try:
         yield staging

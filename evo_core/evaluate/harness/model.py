@@ -25,8 +25,8 @@ class HarnessModel(TemplateLM):
     process, so its metrics and their order do not depend on the number of ranks.
 
     Texts are tokenized as lm-eval does for causal models: context and continuation together, cut where the context
-    alone ends, with the begin id first where the tokenizer has one. An empty context is the begin id, or without one
-    the end id.
+    alone ends, with the begin id first where the tokenizer begins texts with it. An empty context is the begin id, or
+    without one the end id.
 
     Args:
         model: gives nll and hit for labels.
@@ -73,9 +73,8 @@ class HarnessModel(TemplateLM):
         return self.eot_token_id if self.text.bos_id is None else self.text.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The ids of a text, after the begin id unless told otherwise."""
-        begin = self.text.bos_id is not None and add_special_tokens is not False
-        return self.text.encode(string, bos=begin)
+        """The ids of a text, after what the tokenizer begins texts with unless told otherwise."""
+        return [*(() if add_special_tokens is False else self.text.begin), *self.text.encode(string)]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         before, after = super()._encode_pair(context, continuation)
