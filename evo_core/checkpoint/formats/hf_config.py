@@ -213,8 +213,8 @@ def _refuse(config: Mapping[str, Any], architecture: Architecture, file: Path) -
         raise CheckpointError(f"hidden_act {config['hidden_act']!r} is not supported, only silu", file=file)
     if config.get("mlp_bias"):
         raise CheckpointError("an MLP with biases is not supported", file=file)
-    layers = config.get("layer_types") or ()
-    if config.get("use_sliding_window") or "sliding_attention" in layers:
+    layers = config.get("layer_types")
+    if config.get("use_sliding_window") or (isinstance(layers, list) and "sliding_attention" in layers):
         raise CheckpointError("attention in a sliding window is not supported", file=file)
     if config.get("quantization_config"):
         raise CheckpointError("quantised weights are not supported", file=file)
