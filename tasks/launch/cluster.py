@@ -183,7 +183,7 @@ class SlurmCluster(_Cluster):
 def _meant(arg: str) -> list[str]:
     """The options that `sbatch` takes a word for. It completes abbreviations, and reads ``-HW`` as ``-H -W``."""
     if arg.startswith("--"):
-        name = arg[2:].partition("=")[0].split()[0]
+        name = "".join(arg[2:].partition("=")[0].split()[:1])
         refused = sorted({*OWN_OPTIONS, *NAMED_OPTIONS} - {name})
         return [name, *(option for option in refused if len(option) > 1 and option.startswith(name))]
     options: list[str] = []

@@ -67,6 +67,7 @@ def test_the_current_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
         ("kind: slurm\nsbatch_args: [--job-name x]", r"is set by Evo itself"),
         ("kind: slurm\nsbatch_args: [--test-only]", r"is set by Evo itself and cannot be passed"),
         ("kind: slurm\nsbatch_args: [--]", r"'--' is no option"),
+        ("kind: slurm\nsbatch_args: ['--=x']", r"sbatch_args: '--=x'"),
         ("kind: slurm\nsbatch_args: ['']", r"'' is no option"),
         ("kind: slurm\nsbatch_args: [--constraint a100]", r"an option and its value are one word"),
         ("kind: slurm\nsetup: ['echo \"hello']", r"mine.yaml:2: setup: these lines are no complete shell script"),
