@@ -48,7 +48,7 @@ def ask(page: Any, text: str) -> None:
 
 def done(page: Any) -> None:
     """Wait until the answer is complete."""
-    page.wait_for_function("document.getElementById('stop').disabled", timeout=30_000)
+    page.locator("#stop:disabled").wait_for(timeout=30_000)
 
 
 def test_a_conversation_remembers_what_was_said(page: Any, pictures: Path) -> None:
