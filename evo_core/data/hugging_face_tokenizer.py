@@ -171,6 +171,9 @@ def _with_offsets(model: tokenizers.Tokenizer, text: str) -> list[tuple[int, int
 
 def _put_before(model: tokenizers.Tokenizer) -> tuple[int, ...]:
     """What its post-processor puts before a text."""
-    encoding = model.encode("a")
+    try:
+        encoding = model.encode("a")
+    except Exception:  # plain ones: some vocabularies have no "a", and nothing that stands for what they lack
+        return ()
     marks = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
     return tuple(token for token, _ in takewhile(lambda mark: mark[1], marks))
