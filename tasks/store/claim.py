@@ -153,7 +153,7 @@ def _line(state: Path) -> list[_Held]:
     """The claims that follow each other; the last one is the key's."""
     line: list[_Held] = []
     held = _read(state / CLAIM)
-    while held is not None:
+    while held is not None and all(held.token != before.token for before in line):  # a damaged one may follow itself
         line.append(held)
         held = _read(state / _after(held))
     return line

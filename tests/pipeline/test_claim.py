@@ -156,6 +156,12 @@ def test_a_damaged_claim_is_nobodys(tmp_path: Path, content: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_claim_that_follows_itself_is_not_followed_for_ever(tmp_path: Path) -> None:
+    record = claim_file(tmp_path).read_text()
+    (tmp_path / f"claim-after-{'b' * 32}.json").write_text(record)
+    assert (holder(tmp_path) or {})["run"] == "other"
+
+
 def test_the_heir_of_a_dead_heir(tmp_path: Path) -> None:
     claim_file(tmp_path, host=os.uname().nodename, pid=2**22 + 1, started=5)
     for _ in range(3):
