@@ -22,10 +22,20 @@ def start_time(pid: int) -> int | None:
     """When a process started (clock ticks since boot), which tells it from a later one with its number; None when
     it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, started = state_and_start(pid)
     except OSError:
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    return None if state == "Z" else started
+
+
+def state_and_start(pid: int) -> tuple[str, int]:
+    """A process's state letter (Z for one that has ended and was not waited for) and its start time.
+
+    Raises:
+        OSError: there is no such process, or /proc does not show it.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def die_with_launcher() -> None:

@@ -27,7 +27,7 @@ from flows.address import answers, around_proxies, checked_api, is_loopback, ser
 from flows.show.tensorboard import link_models
 from tasks.launch.launcher import Stopped
 from tasks.store import Store, open_store
-from tasks.store.atomic import read_json, write_json
+from tasks.store.atomic import read_object, write_json
 from tasks.store.trouble import store_must_take
 
 HOST = "127.0.0.1"
@@ -112,11 +112,8 @@ def recorded_api_url(home: Path) -> str | None:
     The record may be older than the last power cut, and its port another root's or another program's by now: what
     answers must say that its files are this root's.
     """
-    try:
-        record = read_json(home / "server.json")
-    except (OSError, ValueError):  # damaged: as good as none
-        return None
-    api = record.get("api") if isinstance(record, dict) else None
+    record = read_object(home / "server.json")  # damaged: as good as none
+    api = record.get("api") if record is not None else None
     return api if isinstance(api, str) and is_loopback(api) and serves(api, home) else None
 
 

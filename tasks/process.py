@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from evo_core.process import start_time, state_and_start
+
 
 def record_of(pid: int) -> dict[str, Any]:
     """The record of this process or of a child.
@@ -42,20 +44,10 @@ def alive(record: Mapping[str, Any]) -> bool | None:
     except PermissionError:
         pass  # another user's
     try:
-        state, now = _stat(pid)
+        state, now = state_and_start(pid)
     except OSError:
         return None  # a /proc that hides the processes of others
     return state != "Z" and now == started  # a zombie runs no more
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started (clock ticks since boot), which tells it from a later one with its number; None when
-    it has ended."""
-    try:
-        state, started = _stat(pid)
-    except OSError:
-        return None
-    return None if state == "Z" else started
 
 
 def mark() -> str:
@@ -100,9 +92,3 @@ def _place() -> tuple[str | None, str | None]:
         return boot, os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (no path: pid:[4026531836])
     except OSError:
         return None, None
-
-
-def _stat(pid: int) -> tuple[str, int]:
-    """A process's state letter and start time."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], int(fields[19])
