@@ -9,6 +9,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError, code_error
 from tasks.kind import Kind
@@ -81,14 +83,19 @@ def _made(name: str, target: str) -> Kind[Any, Any]:
         )
     try:
         return found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"the step kind {target} cannot be made: {code_error(error)}") from error
 
 
 def _missing(found: type[Kind[Any, Any]]) -> set[str]:
     """What a subclass must define and does not."""
     stated = {name for name in ("name", "output") if not isinstance(getattr(found, name, None), str)}
-    return stated | set(getattr(found, "__abstractmethods__", ()))
+    models = [name for name in ("params_type", "runtime_type") if not _is_model(getattr(found, name, None))]
+    return stated.union(models) | set(getattr(found, "__abstractmethods__", ()))
+
+
+def _is_model(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseModel)
 
 
 _folders: list[str] = []

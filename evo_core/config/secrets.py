@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, quote_plus
 
 E = TypeVar("E", bound=BaseException)
 
@@ -46,7 +48,7 @@ class Secrets:
             form: reference
             for value, reference in self.texts.items()
             if len(value) >= SHORTEST or reference == own
-            for form in (value, repr(value)[1:-1])
+            for form in _forms(value)
         }
         if not written:
             return text
@@ -78,6 +80,8 @@ class Secrets:
             one.args = tuple(self._in(value, key) for value in one.args)
             for name, value in vars(one).items():
                 setattr(one, name, self._in(value, key))
+            if isinstance(one, SystemExit):  # its words are kept beside its arguments
+                one.code = self._in(one.code, key)
         if self._told_by(error):
             error.__cause__, error.__suppress_context__ = None, True
         if self._told_by(error):
@@ -105,6 +109,15 @@ class Secrets:
         if isinstance(value, Path):
             return Path(self.conceal(str(value)))
         return self.conceal(value, key) if isinstance(value, str) else value
+
+
+def _forms(value: str) -> Iterator[str]:
+    """A value as programs write it: as it is or line by line, in a Python literal, in JSON and in a URL."""
+    lines = [line.strip() for line in value.splitlines()]
+    for text in (value, *(line for line in lines if len(line) >= LONGER_THAN_WORDS)):
+        yield from (text, repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        yield from (quote(text, safe=safe, errors="replace") for safe in ("", "/"))
+        yield quote_plus(text, errors="replace")
 
 
 def _longest_first(texts: Iterable[str]) -> list[str]:

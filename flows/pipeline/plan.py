@@ -12,6 +12,7 @@ from evo_core.config.identity import enters_the_key
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError, UserError
 from flows.pipeline import identity
+from flows.pipeline.events import reason
 from flows.pipeline.schema import Pipeline, Step
 from flows.pipeline.why import explain_change
 from tasks.kind import Facts, Kind, Source
@@ -181,6 +182,8 @@ def _plan_step(
         params = {} if source else step.kind.identity(step.params, step.runtime)
     except ConfigError as error:
         raise _placed(pipeline, error, where) from error
+    except SystemExit as error:  # else the command would end with whatever status the kind's code named
+        raise pipeline.error(reason(error), where, f"see {type(step.kind).__name__}") from error
     payload = identity.identity(
         step.kind.name, step.kind.version, params, {name: key for name, (_, key) in needs.items()}, source
     )

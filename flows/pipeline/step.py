@@ -140,7 +140,8 @@ def _make(
         commits.discard(home, attempt.number)
         commits.discard_home_if_empty(home)
         raise
-    statistics = plain_statistics(returned, step, attempt.folder)
+    plain = plain_statistics(returned, step, attempt.folder)
+    statistics = plan.pipeline.secrets.shown(plain, f"steps.{step.name}.statistics")
     commits.seal(attempt.folder, _manifest(plan, step, attempt, statistics, started), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)

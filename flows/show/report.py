@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import results, terminal, words
 from flows.show.charts import line_chart, themed
 from tasks.store import Artifact, Store
-from tasks.store.atomic import write_text
+from tasks.store.atomic import draft_of, write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -41,10 +40,9 @@ def write_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, erro
     path = report_path(plan, store)
     write_text(path, _template().render(**_content(plan, refs, store, error)))
     link = store.root / "report.html"
-    fresh = store.root / f".report.{os.getpid()}.html"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(path.relative_to(store.root))
-    fresh.replace(link)
+    with draft_of(link) as draft:
+        draft.symlink_to(path.relative_to(store.root))
+        draft.replace(link)
     return path
 
 

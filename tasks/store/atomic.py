@@ -105,7 +105,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file that may be damaged or not be there (yet): None then."""
     try:
         value = read_json(path)
-    except (DataError, NotADirectoryError):
+    except DataError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -164,7 +164,8 @@ def _link_unnamed(path: Path, text: str) -> bool:
 
 
 def _write(draft: Path, text: str) -> None:
-    with draft.open("w", encoding="utf-8") as out:
+    # A file's name that is not UTF-8 holds lone surrogates: written as \\udcff, which JSON reads as it was.
+    with draft.open("w", encoding="utf-8", errors="backslashreplace") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_core.process import alive, mark, record_of
-from tasks.store.atomic import UNNAMED, create_json
+from evo_core.process import alive, record_of
+from tasks.store.atomic import UNNAMED, create_json, draft_of
 
 CLAIM = "claim.json"
 HEARTBEAT = 5.0
@@ -204,12 +204,9 @@ def _now(folder: Path) -> int:
             os.close(probe)
     except OSError:
         pass
-    named = folder / f".now.{mark()}.{threading.get_ident()}.tmp"
     try:
-        named.write_bytes(b"")
-        return named.stat().st_mtime_ns
+        with draft_of(folder / "now") as draft:
+            draft.write_bytes(b"")
+            return draft.stat().st_mtime_ns
     except OSError:
         return time.time_ns()  # a store that cannot be written; nothing is taken in it either
-    finally:
-        with contextlib.suppress(OSError):
-            named.unlink()

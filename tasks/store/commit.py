@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
-from evo_core.process import mark
 from tasks.store.artifact import Artifact, read_manifest, wrong_files
-from tasks.store.atomic import clear_drafts, link_if_absent, sync_folder, write_json
+from tasks.store.atomic import clear_drafts, draft_of, link_if_absent, sync_folder, write_json
 from tasks.store.digests import digest_file
 
 MANIFEST = "attempt.json"
@@ -42,9 +41,15 @@ def seal(folder: Path, manifest: dict[str, Any], known: Mapping[str, str] | None
 
     Args:
         known: path below the folder to digest, of files that are durable already; they are not read again.
+
+    Raises:
+        DataError: the step made a file that has the manifest's name.
     """
+    taken = folder / MANIFEST
+    if taken.exists() and not _is_sealed(folder):
+        raise DataError("this name is the manifest's", file=taken, hint="let the step give its file another name")
     files = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != taken):
         name = path.relative_to(folder).as_posix()
         if known and name in known:
             files.append({"path": name, "size": path.stat().st_size, "digest": known[name]})
@@ -66,14 +71,13 @@ def commit(home: Path, number: int, *, replace: bool = False) -> Artifact:
     """
     source = home / "attempts" / str(number) / MANIFEST
     target = home / "manifest.json"
-    clear_drafts(home)
     if replace and target.exists():
-        beside = home / f".manifest.{mark()}.{number}.tmp"
-        os.link(source, beside)
-        beside.replace(target)
-        beside.unlink(missing_ok=True)  # still there where both were one file already
+        with draft_of(target) as draft:
+            os.link(source, draft)
+            draft.replace(target)
         sync_folder(home)
     else:
+        clear_drafts(home)
         link_if_absent(source, target)
     return Artifact(home)
 

@@ -116,7 +116,12 @@ class End(Kind[EndParams, kind.Runtime]):
 
     def run(self, ctx: StepContext[EndParams, kind.Runtime]) -> Any:
         (ctx.folder / "word").write_text("word")
-        return ENDS[ctx.params.how]()
+        if ctx.params.how == "a file of the manifest's name":
+            (ctx.folder / "attempt.json").write_text("{}")
+        if ctx.params.how == "a file's name that is not UTF-8":
+            Path(os.fsdecode(os.fsencode(ctx.folder) + b"/\xff")).write_text("odd")
+            return {"first": os.fsdecode(b"\xff")}
+        return ENDS.get(ctx.params.how, dict)()
 
 
 def _raise(error: BaseException) -> Any:
@@ -208,4 +213,4 @@ class Call(Kind[CallParams, CallRuntime]):
                 raise RuntimeError(f"no answer to {ctx.runtime.token!r}") from error
         length = len(str(ctx.runtime.token)) + len(ctx.params.token or "")
         (ctx.folder / "text").write_text(f"answer to {length} letters")
-        return {"letters": length}
+        return {"letters": length, "asked": [f"https://x/{ctx.runtime.token}"]}

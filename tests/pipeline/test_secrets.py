@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 
 from evo_core.config.secrets import Secrets
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.events import StepFailed, reason
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from flows.show.report import write_report
@@ -151,6 +155,22 @@ def test_a_common_word_garbles_nothing() -> None:
     assert secrets.conceal("step 1 of 10 in the database") == "step 1 of 10 in the database"
     assert secrets.conceal("must be at least 3, not 1", "a") == "must be at least 3, not ${oc.env:A}"
     assert secrets.conceal("no folder data") == "no folder ${oc.env:B}"
+
+
+LINES = 'first "line" \\ of it\nsecond/line+äö==\n}\n'
+
+
+@pytest.mark.parametrize("write", [str, repr, json.dumps, partial(json.dumps, ensure_ascii=False), quote, quote_plus])
+@pytest.mark.parametrize("told", [LINES, *LINES.splitlines()[:2]])
+def test_a_value_is_known_in_the_forms_that_programs_write(write: Callable[[str], str], told: str) -> None:
+    secrets = Secrets({"a.token": "${oc.env:TOKEN}"}, {LINES: "${oc.env:TOKEN}"})
+    said = secrets.conceal(f"?key={write(told)}&more={{}}")
+    assert said.replace('"', "").replace("'", "") == "?key=${oc.env:TOKEN}&more={}"
+
+
+def test_a_way_out_does_not_tell_it() -> None:
+    secrets = Secrets({"a.token": "${oc.env:TOKEN}"}, {SECRET: "${oc.env:TOKEN}"})
+    assert reason(secrets.concealed(SystemExit(f"no {SECRET}"))) == "its code called sys.exit('no ${oc.env:TOKEN}')"
 
 
 def test_a_literal_that_looks_like_a_reference_stays_one(tmp_path: Path) -> None:

@@ -95,6 +95,22 @@ def test_a_store_that_cannot_be_written_is_said_before_work(ends: Bench, root: s
         ends.run("vars.how=numpy")
 
 
+def test_a_file_whose_name_is_not_utf8_is_kept_and_checked_like_others(ends: Bench) -> None:
+    how = "vars.how=a file's name that is not UTF-8"
+    ends.run(how)
+    assert statistics(ends) == {"first": "\udcff"}
+    assert ends.run(how).events[-1] == ("reused", "word")
+    (odd,) = (path for path in ends.store.root.glob("artifacts/*/attempts/1/*") if not path.name.isascii())
+    odd.unlink()
+    assert ends.plan(how).step("word").action == "damaged"
+
+
+def test_a_file_that_has_the_manifests_name_is_refused(ends: Bench) -> None:
+    with pytest.raises(StepFailed, match=r"attempt\.json: this name is the manifest's"):
+        ends.run("vars.how=a file of the manifest's name")
+    assert not list(ends.store.root.glob("artifacts/*/manifest.json"))
+
+
 OWN = {
     "class Mine(: pass": r"cannot be imported from own_kinds:Mine: SyntaxError: .* \(own_kinds.py line 1\)",
     "import sys; sys.exit(3)": r"cannot be imported from own_kinds:Mine: SystemExit: 3 \(own_kinds.py line 1\)",
@@ -108,6 +124,12 @@ OWN = {
     "    def run(self, ctx): pass": "lacks digest",
     "from tasks.kind import Kind\nclass Mine(Kind):\n    name = output = 'm'\n    def run(self, ctx): pass\n"
     "    def __init__(self): self.x = 1 / 0": r"cannot be made: ZeroDivisionError: .* \(own_kinds.py line 5\)",
+    "from tasks.kind import Kind\nclass Mine(Kind):\n    name = output = 'm'\n    def run(self, ctx): pass\n"
+    "    def __init__(self): raise SystemExit": r"cannot be made: SystemExit: .* \(own_kinds.py line 5\)",
+    "from tasks.kind import Kind\nclass Mine(Kind):\n    name = output = 'm'\n    def run(self, ctx): pass\n"
+    "    def check(self, *given): raise SystemExit(0)": r"steps\.a: its code called sys\.exit\(0\)",
+    "from tasks.kind import Kind\nclass Mine(Kind):\n    name = output = 'm'\n    params_type = dict\n"
+    "    def run(self, ctx): pass": "lacks params_type",
 }
 
 
