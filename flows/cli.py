@@ -113,7 +113,7 @@ def why(pipeline: PipelineFile, step: str, set_: Set = None, root: Root = None, 
 
     request = Request(pipeline=str(pipeline), set=set_ or [], targets=[step], root=root)
     store = request.store()
-    found = reasons(request.plan(store), step, store)
+    found = reasons(request.plan(store), request.targets[0], store)
     if as_json:
         _print_json(found)
     else:
