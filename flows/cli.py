@@ -208,9 +208,11 @@ app.add_typer(data_app)
 def main() -> None:
     """Entry point of the command: a user's mistake is one line and status 2; a step that failed, whatever its cause,
     and anything else is status 1, with a traceback where the code is to blame."""
+    from evo_core.job import escape_what_cannot_be_encoded, output_is_taken
     from tasks.launch.launcher import JobFailed
     from tasks.store.trouble import storage_trouble
 
+    escape_what_cannot_be_encoded()
     try:
         app()
     except UserError as error:
@@ -218,6 +220,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and not output_is_taken():
+            _fail(f"nothing can be printed: {error.strerror}", 1)
         cause, trouble = getattr(error, "cause", error), storage_trouble(error)
         if not isinstance(cause, UserError | JobFailed) and storage_trouble(cause) is None:
             traceback.print_exception(cause)
