@@ -69,7 +69,7 @@ def command(name: str) -> Iterator[None]:
     folder = job_folder()
     if folder is not None and _left_by_user(folder):
         sys.exit(USER_ERROR)
-    _escape_what_cannot_be_encoded()
+    escape_what_cannot_be_encoded()
     try:
         _check_working_folder()
         yield
@@ -82,7 +82,7 @@ def command(name: str) -> Iterator[None]:
         sys.exit(USER_ERROR)
     except Exception as error:
         _leave_error(folder, error)
-        if isinstance(error, OSError) and error.filename is None and not _output_is_taken():
+        if isinstance(error, OSError) and error.filename is None and not output_is_taken():
             print(f"{name}: error: nothing can be printed: {error.strerror}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
@@ -95,14 +95,14 @@ def command(name: str) -> Iterator[None]:
         _forget_error(folder)
 
 
-def _escape_what_cannot_be_encoded() -> None:
+def escape_what_cannot_be_encoded() -> None:
     """A terminal or file of another encoding gets escapes for the characters that it lacks."""
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")
 
 
-def _output_is_taken() -> bool:
+def output_is_taken() -> bool:
     """Whether standard output can be written to (its reader is there, its disk not full).
 
     Where it cannot, what is left of it is dropped, so that Python does not try again when it ends.

@@ -102,13 +102,18 @@ def _get(url: str, seconds: float) -> tuple[int | None, Any]:
     request = urllib.request.Request(url, headers=_password())
     try:
         with urllib.request.build_opener(*direct).open(request, timeout=seconds) as answer:
-            return answer.status, json.loads(answer.read(_MOST_BYTES))
+            return answer.status, _as_json(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         return error.code, None
-    except ValueError:  # an answer, but no JSON
-        return 200, None
-    except (OSError, HTTPException):
+    except (OSError, HTTPException, ValueError):  # ValueError: a host's name that cannot be one, such as a..b
         return None, None
+
+
+def _as_json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _password() -> dict[str, str]:

@@ -60,7 +60,7 @@ def run(
     """
     from flows.request import Request
     from flows.show.console import ConsoleObserver
-    from flows.show.report import print_report, write_report
+    from flows.show.report import print_report
     from flows.signals import stop_on_signals
     from tasks.launch.launcher import Stopped
 
@@ -70,10 +70,9 @@ def run(
     with stop_on_signals() as caught, ConsoleObserver() as observer:
         try:
             if no_server:
-                from flows.pipeline.engine import run_plan
+                from flows.local_run import run_without_server
 
-                refs = run_plan(plan, store, observer, caught.stop)
-                write_report(plan, refs, store)
+                refs = run_without_server(plan, store, observer, caught.stop)
             else:
                 from flows.local_run import run_with_prefect
 
@@ -113,7 +112,7 @@ def why(pipeline: PipelineFile, step: str, set_: Set = None, root: Root = None, 
 
     request = Request(pipeline=str(pipeline), set=set_ or [], targets=[step], root=root)
     store = request.store()
-    found = reasons(request.plan(store), step, store)
+    found = reasons(request.plan(store), request.targets[0], store)
     if as_json:
         _print_json(found)
     else:

@@ -17,6 +17,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
+from tasks.store.atomic import draft_of
+
 MESSAGE = "its process died"
 
 
@@ -28,11 +30,18 @@ def living(home: Path, flow_run_id: str) -> Iterator[None]:
         home: Prefect's folder in the store.
     """
     report_dead_runs(home)
-    folder = _folder(home)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / flow_run_id
-    with path.open("w") as held:
+    with _lock_of(home, flow_run_id):
+        yield
+
+
+@contextmanager
+def _lock_of(home: Path, flow_run_id: str) -> Iterator[None]:
+    """Hold the lock of a flow run. Its file is seen from when the lock is held until just before it is let go."""
+    path = _folder(home) / flow_run_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with draft_of(home / flow_run_id) as draft, draft.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        draft.replace(path)
         try:
             yield
         finally:
@@ -41,13 +50,18 @@ def living(home: Path, flow_run_id: str) -> Iterator[None]:
 
 def report_dead_runs(home: Path) -> list[str]:
     """Set flow runs of this store whose process is gone to Crashed; returns their ids."""
-    dead = [path for path in sorted(_folder(home).glob("*")) if not _held(path)]
+    dead = dead_runs(home)
     if dead:
         with get_client(sync_client=True) as client:
             for path in dead:
                 _crash(client, UUID(path.name))
                 path.unlink(missing_ok=True)
     return [path.name for path in dead]
+
+
+def dead_runs(home: Path) -> list[Path]:
+    """The files of flow runs whose process is gone, each named by the run's id."""
+    return [path for path in sorted(_folder(home).glob("[0-9a-f]*")) if not _held(path)]
 
 
 def _crash(client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -68,11 +82,11 @@ def _held(path: Path) -> bool:
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not path.exists()  # else it ended just now, in good order: the file goes before its lock
     except BlockingIOError:
         return True
-    except FileNotFoundError:  # it ended just now, in good order
+    except FileNotFoundError:  # the same, a moment earlier
         return True
-    return False
 
 
 def _folder(home: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`evo run`: a flow run in this process, with a Prefect server found or started for it."""
+"""`evo run`: a flow run in this process, with a Prefect server found or started for it, or on threads alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flows.address import around_proxies
-from flows.pipeline.engine import begin
-from flows.pipeline.events import ArtifactRef, Observer
+from flows.pipeline.engine import begin, run_plan
+from flows.pipeline.events import ArtifactRef, Observer, StepFailed, reason
 from flows.pipeline.plan import Plan
 from flows.request import Request
 from flows.server import Server, ensure_server, prefect_home
+from flows.show.report import write_report
 from tasks.launch.launcher import Stopped
+from tasks.store import Store
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -23,6 +25,31 @@ if TYPE_CHECKING:
     from flows.orchestrate import Session
 
 FLUSH_SECONDS = 10.0
+
+
+def run_without_server(plan: Plan, store: Store, observer: Observer, stop: threading.Event) -> dict[str, ArtifactRef]:
+    """Run a plan on threads alone and write its report, whatever becomes of it; gives each step's artifact.
+
+    Raises:
+        StepFailed: the first failure.
+        Stopped: `stop` was set.
+    """
+    refs: dict[str, ArtifactRef] = {}
+    try:
+        run_plan(plan, store, observer, stop, refs)
+    except (StepFailed, Stopped) as error:
+        _report(plan, refs, store, observer, str(error))
+        raise
+    _report(plan, refs, store, observer, None)
+    return refs
+
+
+def _report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, observer: Observer, why: str | None) -> None:
+    """Write the report of the run. One that cannot be written changes nothing of what became of the run."""
+    try:
+        write_report(plan, refs, store, why)
+    except Exception as error:
+        observer.on_message(None, f"the report of the run could not be written: {reason(error)}")
 
 
 def run_with_prefect(request: Request, plan: Plan, observer: Observer, stop: threading.Event) -> dict[str, ArtifactRef]:

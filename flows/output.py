@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from evo_core.job import escape_what_cannot_be_encoded
+
 CLOSED_PIPE = 141
 """Exit status where nobody reads the output any more: 128 + SIGPIPE, as of any other program."""
 
@@ -56,9 +58,7 @@ def lasting_output() -> Iterator[None]:
     Raises:
         SystemExit: at the end, when the block went well and its output could not be written.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    escape_what_cannot_be_encoded()
     if sys.stdout is None:
         yield
         return
@@ -86,7 +86,7 @@ def lasting_output() -> Iterator[None]:
 def _end(failure: OSError) -> None:
     if failure.errno == errno.EPIPE:
         raise SystemExit(CLOSED_PIPE)
-    print(f"evo: the output cannot be written: {failure.strerror}", file=sys.stderr)
+    print(f"evo: nothing can be printed: {failure.strerror}", file=sys.stderr)
     raise SystemExit(1)
 
 

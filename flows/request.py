@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.pipeline.plan import Plan, make_plan
-from flows.pipeline.schema import load_pipeline
+from flows.pipeline.schema import Name, load_pipeline
 from tasks.store import Store, open_store
 
 
@@ -22,10 +22,10 @@ class Request(BaseModel):
         title="Overrides",
         description="KEY=VALUE over the file, for example steps.model.params.adam.lr=3e-4 or vars.seq_len=512",
     )
-    targets: list[str] = Field(
+    targets: list[Name] = Field(
         default_factory=list, title="Targets", description="only these steps and what they need; empty: all"
     )
-    force: list[str] = Field(
+    force: list[Name] = Field(
         default_factory=list, title="Force", description="steps to make again although their artifact is there"
     )
     root: str | None = Field(

@@ -17,17 +17,22 @@ from tasks.store.trouble import store_must_take
 PARALLEL_STEPS = 8
 
 
-def run_plan(plan: Plan, store: Store, observer: Observer, stop: threading.Event) -> dict[str, ArtifactRef]:
+def run_plan(
+    plan: Plan, store: Store, observer: Observer, stop: threading.Event, refs: dict[str, ArtifactRef] | None = None
+) -> dict[str, ArtifactRef]:
     """Run every step as soon as what it needs is there, then publish the refs.
 
     After a failure, steps that do not depend on it still finish.
+
+    Args:
+        refs: filled by the run, and there when it fails too; it is what is returned.
 
     Raises:
         StepFailed: the first failure.
         Stopped: `stop` was set.
     """
     begin(plan, store, observer)
-    done: dict[str, ArtifactRef] = {}
+    done: dict[str, ArtifactRef] = {} if refs is None else refs
     running: dict[Future[ArtifactRef], str] = {}
     failures: list[StepFailed] = []
     waiting = list(plan.steps)

@@ -104,7 +104,10 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: unknown step, kind or key, a cycle, an input of the wrong type, a value out of range. It names
             the file, the key and its line.
     """
-    document = read_document(path, overrides)
+    document = read_document(path)
+    _compose_names(document)
+    overrides = [_with_composed_name(override) for override in overrides]
+    document.override(overrides)
     _refuse_unknown_steps(document, overrides)
     _compose_names(document)
     resolved = document.resolved()
@@ -140,7 +143,20 @@ def _compose_names(document: Document) -> None:
     for block in ("steps", "publish"):
         if isinstance(named := document.data.get(block), dict):
             document.data[block] = {composed(name): value for name, value in named.items()}
+            if len(document.data[block]) < len(named):
+                twice = next(name for name in named if composed(name) != name and composed(name) in named)
+                hint = "they look the same and differ in how their accents are written"
+                raise _error(document, f"two of its names are {composed(twice)!r}", f"{block}.{twice}", hint)
     document.places = {composed(key): place for key, place in document.places.items()}
+
+
+def _with_composed_name(override: str) -> str:
+    """An override whose step or ref is named as the document names it."""
+    key, equals, value = override.partition("=")
+    block, *inside = key.split(".", 2)
+    if block.strip() in ("steps", "publish") and inside:
+        inside[0] = composed(inside[0])
+    return ".".join([block, *inside]) + equals + value
 
 
 def _check_names(document: Document, spec: PipelineFile) -> None:

@@ -119,7 +119,7 @@ def wrong_files(folder: Path, files: Iterable[Any]) -> list[str]:
     for file in files:
         try:
             name, size = str(file["path"]), int(file["size"])
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise DataError(f"the manifest is damaged: {file!r} is no file", file=folder) from None
         try:
             found = os.stat(f"{folder}/{name}")  # noqa: PTH116 (asked for a hundred thousand files in a row)

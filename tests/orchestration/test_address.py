@@ -82,6 +82,7 @@ STRANGERS = {
     "a page for everything": {"*": "<html>welcome</html>"},
     "another API": {"*": {"status": "ok"}},
     "a list": {"*": [1, 2]},
+    "brackets without end": {"*": "[" * 100_000},
 }
 
 
@@ -99,6 +100,11 @@ def test_a_stranger_is_no_prefect_server(pages: dict[str, object], tmp_path: Pat
 def test_what_speaks_no_http_is_no_server(said: bytes) -> None:
     with listener(said) as url, pytest.raises(UserError, match="no Prefect server answers at"):
         address.checked_api(f"{url}/api")
+
+
+def test_a_host_that_no_name_can_be_is_not_reached() -> None:
+    with pytest.raises(UserError, match="no Prefect server answers at"):
+        address.checked_api("http://here..com/api")
 
 
 def test_what_never_answers_is_given_up() -> None:

@@ -51,6 +51,13 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def test_a_size_that_is_none_is_damage(bench: Bench) -> None:
+    bench.run()
+    home = artifact(bench, "first").home
+    edit(home / "manifest.json", (home / "manifest.json").read_text().replace('"size": 2', '"size": 1e999'))
+    assert bench.plan().step("first").action == "damaged"
+
+
 @pytest.mark.parametrize("how", FILES)
 @pytest.mark.parametrize("overrides", [[], ["steps.second.params.amount=9"]], ids=["reused", "used"])
 def test_a_damaged_file_is_named_with_what_makes_it_anew(bench: Bench, how: str, overrides: list[str]) -> None:

@@ -14,8 +14,10 @@ import pytest
 
 import flows.pipeline.engine as engine
 import flows.pipeline.step as life
+from flows.local_run import run_without_server
 from flows.pipeline.engine import run_plan
 from flows.pipeline.events import StepFailed
+from flows.show.report import report_path
 from tasks.launch.launcher import Stopped
 from tasks.store import commit as commits
 from tasks.store.atomic import read_json
@@ -79,6 +81,17 @@ def test_a_failure_stops_what_follows_keeps_what_is_done_and_leaves_nothing_half
     assert leftovers(bench) == []
     bench.run()
     assert bench.number("second") == 83
+
+
+def test_a_run_without_a_server_is_reported_however_it_ends(bench: Bench) -> None:
+    plan = bench.plan("steps.second.runtime.fail=true")
+    with pytest.raises(StepFailed):
+        run_without_server(plan, bench.store, Recorder(), threading.Event())
+    assert "the sum overflowed" in report_path(plan, bench.store).read_text()
+    plan, recorder = bench.plan(), Recorder()
+    report_path(plan, bench.store).mkdir(parents=True)
+    assert set(run_without_server(plan, bench.store, recorder, threading.Event())) == {"start", "first", "second"}
+    assert any("the report of the run could not be written" in line for what, line in recorder.events if what == "says")
 
 
 def test_a_stopped_run_carries_on(bench: Bench) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
 from flows.pipeline.plan import make_plan
 from flows.pipeline.reasons import reasons
 from flows.pipeline.schema import load_pipeline
 from flows.pipeline.status import live
+from flows.request import Request
 from tasks.launch.launcher import Stopped
 from tasks.store import Store
 from tests.pipeline.conftest import Bench, Recorder
@@ -150,3 +152,22 @@ def test_a_module_beside_the_pipeline_hides_none_that_is_installed(bench: Bench)
     (bench.folder / "own.py").write_text("import json\nfrom tests.pipeline.kinds import Word as Mine\n")
     bench.file.write_text("pipeline: p\nsteps:\n  word: {uses: 'own:Mine'}\n")
     bench.run()
+
+
+COMPOSED, DECOMPOSED = "\u00e9t\u00e9", "e\u0301te\u0301"
+
+
+@pytest.mark.parametrize("written", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("asked", [COMPOSED, DECOMPOSED])
+def test_a_name_is_one_however_its_accents_are_written(bench: Bench, written: str, asked: str) -> None:
+    bench.file.write_text(f"pipeline: p\nsteps:\n  {written}: {{uses: tests.pipeline.kinds:Echo}}\n")
+    request = Request(pipeline=str(bench.file), set=[f"steps.{asked}.params.value=3"], targets=[asked], force=[asked])
+    (step,) = request.plan(bench.store).steps
+    assert (step.name, step.params.value, step.force) == (COMPOSED, 3, True)
+
+
+def test_two_names_that_look_the_same_are_refused(bench: Bench) -> None:
+    steps = "".join(f"  {name}: {{uses: tests.pipeline.kinds:Echo}}\n" for name in (COMPOSED, DECOMPOSED))
+    bench.file.write_text(f"pipeline: p\nsteps:\n{steps}")
+    with pytest.raises(ConfigError, match=f"two of its names are '{COMPOSED}'"):
+        bench.plan()

@@ -37,7 +37,7 @@ def test_a_full_disk_under_the_output_ends_no_run(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = evo(tmp_path, "run", "p.yaml", "--root", "store", "--no-server", stdout=full)
     assert done.returncode == 1
-    assert done.stderr == "evo: the output cannot be written: No space left on device\n"
+    assert done.stderr == "evo: nothing can be printed: No space left on device\n"
     assert open_store(tmp_path / "store").refs.names() == ["名字"]
 
 
