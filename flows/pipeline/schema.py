@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -142,11 +143,11 @@ def _refuse_unknown_steps(document: Document, overrides: Sequence[str]) -> None:
 def _compose_names(document: Document) -> None:
     for block in ("steps", "publish"):
         if isinstance(named := document.data.get(block), dict):
-            document.data[block] = {composed(name): value for name, value in named.items()}
-            if len(document.data[block]) < len(named):
-                twice = next(name for name in named if composed(name) != name and composed(name) in named)
+            names = Counter(map(composed, named))
+            if twice := next((name for name in named if names[composed(name)] > 1), None):
                 hint = "they look the same and differ in how their accents are written"
                 raise _error(document, f"two of its names are {composed(twice)!r}", f"{block}.{twice}", hint)
+            document.data[block] = {composed(name): value for name, value in named.items()}
     document.places = {composed(key): place for key, place in document.places.items()}
 
 

@@ -166,8 +166,9 @@ def test_a_name_is_one_however_its_accents_are_written(bench: Bench, written: st
     assert (step.name, step.params.value, step.force) == (COMPOSED, 3, True)
 
 
-def test_two_names_that_look_the_same_are_refused(bench: Bench) -> None:
-    steps = "".join(f"  {name}: {{uses: tests.pipeline.kinds:Echo}}\n" for name in (COMPOSED, DECOMPOSED))
+@pytest.mark.parametrize("other", [COMPOSED, "e\u0301t\u00e9"])
+def test_two_names_that_look_the_same_are_refused(bench: Bench, other: str) -> None:
+    steps = "".join(f"  {name}: {{uses: tests.pipeline.kinds:Echo}}\n" for name in (other, DECOMPOSED))
     bench.file.write_text(f"pipeline: p\nsteps:\n{steps}")
     with pytest.raises(ConfigError, match=f"two of its names are '{COMPOSED}'"):
         bench.plan()
