@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from evo_core.errors import UserError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 _MOST_BYTES = 1 << 20
 """Of an answer: a stranger may have no end."""
 
@@ -79,7 +79,8 @@ def is_loopback(url: str) -> bool:
     """Whether a URL's host is this machine's loopback interface."""
     host = urlsplit(url).hostname or ""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
     except ValueError:
         return host == "localhost"
 

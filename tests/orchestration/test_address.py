@@ -151,9 +151,9 @@ def test_a_damaged_record_counts_for_nothing(tmp_path: Path, content: str) -> No
 @pytest.mark.parametrize(
     ("stated", "expected"),
     [
-        ("", "127.0.0.1,localhost,::1"),
-        ("example.com, .lan", "example.com,.lan,127.0.0.1,localhost,::1"),
-        ("localhost", "localhost,127.0.0.1,::1"),
+        ("", "127.0.0.1,localhost,::1,0.0.0.0"),
+        ("example.com, .lan", "example.com,.lan,127.0.0.1,localhost,::1,0.0.0.0"),
+        ("localhost", "localhost,127.0.0.1,::1,0.0.0.0"),
         ("*", "*"),
     ],
 )
