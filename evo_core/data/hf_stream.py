@@ -147,6 +147,7 @@ class _Documents:
 
     Attributes:
         nulls: records passed over so far because null stands in the place of their text.
+        emptied: texts passed over so far because the tokenizer leaves nothing of them, blank ones among them.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class _Documents:
         self._whole, self._part = dataset, part
         self._tokenizer, self._name, self._text_key = tokenizer, name, text_key
         self._min_length, self._max_length = max(min_length, 1), max_length
-        self.nulls = 0
+        self.nulls = self.emptied = 0
         self._begin_epoch(0)
 
     @property
@@ -211,6 +212,7 @@ class _Documents:
                 break
         else:
             if not texts:
+                self._say_passed_over()
                 if not self._found:
                     raise DataError(
                         f"rank {self._part.rank} of {self._part.ranks} finds no text of at least {self._min_length} "
@@ -222,7 +224,9 @@ class _Documents:
         tokenizer = self._tokenizer
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        documents = ([*begin, *ids, *end] for ids in tokenizer.encode_batch(texts) if ids)
+        kept = [ids for ids in tokenizer.encode_batch(texts) if ids]
+        self.emptied += len(texts) - len(kept)
+        documents = ([*begin, *ids, *end] for ids in kept)
         self._ahead = [np.array(ids[: self._max_length], np.int64) for ids in documents if len(ids) >= self._min_length]
         self._taken -= passed
         self._found = self._found or bool(self._ahead)
@@ -233,8 +237,6 @@ class _Documents:
             try:
                 record = next(records)
             except StopIteration:
-                if self.nulls and self._epoch == 0:
-                    log.info("%s: %d records held null in %s", self._name, self.nulls, self._text_key)
                 return
             except Exception as error:  # each file format fails in its own way
                 raise unreadable(self._name, error) from error
@@ -255,6 +257,13 @@ class _Documents:
                     key="data.text_key",
                     hint="name the field that holds the text",
                 )
+
+    def _say_passed_over(self) -> None:
+        """At the end of the first pass: how many records were no documents."""
+        if self._epoch == 0 and self.nulls:
+            log.info("%s: %d records held null in %s", self._name, self.nulls, self._text_key)
+        if self._epoch == 0 and self.emptied:
+            log.info("%s: of %d texts the tokenizer left nothing", self._name, self.emptied)
 
     def _count_null(self) -> None:
         if not self.nulls:

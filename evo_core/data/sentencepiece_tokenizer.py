@@ -46,7 +46,9 @@ class SentencePieceTokenizer(Tokenizer):
         begins = settings.add_bos is not False and not settings.denies("bos_token")
         self.begin = None if begins else ()
 
-        control = (i for i in range(self._pieces) if self._model.is_control(i) or self._model.is_unknown(i))
+        every = list(range(self._pieces))  # asked at once: call by call a large vocabulary takes most of the loading
+        marks = zip(self._model.is_control(every), self._model.is_unknown(every), strict=True)
+        control = (token for token, mark in enumerate(marks) if any(mark))
         spelled = {name: self.token_id(name) for name in (*map(self._piece, control), *settings.special)}
         self.special = {name: token for name, token in spelled.items() if token is not None}
         self._special_ids = frozenset(self.special.values())

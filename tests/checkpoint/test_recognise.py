@@ -42,3 +42,10 @@ def test_other_artifacts(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="the artifact's manifest cannot be read"):
         locate(tmp_path)
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="the artifact's manifest cannot be read"):
+        locate(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(CheckpointError, match="the artifact's manifest cannot be read"):
+        locate(tmp_path)

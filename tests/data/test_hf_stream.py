@@ -299,6 +299,7 @@ def test_null_in_the_place_of_a_text_is_passed_over(
         assert [rows(batch) for batch, _ in drawn] == expected
         assert caplog.text.count("records with null in text are passed over") == 1
         assert caplog.text.count("3 records held null in text") == 1
+        assert caplog.text.count("of 1 texts the tokenizer left nothing") == 1
         resumed = source(name)
         resumed.restore(drawn[20][1])
         assert rows(resumed.draw(21)[0]) == expected[21]

@@ -66,7 +66,7 @@ def _in_artifact(artifact: Path) -> Path:
         kind, attempt = manifest["type"], manifest["attempt"]
     except FileNotFoundError:
         return artifact / "work" / "ckpt"
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"the artifact's manifest cannot be read ({error})", file=artifact) from None
     if kind != "model":
         raise CheckpointError(f"this artifact holds no model (its type: {kind})", file=artifact)
