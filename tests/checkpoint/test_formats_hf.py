@@ -84,6 +84,36 @@ def test_what_transformers_wrote_gives_the_same_logits(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_one_file_of_all_goes_before_an_index_that_was_left_there(tmp_path: Path) -> None:
+    """A folder saved anew as a whole where shards were, against transformers, which reads it so."""
+    from transformers import AutoModelForCausalLM
+
+    made = theirs("Llama")
+    with torch.no_grad():
+        made.lm_head.weight.mul_(2)
+    made.save_pretrained(tmp_path / "old", max_shard_size="30KB")
+    theirs("Llama").save_pretrained(tmp_path / "both")
+    for file in tmp_path.glob("old/model*"):
+        file.rename(tmp_path / "both" / file.name)
+    expected = their_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "both"))
+    assert relative_error(logits(load_model(tmp_path / "both")[0]), expected) <= 1e-5
+    for shard in tmp_path.glob("both/model-*"):
+        shard.unlink()
+    assert relative_error(logits(load_model(tmp_path / "both")[0]), expected) <= 1e-5
+
+
+def test_a_tied_matrix_that_is_stored_as_the_head_alone(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    theirs("Llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = their_logits(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert relative_error(logits(load_model(tmp_path)[0]), expected) <= 1e-5
+
+
 @pytest.mark.parametrize("model_type", ["LLAMA2", "LLAMA3", "QWEN3"])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_transformers_loads_what_we_wrote(tmp_path: Path, model_type: str, interleaved: bool) -> None:

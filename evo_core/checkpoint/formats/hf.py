@@ -49,8 +49,10 @@ def open_hf(folder: Path) -> Weights:
     check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder / CONFIG)
     plain = architecture.to_plain(tensors, job.model)
     if job.model.tie_word_embeddings and HEAD in plain:
-        # Some writers store it all the same; where it is another matrix, it is not tied.
-        if torch.equal(plain[HEAD].read(), plain[EMBEDDING].read()):
+        # Some writers store it all the same, or it alone; where it is another matrix, it is not tied.
+        if EMBEDDING not in plain:
+            plain[EMBEDDING] = plain.pop(HEAD)
+        elif torch.equal(plain[HEAD].read(), plain[EMBEDDING].read()):
             del plain[HEAD]
         else:
             job = configuration(settings | {"tie_word_embeddings": False}, folder / CONFIG)
@@ -130,13 +132,16 @@ def _tensors(folder: Path) -> dict[str, Lazy]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weight files: safetensors before pickles, as the index says or else by name."""
+    """The weight files: safetensors before pickles; one file of all, else as the index says, or else by name.
+
+    In the order of transformers: beside one file of all, an index is left from shards that were there before.
+    """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        if (folder / f"{stem}.{suffix}").is_file():
+            return [folder / f"{stem}.{suffix}"]
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
             return _indexed(folder, index)
-        if (folder / f"{stem}.{suffix}").is_file():
-            return [folder / f"{stem}.{suffix}"]
         if found := sorted(folder.glob(f"{stem}-*-of-*.{suffix}")):
             return found
     return []
