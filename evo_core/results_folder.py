@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from evo_core.errors import ConfigError
+from evo_core.errors import UserError
 
 
 @contextmanager
-def writing(path: Path, key: str) -> Iterator[None]:
-    """What the system refuses in the block is an error that names the path and the setting it comes from.
+def writing(path: Path, key: str | None = None) -> Iterator[None]:
+    """What the system refuses in the block (a full disk, a folder that is gone) is an error that names the path.
+
+    Args:
+        key: the setting that the path comes from.
 
     Raises:
-        ConfigError: it cannot be written.
+        UserError: it cannot be written.
     """
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror or error}", file=path, key=key) from error
+        raise UserError(f"cannot be written: {error.strerror or error}", file=path, key=key) from error
 
 
-def make_folder(folder: Path, key: str) -> None:
-    """Make a folder, and see that files can be written into it.
+def check_folder(folder: Path, key: str) -> None:
+    """See that files can be written into a folder, there or not yet; it is left as it was.
 
     Raises:
-        ConfigError: they cannot.
+        UserError: they cannot.
     """
     probe = folder / f".probe.{os.getpid()}"
     with writing(folder, key):
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"0")
         finally:
-            probe.unlink(missing_ok=True)
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+                for made in missing:
+                    made.rmdir()

@@ -167,10 +167,10 @@ def read_config(uri: str | Path) -> TrainConfig:
     Of weights in another system's format it is one whose `model` block describes them, the rest as by default.
     """
     from evo_core.checkpoint.formats import locate, open_weights
-    from evo_core.config import load_config
+    from evo_core.config import load_saved_config
 
     kind, folder = locate(uri)
-    return load_config(folder / CONFIG) if kind == "evo" else open_weights(folder).config
+    return load_saved_config(folder / CONFIG) if kind == "evo" else open_weights(folder).config
 
 
 def trained_for(folder: Path) -> tuple[int, int]:

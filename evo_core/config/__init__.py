@@ -3,7 +3,7 @@
 Importing this package imports neither torch nor omegaconf: planning stays fast.
 """
 
-from evo_core.config.load import load_config
+from evo_core.config.load import load_config, load_saved_config
 from evo_core.config.problems import ConfigErrors
 from evo_core.config.references import as_literal
 from evo_core.config.resolve import line_of, load_yaml
@@ -22,6 +22,7 @@ __all__ = [
     "is_remote",
     "line_of",
     "load_config",
+    "load_saved_config",
     "load_yaml",
     "local_path",
     "save_config",

@@ -10,12 +10,13 @@ from typing import Any
 
 from evo_core.config.problems import one_by_one, raise_all
 from evo_core.config.python_file import run_python_config
-from evo_core.config.resolve import Document, read_document
+from evo_core.config.resolve import Document, Resolved, read_document
 from evo_core.config.schema.train_config import TrainConfig
 from evo_core.config.secrets import Secrets
 from evo_core.errors import ConfigError
 
 _ALIASES = {"JOB_NAME": "job_name"}
+_OF_THE_MODEL = ("model", "use_fp32_norm")
 
 
 def load_config(
@@ -36,7 +37,28 @@ def load_config(
         laid_over = Document(document.file, _under_one_name(dict(blocks)), {})
         document.lay_over(laid_over)
     document.override(_ALIASES.get(key, key) + rest for key, rest in map(_split, overrides))
-    values, _, secrets = document.resolved()
+    return _checked(document, document.resolved())
+
+
+def load_saved_config(path: Path) -> TrainConfig:
+    """The configuration that lies with weights.
+
+    Its run may have been elsewhere: variables of the environment that are not set here stay references (a folder, an
+    address of alerts) wherever they do not describe the model.
+
+    Raises:
+        ConfigError: as `load_config`; of a variable that is needed and not set.
+    """
+    document = read_job(path)
+    try:
+        return _checked(document, document.resolved(lambda key: key.startswith(_OF_THE_MODEL)))
+    except ConfigError:
+        document.resolved()  # a reference may be what is wrong, in the place of a number: then this says so
+        raise
+
+
+def _checked(document: Document, resolved: Resolved) -> TrainConfig:
+    values, _, secrets = resolved
     values.pop("vars", None)
     from_environment = {key: text for key, text in secrets.references.items() if key.partition(".")[0] != "vars"}
     try:

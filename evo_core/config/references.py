@@ -40,6 +40,7 @@ _VARIABLE = re.compile(r"^[^=\0\s]+$")
 
 Place = Callable[[str], tuple[Any, int | None]]
 """Where a dotted key is written: (file, line)."""
+Needed = Callable[[str], bool]
 
 
 def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -90,13 +91,16 @@ def without_environment(data: Any) -> Any:
     return _replace(data, lambda _, text: _as_reference(text))
 
 
-def with_environment(data: Any, place: Place) -> Any:
+def with_environment(data: Any, place: Place, needed: Needed = lambda key: True) -> Any:
     """``data`` with the environment's values put in: for the program, never for a file.
 
+    Args:
+        needed: whether the value of a dotted key is; of another one a variable that is not set stays a reference.
+
     Raises:
-        ConfigError: a variable is not set and has no default.
+        ConfigError: a variable is needed, is not set and has no default.
     """
-    return _replace(data, lambda key, text: _from_environment(key, text, place))
+    return _replace(data, lambda key, text: _from_environment(key, text, place, needed))
 
 
 def environment_texts(data: Any) -> dict[str, str]:
@@ -109,7 +113,7 @@ def environment_texts(data: Any) -> dict[str, str]:
     for key, text in strings(data):
         for marked in [text, *(match[0] for match in _MARKER.finditer(text))]:
             if any(name in os.environ for name in _variables(marked)):
-                texts[str(_from_environment(key, marked, _nowhere))] = _as_reference(marked)
+                texts[str(_from_environment(key, marked, _nowhere, lambda key: False))] = _as_reference(marked)
     return texts
 
 
@@ -279,13 +283,15 @@ def _quoted(default: Any) -> str:
     return _as_reference(default) if _OPEN in default else "'" + default.replace("'", "\\'") + "'"
 
 
-def _from_environment(key: str, text: str, place: Place) -> Any:
+def _from_environment(key: str, text: str, place: Place, needed: Needed) -> Any:
     def look_up(match: re.Match[str]) -> Any:
         name, *default = json.loads(match[1])
         if name in os.environ:
             return os.environ[name]
         if default:
-            return _from_environment(key, default[0], place) if isinstance(default[0], str) else default[0]
+            return _from_environment(key, default[0], place, needed) if isinstance(default[0], str) else default[0]
+        if not needed(key):
+            return _as_reference(match[0])
         raise _error(key, f"the environment variable {name} is not set", place)
 
     whole = _MARKER.fullmatch(text)

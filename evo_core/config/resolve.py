@@ -97,14 +97,17 @@ class Document:
             key = key.rpartition(".")[0]
         return self.file, None
 
-    def resolved(self) -> Resolved:
+    def resolved(self, needed: references.Needed = lambda key: True) -> Resolved:
         """The data with all references resolved.
 
+        Args:
+            needed: whether the value of a dotted key is; of another one a variable that is not set stays a reference.
+
         Raises:
-            ConfigError: a reference that leads nowhere, or a variable of the environment that is not set.
+            ConfigError: a reference that leads nowhere, or a variable of the environment that is needed and not set.
         """
         data = self._without_references()
-        values = references.with_environment(data, self.place)
+        values = references.with_environment(data, self.place, needed)
         secrets = Secrets(references.environment_references(data), references.environment_texts(data))
         return Resolved(values, references.without_environment(data), secrets)
 

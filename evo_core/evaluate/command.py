@@ -16,7 +16,7 @@ from evo_core.errors import ConfigError
 from evo_core.evaluate.compare import comparison_table, record
 from evo_core.evaluate.results import read, table, write
 from evo_core.job import command, report_progress
-from evo_core.results_folder import make_folder
+from evo_core.results_folder import check_folder
 from evo_core.storage.location import check_location, local_path
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.output is not None:
             if arguments.output.is_dir():
                 raise ConfigError("is a folder, not a file to write", file=arguments.output, key="--output")
-            make_folder(arguments.output.parent, "--output")
+            check_folder(arguments.output.parent, "--output")
         if arguments.compare is not None:
             a, b = map(read, arguments.compare)
             if arguments.output is not None:

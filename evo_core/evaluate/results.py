@@ -20,7 +20,7 @@ def write(path: Path, scores: Mapping[str, Any]) -> None:
     """Write results as JSON, all or nothing.
 
     Raises:
-        ConfigError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path, "--output"):

@@ -78,7 +78,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
     from evo_core.parallel.collectives import gather_objects, on_first
-    from evo_core.results_folder import make_folder, writing
+    from evo_core.results_folder import check_folder, writing
 
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
@@ -92,7 +92,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
 
     output = local_path(str(generation.output_folder))
-    on_first(lambda: make_folder(output, "generation.output_folder"))
+    on_first(lambda: check_folder(output, "generation.output_folder"))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(ranks.rank, len(prompts), ranks.world_size)

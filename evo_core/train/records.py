@@ -5,23 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from evo_core.errors import UserError
+from evo_core.results_folder import writing
 
 FILE = "metrics.jsonl"
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have a refusal of the file system (a full disk, a folder that is gone) end the run in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", file=path) from error
 
 
 class MetricsFile:
@@ -35,7 +25,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        with naming(path):
+        with writing(path):
             kept = [line for line, number in _steps(path) if number < step]
             draft = path.with_name(f".{path.name}.{os.getpid()}")
             draft.write_text("".join(kept))
@@ -44,7 +34,7 @@ class MetricsFile:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; numbers that are not finite become null, which JSON can say."""
-        with naming(self._path):
+        with writing(self._path):
             self._stream.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
 
     def close(self) -> None:
@@ -80,15 +70,15 @@ class Tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder
-        with naming(folder):
+        with writing(folder):
             self._writer = SummaryWriter(str(folder), max_queue=queue, purge_step=step or None)
 
     def text(self, name: str, text: str) -> None:
-        with naming(self._folder):
+        with writing(self._folder):
             self._writer.add_text(name, text)
 
     def write(self, record: dict[str, Any], step: int) -> None:
-        with naming(self._folder):
+        with writing(self._folder):
             for name, value in record.items():
                 if isinstance(value, int | float) and name not in ("step", "time"):
                     self._writer.add_scalar(name, value, step)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import yaml
 from evo_core.checkpoint import load_model, read_config
 from evo_core.checkpoint.folder import resolve
 from evo_core.checkpoint.formats import write_weights
+from evo_core.config import load_config, load_saved_config
 from evo_core.convert.command import convert, main, parser, size_in_bytes
 from evo_core.data.tokenizers import load_tokenizer, train_sentencepiece
 from evo_core.errors import CheckpointError, ConfigError
@@ -199,3 +201,34 @@ def test_under_evo(tmp_path: Path, saved: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("evo -> hf: LLAMA2, ")
+
+
+def test_weights_can_be_taken_where_the_variables_of_their_run_are_not_set(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders and addresses of the run stay references; what describes the model must be known."""
+    job = tmp_path / "job.yaml"
+    alert = '{feishu_alert_address: "https://x/${oc.env:PLACE}/${oc.env:HOOK}"}'
+    job.write_text(f'seed: 7\nckpt: {{save_ckpt_folder: "${{oc.env:PLACE}}/x"}}\nmonitor: {{alert: {alert}}}\n')
+    for name in ("PLACE", "HOOK"):
+        monkeypatch.setenv(name, "there")
+    made = weights(model("LLAMA2", vocab_size=300), tokenizer)
+    made = replace(made, config=load_config(job, blocks=made.config.to_plain()))
+    write_weights(made, tmp_path / "evo", "evo")
+    monkeypatch.delenv("HOOK")
+    monkeypatch.delenv("PLACE")
+
+    assert load_model(tmp_path / "evo")[1] is not None
+    config = read_config(tmp_path / "evo")
+    assert config.ckpt.save_ckpt_folder == "${oc.env:PLACE}/x"
+    run(tmp_path / "evo", tmp_path / "hf")
+    run(tmp_path / "evo", tmp_path / "again", "--to", "evo")
+    assert (tmp_path / "again" / "config.yaml").read_bytes() == (tmp_path / "evo" / "config.yaml").read_bytes()
+    monkeypatch.setenv("PLACE", "elsewhere")
+    assert read_config(tmp_path / "evo").monitor.alert.feishu_alert_address == "https://x/elsewhere/${oc.env:HOOK}"
+
+    saved = tmp_path / "saved.yaml"
+    for line in ("seed: X", "model: {num_layers: 2, dtype: X}", "model_type: X"):
+        saved.write_text(line.replace("X", "'${oc.env:HOOK}'"))
+        with pytest.raises(ConfigError, match=r"saved\.yaml:1: \S+: the environment variable HOOK is not set"):
+            load_saved_config(saved)

@@ -175,6 +175,16 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not out.exists()
 
 
+def test_a_prompt_that_is_refused_leaves_no_folder(trained: Trained, tmp_path: Path) -> None:
+    with BinWriter(tmp_path / "prompts" / "odd.bin") as writer:
+        writer.write([10_000])
+    folders = [f"data_folder={tmp_path / 'prompts'}", f"output_folder={tmp_path / 'new' / 'out'}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(trained.config), *(part for f in folders for part in ("--set", f"generation.{f}"))])
+    assert ended.value.code == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_prompts_without_room_are_counted(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", str(trained.config), "--set", f"generation.output_folder={tmp_path / 'out'}"]
     arguments += ["--set", f'generation.prompts=["a", "{"the cat " * 30}"]']

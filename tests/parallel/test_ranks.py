@@ -6,13 +6,18 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from evo_core.errors import ConfigError
+from evo_core.job import command
 from evo_core.parallel import ranks as module
 from evo_core.parallel.ranks import Stop, ranks
 from tests.ranks import run_on_ranks
@@ -96,16 +101,17 @@ def test_an_echo_is_the_same_request_and_a_later_signal_ends_the_process(monkeyp
 
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the parent-death signal is Linux's")
+@pytest.mark.parametrize("frame", [ranks, partial(command, "evo_core.train")])
 @pytest.mark.parametrize(("name", "value"), [("EVO_DIE_WITH_PARENT", "1"), ("TORCHELASTIC_RUN_ID", "none")])
-def test_a_rank_dies_with_its_launcher(name: str, value: str) -> None:
-    """A pipeline's, and a torchrun that a person started."""
+def test_a_rank_dies_with_its_launcher(name: str, value: str, frame: Callable[[], AbstractContextManager[Any]]) -> None:
+    """A pipeline's, and a torchrun that a person started; as soon as the command has begun, and without one."""
     read_end, write_end = os.pipe()
     parent = os.fork()
     if parent == 0:
         child = os.fork()
         if child == 0:
             os.environ[name] = value
-            with ranks():
+            with frame():
                 os.write(write_end, b"%d\n" % os.getpid())
                 time.sleep(60)
                 os._exit(0)

@@ -22,7 +22,7 @@ from evo_core.checkpoint.manifest import Manifest, check_weights, file_record, r
 from evo_core.checkpoint.saving import CONFIG, TOKENIZER
 from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
-from evo_core.config import load_config, save_config
+from evo_core.config import load_saved_config, save_config
 from evo_core.config.families import SHIPPED
 
 
@@ -36,7 +36,7 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
         CheckpointError: it is incomplete or damaged.
     """
     manifest = check_weights(folder) if check else read_manifest(folder)
-    cfg = load_config(folder / CONFIG)
+    cfg = load_saved_config(folder / CONFIG)
     tokenizer = tokenizer_of(folder, manifest)
     stored = _stored(folder / MODEL)
     if cfg.model_type in SHIPPED:
