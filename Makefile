@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 EVO_FLAGS ?=
 PYTEST_FLAGS ?=
 FAST := not slow
+# Tests of a file stay together: they share servers and models. WORKERS=0 runs them one after the other.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 BENCHMARKS ?= data loader refresh train_step generate
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
@@ -39,11 +42,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then $(MAKE) --no-print-directory services; fi
-	$(BIN)/python -m pytest -m '$(FAST)' $(PYTEST_FLAGS)
+	$(PYTEST) -m '$(FAST)' $(PYTEST_FLAGS)
 
 test-all: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then $(MAKE) --no-print-directory services; fi
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
 
 # litgpt asks for another torch, so it comes into a folder of its own, with what it imports and nothing it asks for.
 bench: $(STAMP)

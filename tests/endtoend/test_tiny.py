@@ -97,5 +97,5 @@ def test_a_mistake_is_one_line_before_any_work(evo: Evo, words: list[str], messa
 
 def test_a_corpus_too_small_for_the_vocabulary(evo: Evo) -> None:
     words = ["--set", "steps.raw.params.max_bytes={cn: 4000, en: 4000, code: 4000}", "--no-server"]
-    assert "evo: " in evo("run", TINY, *words, status=2)
+    assert "evo: " in evo("run", TINY, *words, status=1)
     assert evo.processes() == []
