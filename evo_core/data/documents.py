@@ -20,9 +20,10 @@ from typing import Any, Literal
 from evo_core.data.files import file_name, file_size
 from evo_core.data.json_list import JsonListError, read_json_list
 from evo_core.data.json_value import HALF_CHARACTER, is_whole, parse
-from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
+from evo_core.data.parquet_file import ParquetRecords
 from evo_core.data.raw_bytes import COMPRESSIONS, chunks, compression
 from evo_core.data.raw_lines import ByteRange, Line, lines, lines_before
+from evo_core.data.unreadable import UnreadableRecord
 from evo_core.errors import DataError
 from evo_core.storage.location import Location
 
@@ -128,13 +129,12 @@ class DocumentReader(Iterator[str]):
         records = ParquetRecords(self.path, list(dict.fromkeys(columns)))
         for number, record in enumerate(records, 1):
             self._read = self._size * number / records.rows
-            if isinstance(record, UnreadableRow):
-                self._reject(f"record {number}: {record.message}")
-            else:
-                yield from self._record(number, record, "text")
+            yield from self._record(number, record, "text")
 
     def _record(self, number: int, record: Any, mode: Mode) -> Iterator[str]:
         try:
+            if isinstance(record, UnreadableRecord):
+                raise _BadRecordError(record.message)
             text = _dumped(record) if mode == "internevo" else self._text_of(record)
         except _BadRecordError as error:
             self._reject(f"record {number}: {error}")
@@ -256,6 +256,8 @@ def read_records(
     path: Location, *, max_record_bytes: int = MAX_RECORD_BYTES, on_bytes: Callable[[int], None] | None = None
 ) -> Iterator[Any]:
     """The records of a ``.json`` file: those of a list, or one or more behind each other.
+
+    One that is nested too deeply to be read is an `UnreadableRecord`.
 
     Args:
         on_bytes: called with the bytes of the file that are read, piece by piece (still packed).

@@ -14,12 +14,16 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from evo_core.data.unreadable import UnreadableRecord
+
 _SPACE = re.compile(r"[ \t\n\r]*")
 _WINDOW = 1 << 20
 
 # A word or an escape that the window cuts (`-Infinity`, `\uD83D\uDE00`) is not called wrong before it is whole.
 _LONGEST_WORD = 16
 
+# A string, one that the window cuts, or a bracket.
+_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 
 _DECODER, _DECODER_OF_LONG_NUMBERS = json.JSONDecoder(), json.JSONDecoder(parse_int=float)
 
@@ -38,6 +42,8 @@ class JsonListError(Exception):
 
 def read_json_list(chunks: Iterable[bytes], *, most_bytes: int) -> Iterator[tuple[int, Any]]:
     """(line at which it starts from 1, record) for each record of a list, or of the records that stand there alone.
+
+    One that is nested too deeply to be read is an `UnreadableRecord`.
 
     Args:
         chunks: the bytes of the text, UTF-8.
@@ -89,7 +95,8 @@ def _record(text: _Window, most_bytes: int) -> Any:
             what = "cut off" if ended else f"not JSON ({error.msg})"
             raise JsonListError(what, line) from None
         except RecursionError:
-            raise text.error("not readable JSON: nested too deeply") from None
+            text.position = _end(text, most_bytes)
+            return UnreadableRecord("it is nested too deeply")
         except ValueError:  # Python refuses to read integers of thousands of digits
             decoder = _DECODER_OF_LONG_NUMBERS
             continue
@@ -99,6 +106,22 @@ def _record(text: _Window, most_bytes: int) -> Any:
             _check_size(text, most_bytes, length)
             text.position += length
             return record
+
+
+def _end(text: _Window, most_bytes: int) -> int:
+    """Where the list or object at the position ends, told by its brackets alone."""
+    while True:
+        depth = 0
+        for found in _STRUCTURE.finditer(text.window, text.position):
+            if (mark := found[0]) == '"':
+                break
+            depth += (mark in "[{") - (mark in "]}")
+            if depth == 0:
+                _check_size(text, most_bytes, found.end() - text.position)
+                return found.end()
+        if not text.more(text.ahead()):
+            raise text.error("cut off")
+        _check_size(text, most_bytes)
 
 
 def _check_size(text: _Window, most_bytes: int, length: int | None = None) -> None:

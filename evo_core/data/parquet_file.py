@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evo_core.data.files import open_file
+from evo_core.data.unreadable import UnreadableRecord
 from evo_core.errors import DataError
 from evo_core.storage.location import Location
 
@@ -20,18 +21,7 @@ _ROWS = 256
 _BUFFER_BYTES = 1 << 20
 
 
-class UnreadableRow:
-    """Stands in the place of a record that cannot be read.
-
-    Attributes:
-        message: why.
-    """
-
-    def __init__(self, message: str) -> None:
-        self.message = message
-
-
-class ParquetRecords(Iterator[dict[str, Any] | UnreadableRow]):
+class ParquetRecords(Iterator[dict[str, Any] | UnreadableRecord]):
     """Iterates over the rows of a file.
 
     Attributes:
@@ -69,10 +59,10 @@ class ParquetRecords(Iterator[dict[str, Any] | UnreadableRow]):
         self.rows = self._table.metadata.num_rows
         self._records = self._read(list(columns) if columns is not None else None)
 
-    def __next__(self) -> dict[str, Any] | UnreadableRow:
+    def __next__(self) -> dict[str, Any] | UnreadableRecord:
         return next(self._records)
 
-    def _read(self, columns: list[str] | None) -> Iterator[dict[str, Any] | UnreadableRow]:
+    def _read(self, columns: list[str] | None) -> Iterator[dict[str, Any] | UnreadableRecord]:
         try:
             with self._file, self._table:
                 for batch in self._table.iter_batches(_ROWS, columns=columns):
@@ -91,11 +81,11 @@ def _rows(batch: RecordBatch) -> list[Any]:
         return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 
-def _row(row: RecordBatch) -> dict[str, Any] | UnreadableRow:
+def _row(row: RecordBatch) -> dict[str, Any] | UnreadableRecord:
     record = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
             (record[name],) = column.to_pylist()
         except Exception as error:
-            return UnreadableRow(f"the column {name!r} holds what cannot be read ({error})")
+            return UnreadableRecord(f"the column {name!r} holds what cannot be read ({error})")
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
         content = path.read_bytes()
         self._model = _load(content, path)
         settings = read_settings(path.parent)
+        self._legacy = settings.legacy
         self.path, self.files = path, (path, *settings.files)
         self.digest = hashlib.sha256(b"\0".join([content, *(f.read_bytes() for f in settings.files)])).hexdigest()
         self._pieces = self._model.get_piece_size()
@@ -61,10 +63,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [token for token in self._known(ids) if token not in self._special_ids]
-        parts = groupby(known, key=self._added.__contains__)
-        return "".join(
-            "".join(map(self.piece, run)) if is_added else self._model.decode(list(run)) for is_added, run in parts
-        )
+        text = ""
+        for number, (is_added, run) in enumerate(groupby(known, key=self._added.__contains__)):
+            text += "".join(map(self.piece, run)) if is_added else self._at(number).decode(list(run))
+        return text
 
     def encode_with_offsets(self, text: str) -> list[tuple[int, int, int]]:
         return self._encode_parts(text, self._in_text)
@@ -78,7 +80,8 @@ class SentencePieceTokenizer(Tokenizer):
             if token is not None:
                 tokens.append((token, start, end))
             else:
-                tokens.extend((piece, start + at, start + to) for piece, at, to in self._offsets(text[start:end]))
+                pieces = _offsets(self._at(start), text[start:end])
+                tokens.extend((piece, start + at, start + to) for piece, at, to in pieces)
         return tokens
 
     def token_id(self, piece: str) -> int | None:
@@ -100,17 +103,23 @@ class SentencePieceTokenizer(Tokenizer):
             return False
         return not (self._model.is_control(token) or self._model.is_unknown(token) or self._model.is_byte(token))
 
-    def _offsets(self, text: str) -> list[tuple[int, int, int]]:
-        from sentencepiece import sentencepiece_pb2
+    def _at(self, start: int) -> sentencepiece.SentencePieceProcessor:
+        """The model for the part of a text that starts there."""
+        return self._model if start == 0 else self._behind
 
-        serialized = self._model.encode(text, out_type="serialized_proto")
-        pieces = sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces  # type: ignore[attr-defined]
-        # Its offsets count UTF-8 bytes.
-        character, at = {0: 0}, 0
-        for number, letter in enumerate(text, 1):
-            at += len(letter.encode())
-            character[at] = number
-        return [(piece.id, character[piece.begin], character[piece.end]) for piece in pieces]
+    @cached_property
+    def _behind(self) -> sentencepiece.SentencePieceProcessor:
+        """The model for text behind a token: where it puts a space before a text, that stands at its start alone."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+        proto.ParseFromString(self._model.serialized_model_proto())
+        rules = proto.normalizer_spec
+        # One that takes white space away has no other mark for the space behind a token.
+        if self._legacy or not rules.add_dummy_prefix or rules.remove_extra_whitespaces:
+            return self._model
+        rules.add_dummy_prefix = False
+        return _load(proto.SerializeToString(), self.path)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if self._in_text:
@@ -124,7 +133,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_cut(self, text: str) -> list[int]:
         ids: list[int] = []
         for token, start, end in self._in_text.parts(text):
-            ids += self._model.encode(text[start:end]) if token is None else [token]
+            ids += self._at(start).encode(text[start:end]) if token is None else [token]
         return ids
 
 
@@ -156,6 +165,20 @@ def _pattern(token: AddedToken) -> str:
     if token.single_word:
         pattern = rf"(?<!\w){pattern}(?!\w)"
     return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
+
+
+def _offsets(model: sentencepiece.SentencePieceProcessor, text: str) -> list[tuple[int, int, int]]:
+    """(id, start, end) of each piece of a text."""
+    from sentencepiece import sentencepiece_pb2
+
+    serialized = model.encode(text, out_type="serialized_proto")
+    pieces = sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces  # type: ignore[attr-defined]
+    # Its offsets count UTF-8 bytes.
+    character, at = {0: 0}, 0
+    for number, letter in enumerate(text, 1):
+        at += len(letter.encode())
+        character[at] = number
+    return [(piece.id, character[piece.begin], character[piece.end]) for piece in pieces]
 
 
 def _load(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:

@@ -51,11 +51,14 @@ class TokenizerSettings:
         files: those that were read.
         added: in the order of their ids.
         add_bos: whether a text begins with the begin token; None where nothing says it.
+        legacy: whether what stands behind a token begins as a text of its own, with a space put before it, as in early
+            versions of transformers.
     """
 
     files: tuple[Path, ...] = ()
     added: tuple[AddedToken, ...] = ()
     add_bos: bool | None = None
+    legacy: bool = False
     _names: tuple[tuple[str, str, Path], ...] = ()
     _others: tuple[str, ...] = ()
     _without: tuple[str, ...] = ()
@@ -121,6 +124,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
         files,
         tuple(sorted(added, key=lambda token: token.id)),
         add_bos if isinstance(add_bos, bool) else None,
+        config.get("legacy") is True,
         tuple((key, content, stated[key]) for key, content in named.items()),
         others,
         tuple(key for key in _NAMED if key in merged and merged[key] is None),

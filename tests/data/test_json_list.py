@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evo_core.data.documents import read_records
+from evo_core.data.documents import read_documents, read_records
+from evo_core.data.sft.records import RecordReader
 from evo_core.errors import DataError
 
 VALUES = st.recursive(
@@ -51,10 +52,12 @@ def test_it_gives_what_json_gives(
         ("[1, 2", "cut off", 1),
         ("[1]\n[2]", "text after the list", 2),
         (b'["\xff"]', "not UTF-8", 1),
-        ("[1, " + "[" * 100_000, "nested too deeply", 1),
+        ("[1, " + "[" * 100_000, "cut off", 1),
+        ('[1, {"a": ' + "[" * 100_000 + ']"]"', "cut off", 1),
+        ('["x", ' + "[" * 100_000 + "]" * 100_000 + " 1]", "expected , or ] after a record", 1),
         ('["' + "x" * 5000 + '"]', "a record has more than 1,000 bytes", 1),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_is_wrong_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | bytes, message: str, line: int | None
@@ -84,3 +87,20 @@ def test_numbers_that_python_reads(tmp_path: Path) -> None:
     first, second = read_records(write(tmp_path, text))
     assert first["a"] != first["a"] and (first["b"], first["c"], first["d"]) == (-math.inf, math.inf, math.inf)
     assert second == {"e": 3}
+
+
+@pytest.mark.parametrize("window", [1 << 20, 1000])
+def test_a_record_that_is_nested_too_deeply_spoils_no_other(
+    window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evo_core.data.json_list._WINDOW", window)
+    monkeypatch.setattr("evo_core.data.raw_bytes.CHUNK", 777)
+    deep = '{"text": "]}\\"[", "x": ' + '["]\\\\", ' * 20_000 + "0" + "]" * 20_000 + "}"
+    path = write(tmp_path, '[{"text": "a"},\n' + deep + ',\n{"text": "b"}]')
+    documents = read_documents(path, on_error="skip")
+    assert list(documents) == ["a", "b"]
+    assert documents.skipped == 1 and "record 2: it is nested too deeply" in str(documents.first_error)
+    records = RecordReader(path, on_error="skip")
+    assert [record for _, record in records] == [{"text": "a"}, {"text": "b"}] and records.skipped == 1
+    with pytest.raises(DataError, match="record 2: it is nested too deeply"):
+        list(read_documents(path))

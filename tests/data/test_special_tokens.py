@@ -220,6 +220,32 @@ def test_tokens_added_to_a_sentencepiece_vocabulary(form: str, tokenizer: Tokeni
     assert (load_tokenizer(copy).digest, load_tokenizer(copy).vocab_size) == (loaded.digest, 603)
 
 
+@pytest.mark.parametrize("legacy", [None, False, True])
+def test_text_behind_a_token_where_a_model_puts_a_space_before_a_text(
+    legacy: bool | None, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """As Llama's own model does: at the start alone, unless `legacy` says so."""
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import AutoTokenizer
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(tokenizer.path.read_bytes())
+    proto.normalizer_spec.add_dummy_prefix = True
+    added = {str(i): {"content": content, "special": True} for i, content in enumerate(SPECIAL[:3])}
+    added |= {"600": {"content": "<|im|>", "special": True}, "601": {"content": "<x>"}}
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config |= {} if legacy is None else {"legacy": legacy}
+    folder = sentencepiece_folder(tokenizer, tmp_path, tokenizer_config={**config, "added_tokens_decoder": added})
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    loaded, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("undo", "<s>undo", "<|im|>redo<|im|>undo", "undo<x>redo"):
+        ids = [token for token, _, _ in loaded.encode_template(text)]
+        assert ids == theirs(text, add_special_tokens=False).input_ids
+    for text in ("undo<x>redo", "undo <x> redo", "<x> undo"):
+        assert loaded.decode(loaded.encode(text)) == text
+        assert [token for token, _, _ in loaded.encode_with_offsets(text)] == loaded.encode(text)
+
+
 def test_a_name_given_to_a_piece_takes_its_place(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """As InternLM2's ``<|im_end|>`` takes that of ``[UNUSED_TOKEN_145]``: neither spelling becomes the id."""
     piece = tokenizer.piece(400)

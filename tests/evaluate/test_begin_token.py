@@ -44,6 +44,18 @@ def model_file(folder: Path, **settings: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>", **settings}))
 
 
+def byte_level(folder: Path) -> None:
+    """A tokenizer.json as GPT-2's, whose post-processor puts nothing before a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    names = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    made.add_special_tokens(names[:2])
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.post_processor = processors.ByteLevel(trim_offsets=False)
+    made.save(str(folder / "tokenizer.json"))
+
+
 FORMS: dict[str, tuple[Any, bool]] = {
     "tokenizer.json": (lambda folder: None, True),
     "without a post-processor": (plain_json, False),
@@ -94,3 +106,25 @@ def test_a_model_trained_here_keeps_its_begin_token(checkpoints: Path, exported:
     convert([str(folder), str(tmp_path / "imported")])
     _, tokenizer = load_model(tmp_path / "imported")
     assert tokenizer is not None and tokenizer.begin == () and tokenizer.bos_id is not None
+
+
+@pytest.mark.parametrize("form", ["without a post-processor", "no add_bos_token", "byte level"])
+def test_a_model_trained_here_keeps_it_in_a_folder_for_transformers(
+    form: str, checkpoints: Path, exported: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    source = shutil.copytree(exported, tmp_path / "from")
+    if form == "byte level":
+        byte_level(source)
+    else:
+        FORMS[form][0](source)
+    target = str(tmp_path / "hf")
+    convert([str(checkpoints / "2"), target, "--architecture", "LlamaForCausalLM", "--tokenizer", str(source)])
+    _, tokenizer = load_model(tmp_path / "hf")
+    assert tokenizer is not None and tokenizer.begin == (tokenizer.bos_id,)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs("the cat").input_ids == [tokenizer.bos_id, *tokenizer.encode("the cat")]
+    convert([str(tmp_path / "hf"), str(tmp_path / "back")])
+    _, tokenizer = load_model(tmp_path / "back")
+    assert tokenizer is not None and tokenizer.begin == (tokenizer.bos_id,)

@@ -42,7 +42,17 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     if cfg.model_type in SHIPPED:
         check_sizes(cfg.model, [tensor.shape for tensor in stored.values()], folder / CONFIG)
     plain = PlainForm(cfg.model).to_plain(stored)
-    return Weights(folder, "evo", cfg, plain, tokenizer, manifest.step, manifest.tokens, generation_of(folder))
+    return Weights(
+        folder,
+        "evo",
+        cfg,
+        plain,
+        tokenizer,
+        manifest.step,
+        manifest.tokens,
+        generation_of(folder),
+        trained_here=manifest.trained_here,
+    )
 
 
 def tokenizer_of(folder: Path, manifest: Manifest) -> Path | None:

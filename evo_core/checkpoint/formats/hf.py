@@ -18,7 +18,13 @@ from evo_core.checkpoint.formats.plain import EMBEDDING, HEAD
 from evo_core.checkpoint.formats.plausible import check_sizes
 from evo_core.checkpoint.formats.safetensors_file import read_safetensors, write_safetensors
 from evo_core.checkpoint.formats.settings import configuration
-from evo_core.checkpoint.formats.tokenizer_files import copy_tokenizer, describe_tokenizer, find_tokenizer, special_ids
+from evo_core.checkpoint.formats.tokenizer_files import (
+    copy_tokenizer,
+    describe_tokenizer,
+    find_tokenizer,
+    put_begin_token,
+    special_ids,
+)
 from evo_core.checkpoint.formats.weights import Weights, dtype_setting
 from evo_core.checkpoint.generation_settings import as_eos_token_id, read_generation, write_generation
 from evo_core.checkpoint.inside import inside
@@ -106,6 +112,8 @@ def write_hf(
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
     if tokenizer is not None:
         describe_tokenizer(tokenizer, folder)
+        if weights.trained_here:
+            put_begin_token(folder)
     write_generation(folder, {**(weights.generation or {"_from_model_config": True, **special}), **ending})
     write_json(folder / CONFIG, settings)
 

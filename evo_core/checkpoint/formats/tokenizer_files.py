@@ -100,3 +100,30 @@ def describe_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         )
         settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": tokenizer.bos_id is not None}
     config.write_text(json.dumps(settings, indent=2))
+
+
+def put_begin_token(folder: Path) -> None:
+    """Let the tokenizer of a folder put its begin token before a text, where its files say otherwise."""
+    from evo_core.data.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.bos_id is None or tokenizer.begin == (tokenizer.bos_id,):
+        return
+    begin, config = tokenizer.piece(tokenizer.bos_id), folder / "tokenizer_config.json"
+    settings = json.loads(config.read_bytes()) if config.is_file() else {}
+    config.write_text(json.dumps({**settings, "bos_token": begin, "add_bos_token": True}, indent=2))
+    if tokenizer.path.suffix == ".json":
+        _put_before(tokenizer.path, begin, tokenizer.bos_id)
+
+
+def _put_before(file: Path, begin: str, number: int) -> None:
+    from tokenizers import Tokenizer, processors
+
+    model = Tokenizer.from_file(str(file))
+    template: Any = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, number)]
+    )
+    if isinstance(model.post_processor, processors.ByteLevel):  # it corrects offsets alone
+        template = processors.Sequence([model.post_processor, template])
+    model.post_processor = template
+    model.save(str(file))

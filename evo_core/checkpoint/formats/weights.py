@@ -34,6 +34,7 @@ class Weights:
         tokenizer: a file, or a folder that has one in it, or None.
         step, tokens: behind a checkpoint of our own.
         generation: how to generate with them, as `read_generation` gives it.
+        trained_here: whether a training job wrote them, on documents that begin with the begin token.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Weights:
     step: int = 0
     tokens: int = 0
     generation: Mapping[str, Any] = field(default_factory=dict)
+    trained_here: bool = False
 
     @property
     def model(self) -> ModelConfig:

@@ -11,9 +11,10 @@ from evo_core.data.documents import OnError, file_format, read_documents, read_r
 from evo_core.data.files import is_uri
 from evo_core.data.json_value import parse
 from evo_core.data.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
-from evo_core.data.parquet_file import ParquetRecords, UnreadableRow
+from evo_core.data.parquet_file import ParquetRecords
 from evo_core.data.patterns import MAGIC
 from evo_core.data.raw_bytes import COMPRESSIONS
+from evo_core.data.unreadable import UnreadableRecord
 from evo_core.errors import DataError
 from evo_core.storage.location import Location, local_path
 
@@ -87,7 +88,7 @@ class RecordReader(Iterator[tuple[Place, Any]]):
 
         for number, record in enumerate(read_records(self.path, on_bytes=on_bytes), 1):
             self.done = read / size if size else 0.0
-            yield Place(self.path, number, is_line=False), record
+            yield from self._readable(number, record)
 
     def _parsed(self, text: str, place: Place) -> Iterator[tuple[Place, Any]]:
         try:
@@ -101,11 +102,14 @@ class RecordReader(Iterator[tuple[Place, Any]]):
         records = ParquetRecords(self.path)
         for number, record in enumerate(records, 1):
             self.done = number / records.rows
-            place = Place(self.path, number, is_line=False)
-            if isinstance(record, UnreadableRow):
-                self._reject(place.error(record.message))
-            else:
-                yield place, record
+            yield from self._readable(number, record)
+
+    def _readable(self, number: int, record: Any) -> Iterator[tuple[Place, Any]]:
+        place = Place(self.path, number, is_line=False)
+        if isinstance(record, UnreadableRecord):
+            self._reject(place.error(record.message))
+        else:
+            yield place, record
 
     def _reject(self, error: DataError) -> None:
         if self._on_error == "raise":
