@@ -85,7 +85,8 @@ def convert(arguments: argparse.Namespace) -> str:
 
     from evo_core.checkpoint.formats import as_model_type, cast, check_free, open_weights, write_weights
 
-    target = local_path(arguments.target, "TARGET")
+    local_path(arguments.source, "SRC")
+    target = local_path(arguments.target, "TGT")
     check_free(target)
     weights = open_weights(arguments.source, arguments.from_, model=model)
     to: Target = arguments.to or ("hf" if weights.kind == "evo" else "evo")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import command
 from evo_core.process import stop_signals
+from evo_core.storage.location import local_path
 
 if TYPE_CHECKING:
     from evo_core.serve.service import Service
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    local_path(arguments.checkpoint, "CHECKPOINT")
     for name in ("max_batch", "max_length"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -137,7 +139,7 @@ def load(arguments: argparse.Namespace) -> Service:
     model, tokenizer = load_model(arguments.checkpoint, device, dtype, allow_non_finite=allowed)
     if tokenizer is None:
         raise CheckpointError("holds no tokenizer: texts can be neither read nor written", file=arguments.checkpoint)
-    name = arguments.name or str(arguments.checkpoint).removeprefix("local:").rstrip("/").rsplit("/", 1)[-1]
+    name = arguments.name or local_path(arguments.checkpoint).absolute().name
     return Service(check_model(model), tokenizer, name, max_batch=arguments.max_batch, max_length=arguments.max_length)
 
 

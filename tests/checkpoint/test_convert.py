@@ -137,6 +137,7 @@ def test_to_internevo_and_as_another_family(tmp_path: Path, saved: Path) -> None
     ("arguments", "problem"),
     [
         (["nowhere", "new"], "nowhere: no such checkpoint folder"),
+        (["gs://x", "new"], 'SRC: "gs://x": no place is known by'),
         (["evo", "evo"], "evo: is there already"),
         (["evo", "new", "--from", "hf"], "is in the format evo, not hf"),
         (["evo", "new", "--dtype", "int8"], "--dtype: unknown type 'int8'"),

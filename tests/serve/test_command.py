@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from evo_core.serve.command import main, parser
+from evo_core.serve.command import load, main, parser
 from tests.generate.conftest import Trained
 from tests.serve.conftest import serving
 
@@ -77,6 +77,9 @@ def test_it_listens_to_this_machine_alone_unless_told_otherwise() -> None:
     ("arguments", "words"),
     [
         (["nowhere"], "no such checkpoint folder"),
+        (["lokal:x"], 'CHECKPOINT: "lokal:x": no place is known by'),
+        (["s3://bucket/x"], 'CHECKPOINT: "s3://bucket/x": this version'),
+        ([""], "CHECKPOINT: is empty"),
         (["CKPT", "--device", "cuda:7"], "--device: cuda:7"),
         (["CKPT", "--dtype", "float3"], "unknown dtype"),
         (["CKPT", "--max-batch", "0"], "--max-batch: 0 must be 1 or more"),
@@ -118,3 +121,9 @@ def test_output_that_cannot_be_written_is_one_line(trained: Trained) -> None:
     assert ended.returncode == 1
     assert ended.stderr.strip().splitlines()[-1] == "evo serve: error: nothing can be printed: No space left on device"
     assert "Traceback" not in ended.stderr
+
+
+def test_its_name_is_the_folders_however_it_is_written(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.saved)
+    for written in (str(trained.saved), f"local:{trained.saved}/", f"file://{trained.saved}", "."):
+        assert load(parser().parse_args([written, "--device", "cpu"])).name == trained.saved.name
