@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from evo_core.config.schema.parallel import ParallelConfig
     from evo_core.config.schema.train_config import TrainConfig
 
+MOST_LAYERS = 10_000
+"""Ten times the deepest that was published. A slip of the hand would fill the memory before anything else is said."""
+
 
 def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
     """What contradicts itself in the ``model`` block, and between it and the layout."""
@@ -21,11 +24,18 @@ def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
         if getattr(model, name, None) != getattr(config, name):
             yield ConfigError(f"contradicts {name}", key=f"model.{name}", hint="state it at the top level only")
     if isinstance(model, ModelConfig):  # a model type of a user's own has rules of its own
+        yield from _depth(model)
         yield from _heads(model)
         yield from _family(model, config.model_type)
         yield from _experts(model, config.model_type)
         yield from _stages(model, config.parallel)
         yield from _tensor_parallel(model, config.parallel)
+
+
+def _depth(model: ModelConfig) -> Iterator[ConfigError]:
+    if model.num_layers > MOST_LAYERS:
+        message = f"{model.num_layers} blocks are more than any model has"
+        yield ConfigError(message, key="model.num_layers", hint=f"at most {MOST_LAYERS}")
 
 
 def _heads(model: ModelConfig) -> Iterator[ConfigError]:

@@ -24,6 +24,10 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
             "model.num_attention_heads: hidden_size 64 does not divide into 5 heads (nearest: 4 or 8 heads, or "
             "state head_dim)",
         ),
+        (
+            at("model.num_layers", 10**9),
+            "model.num_layers: 1000000000 blocks are more than any model has (at most 10000)",
+        ),
         (at("model.num_attention_heads", 64), "model.num_attention_heads: a head is 1 wide; rotary positions need"),
         (
             INTERNLM2 | at("model.num_kv_attention_heads", 3),
