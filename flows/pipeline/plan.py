@@ -277,9 +277,10 @@ def _refuse_secrets(pipeline: Pipeline, step: Step, identity: Mapping[str, Any])
     """What enters the key is written into plans and manifests; a value from the environment may be a secret."""
     where = f"steps.{step.name}.params"
     for name in type(step.params).model_fields:
+        if not pipeline.secrets.hold(f"{where}.{name}"):
+            continue
         given = step.params.model_dump(include={name}, mode="json").get(name)
-        enters = name in step.kind.introduced or (name in identity and identity[name] == given)
-        if enters and pipeline.secrets.hold(f"{where}.{name}"):
+        if name in step.kind.introduced or (name in identity and identity[name] == given):
             error = enters_the_key(f"{where}.{name}", pipeline.secrets)
             raise pipeline.error(error.message, error.key or where, error.hint)
 

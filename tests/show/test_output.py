@@ -41,6 +41,13 @@ def test_a_full_disk_under_the_output_ends_no_run(tmp_path: Path) -> None:
     assert open_store(tmp_path / "store").refs.names() == ["名字"]
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_plan_that_cannot_be_printed_is_one_line(tmp_path: Path, more: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = evo(tmp_path, "plan", "p.yaml", "--root", "store", *more, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "evo: nothing can be printed: No space left on device\n")
+
+
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
