@@ -17,6 +17,7 @@ from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.generation_settings import ending_of
 from evo_core.checkpoint.manifest import Manifest, check_files, check_weights, damage, damaged, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
+from evo_core.checkpoint.saved_config import saved_config
 from evo_core.checkpoint.saving import CONFIG
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, check_model, read_model, read_tensors, stored_shapes
 from evo_core.checkpoint.train_state import TrainState
@@ -167,10 +168,9 @@ def read_config(uri: str | Path) -> TrainConfig:
     Of weights in another system's format it is one whose `model` block describes them, the rest as by default.
     """
     from evo_core.checkpoint.formats import locate, open_weights
-    from evo_core.config import load_saved_config
 
     kind, folder = locate(uri)
-    return load_saved_config(folder / CONFIG) if kind == "evo" else open_weights(folder).config
+    return saved_config(folder) if kind == "evo" else open_weights(folder).config
 
 
 def trained_for(folder: Path) -> tuple[int, int]:

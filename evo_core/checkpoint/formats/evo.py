@@ -19,10 +19,11 @@ from evo_core.checkpoint.formats.weights import Weights
 from evo_core.checkpoint.generation_settings import read_generation, write_generation
 from evo_core.checkpoint.inside import inside
 from evo_core.checkpoint.manifest import Manifest, check_weights, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.saved_config import saved_config
 from evo_core.checkpoint.saving import CONFIG, TOKENIZER
 from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
-from evo_core.config import load_saved_config, save_config
+from evo_core.config import save_config
 from evo_core.config.families import SHIPPED
 
 
@@ -36,7 +37,7 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
         CheckpointError: it is incomplete or damaged.
     """
     manifest = check_weights(folder) if check else read_manifest(folder)
-    cfg = load_saved_config(folder / CONFIG)
+    cfg = saved_config(folder)
     tokenizer = tokenizer_of(folder, manifest)
     stored = _stored(folder / MODEL)
     if cfg.model_type in SHIPPED:
