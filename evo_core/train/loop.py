@@ -25,7 +25,7 @@ from evo_core.storage.location import local_path
 from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.resume import Start, find_start, places, run_of, save_folder, take_start
+from evo_core.train.resume import Start, data_cursors, find_start, run_of, save_folder, take_start
 from evo_core.train.setup import make_optimizer, make_schedules, seed_micro_batch, set_kernels
 from evo_core.train.startup import describe, introduce
 from evo_core.train.stop_file import StopFile, ends, saves
@@ -201,8 +201,8 @@ def _train(
             if root is not None and (due or snapshot):
                 began = time.perf_counter()
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
-                if data.in_order:
-                    state.places = places(feed, layout)
+                if data.sequential:
+                    state.data_cursors = data_cursors(feed, layout)
                 checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due, run=run)
                 if layout.is_log_rank:
                     log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)
