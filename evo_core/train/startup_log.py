@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> None:
+def log_ranks(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> None:
     """Sizes, seeds, the run's name, and who runs where; every rank must call it."""
     everyone = gather_objects((socket.gethostname(), str(ranks.device), ranks.local_rank))
     log.info(
@@ -53,7 +53,7 @@ def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> N
     log.info("ranks:\n%s", "\n".join(rows))
 
 
-def describe(
+def log_parts(
     cfg: TrainConfig,
     ranks: Ranks,
     layout: Layout,
