@@ -1,11 +1,9 @@
-"""From a training configuration to the objects of a run."""
+"""The optimizer of a job, with its loss scale, and the schedules of its rates."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from evo_core.optim.hybrid_zero import HybridZeroOptimizer
@@ -62,22 +60,3 @@ def make_schedules(cfg: TrainConfig) -> tuple[CosineWithWarmup, Beta2Schedule]:
         ),
         Beta2Schedule(init_beta2=beta2.init_beta2, c=beta2.c, cur_iter=beta2.cur_iter),
     )
-
-
-def set_kernels(cfg: TrainConfig) -> None:
-    """Process-wide switches of cuDNN. TF32 is switched by building the model."""
-    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
-    torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
-
-
-def seed_micro_batch(seed: int, step: int, number: int) -> None:
-    """Make whatever a model draws in a micro-batch (dropout, the choices of a router) a function of its place.
-
-    So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn, and another
-    number of ranks draws the same for the same tokens.
-
-    Args:
-        number: of the micro-batch among those of the step, over all ranks.
-    """
-    digest = hashlib.sha256(f"{seed}:{step}:{number}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little"))

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from evo_core.data import BinWriter
-from evo_core.train.metrics import LOG_FIELDS, StepTotals, Throughput, log_line, perplexity, segments, sums_by_type
+from evo_core.train.metrics import StepTotals, perplexity, segments, sums_by_type
+from evo_core.train.record import LOG_FIELDS, log_line
+from evo_core.train.throughput import Throughput
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, run
 
@@ -34,7 +36,7 @@ def test_the_fields_are_the_originals_in_its_order() -> None:
 def test_a_runs_log_line_parses_and_begins_with_the_originals_fields(tmp_path: Path) -> None:
     run(job(tmp_path, data__total_steps=2, ckpt__enable_save_ckpt=False), tmp_path / "run")
     lines = re.findall(
-        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO metric_log\.py:\d+ in step -- (tflops=.*)$",
+        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO metric_log\.py:\d+ in show -- (tflops=.*)$",
         (tmp_path / "run" / "train.log").read_text(),
         re.MULTILINE,
     )
