@@ -17,10 +17,10 @@ from evo_core.data import Feed, open_source
 from evo_core.errors import ConfigError
 from evo_core.evaluate.holdout import holdout
 from evo_core.model import build_model, compile_blocks, init_weights
-from evo_core.parallel import ranks as process_ranks
+from evo_core.parallel import process_group
 from evo_core.parallel.collectives import on_first
 from evo_core.parallel.layout import Layout, make_layout
-from evo_core.parallel.ranks import Ranks
+from evo_core.parallel.process_group import Ranks
 from evo_core.storage.location import local_path
 from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
@@ -71,7 +71,7 @@ def train(
         UserError: configuration, data or checkpoint do not fit.
     """
     if ranks is None:
-        with process_ranks.ranks(catch_stop=True) as joined:
+        with process_group.ranks(catch_stop=True) as joined:
             return train(cfg, folder=folder, init=init, ranks=joined)
     cfg.check_world(ranks.world_size)
     layout = make_layout(cfg.parallel.zero1.size, device_type=ranks.device.type)

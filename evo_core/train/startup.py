@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evo_core.data.feed import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
     from evo_core.parallel.layout import Layout
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.process_group import Ranks
 
 log = logging.getLogger(__name__)
 
