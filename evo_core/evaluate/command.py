@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             from evo_core.evaluate.harness.run import require_harness
 
             require_harness()
-        from evo_core.parallel.ranks import ranks
+        from evo_core.parallel.process_group import ranks
 
         with ranks(arguments.launcher, arguments.backend) as joined:
             scores = _score(arguments, joined)

@@ -18,7 +18,7 @@ from evo_core.job import command, report_progress
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.generate.continuation import Generation
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.process_group import Ranks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError("is required", file=arguments.config, key="generation.output_folder")
         unprefixed = unprefixed_save(cfg, "generation.output_folder")
 
-        from evo_core.parallel.ranks import ranks
+        from evo_core.parallel.process_group import ranks
 
         with ranks(arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port) as joined:
             if unprefixed is not None and joined.rank == 0:
