@@ -135,6 +135,7 @@ class Tokenize(Kind[Params, Runtime]):
         tokenizer_digest = keep_tokenizer(tokenizer, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         ids = self._object_ids(ctx.params, files, tokenizer_digest)
+        ctx.objects.update(ids)
         counts = _known_counts(ctx, self, set(ids))
         missing = {object_id: file for object_id, file in zip(ids, files, strict=True) if object_id not in counts}
         reused = len(set(ids)) - len(missing)

@@ -120,6 +120,7 @@ class TokenizeSft(Kind[Params, Runtime]):
             file.path: combine([("file", file.digest), ("suffix", "".join(Path(file.path).suffixes[-2:])), *same])
             for file in files
         }
+        ctx.objects.update(ids.values())
         counts = {i: found for i in ids.values() if (found := read_object(ctx.store.object(i) / DONE)) is not None}
         if ctx.anew:
             counts = {i: found for i, found in counts.items() if is_whole(ctx.store.object(i), DONE)}

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.init is not None:
             check_location(arguments.init, "--init")
 
-        from evo_core.parallel.ranks import ranks
+        from evo_core.parallel.process_group import ranks
         from evo_core.train.loop import train
         from evo_core.train.resume import Start
 

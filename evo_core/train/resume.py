@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from evo_core.data import Prefetch
     from evo_core.data.loader.prefetch import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-    from evo_core.parallel.layout import Layout
+    from evo_core.parallel.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def take_start(
     optimizer: HybridZeroOptimizer,
     data: Source,
     batch_tokens: int,
-    layout: Layout,
+    mesh: Mesh,
 ) -> TrainState:
     """Load the chosen checkpoint.
 
@@ -213,10 +213,10 @@ def take_start(
             hint="go on with the same data, seed and lengths; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
-    if data.in_order and len(state.places) != layout.dp:
+    if data.in_order and len(state.places) != mesh.data.size:
         raise CheckpointError(
             f"each of {len(state.places)} data-parallel ranks has its place in the stream of data there, and here are "
-            f"{layout.dp} ranks",
+            f"{mesh.data.size} ranks",
             file=start.checkpoint,
             hint=f"go on with {len(state.places)} ranks; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
@@ -229,14 +229,14 @@ def take_start(
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
     if data.in_order:
-        data.restore(state.places[layout.dp_rank])
+        data.restore(state.places[mesh.data.rank])
     return state
 
 
-def places(feed: Prefetch, layout: Layout) -> list[Any]:
+def places(feed: Prefetch, mesh: Mesh) -> list[Any]:
     """The place in the data of each data-parallel rank; every rank must call it."""
-    found = dict(gather_objects((layout.dp_rank, feed.place)))
-    return [found[rank] for rank in range(layout.dp)]
+    found = dict(gather_objects((mesh.data.rank, feed.place)))
+    return [found[rank] for rank in range(mesh.data.size)]
 
 
 def save_folder(cfg: TrainConfig) -> Path | None:
