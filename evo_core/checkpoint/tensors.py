@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from evo_core.checkpoint.flat import flat_parts, flat_shape
 from evo_core.checkpoint.writers import own_parts
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement
@@ -45,11 +46,14 @@ def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) ->
     dcp.save(items, storage_writer=dcp.FileSystemWriter(folder))
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
+def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
     """Fill tensors in place, each rank its own pieces, whatever the layout they were written at; not a collective.
 
     A tensor of another type than the stored one is filled with rounded values. Names that the checkpoint has beside
     these are left alone.
+
+    Args:
+        flat: each lies there as a vector, as the optimizer's states of format 1.
 
     Raises:
         CheckpointError: a name is missing, or a shape differs.
@@ -63,12 +67,12 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> 
     stored = {name: tuple(entry.size) for name, entry in reader.tensors().items()}
     here = placed(tensors)
     items: dict[str, Any] = {n: t for n, t in tensors.items() if _is_dtensor(t)}
-    _compare(folder, _shapes(here) | {n: tuple(t.shape) for n, t in items.items()}, stored)
-    for name, each in here.items():
-        if not math.prod(each.placement.shape):
-            continue
-        pieces = ((piece.where, view) for piece, view in each.pieces())
-        items[name] = Parts(each.placement.shape, each.local.dtype, pieces)
+    wanted = {name: flat_shape(shape) if flat else shape for name, shape in _shapes(here).items()}
+    _compare(folder, wanted | {n: tuple(t.shape) for n, t in items.items()}, stored)
+    for name, shape in wanted.items():
+        if math.prod(shape):
+            pieces = flat_parts(here[name]) if flat else ((piece.where, view) for piece, view in here[name].pieces())
+            items[name] = Parts(shape, here[name].local.dtype, pieces)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -23,10 +23,10 @@ def write(folder: Path, layout: Layout) -> None:
     write_tensors(folder, held(layout, dist.get_rank(), filled=True))
 
 
-def differing(folder: Path, layout: Layout, rank: int) -> list[str]:
+def differing(folder: Path, layout: Layout, rank: int, *, flat: bool = False) -> list[str]:
     """Read into tensors that hold other numbers; the names of those that are not bit for bit what belongs there."""
     got, wanted = held(layout, rank, filled=False), held(layout, rank, filled=True)
-    read_tensors(folder, got)
+    read_tensors(folder, got, flat=flat)
     return [name for name in wanted if not torch.equal(got[name].local, wanted[name].local)]
 
 
@@ -51,6 +51,15 @@ def test_there_and_back_again(tmp_path: Path) -> None:
     for step, layout in enumerate([Layout(2, 1), Layout(2, 2), ONE]):
         run_on_ranks(move, layout.ranks, tmp_path / f"{step}", tmp_path / f"{step + 1}", layout)
     assert differing(tmp_path / "3", ONE, 0) == []
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_vectors_of_format_1_are_read_into_pieces(tmp_path: Path, layout: Layout) -> None:
+    flat = {name: tensor.reshape(-1) for name, tensor in wholes().items()}
+    run_on_ranks(lambda: write_tensors(tmp_path, flat | {f"moment.{name}": -flat[name] for name in flat}), 2)
+    for rank in range(layout.ranks):
+        assert differing(tmp_path, layout, rank, flat=True) == []
 
 
 def test_everything_lies_under_its_name_at_its_full_shape(tmp_path: Path) -> None:
