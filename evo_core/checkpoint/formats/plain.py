@@ -19,6 +19,7 @@ from evo_core.checkpoint.formats.lazy import Lazy, held, joined
 from evo_core.checkpoint.formats.weights import DTYPES
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
+from evo_core.model.aliases import AliasedModule
 from evo_core.model.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -174,11 +175,11 @@ def _plain_names(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _modules(module: nn.Module, name: str, plain: str) -> Iterator[tuple[str, str]]:
-    """Each module's own name, and the same path in roles."""
+    """Each module's own name, and the same path in aliases."""
     yield name, plain
-    roles = {own: role for role, own in module.__dict__.get("_registered_as", {}).items()}
+    aliases = module.aliases if isinstance(module, AliasedModule) else {}
     for child_name, child in module.named_children():
-        yield from _modules(child, _below(name, child_name), _below(plain, roles.get(child_name, child_name)))
+        yield from _modules(child, _below(name, child_name), _below(plain, aliases.get(child_name, child_name)))
 
 
 def _below(path: str, name: str) -> str:
