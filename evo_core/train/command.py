@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from evo_core.parallel.process_group import ranks
         from evo_core.train.loop import train
-        from evo_core.train.resume import Start
+        from evo_core.train.start import Start
 
         with ranks(
             arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port, catch_stop=True
