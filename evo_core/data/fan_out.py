@@ -29,7 +29,7 @@ from evo_core.data.files import file_size
 from evo_core.data.format import write_error
 from evo_core.data.tokenize import TokenizeResult, TokenizeSpec, join, tokenize_into
 from evo_core.errors import DataError
-from evo_core.process import mark
+from evo_core.storage.identity import mark
 
 __all__ = ["Interrupted", "Progress", "dask_executor", "tokenize_files", "tokenize_together"]
 

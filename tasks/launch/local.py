@@ -14,7 +14,7 @@ from typing import Any
 
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
-from evo_core.process import alive, record_of
+from evo_core.storage.identity import alive, record_of
 from tasks.launch import guard
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
-from evo_core.process import left_by_dead, mark
+from evo_core.storage.identity import left_by_dead, mark
 
 DRAFT = re.compile(r"^\..*\.(?P<mark>\d+-\d+-[0-9a-f]{8})\.[0-9a-f]+\.(tmp|parts)(\.meta)?$")
 """A file that is being written: hidden, and named by its process, so that others see when that has died."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_core.process import alive, record_of
+from evo_core.storage.identity import alive, record_of
 from tasks.store.atomic import UNNAMED, create_json, draft_of
 
 CLAIM = "claim.json"

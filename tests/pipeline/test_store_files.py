@@ -81,7 +81,7 @@ def test_the_draft_of_a_process_that_was_killed_is_cleared(
 
 
 def test_the_draft_of_a_living_process_stays(tmp_path: Path) -> None:
-    from evo_core.process import mark
+    from evo_core.storage.identity import mark
 
     draft = tmp_path / f".a.json.{mark()}.0.tmp"
     elsewhere = tmp_path / ".a.json.77-88-00000000.0.tmp"

@@ -21,7 +21,7 @@ from evo_core.data.sft.formats import BY_TEMPLATE
 from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
 from evo_core.data.tokenizers import Tokenizer
 from evo_core.errors import DataError
-from evo_core.process import mark
+from evo_core.storage.identity import mark
 
 SPLITS = ("train", "valid")
 _NAME = "dataset.bin"
