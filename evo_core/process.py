@@ -1,6 +1,6 @@
 """Processes of this machine: what /proc says of them, a life tied to the parent's, the signals that end one.
 
-The standard library alone, and little of it: `tasks.launch.guard` loads this in a bare interpreter.
+The standard library alone, and little of it: `tasks.launch.supervisor` loads this in a bare interpreter.
 """
 
 from __future__ import annotations
