@@ -124,10 +124,10 @@ def load(arguments: argparse.Namespace) -> Service:
     """
     import torch
 
-    from evo_core.checkpoint import load_model
     from evo_core.generate.continuation import check_model
     from evo_core.model.dtypes import torch_dtype
     from evo_core.serve.service import Service
+    from evo_core.weights.loading import load_model
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch_dtype(arguments.dtype) if arguments.dtype else None
