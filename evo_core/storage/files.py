@@ -37,7 +37,8 @@ def file_size(location: Location) -> int:
     Raises:
         DataError: as `open_file`.
     """
-    return file_info(location).size
+    with _reading(location):
+        return s3.file_size(str(location)) if is_remote(location) else local_path(location).stat().st_size
 
 
 def file_info(location: Location) -> Listed:

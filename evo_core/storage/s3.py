@@ -41,6 +41,12 @@ def is_file(uri: str) -> bool:
     return bool(fs.isfile(path))
 
 
+def file_size(uri: str) -> int:
+    """Bytes of an object, from a listing that this process made where there was one."""
+    fs, path = _filesystem(uri)
+    return int(fs.size(path))
+
+
 def info(uri: str) -> Listed:
     """What there is to know of one object now."""
     fs, path = _filesystem(uri)
