@@ -26,8 +26,8 @@ from tasks.launch.pace import Pace
 from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
 from tasks.raw.unchanged import StillAsListed
-from tasks.store.atomic import read_object, write_json
 from tasks.store.digests import combine, digest_file
+from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
 from tasks.tokenize import DONE, INDEX, TOKENS
 from tasks.tokenizer import TOKENIZER

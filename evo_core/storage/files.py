@@ -123,6 +123,15 @@ def create_file(location: Location, content: str | bytes, *, durable: bool = Tru
     return atomic.create(path_to_write(location), content, durable=durable)
 
 
+def link_if_absent(source: Location, target: Location) -> bool:
+    """`create_file` with the content of a file that is there, as a second name of it; durable.
+
+    Raises:
+        LocationError, OSError: as `write_file`.
+    """
+    return atomic.link_if_absent(path_to_write(source), path_to_write(target))
+
+
 def delete(location: Location) -> None:
     """Remove a file, or a folder with all that is in it; nothing happens where there is nothing.
 

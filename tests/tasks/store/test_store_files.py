@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.atomic import create_json, link_if_absent, write_json
+from evo_core.storage.files import link_if_absent
 from tasks.store.digests import DigestMemory
+from tasks.store.json_file import create_json, write_json
 from tasks.store.refs import Refs
 
 FORK = multiprocessing.get_context("fork")
