@@ -57,7 +57,7 @@ def make_corpus(
     folder: Path, megabytes: float, files: int, types: Iterable[str] = tuple(SAMPLE), characters: int | None = None
 ) -> None:
     """Real text of these types as JSON lines of about this size, the same in each file; cut into short documents."""
-    from evo_core.data.sample_text import write_sample_text
+    from evo_core.data.sample.sample_text import write_sample_text
 
     raw, target = folder / "sample", int(megabytes * 1e6 / files)
     write_sample_text(raw, {name: size for name, size in SAMPLE.items() if name in types})
@@ -140,7 +140,7 @@ def bare_encoder(vocabulary: Path) -> Callable[[list[str]], list[list[int]]]:
 def evo(corpus: Path, vocabulary: Path, out: Path) -> Any:
     """What a step of a pipeline does with one raw file, its manifest included."""
     from evo_core.data import BinReader
-    from evo_core.data.tokenize import TokenizeSpec, tokenize_file
+    from evo_core.data.tokenize.tokenize_file import TokenizeSpec, tokenize_file
     from tasks.store.commit import new_attempt, seal
 
     warm = out / "warm.jsonl"
@@ -367,7 +367,7 @@ def as_format(lines: Path, form: str) -> Path:
 
 def print_memory(raw: Path, vocabulary: Path) -> None:
     """The body of a process: its memory in KiB with everything imported, and the most it had."""
-    from evo_core.data.tokenize import TokenizeSpec, tokenize_file
+    from evo_core.data.tokenize.tokenize_file import TokenizeSpec, tokenize_file
 
     def peak() -> int:
         # Not getrusage: its maximum starts at what the parent had.

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from evo_core.config import TrainConfig
-from evo_core.data import BinReader, BinWriter, TrainData, token_files
+from evo_core.data import BinReader, BinWriter, TrainData
+from evo_core.data.corpus import token_cache
 
 VOCAB = 92544
 TYPES = ("cn", "code", "en")
@@ -103,8 +104,8 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
         assert torch.equal(mapped.labels, data.batch(1).labels), "the same batches"
         add(".bin lines", shape, best(lambda step, data=data: data.batch(step).input_ids.numel(), seconds))  # type: ignore[misc]
     reader = BinReader(folder / TYPES[0] / "train_000.bin")
-    add("decoding", "", best(lambda _: len(token_files._decoded(reader).ids), 0.01, rounds=3))
-    ids, out = token_files.open_token_files([reader.path])[0].ids, np.empty((4, 8192), np.int64)
+    add("decoding", "", best(lambda _: len(token_cache._decoded(reader).ids), 0.01, rounds=3))
+    ids, out = token_cache.open_token_files([reader.path])[0].ids, np.empty((4, 8192), np.int64)
 
     def copy(number: int) -> int:
         start = number * out.size % (len(ids) - out.size)
@@ -124,7 +125,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EVO_CACHE"] = f"{folder}/cache"
-        token_files.IN_MEMORY_BYTES = 0
+        token_cache.IN_MEMORY_BYTES = 0
         write_corpus(Path(folder) / "data", int(arguments.tokens))
         print(f"{'':24} {'seq_len x bsz':14} {'wall':>8} {'cpu':>8}   M tokens/s, {platform.processor() or 'CPU'}")
         rows = measure(Path(folder) / "data", arguments.seconds)

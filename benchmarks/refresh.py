@@ -62,7 +62,7 @@ def refresh(pipeline: Path, store_root: Path) -> dict[str, Any]:
     from flows.pipeline.plan import make_plan
     from flows.pipeline.schema import load_pipeline
     from tasks.store import open_store
-    from tests.pipeline.conftest import Recorder
+    from tests.flows.pipeline.conftest import Recorder
 
     store = open_store(store_root)
     start = time.monotonic()

@@ -58,10 +58,10 @@ def run(
     Ctrl-C stops it; the same command carries on where it was. Steps on Slurm go on without it, and the same command
     attaches to them.
     """
-    from flows.request import Request
+    from flows.orchestration.request import Request
+    from flows.orchestration.signals import stop_on_signals
     from flows.show.console import ConsoleObserver
     from flows.show.report import print_report
-    from flows.signals import stop_on_signals
     from tasks.launch.launcher import Stopped
 
     request = Request(pipeline=str(pipeline), set=set_ or [], force=force or [], targets=targets or [], root=root)
@@ -70,11 +70,11 @@ def run(
     with stop_on_signals() as caught, ConsoleObserver() as observer:
         try:
             if no_server:
-                from flows.local_run import run_without_server
+                from flows.orchestration.local_run import run_without_server
 
                 refs = run_without_server(plan, store, observer, caught.stop)
             else:
-                from flows.local_run import run_with_prefect
+                from flows.orchestration.local_run import run_with_prefect
 
                 refs = run_with_prefect(request, plan, observer, caught.stop)
         except Stopped as stopped:
@@ -92,7 +92,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a run would do, and why. Changes nothing and contacts no cluster."""
-    from flows.request import Request
+    from flows.orchestration.request import Request
     from flows.show.tables import print_plan
 
     request = Request(pipeline=str(pipeline), set=set_ or [], force=force or [], targets=targets or [], root=root)
@@ -106,8 +106,8 @@ def plan(
 @app.command()
 def why(pipeline: PipelineFile, step: str, set_: Set = None, root: Root = None, as_json: Json = False) -> None:
     """Say why a step runs: what changed since the nearest artifact made before."""
+    from flows.orchestration.request import Request
     from flows.pipeline.reasons import reasons
-    from flows.request import Request
     from flows.show.tables import print_reasons
 
     request = Request(pipeline=str(pipeline), set=set_ or [], targets=[step], root=root)
@@ -176,7 +176,7 @@ def trace(
 @app.command()
 def ui(root: Root = None) -> None:
     """Open Prefect's pages and tensorboard on what was recorded, until Ctrl-C."""
-    from flows.server import serve_ui
+    from flows.orchestration.server import serve_ui
 
     serve_ui(root)
 
@@ -208,7 +208,7 @@ app.add_typer(data_app)
 def main() -> None:
     """Entry point of the command: a user's mistake is one line and status 2; a step that failed, whatever its cause,
     and anything else is status 1, with a traceback where the code is to blame."""
-    from flows.output import lasting_output
+    from flows.show.output import lasting_output
 
     with lasting_output():
         _main()

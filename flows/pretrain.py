@@ -6,10 +6,10 @@ from prefect import flow
 from prefect.states import State
 from pydantic import Field
 
-from flows.orchestrate import orchestrate
-from flows.owned_jobs import cancel_owned_jobs
+from flows.orchestration.flow import orchestrate
+from flows.orchestration.owned_jobs import cancel_owned_jobs
+from flows.orchestration.request import Request
 from flows.pipeline.events import ArtifactRef
-from flows.request import Request
 
 
 class Pretrain(Request):

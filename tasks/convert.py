@@ -13,8 +13,8 @@ from evo_core.errors import ConfigError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, Source, StepContext
 from tasks.launch.launcher import LaunchRuntime
-from tasks.launched import launch
-from tasks.paths import PipelinePath
+from tasks.launch.step import launch
+from tasks.params.paths import PipelinePath
 from tasks.store.digests import DigestMemory, combine
 from tasks.store.links import link_or_copy
 from tasks.train import MODEL

@@ -14,8 +14,8 @@ from evo_core.errors import ConfigError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import LaunchRuntime
-from tasks.launched import launch
-from tasks.paths import PipelinePath
+from tasks.launch.step import launch
+from tasks.params.paths import PipelinePath
 from tasks.store.atomic import read_json
 from tasks.store.digests import combine, digest_file
 from tasks.train import MODEL

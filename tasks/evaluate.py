@@ -9,7 +9,7 @@ from pydantic import Field
 from tasks import kind
 from tasks.kind import Input, Kind, StepContext
 from tasks.launch.launcher import LaunchRuntime
-from tasks.launched import launch
+from tasks.launch.step import launch
 from tasks.store.atomic import read_json
 from tasks.train import MODEL
 

@@ -10,10 +10,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from evo_core.errors import ConfigError
 from tasks import kind
-from tasks.job_file import write_job
 from tasks.kind import Input, Kind, StepContext
+from tasks.launch.job_file import write_job
 from tasks.launch.launcher import LaunchRuntime
-from tasks.launched import launch
+from tasks.launch.step import launch
 from tasks.train import MODEL
 
 SAMPLES = "samples.jsonl"

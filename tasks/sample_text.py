@@ -10,7 +10,7 @@ from pydantic import Field
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Source, StepContext
-from tasks.raw import RawFile, write_listing
+from tasks.raw.listing import RawFile, write_listing
 from tasks.store.digests import combine, digest_file
 
 
@@ -30,7 +30,7 @@ class SampleText(Source[Params, kind.Runtime]):
     params_type = Params
 
     def digest(self, params: Params, remember: Path) -> tuple[str, Facts]:
-        from evo_core.data.sample_text import sample_text_digest
+        from evo_core.data.sample.sample_text import sample_text_digest
 
         try:
             text = sample_text_digest(params.max_bytes)
@@ -39,7 +39,7 @@ class SampleText(Source[Params, kind.Runtime]):
         return combine([("text", text), *((type_, str(size)) for type_, size in params.max_bytes.items())]), {}
 
     def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
-        from evo_core.data.sample_text import write_sample_text
+        from evo_core.data.sample.sample_text import write_sample_text
 
         write_sample_text(ctx.folder, ctx.params.max_bytes)
         files = []

@@ -1,7 +1,7 @@
 """`data.shard`: token files to a dataset, one folder of shards a type of text, with a held-out part.
 
 A new version of a dataset starts from the newest earlier one that was made with the same parameters: shards in which
-nothing changed are hard-linked, the rest is written anew (see `evo_core.data.grouping`). So which documents lie in
+nothing changed are hard-linked, the rest is written anew (see `evo_core.data.dataset.shard_plan`). So which documents lie in
 which shard depends on history; which documents a dataset has, and in what order, does not.
 """
 
@@ -15,17 +15,17 @@ from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
-from tasks.earlier import earlier, most_alike
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
-from tasks.pace import Pace
+from tasks.launch.pace import Pace
 from tasks.store import Artifact
+from tasks.store.earlier import earlier, most_alike
 from tasks.store.links import link_tree
 from tasks.tokenize import TOKENS, read_index
 from tasks.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:
-    from evo_core.data.shard import RefreshRecord, ShardSource
+    from evo_core.data.dataset.build import PreviousVersion, ShardSource
 
 
 class Near(kind.Params):
@@ -124,9 +124,9 @@ class Shard(Kind[Params, Runtime]):
         return passed | ({"types": sorted(params.types)} if params.types else {})
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
-        from evo_core.data.dedup import NearDuplicates
-        from evo_core.data.routing import Routing
-        from evo_core.data.shard import write_shards
+        from evo_core.data.dataset.build import write_shards
+        from evo_core.data.dataset.dedup import NearDuplicates
+        from evo_core.data.dataset.routing import Routing
 
         params, tokens = ctx.params, ctx.inputs["tokens"]
         sources = self._sources(ctx)
@@ -170,8 +170,8 @@ class Shard(Kind[Params, Runtime]):
         }
 
     def _sources(self, ctx: StepContext[Params, Runtime]) -> list[ShardSource]:
-        from evo_core.data.routing import type_of_path
-        from evo_core.data.shard import ShardSource
+        from evo_core.data.dataset.build import ShardSource
+        from evo_core.data.dataset.routing import type_of_path
 
         sources = []
         for row in read_index(ctx.inputs["tokens"]):
@@ -181,21 +181,21 @@ class Shard(Kind[Params, Runtime]):
                 sources.append(ShardSource(type_, path, row["path"], row["object"]))
         return sources
 
-    def _previous(self, ctx: StepContext[Params, Runtime], sources: list[ShardSource]) -> RefreshRecord | None:
+    def _previous(self, ctx: StepContext[Params, Runtime], sources: list[ShardSource]) -> PreviousVersion | None:
         """The record of the newest dataset that was made in the same way from much of the same tokens."""
-        from evo_core.data.shard import RefreshRecord
+        from evo_core.data.dataset.build import PreviousVersion
 
-        def read(artifact: Artifact) -> tuple[RefreshRecord, float] | None:
+        def read(artifact: Artifact) -> tuple[PreviousVersion, float] | None:
             if artifact.key == ctx.key:
                 return None  # a forced rebuild is not made from what it replaces
-            record = RefreshRecord.load(artifact.path)
+            record = PreviousVersion.load(artifact.path)
             return None if record is None else (record, record.share(sources))
 
         params = self.identity(ctx.params, ctx.runtime)
         return most_alike(earlier(ctx.store, self.name, self.version, params), read)
 
 
-def _kept(previous: RefreshRecord | None, shards: list[dict[str, Any]]) -> int:
+def _kept(previous: PreviousVersion | None, shards: list[dict[str, Any]]) -> int:
     """How many shards are those of the earlier version."""
     before = previous.shards if previous else {}
     return sum(shard["path"] in before and before[shard["path"]]["digest"] == shard["digest"] for shard in shards)

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
-from evo_core.data.listing import LeftOut, Listed, Listing
+from evo_core.data.raw.listing import LeftOut, Listed, Listing
 from evo_core.errors import ConfigError
 from tasks import kind
-from tasks.durations import Duration
 from tasks.kind import Facts, Source, StepContext
-from tasks.listing import list_files
-from tasks.paths import PipelineLocation
-from tasks.raw import RawFile, object_digest, write_listing
+from tasks.params.durations import Duration
+from tasks.params.paths import PipelineLocation
+from tasks.raw.listing import RawFile, object_digest, write_listing
+from tasks.raw.selection import list_files
 from tasks.store.digests import DigestMemory, FileDigest, combine
 
 INCLUDE = [

@@ -18,21 +18,21 @@ from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
-from tasks.earlier import earlier, most_alike
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
-from tasks.objects import is_whole
-from tasks.pace import Pace
-from tasks.paths import PipelinePath
-from tasks.raw import RawFile, read_listing
+from tasks.launch.pace import Pace
+from tasks.params.paths import PipelinePath
+from tasks.raw.listing import RawFile, read_listing
+from tasks.raw.unchanged import StillAsListed
 from tasks.store import Artifact, Store
 from tasks.store.atomic import read_json, read_object, write_json
 from tasks.store.digests import combine
+from tasks.store.earlier import earlier, most_alike
+from tasks.store.objects import is_whole
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
-from tasks.unchanged import StillAsListed
 
 if TYPE_CHECKING:
-    from evo_core.data.tokenize import TokenizeResult, TokenizeSpec
+    from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec
 
 INDEX = "index.json"
 TOKENS = "tokens.bin"
@@ -87,7 +87,7 @@ class Tokenize(Kind[Params, Runtime]):
     def identity(self, params: Params, runtime: Runtime) -> dict[str, Any]:
         payload = super().identity(params, runtime)
         if params.tokenizer is not None:
-            from evo_core.data.tokenizers import load_tokenizer
+            from evo_core.data.tokenize.tokenizers import load_tokenizer
 
             payload["tokenizer"] = load_tokenizer(params.tokenizer).digest
         return payload
@@ -112,7 +112,7 @@ class Tokenize(Kind[Params, Runtime]):
             return
         if not params.tokenizer.exists():
             raise ConfigError(f"the tokenizer {params.tokenizer} does not exist", key=f"{where}.params.tokenizer")
-        from evo_core.data.tokenizers import load_tokenizer
+        from evo_core.data.tokenize.tokenizers import load_tokenizer
 
         try:
             load_tokenizer(params.tokenizer).encode("", bos=params.bos, eos=params.eos)
@@ -126,7 +126,7 @@ class Tokenize(Kind[Params, Runtime]):
         passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"} | {"type_key": params.type_key}
         if params.tokenizer is None:
             return passed | {k: v for k, v in facts["tokenizer"].items() if k == "vocab_size"}
-        from evo_core.data.tokenizers import load_tokenizer
+        from evo_core.data.tokenize.tokenizers import load_tokenizer
 
         return passed | {"vocab_size": load_tokenizer(params.tokenizer).vocab_size}
 
@@ -218,7 +218,7 @@ def _tokenize(
     ctx: StepContext[Params, Runtime], missing: Mapping[str, RawFile], tokenizer: Path
 ) -> dict[str, dict[str, Any]]:
     """Tokenize the missing files, the largest first; each object is there once it is whole and its file unchanged."""
-    from evo_core.data.fan_out import Interrupted, tokenize_files
+    from evo_core.data.tokenize.fan_out import Interrupted, tokenize_files
 
     if not missing:
         return {}
@@ -257,14 +257,14 @@ def _executor(runtime: Runtime) -> Iterator[Executor | None]:
     if runtime.dask is None:
         yield None
         return
-    from evo_core.data.fan_out import dask_executor
+    from evo_core.data.tokenize.fan_out import dask_executor
 
     with dask_executor(runtime.dask) as executor:
         yield executor
 
 
 def _spec(ctx: StepContext[Params, Runtime], object_id: str, file: RawFile, tokenizer: Path) -> TokenizeSpec:
-    from evo_core.data.tokenize import TokenizeSpec
+    from evo_core.data.tokenize.tokenize_file import TokenizeSpec
 
     folder = ctx.store.object(object_id)
     folder.mkdir(parents=True, exist_ok=True)

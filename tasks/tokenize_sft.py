@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from evo_core.data.files import is_uri
+from evo_core.data.raw.files import is_uri
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
-from tasks.objects import is_whole
-from tasks.pace import Pace
-from tasks.paths import PipelinePath
-from tasks.raw import RawFile, read_listing
+from tasks.launch.pace import Pace
+from tasks.params.paths import PipelinePath
+from tasks.raw.listing import RawFile, read_listing
+from tasks.raw.unchanged import StillAsListed
 from tasks.store.atomic import read_object, write_json
 from tasks.store.digests import combine, digest_file
+from tasks.store.objects import is_whole
 from tasks.tokenize import DONE, INDEX, TOKENS
 from tasks.tokenizer import TOKENIZER
-from tasks.unchanged import StillAsListed
 
 if TYPE_CHECKING:
     from evo_core.data.sft.samples import SftSettings
@@ -103,7 +103,7 @@ class TokenizeSft(Kind[Params, Runtime]):
             raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
-        from evo_core.data.tokenizers import load_tokenizer
+        from evo_core.data.tokenize.tokenizers import load_tokenizer
 
         passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"}
         if params.tokenizer is None:
@@ -141,7 +141,7 @@ def _contents(params: Params) -> dict[str, Any]:
     """What enters the key by its content: the tokenizer, the template, and the file of a user's function."""
     from evo_core.data.sft.chat import find_template, tokenizer_config
     from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     contents: dict[str, Any] = {}
     if params.chat_template is not None:
@@ -175,7 +175,7 @@ def _settings(params: Params, tokenizer: Path) -> SftSettings:
 
 def _keep_tokenizer(settings: SftSettings, artifact: Path) -> str:
     from evo_core.data.sft.write import keep_tokenizer
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(settings.tokenizer)
     keep_tokenizer(tokenizer, settings, artifact / TOKENIZER)
@@ -186,7 +186,7 @@ def _tokenize(
     ctx: StepContext[Params, Runtime], missing: Mapping[str, RawFile], settings: SftSettings
 ) -> dict[str, dict[str, int]]:
     """Tokenize the missing files, one after the other, each on all cores; an object is there once it is whole."""
-    from evo_core.data.cores import cores
+    from evo_core.data.tokenize.cores import cores
     from evo_core.process import die_with_parent
 
     if not missing:
@@ -230,7 +230,7 @@ def _local(file: RawFile, folder: Path) -> Iterator[Path]:
     if not is_uri(file.uri):
         yield Path(file.uri)
         return
-    from evo_core.data.files import open_file
+    from evo_core.data.raw.files import open_file
 
     fetched = folder / f".raw.{Path(file.path).name}"
     try:

@@ -10,16 +10,16 @@ from pydantic import Field
 
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
-from tasks.raw import read_listing
+from tasks.raw.listing import read_listing
 from tasks.store.links import link_or_copy
 
 TOKENIZER = "tokenizer"
-"""Folder in an artifact that holds its tokenizer, as `evo_core.data.tokenizers.load_tokenizer` reads it."""
+"""Folder in an artifact that holds its tokenizer, as `evo_core.data.tokenize.tokenizers.load_tokenizer` reads it."""
 
 
 def keep_tokenizer(source: Path, artifact: Path) -> str:
     """Put every file of the tokenizer at `source` into an artifact's folder; returns the tokenizer's digest."""
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(source)
     for file in tokenizer.files:
@@ -46,8 +46,8 @@ class TrainTokenizer(Kind[Params, kind.Runtime]):
         return {"vocab_size": params.vocab_size}
 
     def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
-        from evo_core.data.documents import read_documents
-        from evo_core.data.tokenizers import load_tokenizer, train_sentencepiece
+        from evo_core.data.raw.documents import read_documents
+        from evo_core.data.tokenize.tokenizers import load_tokenizer, train_sentencepiece
 
         files = read_listing(ctx.inputs["raw"])
         ctx.say(f"training a tokenizer of {ctx.params.vocab_size} pieces on {len(files)} files")

@@ -12,11 +12,11 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_valid
 
 from evo_core.errors import ConfigError
 from tasks import kind
-from tasks.job_file import write_job
 from tasks.kind import Facts, Input, Kind, StepContext
+from tasks.launch.job_file import write_job
 from tasks.launch.launcher import LaunchRuntime
-from tasks.launched import launch
-from tasks.paths import PipelinePath
+from tasks.launch.step import launch
+from tasks.params.paths import PipelinePath
 from tasks.store.links import link_or_copy, link_tree
 from tasks.tokenizer import TOKENIZER
 

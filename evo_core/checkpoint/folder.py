@@ -174,7 +174,7 @@ def resolve(uri: str | Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    from evo_core.checkpoint.formats import locate
+    from evo_core.weights import locate
 
     return locate(uri)[1]
 

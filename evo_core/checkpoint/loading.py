@@ -26,7 +26,7 @@ from evo_core.parallel.collectives import gather_objects, on_first
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
 
 log = logging.getLogger(__name__)
@@ -138,8 +138,8 @@ def load(
 
 def _take_ending(folder: Path, model: nn.Module) -> None:
     """Where a text ends goes with the weights; a registered model of another kind does not generate."""
-    from evo_core.checkpoint.formats.evo import generation_of
     from evo_core.model import Decoder
+    from evo_core.weights.evo import generation_of
 
     if isinstance(model, Decoder):
         model.ending = ending_of(generation_of(folder))
@@ -167,7 +167,7 @@ def read_config(uri: str | Path) -> TrainConfig:
 
     Of weights in another system's format it is one whose `model` block describes them, the rest as by default.
     """
-    from evo_core.checkpoint.formats import locate, open_weights
+    from evo_core.weights import locate, open_weights
 
     kind, folder = locate(uri)
     return saved_config(folder) if kind == "evo" else open_weights(folder).config
@@ -215,12 +215,12 @@ def _read(
     uri: str | Path, device: str | torch.device, dtype: torch.dtype | None, check: bool
 ) -> tuple[nn.Module, Tokenizer | None, Path]:
     """The model, its tokenizer and the folder of both."""
-    from evo_core.checkpoint.formats import build, locate, open_weights
-    from evo_core.checkpoint.formats.evo import tokenizer_of
-    from evo_core.checkpoint.formats.plausible import check_sizes
     from evo_core.config.families import SHIPPED
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.model import build_model
+    from evo_core.weights import build, locate, open_weights
+    from evo_core.weights.evo import tokenizer_of
+    from evo_core.weights.plausible import check_sizes
 
     kind, folder = locate(uri)
     if kind != "evo":

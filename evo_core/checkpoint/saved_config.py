@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evo_core.checkpoint.manifest import CONFIG
 from evo_core.config import TrainConfig, load_saved_config
-from evo_core.config.problems import one_by_one
+from evo_core.config.errors import one_by_one
 from evo_core.errors import CheckpointError, ConfigError
 
 

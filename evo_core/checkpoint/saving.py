@@ -23,7 +23,7 @@ from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
-from evo_core.data.tokenizers import load_tokenizer
+from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.storage.location import is_hub_id

@@ -3,8 +3,8 @@
 Importing this package imports neither torch nor omegaconf: planning stays fast.
 """
 
+from evo_core.config.errors import ConfigErrors
 from evo_core.config.load import load_config, load_saved_config
-from evo_core.config.problems import ConfigErrors
 from evo_core.config.references import as_literal
 from evo_core.config.resolve import line_of, load_yaml
 from evo_core.config.schema import ModelConfig, TrainConfig

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evo_core.config.problems import one_by_one, raise_all
+from evo_core.config.errors import one_by_one, raise_all
 from evo_core.config.python_file import run_python_config
 from evo_core.config.resolve import Document, Resolved, read_document
 from evo_core.config.schema.train_config import TrainConfig

@@ -22,7 +22,7 @@ LOCATIONS = (
     "generation.data_folder",
     "generation.output_folder",
 )
-"""Those that may be in an object store, as soon as `evo_core.config.support` does not refuse it."""
+"""Those that may be in an object store, as soon as `evo_core.config.unsupported` does not refuse it."""
 
 PATHS = (
     "data.tokenizer_path",

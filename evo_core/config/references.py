@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evo_core.config.values import describe
+from evo_core.config.types import describe
 from evo_core.errors import ConfigError
 
 # What stands for an environment reference while others resolve: its arguments as JSON, between private-use characters.

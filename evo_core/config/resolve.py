@@ -16,7 +16,7 @@ from evo_core.config import references
 from evo_core.config.plain_data import DEEPEST
 from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
-from evo_core.config.values import SHOWN, describe
+from evo_core.config.types import SHOWN, describe
 from evo_core.config.yaml_file import parse_yaml, read_yaml
 from evo_core.errors import ConfigError
 

@@ -21,7 +21,7 @@ from evo_core.storage.location import local_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evo_core.checkpoint.formats import Target, Weights
+    from evo_core.weights import Target, Weights
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -87,7 +87,7 @@ def convert_command(
 
         model = load_config(config).model
 
-    from evo_core.checkpoint.formats import as_model_type, check_free, open_weights, write_weights
+    from evo_core.weights import as_model_type, check_free, open_weights, write_weights
 
     local_path(source, "SRC")
     folder = local_path(target, "TGT")
@@ -132,7 +132,7 @@ def size_in_bytes(text: str) -> int:
 def _of_type(weights: Weights, dtype: str) -> Weights:
     import torch
 
-    from evo_core.checkpoint.formats import cast
+    from evo_core.weights import cast
 
     return cast(weights, getattr(torch, dtype.removeprefix("torch.")))
 
@@ -146,7 +146,7 @@ def _with_tokenizer(weights: Weights, tokenizer: Path) -> Weights:
 
 
 def _check_tokenizer(weights: Weights) -> None:
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     if weights.tokenizer is None:
         return
@@ -176,7 +176,7 @@ def _reporting(weights: Weights) -> Weights:
 
 
 def _summary(weights: Weights, to: str, target: Path) -> str:
-    from evo_core.checkpoint.formats.plain import PlainForm
+    from evo_core.weights.plain import PlainForm
 
     parameters = sum(math.prod(shape) for shape in PlainForm(weights.model).shapes.values())
     files = [path for path in target.rglob("*") if path.is_file()]

@@ -13,20 +13,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evo_core.data.batch import Batch
-    from evo_core.data.documents import read_documents
-    from evo_core.data.feed import Feed, open_source
-    from evo_core.data.format import BinReader, BinWriter
-    from evo_core.data.token_folder import data_types
-    from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
-    from evo_core.data.train_data import TrainData
-    from evo_core.data.valid_data import validation_batches
+    from evo_core.data.loader.batch import Batch
+    from evo_core.data.loader.prefetch import Prefetch, open_source
+    from evo_core.data.loader.train_data import TrainData
+    from evo_core.data.loader.valid_data import validation_batches
+    from evo_core.data.raw.documents import read_documents
+    from evo_core.data.shards.folder import data_types
+    from evo_core.data.shards.format import BinReader, BinWriter
+    from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 __all__ = [
     "Batch",
     "BinReader",
     "BinWriter",
-    "Feed",
+    "Prefetch",
     "Tokenizer",
     "TrainData",
     "data_types",
@@ -38,18 +38,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Batch": "batch",
-    "Feed": "feed",
-    "open_source": "feed",
-    "BinReader": "format",
-    "BinWriter": "format",
-    "Tokenizer": "tokenizers",
-    "TrainData": "train_data",
-    "data_types": "token_folder",
-    "load_tokenizer": "tokenizers",
-    "read_documents": "documents",
-    "train_sentencepiece": "tokenizers",
-    "validation_batches": "valid_data",
+    "Batch": "loader.batch",
+    "Prefetch": "loader.prefetch",
+    "open_source": "loader.prefetch",
+    "BinReader": "shards.format",
+    "BinWriter": "shards.format",
+    "Tokenizer": "tokenize.tokenizers",
+    "TrainData": "loader.train_data",
+    "data_types": "shards.folder",
+    "load_tokenizer": "tokenize.tokenizers",
+    "read_documents": "raw.documents",
+    "train_sentencepiece": "tokenize.tokenizers",
+    "validation_batches": "loader.valid_data",
 }
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evo_core.data.format import BinReader
-from evo_core.data.origins import Origins
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.shards.format import BinReader
+from evo_core.data.shards.origins import Origins
+from evo_core.data.tokenize.tokenizers import Tokenizer
 
 
 class Found(NamedTuple):

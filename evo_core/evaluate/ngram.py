@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from evo_core.data.token_files import TokenFile, open_token_files
-from evo_core.data.token_folder import bin_files, data_types
+from evo_core.data.corpus.token_cache import TokenFile, open_token_files
+from evo_core.data.shards.folder import bin_files, data_types
 
 MAX_TRAIN_TOKENS = 50_000_000
 

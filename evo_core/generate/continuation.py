@@ -18,7 +18,7 @@ from evo_core.generate.sampling import Sampling
 from evo_core.model import Decoder
 
 if TYPE_CHECKING:
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evo_core.data.format import BinWriter
+from evo_core.data.shards.format import BinWriter
 from evo_core.generate.continuation import Generation
 
 

@@ -11,7 +11,7 @@ from evo_core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from torch import nn
 
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
     from evo_core.model import Decoder
 
 DEFAULT_MAX_LENGTH = 100

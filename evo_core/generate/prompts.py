@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.config import local_path
-from evo_core.data.format import BinReader
+from evo_core.data.shards.format import BinReader
 from evo_core.errors import ConfigError, DataError
 
 

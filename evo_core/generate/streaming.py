@@ -16,7 +16,7 @@ from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
 from evo_core.generate.sampling import Sampling
 
 if TYPE_CHECKING:
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
 
 _CONTEXT = 16
 """Tokens of the prompt that are decoded with the first of a continuation."""

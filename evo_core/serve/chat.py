@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evo_core.data.sft.chat import ChatTemplate, find_template, special_names
 from evo_core.data.sft.pieces import RecordError
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from evo_core.serve.requests import Message
 

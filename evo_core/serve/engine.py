@@ -24,7 +24,7 @@ from evo_core.generate.streaming import TextStream
 from evo_core.serve.stops import StopTexts
 
 if TYPE_CHECKING:
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
     from evo_core.model import Decoder
 
 log = logging.getLogger(__name__)

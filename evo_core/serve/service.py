@@ -17,7 +17,7 @@ from evo_core.serve.requests import MAX_CHOICES, ChatRequest, CompletionRequest,
 from evo_core.serve.stops import StopIds
 
 if TYPE_CHECKING:
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
     from evo_core.model import Decoder
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
-    from evo_core.data.tokenizers import Tokenizer
+    from evo_core.data.tokenize.tokenizers import Tokenizer
 
 
 class StopIds:

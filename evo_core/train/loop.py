@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evo_core.checkpoint import TrainState, save
-from evo_core.data import Feed, open_source
+from evo_core.data import Prefetch, open_source
 from evo_core.errors import ConfigError
 from evo_core.evaluate.holdout import holdout
 from evo_core.model import build_model, compile_blocks, init_weights
@@ -111,7 +111,7 @@ def _train(
     total_steps, stopped, ended = cfg.data.total_steps, False, False
 
     with (
-        Feed(data, state.step, total_steps, workers=cfg.data.num_worker) as feed,
+        Prefetch(data, state.step, total_steps, workers=cfg.data.num_worker) as feed,
         Journal(cfg, folder, state.step, keeps=layout.is_log_rank) as journal,
     ):
         while state.step < total_steps and not (stopped or ended):

@@ -13,19 +13,19 @@ import torch.distributed as dist
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.finite import check_finite
-from evo_core.checkpoint.formats import Kind, fill_model, locate, open_weights, other_settings
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
+from evo_core.weights import Kind, fill_model, locate, open_weights, other_settings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from evo_core.config import TrainConfig
-    from evo_core.data import Feed
-    from evo_core.data.feed import Source
+    from evo_core.data import Prefetch
+    from evo_core.data.loader.prefetch import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
     from evo_core.parallel.layout import Layout
 
@@ -233,7 +233,7 @@ def take_start(
     return state
 
 
-def places(feed: Feed, layout: Layout) -> list[Any]:
+def places(feed: Prefetch, layout: Layout) -> list[Any]:
     """The place in the data of each data-parallel rank; every rank must call it."""
     found = dict(gather_objects((layout.dp_rank, feed.place)))
     return [found[rank] for rank in range(layout.dp)]

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from evo_core.config.locations import unprefixed_save
-from evo_core.data.targets import NO_TARGETS, types_without_targets
+from evo_core.data.shards.targets import NO_TARGETS, types_without_targets
 from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.data.feed import Source
+    from evo_core.data.loader.prefetch import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
     from evo_core.parallel.layout import Layout
     from evo_core.parallel.ranks import Ranks

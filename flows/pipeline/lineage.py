@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import UserError
-from tasks.raw import RawFile, read_listing
+from tasks.raw.listing import RawFile, read_listing
 from tasks.store import Artifact, Store
 
 

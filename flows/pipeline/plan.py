@@ -19,9 +19,9 @@ from tasks.kind import Facts, Kind, Source
 from tasks.launch import launcher_for
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.record import read_attempt
-from tasks.provenance import code_drift
 from tasks.store import Store
 from tasks.store.claim import holder
+from tasks.store.provenance import code_drift
 
 Action = Literal["reuse", "run", "attach", "damaged"]
 

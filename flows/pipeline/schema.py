@@ -14,11 +14,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from evo_core.config.resolve import Document, Resolved, read_document
 from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
-from evo_core.config.values import describe
+from evo_core.config.types import describe
 from evo_core.errors import ConfigError
 from tasks import registry
 from tasks.kind import Kind
-from tasks.names import composed, name_problem, variable_problem, word_problem
+from tasks.params.names import composed, name_problem, variable_problem, word_problem
 
 Name = Annotated[str, AfterValidator(composed)]
 

@@ -24,11 +24,11 @@ from tasks.kind import StepContext
 from tasks.launch.follow import read_progress
 from tasks.launch.launcher import Stopped
 from tasks.launch.record import RECORD, read_attempt
-from tasks.provenance import provenance
 from tasks.store import Artifact, Store
 from tasks.store import commit as commits
 from tasks.store.atomic import clear_drafts
 from tasks.store.claim import Claim, holder, known_dead
+from tasks.store.provenance import provenance
 
 POLL = 0.5
 """Seconds between looks at a step that another run is making."""

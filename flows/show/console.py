@@ -17,7 +17,7 @@ from rich.text import Text
 
 from flows.pipeline.events import ArtifactRef, reason
 from flows.pipeline.plan import Plan, PlannedStep
-from flows.show import results, terminal, words
+from flows.show import humanize, results, terminal
 from flows.show.tables import plan_table
 from tasks.launch.launcher import Stopped
 from tasks.store import Artifact
@@ -75,7 +75,7 @@ class ConsoleObserver:
         self.console.print(f"{step.name}: started", markup=False)
 
     def on_progress(self, step: PlannedStep, progress: Mapping[str, Any]) -> None:
-        line = words.progress_line(progress)
+        line = humanize.progress_line(progress)
         with self._lock:
             if step.name in self._lines:
                 total = progress.get("total") or None
@@ -113,7 +113,7 @@ class ConsoleObserver:
     def _end_line(
         self, step: PlannedStep, ref: ArtifactRef | None, error: BaseException | None, started: float | None
     ) -> str:
-        took = f" in {words.duration(time.monotonic() - started)}" if started is not None else ""
+        took = f" in {humanize.duration(time.monotonic() - started)}" if started is not None else ""
         if ref is not None:
             verb = "made" if ref.action == "made" else "made by another run"
             numbers = results.headline(Artifact(Path(ref.uri)))

@@ -18,7 +18,7 @@ from prefect.logging import get_run_logger
 
 from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
-from flows.show import cards, results, words
+from flows.show import humanize, markdown, results
 from tasks.store import Store
 
 EVERY = 3.0
@@ -43,11 +43,14 @@ class PrefectObserver:
 
     def on_plan(self, plan: Plan) -> None:
         self._show(
-            create_table_artifact, key=cards.page_key(plan, "plan"), table=cards.plan_rows(plan), description="Plan"
+            create_table_artifact,
+            key=markdown.page_key(plan, "plan"),
+            table=markdown.plan_rows(plan),
+            description="Plan",
         )
 
     def on_step_start(self, step: PlannedStep) -> None:
-        self._progress[step.name] = _Progress(cards.page_key(self.plan, step.name, "progress"), step.name)
+        self._progress[step.name] = _Progress(markdown.page_key(self.plan, step.name, "progress"), step.name)
 
     def on_progress(self, step: PlannedStep, progress: Mapping[str, Any]) -> None:
         if step.name in self._progress:
@@ -68,19 +71,19 @@ class PrefectObserver:
         """After the last step, whatever became of it."""
         self._show(
             create_markdown_artifact,
-            key=cards.page_key(self.plan, "lineage"),
-            markdown=cards.lineage(self.plan, refs, self._pages),
+            key=markdown.page_key(self.plan, "lineage"),
+            markdown=markdown.lineage(self.plan, refs, self._pages),
             description="Lineage",
         )
 
     def _card(self, step: PlannedStep, ref: ArtifactRef) -> None:
         artifact = self.store.artifact(step.kind.name, step.key)
-        key = cards.page_key(self.plan, step.name)
-        text = cards.card(step, ref, artifact, self._pages)
+        key = markdown.page_key(self.plan, step.name)
+        text = markdown.card(step, ref, artifact, self._pages)
         page = create_markdown_artifact(key=key, markdown=text, description=step.name)
         self._pages[step.name] = page  # its id: this is no coroutine in a thread without an event loop
         if artifact.type == "scores":
-            table = cards.score_rows(results.scores(artifact))
+            table = markdown.score_rows(results.scores(artifact))
             create_table_artifact(key=f"{key}-table", table=table, description="Held-out scores")
 
     def _show(self, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
@@ -105,7 +108,7 @@ class _Progress:
         if now - self.began < LONG or (self.page is not None and now - self.updated < EVERY):
             return
         self.updated = now
-        done, line = words.percent(progress), f"{self.step}: {words.progress_line(progress)}"
+        done, line = humanize.percent(progress), f"{self.step}: {humanize.progress_line(progress)}"
         if self.page is None:
             self.page = create_progress_artifact(done, key=self.key, description=line)
         else:

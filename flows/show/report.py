@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
-from flows.show import results, terminal, words
+from flows.show import humanize, results, terminal
 from flows.show.charts import line_chart, themed
 from tasks.store import Artifact, Store
 from tasks.store.atomic import draft_of, write_text
@@ -82,7 +82,7 @@ def _score_table(rows: list[results.Score]) -> Table:
     table.add_column("tokens", justify="right")
     for type_, by in results.by_type(rows).items():
         cells = [f"{by[p].loss:.3f} ({by[p].perplexity:.1f})" if p in by else "" for p in predictors]
-        table.add_row(escape(type_), *cells, words.count(next(iter(by.values())).tokens))
+        table.add_row(escape(type_), *cells, humanize.count(next(iter(by.values())).tokens))
     return table
 
 
@@ -137,10 +137,10 @@ def _step(plan: Plan, step: PlannedStep, ref: ArtifactRef | None, store: Store) 
         row |= {
             "numbers": results.headline(artifact),
             "seconds": provenance["seconds"],
-            "took": words.duration(provenance["seconds"]),
+            "took": humanize.duration(provenance["seconds"]),
             "ended": provenance["ended"],
             "ranks": provenance["ranks"],
-            "bytes": words.size(sum(file["size"] for file in artifact.manifest["files"])),
+            "bytes": humanize.size(sum(file["size"] for file in artifact.manifest["files"])),
             "path": str(artifact.path),
             "provenance": provenance,
         }

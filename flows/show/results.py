@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.show.words import statistics_line
+from flows.show.humanize import statistics_line
 from tasks.evaluate import SCORES
 from tasks.generate import SAMPLES
 from tasks.store import Artifact

@@ -12,8 +12,8 @@ from rich.table import Table
 from flows.pipeline.lineage import Ancestor
 from flows.pipeline.plan import Plan
 from flows.show import terminal
-from flows.show.words import progress_line
-from tasks.raw import RawFile
+from flows.show.humanize import progress_line
+from tasks.raw.listing import RawFile
 from tasks.store import Store
 
 COLOURS = {"reuse": "green", "run": "yellow", "attach": "cyan", "damaged": "red"}

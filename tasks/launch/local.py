@@ -15,7 +15,7 @@ from typing import Any
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
 from evo_core.process import alive, record_of
-from tasks.launch import guard
+from tasks.launch import supervisor
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error, size_of
@@ -100,7 +100,14 @@ class LocalLauncher:
         with job.log.open("ab") as out:
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self.cluster.grace_seconds)),
+                    *(
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        supervisor.__file__,
+                        str(os.getpid()),
+                        str(self.cluster.grace_seconds),
+                    ),
                     *command(job),
                 ],
                 stdin=subprocess.DEVNULL,

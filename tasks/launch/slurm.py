@@ -14,6 +14,7 @@ from evo_core.config.suggest import suggest
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, job_error, size_of
+from tasks.launch.job_outcome import ENDS, SETTLE, Ended, JobOutcome
 from tasks.launch.launcher import Job, Stopped
 from tasks.launch.record import (
     RECORD,
@@ -25,8 +26,7 @@ from tasks.launch.record import (
     write_record,
 )
 from tasks.launch.script import batch_script, sbatch_arguments
-from tasks.launch.verdict import ENDS, SETTLE, Ended, Judge
-from tasks.launch.watch import LOOK, OFFSET, Watch, look_up
+from tasks.launch.slurm_follow import LOOK, OFFSET, SlurmFollow, look_up
 from tasks.store.atomic import write_json
 
 _ASK_AGAIN = 2.0
@@ -71,7 +71,7 @@ class SlurmLauncher:
             if record.job_id is None:
                 with submission_lock(state, give_up=lambda: True):
                     record = self._identified(state)
-            if record is None or Judge(0).by_marker(exit_marker(state, record)) is not None:
+            if record is None or JobOutcome(0).by_marker(exit_marker(state, record)) is not None:
                 return False
             seen = look_up(self.commands, record)
         except (SlurmSilent, BlockingIOError):  # the lock is held by one who submits it right now
@@ -97,7 +97,7 @@ class SlurmLauncher:
                 record = self._recorded(job, stop, on_line) or self._submit(job, lock, stop, on_line)
         except BlockingIOError as error:
             raise Stopped(f"{job.name} was stopped: {error}") from None
-        Watch(self.cluster, self.commands, job.state, record, on_progress, on_line).follow(stop)
+        SlurmFollow(self.cluster, self.commands, job.state, record, on_progress, on_line).follow(stop)
 
     def cancel(self, state: Path) -> str | None:
         """End the recorded job and wait until it has left its nodes."""
@@ -153,7 +153,7 @@ class SlurmLauncher:
 
     def _recorded(self, job: Job, stop: threading.Event, on_line: Callable[[str], None]) -> JobRecord | None:
         """The recorded job if it is the one to follow, None if a new one has to be submitted."""
-        judge = Judge(SETTLE)
+        judge = JobOutcome(SETTLE)
         for _ in _asking(stop, f"stopped before it was known whether the job of {job.name} still runs"):
             try:
                 record = self._identified(job.state)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import ConfigError
-from tasks.names import composed, name_problem
+from tasks.params.names import composed, name_problem
 from tasks.store.atomic import clear_drafts, create_json, read_object, write_json
 
 REF = re.compile(r"ref:(?P<name>[^@]+)(@(?P<version>[^@]+))?")
@@ -31,7 +31,7 @@ class Refs:
         already changes nothing.
 
         Raises:
-            ConfigError: the name cannot be one (`tasks.names`).
+            ConfigError: the name cannot be one (`tasks.params.names`).
         """
         name = composed(name)
         if problem := name_problem(name):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from evo_core.config import TrainConfig, load_config, load_yaml
+from evo_core.config.errors import ConfigErrors
 from evo_core.config.expressions import evaluate
 from evo_core.config.fields import leaves
-from evo_core.config.problems import ConfigErrors
 from evo_core.errors import ConfigError
 from tests.config.jobs import MODEL
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from tests.data.corpora import texts
 
 # Where many tests share two cores, a deadline per example fails at random.

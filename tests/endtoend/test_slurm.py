@@ -133,7 +133,7 @@ def test_a_step_renamed_between_kills_keeps_its_one_job(tmp_path: Path, slurm: S
     try:
         for turn, name in enumerate(("nap", "rest", "sleep")):
             file.write_text(
-                f"pipeline: nap\nsteps:\n  {name}:\n    uses: tests.orchestration.kinds:Sleep\n"
+                f"pipeline: nap\nsteps:\n  {name}:\n    uses: tests.flows.orchestration.kinds:Sleep\n"
                 "    params: {seconds: 12}\n    runtime: {cluster: test_slurm.yaml}\n"
             )
             run = evo.start("run", str(file), "--no-server")

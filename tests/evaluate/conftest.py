@@ -9,7 +9,7 @@ import torch
 
 from evo_core.checkpoint import TrainState, save
 from evo_core.config import TrainConfig
-from evo_core.data.tokenizers import load_tokenizer, train_sentencepiece
+from evo_core.data.tokenize.tokenizers import load_tokenizer, train_sentencepiece
 from evo_core.model import build_model
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from evo_core.checkpoint import load_model
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import UserError
 from evo_core.evaluate.command import main
 from tests.evaluate.conftest import TASKS

@@ -11,7 +11,7 @@ import yaml
 
 from evo_core.checkpoint import TrainState, save
 from evo_core.config import load_config
-from evo_core.data.tokenizers import load_tokenizer, train_sentencepiece
+from evo_core.data.tokenize.tokenizers import load_tokenizer, train_sentencepiece
 from evo_core.model import build_model
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks

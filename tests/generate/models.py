@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.model import Decoder, build_model
 from tests.model.configs import randomise, tiny
 

@@ -13,8 +13,8 @@ import pytest
 
 from evo_core.checkpoint import load_model
 from evo_core.config import load_config
-from evo_core.data.format import BinReader, BinWriter
-from evo_core.data.tokenizers import load_tokenizer
+from evo_core.data.shards.format import BinReader, BinWriter
+from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import DataError
 from evo_core.generate import generate
 from evo_core.generate.command import main, run

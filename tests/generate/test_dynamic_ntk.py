@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evo_core.config import TrainConfig
-from evo_core.data.sample_text import _english
+from evo_core.data.sample.sample_text import _english
 from evo_core.generate import generate
 from evo_core.model import Decoder, build_model, init_weights
 from evo_core.model.ops.dynamic_ntk import dynamic_ntk_base

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from evo_core.errors import DataError
 from evo_core.generate import generate, stream
 from evo_core.generate.streaming import TextStream

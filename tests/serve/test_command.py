@@ -47,7 +47,7 @@ def test_a_signal_ends_it_even_in_the_middle_of_a_text(trained: Trained, number:
 
 def test_a_chat_template_beside_the_tokenizer_is_used(trained: Trained, tmp_path: Path) -> None:
     from evo_core.checkpoint import load_model
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.errors import DataError
     from evo_core.serve.chat import Chat
     from evo_core.serve.requests import Message

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from evo_core.checkpoint import load_model
-from evo_core.data.tokenizers import load_tokenizer
+from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.generate import generate
 from evo_core.serve.api import create_app
 from evo_core.serve.service import Service

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.orchestration.browser import Browser, colours, open_browser
+from tests.flows.orchestration.browser import Browser, colours, open_browser
 from tests.serve.conftest import Served
 
 pytestmark = pytest.mark.ui

@@ -12,7 +12,7 @@ from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import Artifact, Store, open_store
 from tests.data.corpora import read_bin
-from tests.pipeline.conftest import Recorder
+from tests.flows.pipeline.conftest import Recorder
 from tests.s3_server import S3Server
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
@@ -98,7 +98,7 @@ def texts(numbers: range) -> dict[str, str]:
 
 def documents(dataset: Artifact) -> list[str]:
     """Every document of a dataset as text, sorted."""
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(dataset.path / "tokenizer")
     bins = [path for split in ("train", "valid") for path in (dataset.path / split).rglob("*.bin")]

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from evo_core.checkpoint import load_model
-from evo_core.checkpoint.formats import write_weights
-from evo_core.data.tokenizers import train_sentencepiece
+from evo_core.data.tokenize.tokenizers import train_sentencepiece
 from evo_core.errors import ConfigError
+from evo_core.weights import write_weights
 from flows.pipeline.engine import run_plan
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import open_store
-from tests.checkpoint.models import model, weights
+from tests.flows.pipeline.conftest import Recorder
 from tests.generate.conftest import SENTENCES
-from tests.pipeline.conftest import Recorder
+from tests.weights.models import model, weights
 
 TEXT = """\
 pipeline: there-and-back

@@ -15,7 +15,7 @@ from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
 from flows.pipeline.events import StepFailed
 from tasks.store import Artifact
-from tests.pipeline.conftest import Recorder
+from tests.flows.pipeline.conftest import Recorder
 from tests.tasks.corpus import Corpus, LocalFiles, S3Files, documents, inodes, manifest, texts
 
 FILES = 200

@@ -13,7 +13,7 @@ from flows.pipeline.engine import run_plan
 from flows.pipeline.events import StepFailed
 from flows.pipeline.plan import make_plan
 from flows.pipeline.schema import load_pipeline
-from tests.pipeline.conftest import Recorder
+from tests.flows.pipeline.conftest import Recorder
 from tests.tasks.corpus import Corpus, LocalFiles, documents, texts
 
 

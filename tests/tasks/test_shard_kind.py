@@ -87,7 +87,7 @@ def test_types_from_a_field(tmp_path: Path) -> None:
 
 
 def test_a_refresh_detects_only_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evo_core.data.detect import Detector
+    from evo_core.data.dataset.detect import Detector
 
     looked_at: list[str] = []
     real = Detector.types

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from evo_core.errors import ConfigError
-from tasks.listing import list_files
+from tasks.raw.selection import list_files
 from tasks.source import Files, Params
 from tasks.store.digests import DigestMemory
-from tests.data.raw_trees import LEFT_OUT, LISTED, make_raw_tree
+from tests.data.raw.raw_trees import LEFT_OUT, LISTED, make_raw_tree
 from tests.tasks.corpus import Corpus, LocalFiles, S3Files, documents
 
 TREE = [

@@ -12,7 +12,7 @@ from flows.pipeline.engine import run_plan
 from flows.pipeline.events import StepFailed
 from tasks.launch.launcher import Stopped
 from tasks.store import open_store
-from tests.pipeline.conftest import Recorder
+from tests.flows.pipeline.conftest import Recorder
 from tests.tasks.corpus import Corpus, LocalFiles, texts
 
 

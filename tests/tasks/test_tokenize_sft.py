@@ -12,7 +12,7 @@ import pytest
 
 from evo_core.data.sft.samples import SftSettings
 from evo_core.data.sft.write import write_sft_file
-from evo_core.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
 from flows.pipeline.events import StepFailed
@@ -20,7 +20,7 @@ from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import Artifact, open_store
 from tests.data.corpora import read_bin, texts
-from tests.pipeline.conftest import Recorder
+from tests.flows.pipeline.conftest import Recorder
 
 PIPELINE = """\
 pipeline: sft

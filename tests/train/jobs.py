@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evo_core.config import TrainConfig
-from evo_core.data import Batch, BinWriter, Feed
+from evo_core.data import Batch, BinWriter, Prefetch
 
 VOCAB = 64
 TYPES = ("cn", "code", "en")
@@ -100,10 +100,10 @@ def run(cfg: TrainConfig, folder: Path) -> Any:
 
 def before_each_step(act: Callable[[int], None]) -> None:
     """Have the runs of this process call `act(step)` before a step takes its batch; for ranks, which do not return."""
-    draw = Feed.batch
+    draw = Prefetch.batch
 
-    def batch(self: Feed, step: int) -> Batch:
+    def batch(self: Prefetch, step: int) -> Batch:
         act(step)
         return draw(self, step)
 
-    Feed.batch = batch  # type: ignore[method-assign]
+    Prefetch.batch = batch  # type: ignore[method-assign]

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 
 from evo_core.checkpoint import load_model
-from evo_core.checkpoint.formats import open_weights, write_weights
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.train import train
-from tests.checkpoint.internevo_files import tensor_shard, write_model_config, write_tensor_parallel
-from tests.checkpoint.models import weights
+from evo_core.weights import open_weights, write_weights
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job
+from tests.weights.internevo_files import tensor_shard, write_model_config, write_tensor_parallel
+from tests.weights.models import weights
 
 
 def from_there(folder: Path, path: Path | str, ckpt_type: str, content: Any = "model", **changes: Any) -> Any:

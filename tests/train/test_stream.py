@@ -12,8 +12,8 @@ import pytest
 
 from evo_core.checkpoint import TrainState
 from evo_core.config import TrainConfig
-from evo_core.data import hf_stream
-from evo_core.data.tokenizers import train_sentencepiece
+from evo_core.data.loader import hf_stream
+from evo_core.data.tokenize.tokenizers import train_sentencepiece
 from evo_core.errors import CheckpointError
 from tests.ranks import run_on_ranks
 from tests.train.jobs import before_each_step, curve, job, losses, run

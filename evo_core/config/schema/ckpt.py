@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from evo_core.config.fields import Block, execution, identity, optional_block
-from evo_core.config.values import Interval, IntervalAboveOne, PositiveInt
+from evo_core.config.types import Interval, IntervalAboveOne, PositiveInt
 
 Content = Literal["model", "sampler", "optimizer", "scheduler", "all"]
 

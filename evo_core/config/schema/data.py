@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import field_validator, model_validator
 
 from evo_core.config.fields import Block, execution, identity
-from evo_core.config.values import Float, Int, NonNegativeFloat, NonNegativeInt, OptionalLocation, PositiveInt
+from evo_core.config.types import Float, Int, NonNegativeFloat, NonNegativeInt, OptionalLocation, PositiveInt
 
 
 class Rampup(NamedTuple):

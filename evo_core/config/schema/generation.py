@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from evo_core.config.fields import Block, execution
-from evo_core.config.values import Float, NonNegativeInt, OptionalLocation, PositiveFloat, PositiveInt
+from evo_core.config.types import Float, NonNegativeInt, OptionalLocation, PositiveFloat, PositiveInt
 
 
 class GenerationConfig(Block):

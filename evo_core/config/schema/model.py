@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from evo_core.config.families import family_defaults
 from evo_core.config.fields import Block, copied, execution, identity, optional_block
-from evo_core.config.values import (
+from evo_core.config.types import (
     LayerFraction,
     NonNegativeFloat,
     NonNegativeInt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evo_core.config.fields import Block, block, execution
-from evo_core.config.values import PositiveInt
+from evo_core.config.types import PositiveInt
 
 
 class AlertConfig(Block):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from evo_core.config.fields import Block, block, execution, identity
-from evo_core.config.values import (
+from evo_core.config.types import (
     Float,
     NonNegativeFloat,
     NonNegativeInt,

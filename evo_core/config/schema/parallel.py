@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from evo_core.config.fields import Block, block, execution
-from evo_core.config.values import Int, PositiveInt
+from evo_core.config.types import Int, PositiveInt
 
 
 class _Sized(Block):

@@ -17,14 +17,14 @@ from pydantic import (
     model_validator,
 )
 
+from evo_core.config.custom_model import is_model_type, own_model
+from evo_core.config.errors import raise_all
 from evo_core.config.families import SHIPPED
 from evo_core.config.fields import Block, block, execution, identity, required_block, value_at
 from evo_core.config.identity import identity_of
 from evo_core.config.layout import data_parallel_size, layout_errors, micro_num
 from evo_core.config.locations import location_errors
-from evo_core.config.own_model import is_model_type, own_model
-from evo_core.config.problems import raise_all
-from evo_core.config.report import errors_of
+from evo_core.config.messages import errors_of
 from evo_core.config.resolve import merge
 from evo_core.config.rules import rule_errors
 from evo_core.config.schema.ckpt import CkptConfig
@@ -41,8 +41,8 @@ from evo_core.config.schema.optim import (
     LrSchedulerConfig,
 )
 from evo_core.config.schema.parallel import ParallelConfig
-from evo_core.config.support import refusal_errors, settings_without_effect
-from evo_core.config.values import NonNegativeInt, OptionalLocation, describe
+from evo_core.config.types import NonNegativeInt, OptionalLocation, describe
+from evo_core.config.unsupported import refusal_errors, settings_without_effect
 from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
 

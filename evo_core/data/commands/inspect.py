@@ -61,7 +61,7 @@ def head(
     """Show samples as text: what is only read, what is trained on, and the raw file they come from."""
     from evo_core.data.inspection.find import find_shards, find_tokenizer
     from evo_core.data.inspection.sample import read_sample_texts
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     shards = find_shards(path)
     known = find_tokenizer(path) if tokenizer is None else load_tokenizer(tokenizer)
@@ -94,12 +94,12 @@ def verify(
     Exit status 2 when something is wrong.
     """
     from evo_core.data.commands.bar import token_bar
-    from evo_core.data.cores import cores
     from evo_core.data.inspection.find import find_lone_metas, find_shards, find_tokenizer
     from evo_core.data.inspection.manifest import compare_with_manifest
     from evo_core.data.inspection.targets import groups_without_targets
     from evo_core.data.inspection.verify import Problem, verify
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.cores import cores
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.errors import DataError
 
     if vocab_size is not None and tokenizer is not None:

@@ -17,7 +17,7 @@ from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
-    from evo_core.data.census import ShardSource
+    from evo_core.data.dataset.inventory import ShardSource
 
 
 class Route(StrEnum):
@@ -85,9 +85,9 @@ def shard(
 ) -> None:
     """Pack token files into shards of one type each, with a held-out part."""
     from evo_core.data.commands.bar import token_bar
-    from evo_core.data.dedup import NearDuplicates
-    from evo_core.data.routing import Routing
-    from evo_core.data.shard import write_shards
+    from evo_core.data.dataset.build import write_shards
+    from evo_core.data.dataset.dedup import NearDuplicates
+    from evo_core.data.dataset.routing import Routing
 
     if route == Route.DETECT and tokenizer is None:
         raise DataError("to detect types, tokens must be decoded", key="--tokenizer", hint="name their tokenizer")
@@ -141,7 +141,7 @@ def find_sources(inputs: Sequence[Path], patterns: Mapping[str, str] | None) -> 
     Raises:
         DataError: an input is not there, or holds no token file.
     """
-    from evo_core.data.census import ShardSource
+    from evo_core.data.dataset.inventory import ShardSource
 
     sources = []
     for given in inputs:
@@ -181,7 +181,7 @@ def _map_in_file(path: Path) -> dict[str, str | list[str]]:
 
 
 def _bin_files(given: Path) -> list[Path]:
-    from evo_core.data.token_folder import files_below
+    from evo_core.data.shards.folder import files_below
 
     if given.is_file():
         return [given]

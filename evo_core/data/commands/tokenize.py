@@ -15,8 +15,8 @@ from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:
-    from evo_core.data.listing import LeftOut
-    from evo_core.data.tokenize import TokenizeResult
+    from evo_core.data.raw.listing import LeftOut
+    from evo_core.data.tokenize.tokenize_file import TokenizeResult
 
 
 class Mode(StrEnum):
@@ -83,9 +83,9 @@ def tokenize(
     What is there under the output's name is replaced when all went well, and never appended to.
     """
     from evo_core.data.commands.bar import token_bar
-    from evo_core.data.fan_out import dask_executor, tokenize_together
-    from evo_core.data.tokenize import TokenizeSpec
-    from evo_core.data.tokenizers import load_tokenizer
+    from evo_core.data.tokenize.fan_out import dask_executor, tokenize_together
+    from evo_core.data.tokenize.tokenize_file import TokenizeSpec
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     given = [*(inputs or []), *([text_input_path] if text_input_path else [])]
     if not given:
@@ -132,9 +132,9 @@ def find_raw_files(given: Sequence[str]) -> tuple[list[str], LeftOut]:
     Raises:
         DataError: one of them means none, or all are empty.
     """
-    from evo_core.data.documents import FORMATS, file_format, has_format
-    from evo_core.data.files import file_exists
-    from evo_core.data.listing import EMPTY, OTHER_FORMAT, LeftOut, find_files
+    from evo_core.data.raw.documents import FORMATS, file_format, has_format
+    from evo_core.data.raw.files import file_exists
+    from evo_core.data.raw.listing import EMPTY, OTHER_FORMAT, LeftOut, find_files
     from evo_core.storage.location import check_location
 
     found, left_out = list[str](), LeftOut()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from evo_core.data.origins import Origins
-from evo_core.data.token_folder import files_below
-from evo_core.data.tokenizers import Tokenizer, load_tokenizer
+from evo_core.data.shards.folder import files_below
+from evo_core.data.shards.origins import Origins
+from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer
 from evo_core.errors import DataError
 
 SPLITS = ("train", "valid")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import orjson
 
+from evo_core.data.dataset.previous_version import STATISTICS
+from evo_core.data.dataset.writer import shard_digest
 from evo_core.data.inspection.verify import Problem
-from evo_core.data.refresh_record import STATISTICS
-from evo_core.data.shard_writer import shard_digest
 
 
 def compare_with_manifest(folder: Path) -> Iterator[Problem]:

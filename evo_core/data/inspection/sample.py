@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from evo_core.data.format import BinReader
 from evo_core.data.inspection.find import Shard, find_origin
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.shards.format import BinReader
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evo_core.data.format import BinReader
 from evo_core.data.inspection.find import Shard
+from evo_core.data.shards.format import BinReader
 
 _CHUNK = 1 << 24
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from evo_core.data.format import BinReader
 from evo_core.data.inspection.find import Shard
 from evo_core.data.inspection.verify import Problem
-from evo_core.data.targets import NO_TARGETS, has_targets
+from evo_core.data.shards.format import BinReader
+from evo_core.data.shards.targets import NO_TARGETS, has_targets
 from evo_core.errors import DataError
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from evo_core.data.format import meta_path, open_token_file, read_meta
+from evo_core.data.shards.format import meta_path, open_token_file, read_meta
 from evo_core.errors import DataError
 from evo_core.process import die_with_parent
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evo_core.data.sft.pieces import Format, Piece, RecordError, check_fields, text_field
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
 _PUBLISHED = {103168: (103167, 103166, 13, "InternLM"), 92544: (92542, 92542, 13, "InternLM2")}

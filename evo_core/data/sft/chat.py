@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evo_core.data.json_value import parse
+from evo_core.data.raw.json_value import parse
 from evo_core.data.sft.pieces import Format, Piece, RecordError, check_fields
-from evo_core.data.tokenizer_settings import CONFIG, read_json_object, read_settings
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizer_settings import CONFIG, read_json_object, read_settings
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evo_core.data.json_value import HALF_CHARACTER, is_whole
+from evo_core.data.raw.json_value import HALF_CHARACTER, is_whole
 from evo_core.data.sft.pieces import Format, NoRoomError, Piece, RecordError
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import code_error
 
 

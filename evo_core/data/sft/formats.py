@@ -12,7 +12,7 @@ from evo_core.data.sft.alpaca import alpaca
 from evo_core.data.sft.chat import chat
 from evo_core.data.sft.pieces import Format, PieceFunction
 from evo_core.data.sft.sharegpt import sharegpt
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError, code_error
 
 BY_TEMPLATE = ("chat", "sharegpt")

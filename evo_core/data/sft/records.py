@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evo_core.data.documents import OnError, file_format, read_documents, read_records
-from evo_core.data.files import is_uri
-from evo_core.data.json_value import parse
-from evo_core.data.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
-from evo_core.data.parquet_file import ParquetRecords
-from evo_core.data.patterns import MAGIC
-from evo_core.data.raw_bytes import COMPRESSIONS
-from evo_core.data.unreadable import UnreadableRecord
+from evo_core.data.raw.bytes import COMPRESSIONS
+from evo_core.data.raw.documents import OnError, file_format, read_documents, read_records
+from evo_core.data.raw.files import is_uri
+from evo_core.data.raw.json_value import parse
+from evo_core.data.raw.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
+from evo_core.data.raw.parquet import ParquetRecords
+from evo_core.data.raw.patterns import MAGIC
+from evo_core.data.raw.unreadable import UnreadableRecord
 from evo_core.errors import DataError
 from evo_core.storage.location import Location, local_path
 

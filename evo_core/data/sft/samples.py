@@ -13,13 +13,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from evo_core.data.documents import OnError
-from evo_core.data.format import encode_line
+from evo_core.data.raw.documents import OnError
 from evo_core.data.sft.encode import Sample, SampleEncoder
 from evo_core.data.sft.formats import find_format
 from evo_core.data.sft.pieces import NoRoomError, RecordError
 from evo_core.data.sft.records import Place, RecordReader
-from evo_core.data.tokenizers import load_tokenizer
+from evo_core.data.shards.format import encode_line
+from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import DataError
 from evo_core.process import die_with_parent
 

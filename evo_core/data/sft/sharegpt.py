@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evo_core.data.json_value import parse
+from evo_core.data.raw.json_value import parse
 from evo_core.data.sft.chat import chat
 from evo_core.data.sft.pieces import Format, RecordError, check_fields, text_field
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 
 _ASKS = {"human": "user", "user": "user", "observation": "tool", "tool": "tool"}
 _ANSWERS = dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "assistant", "function_call"), "assistant")

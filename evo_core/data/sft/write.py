@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evo_core.data.format import BinWriter, meta_path
-from evo_core.data.origins import Origins
 from evo_core.data.sft.chat import find_template
 from evo_core.data.sft.formats import BY_TEMPLATE
 from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.shards.format import BinWriter, meta_path
+from evo_core.data.shards.origins import Origins
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from evo_core.process import mark
 

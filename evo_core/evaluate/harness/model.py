@@ -12,7 +12,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from evo_core.evaluate.harness.until import continue_until
 from evo_core.evaluate.likelihood import Continuation, Likelihood, likelihoods

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from evo_core.data.tokenizers import Tokenizer
+from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.generate.batch import Batch, Row, random_numbers
 from evo_core.generate.continuation import check_model, evaluating

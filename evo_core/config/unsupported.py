@@ -1,0 +1,209 @@
+"""What this version does not do yet: such a setting is refused in one sentence, or named where it has no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evo_core.config.fields import is_set, value_at
+from evo_core.config.schema.model import ModelConfig, MoeConfig
+from evo_core.config.types import describe
+from evo_core.errors import ConfigError
+from evo_core.storage.location import NO_STORE, is_remote
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.train_config import TrainConfig
+
+
+Test = Callable[[Any, "TrainConfig"], bool]
+
+
+class Refusal(NamedTuple):
+    """A setting that would really change something, but that this version cannot carry out."""
+
+    key: str
+    fine: Test
+    """From the value and the configuration: whether there is nothing to refuse."""
+    sentence: str
+    hint: str
+
+
+class Effectless(NamedTuple):
+    """A setting that loads but changes nothing."""
+
+    key: str
+    holds: Callable[[TrainConfig, str], bool]
+    """From the configuration and the device type: whether it has no effect there."""
+    why: str
+
+
+def _is(allowed: object) -> Test:
+    return lambda value, config: bool(value == allowed)
+
+
+def _local(value: str | None, config: TrainConfig) -> bool:
+    return value is None or not is_remote(value)
+
+
+def _local_if_saved(value: str | None, config: TrainConfig) -> bool:
+    return not config.ckpt.enable_save_ckpt or _local(value, config)
+
+
+def _unless_read(test: Test) -> Test:
+    """Nothing in load_ckpt_info is read where a run resumes automatically."""
+    return lambda value, config: not config.ckpt.starts_from_load_ckpt_info or test(value, config)
+
+
+_DATA_PARALLEL = "this version trains data parallel only"
+
+REFUSALS = (
+    Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
+    Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
+    Refusal("tensorboard_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("data.train_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("data.valid_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("model.num_chunks", _is(1), "this version has no interleaved pipeline", "set it to 1"),
+    Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
+    Refusal("parallel.tensor.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.pipeline.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.weight.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
+    Refusal("ckpt.save_ckpt_folder", _local_if_saved, NO_STORE, "name a local folder"),
+    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), NO_STORE, "name a local folder"),
+    Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
+    Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
+    Refusal("generation.ckpt_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("generation.data_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("generation.output_folder", _local, NO_STORE, "name a local folder"),
+)
+
+
+def _always(config: TrainConfig, device: str) -> bool:
+    return True
+
+
+def _on_cpu(config: TrainConfig, device: str) -> bool:
+    return device == "cpu"
+
+
+def _no_tensor(config: TrainConfig, device: str) -> bool:
+    return config.parallel.tensor.size == 1
+
+
+def _no_pipeline(config: TrainConfig, device: str) -> bool:
+    return config.parallel.pipeline.size == 1
+
+
+def _no_weight(config: TrainConfig, device: str) -> bool:
+    return config.parallel.weight.size == 1
+
+
+def _no_experts(config: TrainConfig, device: str) -> bool:
+    return getattr(config.model, "num_experts", 1) == 1
+
+
+def _no_stretching(config: TrainConfig, device: str) -> bool:
+    return not getattr(config.model, "use_dynamic_ntk_rope", False)
+
+
+def _has_experts(config: TrainConfig, device: str) -> bool:
+    return not _no_experts(config, device)
+
+
+def _never_drops(config: TrainConfig, device: str) -> bool:
+    return _has_experts(config, device) and config.model.moe_type != "GShard"
+
+
+def _keeps_all(config: TrainConfig, device: str) -> bool:
+    return _has_experts(config, device) and config.model.moe_type == "GShard" and not config.moe.drop_tokens
+
+
+def _takes_in_order(config: TrainConfig, device: str) -> bool:
+    gshard = _has_experts(config, device) and config.model.moe_type == "GShard"
+    return gshard and config.moe.drop_tokens and config.moe.top_k == 2
+
+
+def _random_data(config: TrainConfig, device: str) -> bool:
+    return config.data.train_folder is None
+
+
+def _hf_data(config: TrainConfig, device: str) -> bool:
+    return config.data.type == "hf"
+
+
+def _token_data(config: TrainConfig, device: str) -> bool:
+    return config.data.type == "tokenized"
+
+
+def _no_shm(config: TrainConfig, device: str) -> bool:
+    data = config.data
+    return not data.use_shm or data.train_folder is None or data.type == "hf"
+
+
+def _no_upload(config: TrainConfig, device: str) -> bool:
+    return not is_remote(config.ckpt.save_ckpt_folder or "")
+
+
+_ROOM = ("capacity_factor", "eval_capacity_factor", "min_capacity", "drop_tokens", "use_rts")
+"""The settings of how much room an expert has."""
+
+EFFECTLESS = (
+    Effectless("hybrid_zero_optimizer.overlap_sync_param", _always, "parameters are gathered after the update"),
+    Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
+    Effectless("hybrid_zero_optimizer.all_gather_size", _always, "parameters are gathered by buckets"),
+    Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
+    Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
+    Effectless("data.use_shm", _random_data, "random data has no index"),
+    Effectless("data.use_shm", _hf_data, "a stream has no index"),
+    Effectless("data.valid_micro_num", _always, "validation takes one micro-batch at a time"),
+    Effectless("data.subset_name", _token_data, "it is for Hugging Face data sets"),
+    Effectless("data.text_key", _token_data, "it is for Hugging Face data sets"),
+    Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),
+    Effectless("model.parallel_output", _no_tensor, "tensor.size is 1"),
+    Effectless("model.embed_split_hidden", _no_tensor, "tensor.size is 1"),
+    Effectless("model.mlp_layer_fusion", _always, "w1 and w3 are kept apart"),
+    Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
+    Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),
+    Effectless("model.moe_type", _no_experts, "num_experts is 1"),
+    Effectless("model.max_position_embeddings", _no_stretching, "use_dynamic_ntk_rope is false"),
+    Effectless("parallel.tensor.mode", _no_tensor, "tensor.size is 1"),
+    Effectless("parallel.pipeline.interleaved_overlap", _no_pipeline, "pipeline.size is 1"),
+    Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
+    Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
+    Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
+    Effectless("ckpt.async_upload", _no_upload, "save_ckpt_folder is local"),
+    Effectless("ckpt.async_upload_tmp_folder", _no_upload, "save_ckpt_folder is local"),
+    Effectless("monitor.alert.feishu_alert_address", _always, "enable_feishu_alert is false"),
+    Effectless("monitor.alert.alert_file_path", _always, "enable_feishu_alert is false"),
+    Effectless("loss.moe_loss_coeff", _no_experts, "num_experts is 1"),
+    Effectless("cudnn_deterministic", _on_cpu, "there is no cuDNN on a CPU"),
+    Effectless("cudnn_benchmark", _on_cpu, "there is no cuDNN on a CPU"),
+    *(Effectless(f"moe.{name}", _no_experts, "num_experts is 1") for name in MoeConfig.model_fields),
+    *(Effectless(f"moe.{name}", _never_drops, "moe_type MegaBlock drops no token") for name in _ROOM),
+    *(Effectless(f"moe.{name}", _keeps_all, "drop_tokens is false") for name in _ROOM if name != "drop_tokens"),
+    Effectless("moe.use_rts", _takes_in_order, "with top_k 2 tokens are taken in order"),
+    Effectless("moe.noisy_gate_policy", _never_drops, "only the GShard router has noise"),
+    Effectless("moe.use_fused_gating", _has_experts, "there is one router"),
+)
+
+
+def refusal_errors(config: TrainConfig) -> Iterator[ConfigError]:
+    """A sentence for each setting that this version cannot carry out."""
+    refused: set[str] = set()
+    for key, fine, sentence, hint in REFUSALS:
+        if key.startswith("model.") and not isinstance(config.model, ModelConfig):
+            continue  # a model type of a user's own does what it says
+        value = value_at(config, key)
+        if key not in refused and not fine(value, config):
+            refused.add(key)
+            yield ConfigError(f"{describe(value)}: {sentence}", key=key, hint=hint)
+
+
+def settings_without_effect(config: TrainConfig, device_type: str) -> list[str]:
+    """The settings that were set to something but change nothing in a run on such a device, each with why."""
+    return [f"{key} ({why})" for key, holds, why in EFFECTLESS if _is_on(config, key) and holds(config, device_type)]
+
+
+def _is_on(config: TrainConfig, key: str) -> bool:
+    """Whether a setting was stated, and asks for something."""
+    return is_set(config, key) and value_at(config, key) not in (False, None, "mtp", "1F1B")

@@ -1,0 +1,1 @@
+"""Shards opened for training: documents of each type at random access."""

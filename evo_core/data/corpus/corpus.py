@@ -1,0 +1,158 @@
+"""The token shards of a folder as documents of each data type, in an order that how they are grouped does not change.
+
+Where ``origins.json`` lies beside the folder, a type's documents are numbered by (raw file, place in it): a dataset
+that was refreshed piece by piece, and has other shards for it, is the same as one made at once. Elsewhere they are
+numbered as they lie: file by file in the order of paths.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evo_core.data.corpus.document_set import DocumentSet, Span, Table, tabulate
+from evo_core.data.corpus.index import Arrays, Index
+from evo_core.data.corpus.token_cache import TokenFile, map_twin, open_token_files
+from evo_core.data.shards.folder import bin_files, data_types
+from evo_core.data.shards.format import BinReader
+from evo_core.data.shards.origins import Origins
+from evo_core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+ORIGINS = "origins.json"
+
+
+class MinLength(NamedTuple):
+    """Tokens of the shortest document: for all files, and for those whose path below the folder holds a text.
+
+    The path begins with a slash: ``/cn/train_000.bin``.
+    """
+
+    general: int = 0
+    by_text: Mapping[str, int] = {}
+
+    def of(self, path: str) -> int:
+        """The one for a file.
+
+        Raises:
+            ConfigError: several texts are in its path.
+        """
+        matching = [text for text in self.by_text if text in path]
+        if len(matching) > 1:
+            raise ConfigError(
+                f"{' and '.join(matching)} are both in the path {path}: one file has one min_length",
+                key="data.min_length_dict",
+                hint="write longer parts of the path",
+            )
+        return self.by_text[matching[0]] if matching else self.general
+
+    def unused(self, paths: Iterable[str]) -> list[str]:
+        """The texts that are in none of the paths."""
+        paths = list(paths)
+        return [text for text in self.by_text if not any(text in path for path in paths)]
+
+
+NO_MIN_LENGTH = MinLength()
+
+
+class Corpus(NamedTuple):
+    """Documents by data type, a digest of each type's tokens in their order, and how many tokens are trained on."""
+
+    documents: dict[str, DocumentSet]
+    digests: dict[str, str]
+    trained: dict[str, int]
+
+
+def open_corpus(
+    folder: Path,
+    types: Sequence[str] | None = None,
+    *,
+    vocab_size: int | None = None,
+    min_length: MinLength = NO_MIN_LENGTH,
+    by_origin: bool = True,
+    first: int = 0,
+    index: Index | None = None,
+) -> Corpus:
+    """Open the shards of some data types.
+
+    Args:
+        folder: of token shards.
+        types: which of them; None means all.
+        vocab_size: ids must be below it.
+        min_length: shorter documents are left out.
+        by_origin: False numbers documents as the original does, in the order of `bin_files`, whatever
+            ``origins.json`` says.
+        first: as for `open_token_files`.
+        index: where the processes of this machine share what they find out; the ids then are in twins.
+
+    Raises:
+        DataError: a file is missing or damaged, or an id is outside the vocabulary.
+        ConfigError: a file matches several keys of min_length_dict.
+    """
+    types = data_types(folder) if types is None else types
+    paths = {name: bin_files(folder, name) for name in types}
+    if by_origin:
+        paths = {name: sorted(of_type) for name, of_type in paths.items()}
+    everything = [path for of_type in paths.values() for path in of_type]
+    for text in min_length.unused(_below(folder, path) for path in everything):
+        log.warning("data.min_length_dict: %r is in the path of no file of %s, e.g. /cn/train_000.bin", text, folder)
+    opened: list[TokenFile] = []
+
+    def tables() -> Arrays:
+        opened.extend(open_token_files(everything, first=first, in_memory=index is None))
+        files = iter(opened)
+        arrays: dict[str, np.ndarray] = {
+            "max_ids": np.array([file.max_id for file in opened], np.int64),
+            "twins": np.array([str(file.twin or "").encode() for file in opened]),
+        }
+        for number, of_type in enumerate(paths.values()):
+            own = [next(files) for _ in of_type]
+            spans = _spans_by_origin(folder, own) if by_origin else None
+            table, digest, trained = tabulate(own, [min_length.of(_below(folder, path)) for path in of_type], spans)
+            arrays |= {f"{number}-{part}": array for part, array in table._asdict().items()}
+            arrays[f"{number}-digest-and-trained"] = np.array([digest.encode(), str(trained).encode()])
+        return arrays
+
+    found = (index or Index()).arrays("corpus", tables)
+    if vocab_size is not None:
+        for path, max_id in zip(everything, found["max_ids"].tolist(), strict=True):
+            if max_id >= vocab_size:
+                BinReader(path).check(vocab_size)
+    if opened:
+        ids = iter([file.ids for file in opened])
+    else:
+        ids = iter(_mapped_or_decoded(everything, [Path(twin.decode()) for twin in found["twins"].tolist()]))
+    corpus = Corpus({}, {}, {})
+    for number, (name, of_type) in enumerate(paths.items()):
+        table = Table(*(found[f"{number}-{part}"] for part in Table._fields))
+        corpus.documents[name] = DocumentSet([next(ids) for _ in of_type], table)
+        digest, trained = found[f"{number}-digest-and-trained"].tolist()
+        corpus.digests[name], corpus.trained[name] = digest.decode(), int(trained)
+    return corpus
+
+
+def _below(folder: Path, path: Path) -> str:
+    return f"/{path.relative_to(folder).as_posix()}"
+
+
+def _spans_by_origin(folder: Path, files: Sequence[TokenFile]) -> list[Span] | None:
+    """The documents of one type by (raw file, place in it); None where nobody says."""
+    parent, name = folder.absolute().parent, folder.absolute().name
+    if not (parent / ORIGINS).is_file():
+        return None
+    shards = {name + _below(folder, file.path): number for number, file in enumerate(files)}
+    runs = Origins.load(parent).in_order({shard: len(files[number]) for shard, number in shards.items()})
+    return [Span(shards[run.shard], run.start, run.stop) for run in runs]
+
+
+def _mapped_or_decoded(paths: Sequence[Path], twins: Sequence[Path]) -> list[np.ndarray]:
+    """The ids of files whose documents another process has listed."""
+    try:
+        return [map_twin(twin).ids for twin in twins]
+    except OSError:  # no cache folder there, or it was emptied meanwhile
+        return [file.ids for file in open_token_files(paths, in_memory=False)]

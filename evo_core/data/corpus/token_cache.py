@@ -1,0 +1,285 @@
+"""Token ids of ``.bin`` files as flat arrays.
+
+JSON is too slow to parse again for every batch. So a folder's files are decoded once: small folders into
+memory, larger ones into binary twins, flat files that all processes of a machine map into memory: a header with a
+checksum of everything, the ids as int32, and of each document how many are trained on and a hash. Opening a twin
+compares the checksum, as fast as the file can be read: one that holds another id than was written is made again. Twins
+live in a cache folder (``$EVO_CACHE``, else ``$XDG_CACHE_HOME/evo``, else ``~/.cache/evo``), are named by a digest of
+the file they stand for, and can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from evo_core.data.shards.format import BinReader, meta_path
+
+log = logging.getLogger(__name__)
+
+# Folders below this size (bytes of .bin) are decoded into memory, in about a second.
+IN_MEMORY_BYTES = 64 << 20
+
+_HEADER = struct.Struct("<8sqqq16s16x")  # magic, tokens, documents, largest absolute id, checksum
+_MAGIC = b"EVOTOK03"
+_KEEP_DAYS = 30
+_END_BYTES = 64 << 10
+
+
+class Content(NamedTuple):
+    """What a file holds, as `TokenFile` has it."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    hashes: np.ndarray
+    max_id: int
+
+
+class TokenFile:
+    """The documents of one ``.bin`` behind each other.
+
+    Attributes:
+        path: the ``.bin``.
+        starts: int64 [documents + 1], where each document starts in `ids`, and the end.
+        ids: int32 [tokens], in memory or memory-mapped; negative ids are context.
+        trained: int32 [documents], how many ids of each are trained on: those that are not negative, but never the
+            first, which nothing comes before.
+        hashes: uint64 [documents], of each document's ids.
+        max_id: the largest absolute id; -1 where there is no token.
+        twin: the file that `ids` is mapped from; None where they are in memory.
+    """
+
+    def __init__(self, reader: BinReader, content: Content, twin: Path | None = None) -> None:
+        self.path = reader.path
+        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.lengths)])
+        self.ids, self.trained, self.hashes, self.max_id = content
+        self.twin = twin
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def check(self, vocab_size: int) -> None:
+        """Require every id to be below `vocab_size`.
+
+        Raises:
+            DataError: naming file, line and id.
+        """
+        if self.max_id >= vocab_size:
+            BinReader(self.path).check(vocab_size)
+
+
+def open_token_files(paths: Sequence[Path], *, first: int = 0, in_memory: bool = True) -> list[TokenFile]:
+    """Open ``.bin`` files, decoding those that no process of this machine has decoded before.
+
+    Many processes may do this at the same time: each twin is decoded by one of them, the others wait for it.
+
+    Args:
+        paths: the files.
+        first: which of them to decode first; processes that start together share the work when each gives
+            its rank.
+        in_memory: False makes twins of small folders too.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    readers = [BinReader(path) for path in paths]
+    if in_memory and sum(path.stat().st_size for path in paths) <= IN_MEMORY_BYTES:
+        return [TokenFile(reader, _decoded(reader)) for reader in readers]
+    cache = _cache_folder()
+    twins = [cache / f"{file_digest(reader.path)}.tokens" for reader in readers]
+    with _pruning(cache, twins):
+        turn = first % max(len(readers), 1)
+        for number in [*range(turn, len(readers)), *range(turn)]:
+            _make_twin(readers[number], twins[number], wait=False)
+        return [_open_twin(reader, twin) for reader, twin in zip(readers, twins, strict=True)]
+
+
+def map_twin(twin: Path) -> Content:
+    """What a complete twin holds, mapped into memory.
+
+    Raises:
+        OSError: it is not there.
+    """
+    with twin.open("rb") as file:
+        _, tokens, documents, max_id, _ = _HEADER.unpack(file.read(_HEADER.size))
+    # As plain arrays, which slice five times as fast as np.memmap.
+    mapped = np.asarray(np.memmap(twin, np.uint8, "r"))
+    ends = np.cumsum([_HEADER.size, 4 * tokens, 4 * documents, 8 * documents]).tolist()
+    ids, trained, hashes = (mapped[start:end] for start, end in pairwise(ends))
+    # Hashes may lie at no multiple of 8 bytes, which numpy copes with.
+    return Content(ids.view(np.int32), trained.view(np.int32), hashes.view(np.uint64), max_id)
+
+
+def file_digest(path: Path) -> str:
+    """A cheap digest of a ``.bin``: its size, when it was changed, its meta and both its ends."""
+    stat = path.stat()
+    digest = xxhash.xxh3_128(struct.pack("<qq", stat.st_size, stat.st_mtime_ns))
+    digest.update(meta_path(path).read_bytes())
+    with path.open("rb") as file:
+        digest.update(file.read(_END_BYTES))
+        file.seek(max(0, stat.st_size - _END_BYTES))
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+class _Document(NamedTuple):
+    """A decoded document: its ids as int32, how many are trained on, their hash, the largest absolute one or -1."""
+
+    ids: np.ndarray
+    trained: int
+    hash: int
+    largest: int
+
+
+def _decoded(reader: BinReader) -> Content:
+    content = _empty(reader)
+    ids = np.empty(int(reader.lengths.sum()), np.int32)
+    at, max_id = 0, -1
+    for number, document in enumerate(_documents(reader)):
+        ids[at : at + len(document.ids)] = document.ids
+        at += len(document.ids)
+        content.trained[number], content.hashes[number] = document.trained, document.hash
+        max_id = max(max_id, document.largest)
+    return content._replace(ids=ids, max_id=max_id)
+
+
+def _empty(reader: BinReader) -> Content:
+    """Room for what is known of each document."""
+    return Content(np.empty(0, np.int32), np.empty(len(reader), np.int32), np.empty(len(reader), np.uint64), -1)
+
+
+def _documents(reader: BinReader) -> Iterator[_Document]:
+    for number in range(len(reader)):
+        tokens = reader.tokens(number)
+        lowest, largest = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, -1)
+        largest = max(largest, -lowest)
+        if largest > np.iinfo(np.int32).max:
+            reader.check(np.iinfo(np.int32).max)
+        ids = tokens.astype(np.int32)
+        behind = ids[1:]
+        trained = len(behind) if lowest >= 0 else int(np.count_nonzero(behind >= 0))
+        yield _Document(ids, trained, xxhash.xxh3_64_intdigest(ids.data), largest if len(ids) else -1)
+
+
+def _open_twin(reader: BinReader, twin: Path) -> TokenFile:
+    """The twin mapped into memory, after a look at its checksum; where the cache cannot hold it, the ids decoded."""
+    if not _make_twin(reader, twin, wait=True, is_there=_is_sound):
+        return TokenFile(reader, _decoded(reader))
+    with contextlib.suppress(OSError):
+        os.utime(twin)
+    return TokenFile(reader, map_twin(twin), twin)
+
+
+def _make_twin(
+    reader: BinReader, twin: Path, *, wait: bool, is_there: Callable[[Path, BinReader], bool] | None = None
+) -> bool:
+    """Whether the twin is there, after decoding it here if nobody else is at it.
+
+    The lock only saves work: a twin is renamed into place complete, whoever wrote it.
+    """
+    is_there = is_there or _is_complete
+    if is_there(twin, reader):
+        return True
+    try:
+        with twin.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
+            if not is_there(twin, reader):
+                if _is_complete(twin, reader):
+                    log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, twin)
+                _write_twin(reader, twin)
+    except OSError as error:
+        if wait:
+            log.warning("no token cache for %s (%s): it is read into memory", reader.path, error)
+        return False
+    return True
+
+
+def _write_twin(reader: BinReader, twin: Path) -> None:
+    temporary = twin.with_suffix(f".{os.getpid()}.tmp")
+    content, checksum, max_id = _empty(reader), xxhash.xxh3_128(), -1
+    try:
+        with temporary.open("wb", buffering=1 << 20) as file:
+            file.write(bytes(_HEADER.size))
+            for number, document in enumerate(_documents(reader)):
+                file.write(document.ids.data)
+                checksum.update(document.ids.data)
+                content.trained[number], content.hashes[number] = document.trained, document.hash
+                max_id = max(max_id, document.largest)
+            for array in (content.trained, content.hashes):
+                file.write(array.data)
+                checksum.update(array.data)
+            file.seek(0)
+            file.write(_header(int(reader.lengths.sum()), len(reader), max_id, checksum))
+        temporary.replace(twin)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _header(tokens: int, documents: int, max_id: int, checksum: xxhash.xxh3_128) -> bytes:
+    """The header; its checksum is of what follows and of the header's own numbers."""
+    checksum.update(struct.pack("<qqq", tokens, documents, max_id))
+    return _HEADER.pack(_MAGIC, tokens, documents, max_id, checksum.digest())
+
+
+def _is_complete(twin: Path, reader: BinReader) -> bool:
+    expected = (_MAGIC, int(reader.lengths.sum()), len(reader))
+    try:
+        with twin.open("rb") as file:
+            *stored, _, _ = _HEADER.unpack(file.read(_HEADER.size))
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, struct.error):
+        return False
+    _, tokens, documents = expected
+    return tuple(stored) == expected and size == _HEADER.size + 4 * tokens + (4 + 8) * documents
+
+
+def _is_sound(twin: Path, reader: BinReader) -> bool:
+    """Whether the twin is complete and holds what was written."""
+    if not _is_complete(twin, reader):
+        return False
+    try:
+        with twin.open("rb") as file:
+            stored = file.read(_HEADER.size)
+        content, checksum = map_twin(twin), xxhash.xxh3_128()
+    except OSError:  # somebody cleared the cache meanwhile
+        return False
+    for array in (content.ids, content.trained, content.hashes):
+        checksum.update(array.data)
+    return stored == _header(len(content.ids), len(content.trained), content.max_id, checksum)
+
+
+def _cache_folder() -> Path:
+    """The cache's folder, made if it can be."""
+    base = os.environ.get("EVO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "evo"
+    folder = Path(base) / "tokens"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _pruning(cache: Path, in_use: Sequence[Path]) -> Iterator[None]:
+    """If this adds twins, remove those that nobody has opened for a month."""
+    adds = not all(twin.exists() for twin in in_use)
+    yield
+    if not adds:
+        return
+    oldest = time.time() - _KEEP_DAYS * 86400
+    for path in cache.glob("*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()

@@ -1,0 +1,1 @@
+"""Token files to a dataset: shards by type with a held-out part, made anew where files changed."""

@@ -1,0 +1,232 @@
+"""From many small ``.bin`` files to shards of a target size, split into a train and a valid part.
+
+::
+
+    out/train/<type>/train_000.bin(.meta), train_001.bin(.meta), …
+    out/valid/<type>/train_000.bin(.meta), …
+    out/origins.json      which raw file each document comes from, and the order of the documents
+    out/refresh/          what the next dataset starts from
+    out/statistics.json   the manifest: every type and every shard; written last
+
+Whether a document is held out follows from its tokens and the seed alone, so it does not change when files are
+regrouped, and copies of a document are never on both sides.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from evo_core.data.dataset.dedup import NearDuplicates
+from evo_core.data.dataset.inventory import (
+    DROPPED,
+    SPLITS,
+    Dedup,
+    Inventory,
+    Selection,
+    ShardSource,
+    Split,
+    take_inventory,
+)
+from evo_core.data.dataset.previous_version import FOLDER, STATISTICS, PreviousVersion, save_record
+from evo_core.data.dataset.routing import Routing, check_type_name
+from evo_core.data.dataset.shard_plan import group
+from evo_core.data.dataset.writer import ShardWriter
+from evo_core.data.shards.origins import ORIGINS, Origins
+from evo_core.errors import DataError
+
+__all__ = ["SPLITS", "STATISTICS", "PreviousVersion", "ShardSource", "Split", "write_shards"]
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is done (``read`` in bytes, then ``write`` in tokens), how much so far, and how much in all. An
+error that it raises ends the work."""
+
+
+def write_shards(
+    sources: Sequence[ShardSource],
+    out: str | Path,
+    *,
+    valid_fraction: float,
+    shard_tokens: int,
+    seed: int = 0,
+    routing: Routing | None = None,
+    dedup: Dedup = "none",
+    near: NearDuplicates | None = None,
+    previous: PreviousVersion | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress = lambda phase, done, total: None,
+) -> dict[str, Any]:
+    """Group the sources by type into shards below `out`.
+
+    Every document that is taken goes into exactly one shard. Within a shard, documents follow the order of their
+    origins and, in one origin, of its lines. A shard is closed by the document with which it reaches `shard_tokens`.
+
+    With `previous`, only sources that it was not made from are read; its shards are linked where nothing in them
+    changed, and the others written anew (see `evo_core.data.dataset.shard_plan`). The documents are the same as without.
+
+    Args:
+        sources: tokenized files, in any order.
+        out: a folder without shards.
+        valid_fraction: share of the documents held out, 0 <= valid_fraction < 1; 0 writes no valid part.
+        shard_tokens: target size of a shard.
+        seed: chooses another held-out part.
+        routing: how documents get their types; default by the type of their source.
+        dedup: which documents are left out because they repeat an earlier one (in the order of the origins, over
+            all types and both sides): ``none``, ``exact`` copies, or ``near`` ones as well.
+        near: what counts as nearly the same.
+        previous: of a dataset that this function wrote with the same arguments but other sources.
+        workers: processes that read; default one a core.
+        on_progress: see `OnProgress`.
+
+    Returns:
+        What ``statistics.json`` says. ``types`` has for each type its ``documents`` and ``tokens``, the same for its
+        ``train`` and ``valid`` part, and with `dedup` what was ``removed``; ``dropped`` has the documents of types
+        that are not taken; ``shards`` has for each shard its ``path`` below `out`, ``type``, ``split``,
+        ``documents``, ``tokens``, ``bytes``, blake3 ``digest`` and ``meta_digest``, and ``origins``, the raw files
+        behind it.
+
+    Raises:
+        DataError: there are no documents, a type would have none on one side, a document's type is not taken, a
+            file is damaged, the disk is full, or `out` is in use. No shards are left in `out` then.
+    """
+    out = Path(out)
+    routing = routing or Routing()
+    if not 0 <= valid_fraction < 1:
+        raise DataError(f"must be at least 0 and below 1, not {valid_fraction}", key="valid_fraction")
+    if shard_tokens < 1:
+        raise DataError(f"must be at least 1, not {shard_tokens}", key="shard_tokens")
+    if any((out / split).exists() for split in SPLITS):
+        raise DataError("shards are already here", file=out, hint="write into an empty folder")
+    sources = _in_order(sources, routing)
+    selection = Selection(valid_fraction, seed, routing, dedup, near or NearDuplicates())
+    inventory = _inventory(sources, selection, previous, workers, on_progress)
+    named = {source.type for source in sources} if routing.by == "path" else set()
+    statistics = _statistics(
+        inventory, dedup, named - {unit.type for unit in inventory.units() if unit.split == DROPPED}
+    )
+    _check_sides(statistics["types"], valid_fraction, routing.types)
+    try:
+        statistics["shards"] = _write(sources, inventory, out, shard_tokens, previous, on_progress)
+        (out / STATISTICS).write_bytes(orjson.dumps(statistics, option=orjson.OPT_INDENT_2))
+    except BaseException as error:
+        for part in (*SPLITS, FOLDER):
+            shutil.rmtree(out / part, ignore_errors=True)
+        for name in (ORIGINS, STATISTICS):
+            (out / name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                "the disk is full: no shards were left here", file=out, hint="free some space and run again"
+            ) from None
+        raise
+    return statistics
+
+
+def _in_order(sources: Iterable[ShardSource], routing: Routing) -> list[ShardSource]:
+    ordered = sorted(sources, key=lambda source: source.origin)
+    for before, source in zip([None, *ordered], ordered, strict=False):
+        if before is not None and before.origin == source.origin:
+            raise DataError("two token files are said to come from this raw file", file=source.origin)
+        if routing.by == "path":
+            check_type_name(source.type, source.origin)
+    return ordered
+
+
+def _inventory(
+    sources: Sequence[ShardSource],
+    selection: Selection,
+    earlier: PreviousVersion | None,
+    workers: int | None,
+    on_progress: OnProgress,
+) -> Inventory:
+    known = {source.origin for source in sources if earlier and earlier.number(source) is not None}
+    total = sum(s.bin_path.stat().st_size for s in sources if s.origin not in known and s.bin_path.exists())
+    done = 0
+
+    def on_file(size: int) -> None:
+        nonlocal done
+        done += size
+        on_progress("read", done, max(total, done))
+
+    if earlier is None:
+        return take_inventory(sources, selection, workers=workers, on_file=on_file)
+    return take_inventory(sources, selection, known=earlier.known, workers=workers, on_file=on_file)
+
+
+def _write(
+    sources: Sequence[ShardSource],
+    inventory: Inventory,
+    out: Path,
+    shard_tokens: int,
+    earlier: PreviousVersion | None,
+    on_progress: OnProgress,
+) -> list[dict[str, Any]]:
+    sides = group(sources, inventory, shard_tokens, earlier)
+    total, done = sum(load.tokens for side in sides for load in side.loads), 0
+
+    def on_tokens(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        on_progress("write", done, max(total, done))
+
+    writer = ShardWriter(out, sources, inventory.rows, shard_tokens, earlier, on_tokens)
+    shards = [shard for side in sides for shard in writer.write(side)]
+    origins = Origins(writer.origin(piece.unit) for pieces in writer.pieces.values() for piece in pieces)
+    for shard in shards:
+        document = 0
+        for piece in writer.pieces[shard["path"]]:
+            origins.add(shard["path"], document, writer.origin(piece.unit), piece.start)
+            document += piece.stop - piece.start
+    origins.save(out)
+    if all(source.object for source in sources):
+        save_record(out, sources, inventory, writer.pieces)
+    return shards
+
+
+def _statistics(inventory: Inventory, dedup: Dedup, named: Iterable[str]) -> dict[str, Any]:
+    """Documents and tokens of each type, in all and on each side, and what was left out."""
+    types: dict[str, dict[str, Any]] = {name: _no_documents(dedup) for name in named}
+    dropped: dict[str, int] = {}
+    for unit in inventory.units():
+        if unit.split == DROPPED:
+            dropped[unit.type] = dropped.get(unit.type, 0) + unit.documents
+            continue
+        of_type = types.setdefault(unit.type, _no_documents(dedup))
+        for counts in (of_type, of_type[unit.split]):
+            counts["documents"] += unit.documents
+            counts["tokens"] += unit.tokens
+        if dedup != "none":
+            of_type["removed"]["exact"] += unit.exact
+            of_type["removed"]["near"] += unit.near
+    return {"types": dict(sorted(types.items())), **({"dropped": dict(sorted(dropped.items()))} if dropped else {})}
+
+
+def _no_documents(dedup: Dedup) -> dict[str, Any]:
+    counts: dict[str, Any] = {"documents": 0, "tokens": 0}
+    counts |= {split: {"documents": 0, "tokens": 0} for split in SPLITS}
+    return counts | ({"removed": {"exact": 0, "near": 0}} if dedup != "none" else {})
+
+
+def _check_sides(types: dict[str, dict[str, Any]], valid_fraction: float, expected: frozenset[str] | None) -> None:
+    if not any(of_type["documents"] for of_type in types.values()):
+        raise DataError("there is not a single document to shard")
+    for name in sorted((expected or set()) - set(types)):
+        raise DataError(
+            f"there is no document of type {name}",
+            key="types",
+            hint=f"types found: {', '.join(types)}",
+        )
+    for name, of_type in types.items():
+        for split in SPLITS:
+            if of_type[split]["documents"] or (split == "valid" and valid_fraction == 0):
+                continue
+            raise DataError(
+                f"type {name}: too few documents ({of_type['documents']}) for valid_fraction {valid_fraction}: "
+                f"the {split} part would have none",
+                key="valid_fraction",
+                hint=f"give more documents of type {name}, or another valid_fraction",
+            )

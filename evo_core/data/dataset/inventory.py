@@ -1,0 +1,271 @@
+"""Every document of a dataset that is about to be made, counted by raw file, type and side.
+
+A *unit* is what a dataset takes from one token file for one type and side. Units are what shards are made of; a unit
+that a former dataset has as well need not be read again. What is known of the files a former dataset was made from
+comes from its record, so that only new files are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import xxhash
+
+from evo_core.data.dataset.dedup import NearDuplicates, exact_duplicates, near_duplicates
+from evo_core.data.dataset.routing import Routing, check_type_name
+from evo_core.data.dataset.scan import Scan, ScanSpec, scans
+from evo_core.errors import DataError
+
+Split = Literal["train", "valid"]
+Dedup = Literal["none", "exact", "near"]
+SPLITS: tuple[Split, ...] = ("train", "valid")
+DROPPED = "dropped"
+"""The side of documents whose type is not taken."""
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """A tokenized raw file.
+
+    Attributes:
+        type: data type its documents belong to (``cn``, ``en``, ``code``, or any name), where its path decides.
+        bin_path: its ``.bin``.
+        origin: name of the raw file, as a reader should see it; no two sources have the same. The order of the
+            documents follows it.
+        object: what tells its tokens from all others; without it a later dataset does not recognise the file.
+    """
+
+    type: str
+    bin_path: Path
+    origin: str
+    object: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which documents a dataset takes and where they go; see `write_shards`."""
+
+    valid_fraction: float
+    seed: int = 0
+    routing: Routing = field(default_factory=Routing)
+    dedup: Dedup = "none"
+    near: NearDuplicates = field(default_factory=NearDuplicates)
+
+
+class Unit(NamedTuple):
+    """Documents of one token file, of one type, on one side.
+
+    Attributes:
+        split: ``train``, ``valid``, or ``dropped``.
+        mask: digest of which documents of the file these are.
+        documents, tokens: taken.
+        exact, near: documents left out because they repeat an earlier one.
+    """
+
+    type: str
+    split: str
+    mask: str
+    documents: int
+    tokens: int
+    exact: int = 0
+    near: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one token file.
+
+    Attributes:
+        documents: all there are.
+        repeated: digest of which of them repeat others; empty if none does.
+        units: sorted by type and side.
+        places: for units of files that were read now: the documents of each, int64 [documents].
+    """
+
+    documents: int
+    repeated: str
+    units: tuple[Unit, ...]
+    places: tuple[np.ndarray, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A row for each source, in the order of the sources.
+
+    Attributes:
+        hashes, signatures: of all documents in their order (see `Scan`), kept for the next dataset; zero where
+            a document was dropped.
+    """
+
+    rows: list[Row]
+    hashes: np.ndarray | None
+    signatures: np.ndarray | None
+
+    def units(self) -> Iterable[Unit]:
+        """All units."""
+        return (unit for row in self.rows for unit in row.units)
+
+
+class Earlier(NamedTuple):
+    """What a former dataset, made in the same way, knows of a source: its row, and its documents' fingerprints."""
+
+    row: Row
+    hashes: np.ndarray | None
+    signatures: np.ndarray | None
+
+
+def take_inventory(
+    sources: Sequence[ShardSource],
+    selection: Selection,
+    *,
+    known: Callable[[ShardSource], Earlier | None] = lambda source: None,
+    workers: int | None = None,
+    on_file: Callable[[int], None] = lambda size: None,
+) -> Inventory:
+    """Count the documents of all sources, reading those that nothing is known of.
+
+    Args:
+        sources: sorted by origin.
+        known: what a former dataset knows of a source.
+        workers: processes; default one a core.
+        on_file: called with the size in bytes of each file that was read.
+
+    Raises:
+        DataError: a file is damaged, or a document has a type that is not to be taken.
+    """
+    earlier = {number: found for number, source in enumerate(sources) if (found := known(source)) is not None}
+    new = _scanned(sources, selection, [n for n in range(len(sources)) if n not in earlier], workers, on_file)
+    if selection.dedup == "none":
+        none = {number: (np.zeros(len(one.lengths), bool),) * 2 for number, one in new.items()}
+        rows = [
+            _row(sources[n], new.pop(n), selection.routing, *none[n]) if n in new else earlier[n].row
+            for n in range(len(sources))
+        ]
+        return Inventory(rows, None, None)
+    return _without_repeats(sources, selection, earlier, new, workers, on_file)
+
+
+def _without_repeats(
+    sources: Sequence[ShardSource],
+    selection: Selection,
+    earlier: dict[int, Earlier],
+    new: dict[int, Scan],
+    workers: int | None,
+    on_file: Callable[[int], None],
+) -> Inventory:
+    counts = [earlier[n].row.documents if n in earlier else len(new[n].lengths) for n in range(len(sources))]
+    starts = np.cumsum([0, *counts])
+    slices = [slice(start, start + count) for start, count in zip(starts.tolist(), counts, strict=False)]
+    hashes = np.zeros((int(starts[-1]), 2), np.uint64)
+    near = selection.near if selection.dedup == "near" else None
+    signatures = np.zeros((len(hashes), near.permutations), np.uint16) if near else None
+    for number, part in enumerate(slices):
+        fingerprints = earlier[number] if number in earlier else new[number]
+        if fingerprints.hashes is not None:
+            hashes[part] = fingerprints.hashes
+        if signatures is not None and fingerprints.signatures is not None:
+            signatures[part] = fingerprints.signatures
+        if number in new:
+            hashes[part][~_taken(sources[number], new[number], selection.routing)] = 0
+            new[number] = replace(new[number], hashes=None, signatures=None)  # held once
+    active = (hashes != 0).any(axis=1)
+    exact = exact_duplicates(hashes, active)
+    close = np.zeros(len(active), bool)
+    if near is not None and signatures is not None:
+        close = near_duplicates(signatures, active & ~exact, near)
+
+    changed = [n for n in earlier if _digest(exact[slices[n]], close[slices[n]]) != earlier[n].row.repeated]
+    new |= _scanned(sources, selection, changed, workers, on_file)
+    rows = [
+        _row(sources[n], new.pop(n), selection.routing, exact[part], close[part]) if n in new else earlier[n].row
+        for n, part in enumerate(slices)
+    ]
+    return Inventory(rows, hashes, signatures)
+
+
+def _scanned(
+    sources: Sequence[ShardSource],
+    selection: Selection,
+    numbers: Sequence[int],
+    workers: int | None,
+    on_file: Callable[[int], None],
+) -> dict[int, Scan]:
+    specs = [
+        ScanSpec(
+            sources[number].bin_path,
+            sources[number].type,
+            selection.routing,
+            selection.valid_fraction,
+            selection.seed,
+            hashes=selection.dedup != "none",
+            near=selection.near if selection.dedup == "near" else None,
+        )
+        for number in numbers
+    ]
+    found = {}
+    for number, spec, one in zip(numbers, specs, scans(specs, workers=workers), strict=True):
+        found[number] = one
+        on_file(spec.bin_path.stat().st_size)
+    return found
+
+
+def _row(source: ShardSource, scan: Scan, routing: Routing, exact: np.ndarray, near: np.ndarray) -> Row:
+    taken = _taken(source, scan, routing)
+    repeated = exact | near
+    units, places = [], []
+    for name in sorted(scan.types):
+        of_type = scan.type_numbers == scan.types.index(name)
+        sides: dict[str, np.ndarray] = {"train": of_type & ~scan.held_out, "valid": of_type & scan.held_out}
+        if routing.types is not None and name not in routing.types:
+            sides = {DROPPED: of_type}
+        for split, here in sides.items():
+            kept = np.flatnonzero(here & taken & ~repeated) if split != DROPPED else np.flatnonzero(here)
+            unit = Unit(
+                name,
+                split,
+                xxhash.xxh3_128_hexdigest(kept.astype("<i8").tobytes())
+                if len(kept) < len(here)
+                else f"all {len(kept)}",
+                len(kept),
+                int(scan.lengths[kept].sum(dtype=np.int64)),
+                int((here & exact).sum()),
+                int((here & near).sum()),
+            )
+            if unit.documents or unit.exact or unit.near:
+                units.append(unit)
+                places.append(kept)
+    return Row(len(scan.lengths), _digest(exact, near), tuple(units), tuple(places))
+
+
+def _taken(source: ShardSource, scan: Scan, routing: Routing) -> np.ndarray:
+    """Which documents have a type that is taken, bool [documents].
+
+    Raises:
+        DataError: one has another, and that is an error; or a type's name cannot be used.
+    """
+    taken = np.ones(len(scan.lengths), bool)
+    for number, name in enumerate(scan.types):
+        here = scan.type_numbers == number
+        if routing.types is None or name in routing.types:
+            check_type_name(name, source.origin)
+            continue
+        if routing.others == "error" and here.any():
+            raise DataError(
+                f"document {int(here.argmax()) + 1} is of type {name!r}, which is not among the types to take "
+                f"({', '.join(sorted(routing.types))})",
+                file=source.origin,
+                hint="name the type as well, map the path to a type, or drop documents of other types",
+            )
+        taken &= ~here
+    return taken
+
+
+def _digest(exact: np.ndarray, near: np.ndarray) -> str:
+    """Of which documents repeat others, and how; empty if none does."""
+    if not (exact.any() or near.any()):
+        return ""
+    return xxhash.xxh3_128_hexdigest(np.packbits(np.concatenate([exact, near])).tobytes())

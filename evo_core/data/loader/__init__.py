@@ -1,0 +1,1 @@
+"""Documents to batches: in which order, packed how, drawn ahead."""

@@ -1,0 +1,264 @@
+"""The order in which training sees the data: a function of (seed, data), computed at any place of it.
+
+Each data type is an endless stream of tokens: its documents in a random order, then again in another order,
+one permutation per epoch. Pack k of a type is tokens [k * P, (k + 1) * P) of its stream, P the packed length,
+so that packs run across files and epochs, and no token is left out however small a type or a file is. Where
+documents are not packed, a type is an endless stream of documents in the same way, and a pack takes micro_bsz.
+
+Epoch e of a type with T tokens begins with pack floor(e * T / P). The global order is epoch after epoch, in
+each a random permutation of all types' packs: types mix in proportion to their tokens. A step is a slice of
+the global order, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from evo_core.data.corpus.document_set import Documents
+from evo_core.data.corpus.index import Epochs, Index
+from evo_core.data.loader.packing import IGNORE, Pieces
+
+
+def permutation(length: int, *key: int | str) -> np.ndarray:
+    """A random permutation of range(length) that depends on the key alone, int64 [length].
+
+    numpy never changes the stream of RandomState, so a run resumes in the same order with a later numpy.
+    """
+    words = np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4")
+    return np.random.RandomState(words.astype(np.uint32)).permutation(length)
+
+
+def compact(numbers: np.ndarray) -> np.ndarray:
+    """Numbers from 0 on in half the memory, where they fit."""
+    return numbers.astype(np.int32) if len(numbers) < 2**31 else numbers
+
+
+class Stream(Protocol):
+    """The packs of one data type, any of them at any time.
+
+    Attributes:
+        size: what one epoch holds, in units of `per_pack`.
+        per_pack: how much of it a pack takes.
+    """
+
+    size: int
+    per_pack: int
+
+    def pieces(self, number: int) -> Pieces:
+        """What pack `number` is made of."""
+
+
+class TokenStream:
+    """Packs cut from the endless tokens of one data type, one document behind the other.
+
+    Args:
+        documents: at least one token in all.
+        packed_length: tokens of a pack.
+        order: gives the order of documents in an epoch.
+        index: keeps the orders.
+        name: of the data type.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        packed_length: int,
+        *,
+        order: Callable[[int], np.ndarray],
+        index: Index,
+        name: str,
+    ) -> None:
+        self._documents, self.per_pack = documents, packed_length
+        self.size = int(documents.lengths.sum())
+
+        def ordered(epoch: int) -> dict[str, np.ndarray]:
+            documents = order(epoch)
+            return {"documents": compact(documents), "ends": np.cumsum(self._documents.lengths[documents])}
+
+        # A pack may need the end of one epoch and the start of the next, and their packs are mixed.
+        self._ordered = Epochs(index, f"documents-{name}", ordered, kept=3)
+
+    def pieces(self, number: int) -> Pieces:
+        """The documents' parts that make up a pack."""
+        return self.tokens(number * self.per_pack, (number + 1) * self.per_pack)
+
+    def tokens(self, start: int, stop: int) -> Pieces:
+        """The documents' parts that make up tokens [start, stop) of the stream."""
+        parts = []
+        while start < stop:
+            epoch, at = divmod(start, self.size)
+            until = min(self.size, at + stop - start)
+            parts.append(self._of_epoch(epoch, at, until))
+            start += until - at
+        return Pieces.joined(parts)
+
+    def _of_epoch(self, epoch: int, start: int, stop: int) -> Pieces:
+        order = self._ordered(epoch)
+        ends = order["ends"]
+        first, last = int(ends.searchsorted(start, side="right")), int(ends.searchsorted(stop - 1, side="right"))
+        documents = order["documents"][first : last + 1]
+        whole = self._documents.lengths[documents]
+        starts, stops = np.zeros_like(whole), whole.copy()
+        starts[0] = start - (int(ends[first]) - int(whole[0]))
+        stops[-1] = stop - (int(ends[last]) - int(whole[-1]))
+        following = np.full(len(whole), IGNORE)
+        lengths = stops - starts
+        goes_on = stops[-1] < whole[-1]
+        stops[-1] += goes_on
+        ids = self._documents.read(documents, starts, stops)
+        if goes_on:
+            following[-1] = ids[-1][-1]
+            ids[-1] = ids[-1][:-1]
+        return Pieces(ids, lengths, following)
+
+
+class RowStream:
+    """Packs of whole documents, each cut to seq_len: the rows of ``use_packed_dataset: false``.
+
+    Args:
+        documents: at least one.
+        seq_len: tokens of a row.
+        rows: of a pack.
+        order, index, name: as for `TokenStream`.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        seq_len: int,
+        rows: int,
+        *,
+        order: Callable[[int], np.ndarray],
+        index: Index,
+        name: str,
+    ) -> None:
+        self._documents, self._seq_len, self.per_pack = documents, seq_len, rows
+        self.size = len(documents.lengths)
+        self._ordered = Epochs(index, f"documents-{name}", lambda epoch: {"documents": compact(order(epoch))}, kept=3)
+
+    def pieces(self, number: int) -> Pieces:
+        """The documents of a pack, a row each."""
+        places = np.arange(number * self.per_pack, (number + 1) * self.per_pack)
+        epochs, at = np.divmod(places, self.size)
+        documents = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            documents[chosen] = self._ordered(epoch)["documents"][at[chosen]]
+        stops = np.minimum(self._documents.lengths[documents], self._seq_len)
+        return Pieces.whole(self._documents.read(documents, np.zeros_like(stops), stops))
+
+
+def shuffled(documents: int, seed: int, name: str) -> Callable[[int], np.ndarray]:
+    """The order of a type's documents: another random one in each epoch."""
+    return lambda epoch: permutation(documents, seed, "documents", name, epoch)
+
+
+class Order(Protocol):
+    """The global order of packs."""
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """(type, pack of that type's stream) at a place in the order."""
+
+    def epoch_of(self, place: int) -> int:
+        """The pass over the data that a place belongs to."""
+
+
+class PackOrder:
+    """Epoch after epoch, each a random order of all types' packs.
+
+    Args:
+        sizes: what each type holds in an epoch; at least 1 in all.
+        per_pack: how much of it a pack takes.
+        seed: key of the permutations.
+        index: keeps the permutations.
+    """
+
+    def __init__(self, sizes: Sequence[int], per_pack: int, seed: int, index: Index | None = None) -> None:
+        if sum(sizes) < 1:
+            raise ValueError("an order of nothing")
+        self._sizes, self._per_pack = tuple(sizes), per_pack
+        self._newest = (0, 0, self.packs_before(1))  # the epoch asked for last, its first place and its end
+
+        def order(epoch: int) -> dict[str, np.ndarray]:
+            count = self.packs_before(epoch + 1) - self.packs_before(epoch)
+            return {"packs": compact(permutation(count, seed, "packs", epoch))}
+
+        self._order = Epochs(index or Index(), "packs", order, kept=2)
+
+    def packs_before(self, epoch: int) -> int:
+        """Packs in the epochs before this one."""
+        return sum(self._first_pack(number, epoch) for number in range(len(self._sizes)))
+
+    def epoch_of(self, place: int) -> int:
+        """The epoch of a place in the global order."""
+        epoch, first, end = self._newest
+        if first <= place < end:
+            return epoch
+        # An epoch has at most `types` packs fewer before it than its tokens would fill.
+        low = place * self._per_pack // sum(self._sizes)
+        high = (place + len(self._sizes) + 1) * self._per_pack // sum(self._sizes) + 1
+        while low < high - 1:
+            middle = (low + high) // 2
+            if self.packs_before(middle) <= place:
+                low = middle
+            else:
+                high = middle
+        self._newest = low, self.packs_before(low), self.packs_before(low + 1)
+        return low
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """(type, pack of that type's stream) at a place in the global order."""
+        epoch = self.epoch_of(place)
+        item = int(self._order(epoch)["packs"][place - self.packs_before(epoch)])
+        for number in range(len(self._sizes)):
+            first = self._first_pack(number, epoch)
+            count = self._first_pack(number, epoch + 1) - first
+            if item < count:
+                return number, first + item
+            item -= count
+        raise AssertionError("the epochs' packs do not add up")
+
+    def _first_pack(self, number: int, epoch: int) -> int:
+        return epoch * self._sizes[number] // self._per_pack
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """Micro-batches of a step over all ranks: constant, or growing by ``rampup_batch_size``.
+
+    At step s it is min(start + s // every * increment, full).
+    """
+
+    full: int
+    start: int
+    increment: int = 0
+    every: int = 1
+
+    @classmethod
+    def constant(cls, full: int) -> BatchSize:
+        """The same size at every step."""
+        return cls(full, full)
+
+    def at(self, step: int) -> int:
+        """Micro-batches of this step."""
+        return min(self.start + step // self.every * self.increment, self.full)
+
+    @property
+    def growing(self) -> int:
+        """Micro-batches of all steps before the batch has its full size."""
+        levels = -(-(self.full - self.start) // self.increment) if self.increment else 0
+        return self.before(max(levels, 0) * self.every)
+
+    def before(self, step: int) -> int:
+        """Micro-batches of all earlier steps."""
+        if not self.increment or self.start >= self.full:
+            return step * min(self.start, self.full)
+        levels = -(-(self.full - self.start) // self.increment)  # growths until it is full
+        grown = min(step // self.every, levels)
+        whole = self.every * (grown * self.start + self.increment * grown * (grown - 1) // 2)
+        return whole + (step - grown * self.every) * self.at(grown * self.every)

@@ -1,0 +1,1 @@
+"""Raw files to documents: found by one listing, unpacked, cut into records, whatever form they are in."""

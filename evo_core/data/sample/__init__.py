@@ -1,0 +1,1 @@
+"""Real text that is on this machine already."""

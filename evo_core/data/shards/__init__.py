@@ -1,0 +1,1 @@
+"""Token shards on disk: their format, their folders, and where each document came from."""

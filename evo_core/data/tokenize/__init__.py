@@ -1,0 +1,1 @@
+"""Tokenizers, training one, and tokenizing files on many cores."""

@@ -1,0 +1,170 @@
+"""InternEvo's checkpoint folders ``<save>/<step>``, whatever layout they were written at.
+
+``model_tp{t}_pp{p}.pt``, with isp ``model_tp{t}_wp{w}_pp{p}.pt``; a stage counts its layers from 0, and with an
+interleaved pipeline a chunk's number goes before each name. Experts lie in ``model_moe_layer{l}_expert{e}_tp{t}.pt``.
+``model_config.pt`` holds the shape. Optimizer states are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evo_core.checkpoint.generation_settings import read_generation
+from evo_core.errors import CheckpointError
+from evo_core.weights.internevo.shape import shape_of
+from evo_core.weights.internevo.shards import Shard, merge
+from evo_core.weights.job import configuration
+from evo_core.weights.lazy import Lazy
+from evo_core.weights.pickles import read_settings, read_tensors
+from evo_core.weights.plain import PlainForm
+from evo_core.weights.plausible import check_sizes
+from evo_core.weights.source import Weights
+from evo_core.weights.tokenizer_files import find_tokenizer
+
+if TYPE_CHECKING:
+    from evo_core.config import ModelConfig
+
+_MODEL = re.compile(r"model_tp(\d+)(?:_wp(\d+))?_pp(\d+)\.pt")
+_FSDP = re.compile(r"model_tp\d+_pp\d+_dp\d+\.pt")
+_EXPERT = re.compile(r"model_moe_layer(\d+)_expert(\d+)_tp(\d+)\.pt")
+_STEP = re.compile(r"(\d+)\.step")
+_CHUNK = re.compile(r"(?:model\.)?(?:(\d+)\.)?(?:model\.)?(.+)")
+_LAYER = re.compile(r"(blocks|layers)\.(\d+)\.(.+)")
+MODEL_CONFIG = "model_config.pt"
+
+
+def is_internevo(folder: Path) -> bool:
+    """Whether this looks like a checkpoint of InternEvo, or a folder of its checkpoints."""
+    return _newest(folder) is not None
+
+
+def open_internevo(folder: Path, model: ModelConfig | None = None) -> Weights:
+    """The weights of an InternEvo checkpoint, merged over its files.
+
+    Args:
+        folder: a checkpoint, or a save folder (then its newest complete one).
+        model: the `model` block, where the folder does not say the shape itself (no ``model_config.pt``).
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the files are not shards of one model.
+    """
+    folder = _newest(folder) or folder
+    tensors = _tensors(folder)
+    stated = _stated(folder, model)
+    settings = shape_of(tensors, stated, folder)
+    job = configuration(settings, folder / MODEL_CONFIG)
+    check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder)
+    plain = PlainForm(job.model).to_plain(tensors)
+    return Weights(folder, "internevo", job, plain, find_tokenizer(folder), generation=read_generation(folder))
+
+
+def _newest(folder: Path) -> Path | None:
+    """The checkpoint itself, or the newest below a save folder that has its marker ``<step>.step``."""
+    if not folder.is_dir():
+        return None
+    names = [path.name for path in folder.iterdir()]
+    if any(_MODEL.fullmatch(name) or _FSDP.fullmatch(name) for name in names):
+        return folder
+    complete = [
+        (int(match[1]), path.parent)
+        for path in (*folder.glob("*/*.step"), *folder.glob("snapshot/*/*.step"))
+        if (match := _STEP.fullmatch(path.name))
+    ]
+    newest = max(complete, default=None, key=lambda found: found[0])
+    return newest[1] if newest else None
+
+
+def _stated(folder: Path, model: ModelConfig | None) -> dict[str, Any]:
+    if (folder / MODEL_CONFIG).is_file():
+        stated = read_settings(folder / MODEL_CONFIG)
+        return stated if model is None else stated | {"moe": model.moe.model_dump()}
+    if model is None:
+        raise CheckpointError(
+            f"has no {MODEL_CONFIG}, which says how many heads there are",
+            file=folder,
+            hint="name a configuration with its `model` block: --config FILE",
+        )
+    return model.model_dump(exclude_unset=True)
+
+
+def _tensors(folder: Path) -> dict[str, Lazy]:
+    """Every tensor of the model by its own name, merged over tensor, weight and pipeline ranks."""
+    if any(_FSDP.fullmatch(path.name) for path in folder.iterdir()):
+        raise CheckpointError("was written with fsdp, which cannot be merged", file=folder)
+    by_place: dict[tuple[int, int], list[Shard]] = {}
+    for rank, path in _model_files(folder):
+        for (chunk, name), tensor in _split_names(read_tensors(path)).items():
+            here = by_place.setdefault((chunk, rank.stage), [])
+            shard = next((shard for shard in here if shard.file == path), None)
+            if shard is None:
+                here.append(shard := Shard(path, rank.tensor, rank.weight, {}))
+            shard.tensors[name] = tensor
+    merged: dict[str, Lazy] = {}
+    layers = 0
+    for place in sorted(by_place):  # chunk after chunk, and in each stage after stage: the order of the layers
+        found = merge(by_place[place], folder)
+        highest = -1
+        for name, tensor in found.items():
+            match = _LAYER.fullmatch(name)
+            if match:
+                highest = max(highest, int(match[2]))
+                name = f"{match[1]}.{layers + int(match[2])}.{match[3]}"
+            merged[name] = tensor
+        layers += highest + 1
+    return merged | _experts(folder)
+
+
+@dataclass(frozen=True, order=True)
+class _Rank:
+    stage: int
+    tensor: int
+    weight: int | None
+
+
+def _model_files(folder: Path) -> list[tuple[_Rank, Path]]:
+    files = []
+    for path in folder.iterdir():
+        if match := _MODEL.fullmatch(path.name):
+            weight = None if match[2] is None else int(match[2])
+            files.append((_Rank(int(match[3]), int(match[1]), weight), path))
+    files.sort(key=lambda file: (file[0].stage, file[0].tensor, file[0].weight or 0))
+    stages = {rank.stage for rank, _ in files}
+    ranks = {stage: {(r.tensor, r.weight) for r, _ in files if r.stage == stage} for stage in stages}
+    for stage in range(max(stages) + 1):
+        wanted = ranks[max(stages)]
+        if lacking := sorted(wanted - ranks.get(stage, set()), key=str):
+            tensor, weight = lacking[0]
+            middle = "" if weight is None else f"_wp{weight}"
+            raise CheckpointError(f"lacks model_tp{tensor}{middle}_pp{stage}.pt", file=folder)
+    return files
+
+
+def _split_names(tensors: Mapping[str, Lazy]) -> dict[tuple[int, str], Lazy]:
+    """Each tensor by chunk and name, without the prefixes of old and of interleaved ones."""
+    split = {}
+    for name, tensor in tensors.items():
+        match = _CHUNK.fullmatch(name)
+        assert match is not None
+        split[int(match[1] or 0), match[2]] = tensor
+    return split
+
+
+def _experts(folder: Path) -> dict[str, Lazy]:
+    """The experts' tensors; the file's name says the layer and the expert, its keys only what it is."""
+    by_expert: dict[tuple[int, int], list[Shard]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := _EXPERT.fullmatch(path.name):
+            named = {
+                name.rpartition("wrapped_experts.")[2].partition(".")[2]: t for name, t in read_tensors(path).items()
+            }
+            by_expert.setdefault((int(match[1]), int(match[2])), []).append(Shard(path, int(match[3]), None, named))
+    merged: dict[str, Lazy] = {}
+    for (layer, expert), shards in by_expert.items():
+        shards.sort(key=lambda shard: shard.tensor)
+        prefix = f"blocks.{layer}.mlp.moe_layer.experts.wrapped_experts.{expert}."
+        merged |= {prefix + name: tensor for name, tensor in merge(shards, folder, mlp="").items()}
+    return merged

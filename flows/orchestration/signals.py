@@ -1,0 +1,90 @@
+"""What a run does when it is told to stop.
+
+The first SIGINT (Ctrl-C), SIGTERM or SIGHUP (the terminal was closed) asks its steps to end in order: training saves
+a checkpoint first. A Ctrl-C after that is a person who does not want to wait: everything ends at once, whatever a
+step is doing. SIGTERM and SIGHUP never mean that: a terminal and systemd send them twice as a matter of course.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from evo_core.process import stop_signals
+from tasks.launch.supervisor import descendants
+
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+class StopSignals:
+    """Turns signals into `stop`; `seen` is the first one's number."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.seen: int | None = None
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    @property
+    def exit_status(self) -> int:
+        """What a stopped run exits with: 128 and the number of the first signal."""
+        return 128 + (self.seen or signal.SIGINT)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        if self.seen is not None and number == signal.SIGINT:
+            self._end_at_once(number)
+        if number == signal.SIGHUP:
+            self._forget_terminal()
+        self.seen = self.seen or number
+        self.stop.set()
+
+    def _forget_terminal(self) -> None:
+        """Writing to a closed terminal is an error, which must not become that of a step that is saving."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in self._terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+
+    def _end_at_once(self, number: int) -> None:
+        """Kill every process of the run and leave.
+
+        Not by an exception: the steps' threads would be waited for. What they leave is as after `kill -9`, which the
+        next run clears up. Jobs on Slurm are no processes of ours and go on.
+        """
+        _kill_descendants()
+        cursor = _SHOW_CURSOR if self._terminals else ""
+        with suppress(OSError):
+            os.write(2, f"{cursor}evo: ended at once; the next run clears up and carries on\n".encode())
+        os._exit(128 + number)
+
+
+def _kill_descendants() -> None:
+    """Stop them all before the first is killed: one that lives could start another meanwhile, and its children would
+    be nobody's."""
+    found: set[int] = set()
+    while new := descendants(os.getpid()) - found:
+        _send(new, signal.SIGSTOP)
+        found |= new
+    _send(found, signal.SIGKILL)
+
+
+def _send(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopSignals]:
+    """Catch the signals for the block. SIGHUP stays ignored where `nohup` said so."""
+    caught = StopSignals()
+    before = {number: signal.signal(number, caught.handle) for number in stop_signals()}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""How it is decided whether a Slurm job has ended, and how.
+
+The word of the job's own batch script counts first; then what Slurm shows. A client without an answer says nothing:
+such a job neither ended nor failed. A job that Slurm does not know and that left no word is lost only after a grace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from evo_core.job import USER_ERROR
+from tasks.launch.commands import Seen
+
+ENDS = {
+    "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
+    "REVOKED",
+}  # fmt: skip
+"""States in which a job no longer runs. All others are not ends: COMPLETING, CONFIGURING, REQUEUED, SUSPENDED, ..."""
+
+SETTLE = 15.0
+"""Seconds that an end has to last before it is believed without the script's word: a requeue passes through one."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job's end.
+
+    Attributes:
+        how: a phrase for a failure's message; empty on success.
+        user_error: whether trying again cannot help.
+    """
+
+    success: bool
+    how: str = ""
+    user_error: bool = False
+
+
+class JobOutcome:
+    """Weighs what is seen of one job over time."""
+
+    def __init__(self, lost_after: float) -> None:
+        self.lost_after = lost_after
+        self._ended_since: float | None = None
+        self._unknown_since: float | None = None
+
+    def by_marker(self, marker: dict[str, Any] | None) -> Ended | None:
+        """The end that the batch script itself vouches for."""
+        if marker is None or marker.get("reason") == "terminated":
+            return None
+        if marker.get("reason") == "walltime":
+            return Ended(False, "the wall time was up")
+        code = int(marker.get("exit_code", 1))
+        return Ended(code == 0, f"exit status {code}" if code else "", user_error=code == USER_ERROR)
+
+    def by_slurm(self, seen: Seen | None, marker: dict[str, Any] | None, now: float) -> Ended | None:
+        """The end that Slurm's answer shows, None while there is none or it is not sure yet.
+
+        Args:
+            seen: Slurm's answer; None when it does not know the job.
+            marker: the script's word, when it is no verdict by itself.
+            now: seconds on a clock that never goes back.
+        """
+        if seen is None:
+            self._ended_since = None
+            self._unknown_since = now if self._unknown_since is None else self._unknown_since
+            if marker is not None:
+                return Ended(False, "something ended it (SIGTERM) and Slurm no longer knows it")
+            if now - self._unknown_since < self.lost_after:
+                return None
+            return Ended(False, "Slurm no longer knows it and it left no word of how it ended: lost")
+        self._unknown_since = None
+        if seen.state not in ENDS:
+            self._ended_since = None
+            return None
+        self._ended_since = now if self._ended_since is None else self._ended_since
+        if now - self._ended_since < self._patience(seen.state, marker):
+            return None
+        if seen.state == "COMPLETED":
+            return Ended(False, "Slurm calls it COMPLETED but it left no word (is the state folder on a shared disk?)")
+        return Ended(False, f"Slurm: {seen.state}" + (f" ({seen.reason})" if seen.reason not in ("", "None") else ""))
+
+    def silence(self) -> None:
+        """Slurm gave no answer: waiting for certainty starts anew."""
+        self._ended_since = self._unknown_since = None
+
+    def _patience(self, state: str, marker: dict[str, Any] | None) -> float:
+        if state == "COMPLETED":
+            return self.lost_after
+        if state in ("CANCELLED", "DEADLINE"):
+            return 0.0  # no requeue passes through these
+        return 0.0 if marker is not None and state in ("TIMEOUT", "FAILED") else SETTLE

@@ -1,0 +1,134 @@
+"""Following one Slurm job from wherever it is to its end."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tasks.launch.cluster import SlurmCluster
+from tasks.launch.commands import Seen, SlurmCommands, SlurmSilent
+from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error
+from tasks.launch.job_outcome import Ended, JobOutcome
+from tasks.launch.launcher import JobFailed, Stopped
+from tasks.launch.record import JobRecord, exit_marker, read_record
+from tasks.store.atomic import read_object, write_json
+
+OFFSET = "log-offset.json"
+"""In the state folder: how far the log was handed on, so that another follower repeats nothing."""
+
+LOOK = 0.25
+"""Seconds between looks at the job's files."""
+NEVER = {
+    "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "AccountNotAllowed",
+    "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "JobHeldUser", "JobHeldAdmin",
+}  # fmt: skip
+"""Reasons for waiting that time alone does not mend."""
+_SAVE_OFFSET = 2.0
+_FIRST_QUESTION = 1.0
+
+
+def look_up(commands: SlurmCommands, record: JobRecord) -> Seen | None:
+    """The job as Slurm shows it, in its queue or its accounting; None when it is in neither.
+
+    Raises:
+        SlurmSilent: the controller gives no answer.
+    """
+    if record.job_id is None:
+        return None
+    return commands.look(record.job_id) or commands.account(record.job_id, record.submitted)
+
+
+class SlurmFollow:
+    """Hands on a job's log and progress while it lives, and tells how it ended."""
+
+    def __init__(
+        self,
+        cluster: SlurmCluster,
+        commands: SlurmCommands,
+        state: Path,
+        record: JobRecord,
+        on_progress: Callable[[dict[str, Any]], None],
+        on_line: Callable[[str], None],
+    ) -> None:
+        self.cluster, self.commands, self.state, self.record = cluster, commands, state, record
+        self._on_line = on_line
+        offset = (read_object(state / OFFSET) or {}).get("offset", record.log_start)
+        self._log = LogFollower(record.log, offset, on_line)
+        self._progress = ProgressFollower(state, on_progress)
+        self._judge = JobOutcome(cluster.lost_seconds)
+        self._saved, self._saved_at = offset, 0.0
+        self._interval, self._ask_at = _FIRST_QUESTION, 0.0
+        self._said = ""
+
+    def follow(self, stop: threading.Event) -> None:
+        """Return when the job has succeeded.
+
+        Raises:
+            JobFailed: it ended without success.
+            Stopped: `stop` was set; the job goes on.
+        """
+        try:
+            while (end := self._look()) is None:
+                if stop.wait(LOOK):
+                    raise Stopped(
+                        f"{self.record} goes on without this run; run again to follow it, "
+                        f"or end it with: scancel {self.record.job_id}"
+                    )
+            time.sleep(LOOK)  # over a network file system the last lines may come after the word of the end
+            self._log.poll(rest=True)
+            self._progress.poll()
+        finally:
+            self._save_offset(at_once=True)
+        if not end.success:
+            self._fail(end)
+
+    def _look(self) -> Ended | None:
+        """Look at the job's files, and now and then ask Slurm."""
+        self._log.poll()
+        self._progress.poll()
+        self._save_offset()
+        marker = exit_marker(self.state, self.record)
+        end = self._judge.by_marker(marker)
+        now = time.monotonic()
+        if end is not None or now < self._ask_at:
+            return end
+        self._interval = min(self._interval * 2, self.cluster.poll_seconds)
+        self._ask_at = now + self._interval * random.uniform(0.8, 1.2)
+        try:
+            seen = look_up(self.commands, self.record)
+        except SlurmSilent as silent:
+            self._judge.silence()
+            self._say(f"Slurm does not answer ({silent}); asking again")
+            return None
+        if seen is None:
+            self._say("Slurm does not know it (any more); waiting for its own word")
+        else:
+            detail = seen.nodes or (seen.reason if seen.reason != "None" else "")
+            never = "; as it is asked for it may never start" if seen.reason in NEVER else ""
+            self._say(f"{seen.state}{f' ({detail})' if detail else ''}{never}")
+        return self._judge.by_slurm(seen, marker, now)
+
+    def _say(self, what: str) -> None:
+        if what != self._said:
+            self._said = what
+            self._on_line(f"{NOTE}Slurm job {self.record.job_id}: {what}")
+
+    def _save_offset(self, at_once: bool = False) -> None:
+        if self._log.offset != self._saved and (at_once or time.monotonic() - self._saved_at > _SAVE_OFFSET):
+            self._saved, self._saved_at = self._log.offset, time.monotonic()
+            write_json(self.state / OFFSET, {"offset": self._saved})
+
+    def _fail(self, end: Ended) -> NoReturn:
+        record = read_record(self.state) or self.record
+        if record.cancelled and record.name == self.record.name:
+            raise JobFailed(f"{record} was cancelled", log=record.log)
+        error = job_error(self.state)
+        if error is not None:
+            message, user_error = error
+            raise JobFailed(message, user_error=user_error, log=record.log)
+        how = f"{record} failed: {end.how}"
+        raise JobFailed(failure(record.log, record.log_start, how), user_error=end.user_error, log=record.log)

@@ -1,0 +1,1 @@
+"""Parameters that several kinds have: names, paths, durations."""

@@ -1,0 +1,118 @@
+"""Raw files on disk and in other stores: opened by one function, with one kind of error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evo_core.data.raw.documents import read_documents
+from evo_core.data.raw.files import file_exists, file_size, open_file, read_error
+from evo_core.data.raw.listing import find_files as find
+from evo_core.data.tokenize.tokenize_file import TokenizeSpec, tokenize_file
+from evo_core.data.tokenize.tokenizers import Tokenizer
+from evo_core.errors import DataError
+from tests.data.corpora import read_bin
+from tests.s3_server import S3Server
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """A folder in fsspec's memory."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/raw/b.txt": b"two\nthree\n", "/raw/a.txt": b"one\n", "/raw/sub/c.txt": b"x", "/raw/.hidden.txt": b"no"})
+    yield "memory://raw"
+    fs.rm("/raw", recursive=True)
+
+
+def find_files(location: str) -> list[str]:
+    return [file.uri for file in find(location).files]
+
+
+def test_local_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"text")
+    for location in (path, str(path), f"local:{path}", f"file://{path}"):
+        assert file_exists(location)
+        assert file_size(location) == 4
+        with open_file(location) as file:
+            file.seek(2)
+            assert file.read() == b"xt"
+    assert not file_exists(tmp_path)
+
+
+def test_local_files_need_no_fsspec(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text\n")
+    code = (
+        "import sys; from evo_core.data.raw.documents import read_documents\n"
+        f"assert list(read_documents({str(tmp_path / 'a.txt')!r})) == ['text']\n"
+        "assert not {'fsspec', 's3fs', 'pyarrow', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_store(store: str) -> None:
+    assert file_exists(f"{store}/b.txt")
+    assert not file_exists(f"{store}/nothing.txt")
+    assert file_size(f"{store}/b.txt") == 10
+    assert list(read_documents(f"{store}/b.txt")) == ["two", "three"]
+    assert list(read_documents(f"{store}/b.txt", byte_range=(3, 10))) == ["three"]
+
+
+def test_what_folders_and_patterns_mean(store: str, tmp_path: Path) -> None:
+    assert find_files(store) == ["memory://raw/a.txt", "memory://raw/b.txt", "memory://raw/sub/c.txt"]
+    assert find_files(f"{store}/?.txt") == ["memory://raw/a.txt", "memory://raw/b.txt"]
+    assert find_files(f"{store}/b.txt") == [f"{store}/b.txt"]
+    for name in ("b.txt", "a.txt", ".hidden/x.txt", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_files(str(tmp_path)) == [str(tmp_path / name) for name in ("a.txt", "b.txt", "sub/c.txt")]
+    assert find_files(str(tmp_path / "**" / "*.txt"))[-1] == str(tmp_path / "sub" / "c.txt")
+    for nothing in (f"{store}/x*.txt", str(tmp_path / "x*.txt"), f"{store}/none"):
+        with pytest.raises(DataError, match=r"there is (no such file|nothing here)"):
+            find_files(nothing)
+
+
+def test_what_cannot_be_read(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing in (tmp_path / "a.txt", f"{store}/z.txt"):
+        for look in (open_file, file_size):
+            with pytest.raises(DataError, match=r"[az]\.txt: there is no such file"):
+                look(missing)
+    with pytest.raises(DataError, match="this is a folder, not a file"):
+        open_file(tmp_path)
+    # The tests may run as root, whom no permission stops.
+    assert "it may not be read from here (check who may read it)" in str(read_error("a.txt", PermissionError(13, "no")))
+    with pytest.raises(DataError, match=r"nosuch://a/b.*cannot be reached"):
+        open_file("nosuch://a/b")
+    monkeypatch.delitem(
+        sys.modules["fsspec.registry"]._registry, "s3", raising=False
+    )  # an earlier test may have loaded it
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DataError, match=r"s3://a/b: the package .* is not installed \(pip install fsspec s3fs\)"):
+        open_file("s3://a/b")
+
+
+@pytest.mark.s3
+def test_a_file_in_s3(s3: S3Server, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    bucket = s3.new_bucket()
+    # The other name of the server's variable.
+    monkeypatch.setenv("S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    content = "".join(f"line {n} of a file\n" for n in range(5000))
+    with fsspec.open(f"s3://{bucket}/raw/a.txt", "w", endpoint_url=os.environ["S3_ENDPOINT_URL"]) as file:
+        file.write(content)
+    (tmp_path / "a.txt").write_text(content)
+    for number, place in enumerate((f"s3://{bucket}/raw/a.txt", tmp_path / "a.txt")):
+        tokenize_file(TokenizeSpec(place, tmp_path / f"{number}.bin", tokenizer.path))
+    assert read_bin(tmp_path / "0.bin") == read_bin(tmp_path / "1.bin")
+    assert find_files(f"s3://{bucket}/raw") == [f"s3://{bucket}/raw/a.txt"]
+    with pytest.raises(DataError, match="there is no such file"):
+        open_file(f"s3://{bucket}/raw/b.txt")

@@ -1,0 +1,89 @@
+"""What a person sees: Prefect's pages of a finished run, in a real browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.orchestration.browser import Browser, colours, open_browser
+from tests.flows.orchestration.conftest import Api, Finished
+
+pytestmark = pytest.mark.ui
+
+LOOKS = 250
+"""A page with text on it has more colours than this; an empty one has a handful."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as opened:
+        yield opened
+        assert opened.hosts == {"127.0.0.1"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where screenshots go: EVO_SCREENSHOTS keeps them."""
+    folder = Path(os.environ.get("EVO_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def look(browser: Browser, url: str, words: list[str], picture: Path) -> str:
+    """Open a page, wait for its words, take its picture; gives its text."""
+    page = browser.open(url)
+    for word in words:
+        page.get_by_text(word).first.wait_for(timeout=30_000)
+    page.wait_for_timeout(1000)  # pages fade in
+    assert colours(page.screenshot(path=picture)) > LOOKS
+    text = page.inner_text("body")
+    page.close()
+    return text
+
+
+def test_the_page_of_the_run(browser: Browser, api: Api, finished: Finished, pictures: Path) -> None:
+    url = f"{api.page}/runs/flow-run/{finished.run['id']}"
+    text = look(browser, url, [finished.run["name"], "Completed", "tgs (tokens/gpu/second)"], pictures / "run.png")
+    assert "5 Task runs" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("small-plan", ["never made before", "test.curve"]),
+        ("small-model", ["steps 60 · tokens 30.7k", "test.curve"]),
+        ("small-scores-table", ["4.0000 (54.6)", "unigram: loss (perplexity)"]),
+        ("small-samples", ["The function", "却说曹操"]),
+        ("small-lineage", ["made from", "raw files"]),
+    ],
+)
+def test_the_pages_of_its_artifacts(
+    browser: Browser,
+    api: Api,
+    finished: Finished,
+    pictures: Path,
+    key: str,
+    words: list[str],
+) -> None:
+    look(browser, f"{api.page}/artifacts/artifact/{finished.pages[key]['id']}", words, pictures / f"{key}.png")
+
+
+def test_the_loss_curve_is_drawn_and_lineage_leads_to_it(browser: Browser, api: Api, finished: Finished) -> None:
+    lineage = browser.open(f"{api.page}/artifacts/artifact/{finished.pages['small-lineage']['id']}")
+    link = lineage.locator(f"a[href$='{finished.pages['small-model']['id']}']").first
+    link.wait_for(timeout=30_000)
+    card = browser.open(api.page + link.get_attribute("href"))
+    curve = card.get_by_alt_text("training loss")
+    curve.wait_for(timeout=30_000)
+    card.wait_for_timeout(1000)  # pages fade in
+    assert curve.evaluate("image => image.naturalWidth") > 300
+    assert colours(curve.screenshot()) > LOOKS
+    for page in (lineage, card):
+        page.close()
+
+
+def test_the_dashboard_opens_at_the_bare_address(browser: Browser, api: Api, pictures: Path, finished: object) -> None:
+    look(browser, api.page, ["Flow Runs", "Task Runs"], pictures / "dashboard.png")
