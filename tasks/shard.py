@@ -1,8 +1,8 @@
 """`data.shard`: token files to a dataset, one folder of shards a type of text, with a held-out part.
 
 A new version of a dataset starts from the newest earlier one that was made with the same parameters: shards in which
-nothing changed are hard-linked, the rest is written anew (see `evo_core.data.dataset.shard_plan`). So which documents lie in
-which shard depends on history; which documents a dataset has, and in what order, does not.
+nothing changed are hard-linked, the rest is written anew (see `evo_core.data.dataset.shard_plan`). So which documents
+lie in which shard depends on history; which documents a dataset has, and in what order, does not.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
 """From raw text to training batches.
 
-Raw text (`documents`) is tokenized (`tokenizers`, `tokenize`) to token files (`format`), which are grouped to shards
-of one data type with a held-out part (`shard`, `origins`). A training job opens shards (`token_folder`, `token_files`,
-`corpus`), orders and packs their documents (`sampling`, `mixing`, `original_packing`, `packing`) and gets batches
-(`train_data`, `valid_data`), or reads a Hugging Face data set (`hf_stream`); either is drawn ahead (`feed`). Names
-here are imported when they are first used: planning needs neither numpy nor torch.
+The rooms, in the order of the data's way::
+
+    raw/        a raw file -> documents               tokenize/  documents -> token files, on many cores
+    shards/     the token files' form on disk         dataset/   token files -> shards by type, with a held-out part
+    corpus/     shards -> documents at random access  loader/    documents -> batches, drawn ahead
+    sft/        instructions and conversations -> token files, only the answers trained on
+
+and beside them `inspection` (what is in token files), `sample` (text to try things with) and `commands`. Names here
+are imported when they are first used: planning needs neither numpy nor torch.
 """
 
 from __future__ import annotations

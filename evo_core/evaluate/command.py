@@ -138,9 +138,8 @@ def _path(given: str | None, option: str) -> Path | None:
 
 def _score(asked: _Asked, joined: Any) -> dict[str, Any]:
     """The model's scores, and on rank 0 those of the baselines."""
-    from evo_core.checkpoint import load_model, read_config, trained_for
-    from evo_core.checkpoint.folder import resolve
     from evo_core.parallel.collectives import on_first
+    from evo_core.weights.loading import load_model, read_config, resolve, trained_for
 
     folder = on_first(lambda: resolve(asked.model))
     cfg = read_config(folder)

@@ -65,8 +65,6 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     Raises:
         CheckpointError, ConfigError, DataError: naming what is missing or wrong.
     """
-    from evo_core.checkpoint import load_model
-    from evo_core.checkpoint.folder import resolve
     from evo_core.config import local_path
     from evo_core.generate.continuation import generate
     from evo_core.generate.output import write_samples
@@ -74,6 +72,7 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     from evo_core.generate.prompts import read_prompts
     from evo_core.parallel.collectives import gather_objects, on_first
     from evo_core.results_folder import check_folder, writing
+    from evo_core.weights.loading import load_model, resolve
 
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder

@@ -18,7 +18,7 @@ from evo_core.generate.kv_cache import KVCache
 from evo_core.model import Decoder
 from evo_core.model.decoder import Attention, Block
 from evo_core.model.dtypes import accumulation_dtype
-from evo_core.model.ops.attention import Documents
+from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import MixtureMLP

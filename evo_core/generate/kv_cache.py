@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evo_core.model import Decoder
-from evo_core.model.ops.attention import Documents, packed_attention
+from evo_core.model.ops.attention import packed_attention
+from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.dynamic_ntk import dynamic_ntk_base
 from evo_core.model.ops.rope import Rotary, rotate
 

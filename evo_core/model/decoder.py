@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from evo_core.model.dtypes import accumulation_dtype
 from evo_core.model.families import Family
-from evo_core.model.ops.attention import AttentionCache, CausalAttention, Documents
+from evo_core.model.ops.attention import AttentionCache, CausalAttention
+from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.dynamic_ntk import document_bases
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.head import Head

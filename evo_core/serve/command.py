@@ -159,10 +159,10 @@ def load(
     """
     import torch
 
-    from evo_core.checkpoint import load_model
     from evo_core.generate.continuation import check_model
     from evo_core.model.dtypes import torch_dtype
     from evo_core.serve.service import Service
+    from evo_core.weights.loading import load_model
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     as_type = torch_dtype(dtype) if dtype else None

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evo_core.errors import DataError, UserError
-from flows.pipeline.events import ArtifactRef, Observer, StepFailed
+from flows.pipeline.events import ArtifactRef, Observer
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.pipeline.statistics import plain_statistics
 from tasks.kind import StepContext

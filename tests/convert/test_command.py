@@ -14,8 +14,6 @@ import pytest
 import torch
 import yaml
 
-from evo_core.checkpoint import load_model, read_config
-from evo_core.checkpoint.folder import resolve
 from evo_core.command_line.program import invoke
 from evo_core.config import load_config, load_saved_config
 from evo_core.convert.command import app, main, size_in_bytes
@@ -24,6 +22,7 @@ from evo_core.errors import CheckpointError, ConfigError
 from evo_core.generate import generate
 from evo_core.generate.command import main as generate_command
 from evo_core.weights import write_weights
+from evo_core.weights.loading import load_model, read_config, resolve
 from tests.generate.conftest import SENTENCES
 from tests.model.configs import relative_error
 from tests.weights.models import content, logits, model, same, weights

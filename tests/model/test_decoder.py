@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evo_core.model import build_model
-from evo_core.model.ops.attention import Documents
+from evo_core.model.ops.documents import Documents
 from tests.model import reference
 from tests.model.configs import packed, randomise, relative_error, tiny
 

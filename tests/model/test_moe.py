@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evo_core.model import Decoder, build_model, init_weights
-from evo_core.model.ops.attention import Documents
+from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.moe import Gate
 from evo_core.model.ops.routing import capacity, dropless, gshard
 from tests.model import reference

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from tasks.launch.launcher import Stopped
 from tasks.store import open_store
 from tests.flows.pipeline.conftest import Recorder

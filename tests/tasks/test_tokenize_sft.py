@@ -15,7 +15,7 @@ from evo_core.data.sft.write import write_sft_file
 from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import Artifact, open_store

@@ -67,7 +67,8 @@ def write_shards(
     origins and, in one origin, of its lines. A shard is closed by the document with which it reaches `shard_tokens`.
 
     With `previous`, only sources that it was not made from are read; its shards are linked where nothing in them
-    changed, and the others written anew (see `evo_core.data.dataset.shard_plan`). The documents are the same as without.
+    changed, and the others written anew (see `evo_core.data.dataset.shard_plan`). The documents are the same as
+    without.
 
     Args:
         sources: tokenized files, in any order.

@@ -12,7 +12,7 @@ import pytest
 
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.lineage import ancestors, start_of
 from flows.pipeline.plan import make_plan
 from flows.pipeline.schema import load_pipeline

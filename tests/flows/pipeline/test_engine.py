@@ -16,7 +16,7 @@ import flows.pipeline.engine as engine
 import flows.pipeline.step as life
 from flows.orchestration.local_run import run_without_server
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.show.report import report_path
 from tasks.launch.launcher import Stopped
 from tasks.store import commit as commits

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from tasks.store.atomic import read_json
 from tests.flows.pipeline.conftest import Bench
 
