@@ -25,9 +25,9 @@ from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
 from tasks.raw.unchanged import StillAsListed
 from tasks.store import Artifact, Store
-from tasks.store.atomic import read_json, read_object, write_json
 from tasks.store.digests import combine
 from tasks.store.earlier import earlier, most_alike
+from tasks.store.json_file import read_json, read_object, write_json
 from tasks.store.objects import is_whole
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
 

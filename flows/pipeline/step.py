@@ -8,7 +8,6 @@ leaves is invisible to readers and is taken up or cleared away by the next run.
 from __future__ import annotations
 
 import datetime
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evo_core.errors import DataError, UserError
+from evo_core.storage.atomic import clear_drafts
+from evo_core.storage.files import delete
 from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
@@ -27,7 +28,6 @@ from tasks.launch.launcher import Stopped
 from tasks.launch.record import RECORD, read_attempt
 from tasks.store import Artifact, Store
 from tasks.store import commit as commits
-from tasks.store.atomic import clear_drafts
 from tasks.store.claim import Claim, holder, known_dead
 from tasks.store.provenance import provenance
 
@@ -123,7 +123,7 @@ def _make(
     commits.discard_unsealed(home, but=attempt.number)
     work = home / "work"
     if step.force and not (state / RECORD).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        delete(work)
     work.mkdir(exist_ok=True)
     started = time.time()
     context = _context(plan, step, store, observer, stop, attempt, work)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError, UserError
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 
 SHAPE: dict[str, type] = {
     "key": str, "type": str, "kind": str, "step": str, "attempt": int, "identity": dict, "inputs": dict,
