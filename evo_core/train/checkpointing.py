@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data import Prefetch
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-    from evo_core.parallel.layout import Layout
-    from evo_core.parallel.ranks import Stop
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.parallel.process_group import Stop
     from evo_core.train.stop_file import StopFile
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Checkpointing:
     Args:
         cfg: the job.
         run: whose the checkpoints are.
-        layout: the ranks.
+        mesh: the ranks.
         model, optimizer: what is saved.
         stop: set by a signal to this rank.
         stop_file: the stop file as this rank reads it.
@@ -116,7 +116,7 @@ class Checkpointing:
         self,
         cfg: TrainConfig,
         run: Run,
-        layout: Layout,
+        mesh: Mesh,
         model: nn.Module,
         optimizer: HybridZeroOptimizer,
         *,
@@ -124,7 +124,7 @@ class Checkpointing:
         stop_file: StopFile,
         newest: Path | None,
     ) -> None:
-        self._cfg, self._run, self._layout = cfg, run, layout
+        self._cfg, self._run, self._mesh = cfg, run, mesh
         self._model, self._optimizer = model, optimizer
         self._folder, self._cadence = save_folder(cfg), Cadence.of(cfg)
         self._stop, self._stop_file = stop, stop_file
@@ -152,13 +152,13 @@ class Checkpointing:
         assert self._folder is not None
         began = time.perf_counter()
         state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
-        state.data_cursors = data_cursors(batches, self._layout)
+        state.data_cursors = data_cursors(batches, self._mesh)
         tensors = self._optimizer.state()
         self.newest = save(self._folder, self._cfg, self._model, tensors, state, snapshot=snapshot, run=self._run)
         log.info("saved %s in %.1f s", self.newest, time.perf_counter() - began)
 
 
-def data_cursors(batches: Prefetch, layout: Layout) -> list[Any]:
+def data_cursors(batches: Prefetch, mesh: Mesh) -> list[Any]:
     """Where each data-parallel rank goes on in data that are read one after the other; every rank must call it.
 
     Returns:
@@ -166,8 +166,8 @@ def data_cursors(batches: Prefetch, layout: Layout) -> list[Any]:
     """
     if batches.cursor is None:
         return []
-    cursors = dict(gather_objects((layout.dp_rank, batches.cursor)))
-    return [cursors[rank] for rank in range(layout.dp)]
+    cursors = dict(gather_objects((mesh.data.rank, batches.cursor)))
+    return [cursors[rank] for rank in range(mesh.data.size)]
 
 
 def save_folder(cfg: TrainConfig) -> Path | None:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evo_core.parallel import ranks as process_ranks
-from evo_core.parallel.layout import make_layout
+from evo_core.parallel import process_group
+from evo_core.parallel.mesh import make_mesh
 from evo_core.train.memory import clean_up, clean_up_interval
 from evo_core.train.run import TrainRun, make_run
 from evo_core.train.run_log import logging_of_run
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.process_group import Ranks
     from evo_core.train.record import StepRecord
     from evo_core.train.start import Start
 
@@ -58,12 +58,12 @@ def train(
         UserError: configuration, data or checkpoint do not fit.
     """
     if ranks is None:
-        with process_ranks.ranks(catch_stop=True) as joined:
+        with process_group.ranks(catch_stop=True) as joined:
             return train(cfg, folder=folder, init=init, ranks=joined)
     cfg.check_world(ranks.world_size)
-    layout = make_layout(cfg.parallel.zero1.size, device_type=ranks.device.type)
-    with logging_of_run(speaks=layout.is_log_rank) as lines:
-        return run_steps(make_run(cfg, folder, init, ranks, layout, lines))
+    mesh = make_mesh(cfg.degrees(ranks.world_size), device_type=ranks.device.type)
+    with logging_of_run(speaks=mesh.is_log_rank) as lines:
+        return run_steps(make_run(cfg, folder, init, ranks, mesh, lines))
 
 
 def run_steps(run: TrainRun) -> TrainResult:

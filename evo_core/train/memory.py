@@ -11,7 +11,7 @@ import torch
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.process_group import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from evo_core.train.throughput import Throughput
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data.loader.prefetch import Source
-    from evo_core.parallel.layout import Layout
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.parallel.process_group import Ranks
     from evo_core.train.run_log import RunLog
     from evo_core.train.start import Start
 
@@ -50,7 +50,7 @@ class TrainRun:
 
     cfg: TrainConfig
     ranks: Ranks
-    layout: Layout
+    mesh: Mesh
     folder: Path
     data: Source
     step: TrainStep
@@ -64,11 +64,11 @@ class TrainRun:
 
     def metric_log(self) -> MetricLog:
         """What takes the records of the steps that are left; a context manager."""
-        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.layout.is_log_rank)
+        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank)
 
 
 def make_run(
-    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, layout: Layout, lines: RunLog
+    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, mesh: Mesh, lines: RunLog
 ) -> TrainRun:
     """Make the parts of a run and load what it starts from; every rank must call it.
 
@@ -81,32 +81,33 @@ def make_run(
         UserError: configuration, data or checkpoint do not fit.
     """
     set_kernels(cfg)
-    start = find_start(cfg, init, first=layout.is_log_rank)
+    start = find_start(cfg, init, first=mesh.is_log_rank)
     folder = run_folder(cfg, folder, start)
     lines.keep_in(folder)
-    log_ranks(cfg, ranks, layout, folder)
+    log_ranks(cfg, ranks, mesh, folder)
 
-    data = open_source(cfg, dp_rank=layout.dp_rank, dp_size=layout.dp)
+    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
     model = make_model(cfg, ranks.device, drawn=start is None)
-    optimizer = make_optimizer(cfg, model, layout)
-    batch_tokens = Throughput.of(cfg, world_size=ranks.world_size, dp=layout.dp).step_tokens(cfg.micro_num(layout.dp))
-    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, layout)
+    optimizer = make_optimizer(cfg, model, mesh)
+    speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
+    batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
+    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
-    log_parts(cfg, ranks, layout, model, optimizer, data)
+    log_parts(cfg, ranks, mesh, model, optimizer, data)
 
     saving = Checkpointing(
         cfg,
         run_of(start, cfg),
-        layout,
+        mesh,
         model,
         optimizer,
         stop=ranks.stop,
-        stop_file=StopFile(cfg.ckpt.stop_file_path, reads=layout.is_log_rank),
+        stop_file=StopFile(cfg.ckpt.stop_file_path, reads=mesh.is_log_rank),
         newest=start.checkpoint if start is not None and start.resumes else None,
     )
-    step = TrainStep(cfg, layout, model, optimizer, types=data.types, device=ranks.device)
-    return TrainRun(cfg, ranks, layout, folder, data, step, saving, state)
+    step = TrainStep(cfg, mesh, model, optimizer, speed=speed, types=data.types, device=ranks.device)
+    return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state)
 
 
 def make_model(cfg: TrainConfig, device: torch.device, *, drawn: bool) -> nn.Module:

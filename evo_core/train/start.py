@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data.loader.prefetch import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-    from evo_core.parallel.layout import Layout
+    from evo_core.parallel.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def take_start(
     optimizer: HybridZeroOptimizer,
     data: Source,
     batch_tokens: int,
-    layout: Layout,
+    mesh: Mesh,
 ) -> TrainState:
     """Load the chosen checkpoint.
 
@@ -213,10 +213,10 @@ def take_start(
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
     there = len(state.data_cursors)
-    if data.sequential and there != layout.dp:
+    if data.sequential and there != mesh.data.size:
         raise CheckpointError(
             f"each of {there} data-parallel ranks has its place in the stream of data there, and here are "
-            f"{layout.dp} ranks",
+            f"{mesh.data.size} ranks",
             file=start.checkpoint,
             hint=f"go on with {there} ranks; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
@@ -229,5 +229,5 @@ def take_start(
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
     if data.sequential:
-        data.restore(state.data_cursors[layout.dp_rank])
+        data.restore(state.data_cursors[mesh.data.rank])
     return state

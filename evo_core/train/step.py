@@ -21,14 +21,14 @@ from evo_core.train.checkpointing import Asked
 from evo_core.train.metrics import StepTotals, segments
 from evo_core.train.optimizer import make_schedules
 from evo_core.train.record import Measured, StepRecord
-from evo_core.train.throughput import Throughput
 
 if TYPE_CHECKING:
     from evo_core.checkpoint import TrainState
     from evo_core.config import TrainConfig
     from evo_core.data import Batch
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-    from evo_core.parallel.layout import Layout
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.train.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,9 @@ class TrainStep:
 
     Args:
         cfg: the job.
-        layout: the ranks.
+        mesh: the ranks.
         model, optimizer: trained together.
+        speed: what says how fast steps are.
         types: data types, in the order of a batch's type ids.
         device: of the model.
     """
@@ -47,17 +48,17 @@ class TrainStep:
     def __init__(
         self,
         cfg: TrainConfig,
-        layout: Layout,
+        mesh: Mesh,
         model: nn.Module,
         optimizer: HybridZeroOptimizer,
         *,
+        speed: Throughput,
         types: Sequence[str],
         device: torch.device,
     ) -> None:
-        self._cfg, self._layout, self._types, self._device = cfg, layout, types, device
-        self.model, self.optimizer = model, optimizer
+        self._cfg, self._mesh, self._types, self._device = cfg, mesh, types, device
+        self.model, self.optimizer, self._speed = model, optimizer, speed
         self.lr, self.beta2 = make_schedules(cfg)
-        self._speed = Throughput.of(cfg, world_size=layout.world_size, dp=layout.dp)
 
     def train(self, batch: Batch, state: TrainState, asked: Asked, *, began: float) -> StepRecord:
         """Train on a batch: one update, unless gradients are inf or nan.
@@ -82,7 +83,7 @@ class TrainStep:
             state.updates += 1
         else:
             state.skipped_updates += 1
-        state.loss = totals.loss / self._layout.dp
+        state.loss = totals.loss / self._mesh.data.size
         times = (time.perf_counter() - began, fwd_bwd_seconds)
         measured = self._measured(totals, grad_norm, batch.micro_num, cut, state, times)
         return self._record(batch, state, measured, Asked(totals.stop, totals.stop_file))
@@ -102,10 +103,10 @@ class TrainStep:
         Returns:
             The sums of this rank, which are nobody else's yet.
         """
-        cfg, layout, micro_num = self._cfg, self._layout, batch.micro_num
+        cfg, mesh, micro_num = self._cfg, self._mesh, batch.micro_num
         totals = StepTotals(self._types, self._device)
         for i in range(micro_num):
-            seed_micro_batch(cfg.seed, step, i * layout.dp + layout.dp_rank)
+            seed_micro_batch(cfg.seed, step, i * mesh.data.size + mesh.data.rank)
             output = self.model(
                 batch.input_ids[i],
                 batch.positions[i],
@@ -124,15 +125,15 @@ class TrainStep:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out scores as fields of a step's record: ``val/<type>_loss``, ``_acc`` and ``_plex``, of all ranks."""
-        data, layout = self._cfg.data, self._layout
+        data, mesh = self._cfg.data, self._mesh
         scores = holdout(
             self.model,
             None if data.valid_folder is None else local_path(data.valid_folder),
             seq_len=data.seq_len,
             micro_bsz=data.micro_bsz,
-            dp_rank=layout.dp_rank,
-            dp_size=layout.dp,
-            group=layout.data_group,
+            dp_rank=mesh.data.rank,
+            dp_size=mesh.data.size,
+            group=mesh.data.group,
             device=self._device,
             mask_token_zero=data.mask_token_zero,
             vocab_size=self._cfg.model.vocab_size,
@@ -155,7 +156,7 @@ class TrainStep:
     ) -> Measured:
         """What a step that is done measured; rates are those of the next update, which logs have always shown."""
         seconds, fwd_bwd_seconds = times
-        dp, speed = self._layout.dp, self._speed
+        dp, speed = self._mesh.data.size, self._speed
         return Measured(
             loss=totals.loss / dp,
             grad_norm=grad_norm,
