@@ -51,7 +51,7 @@ def save(
     Args:
         root: the save folder.
         model: its weights are written once, shared out over the ranks.
-        optimizer_state: as `HybridZeroOptimizer.state` gives it.
+        optimizer_state: as `Optimizer.state` gives it.
         state: where the run is.
         snapshot: write it among the snapshots, of which the newest two are kept.
         run: whose it is.
