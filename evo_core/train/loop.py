@@ -22,12 +22,12 @@ from evo_core.parallel.collectives import on_first
 from evo_core.parallel.mesh import Mesh, make_mesh
 from evo_core.parallel.process_group import Ranks
 from evo_core.storage.location import local_path
-from evo_core.train.journal import Journal
-from evo_core.train.logging import Log, logging_of_run
+from evo_core.train.metric_log import MetricLog
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.resume import Start, find_start, places, run_of, save_folder, take_start
-from evo_core.train.setup import make_optimizer, make_schedules, seed_micro_batch, set_kernels
-from evo_core.train.startup import describe, introduce
+from evo_core.train.optimizer import make_optimizer, make_schedules, seed_micro_batch, set_kernels
+from evo_core.train.run_log import RunLog, logging_of_run
+from evo_core.train.start import Start, data_cursors, find_start, run_of, save_folder, take_start
+from evo_core.train.startup_log import log_parts, log_ranks
 from evo_core.train.stop_file import StopFile, ends, saves
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ def train(
 
 
 def _train(
-    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, mesh: Mesh, lines: Log
+    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, mesh: Mesh, lines: RunLog
 ) -> TrainResult:
     set_kernels(cfg)
     start = find_start(cfg, init, first=mesh.is_log_rank)
     folder = _run_folder(cfg, folder, start)
     lines.keep_in(folder)
-    introduce(cfg, ranks, mesh, folder)
+    log_ranks(cfg, ranks, mesh, folder)
 
     data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
     model = build_model(cfg.model, device=ranks.device)
@@ -103,7 +103,7 @@ def _train(
     state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
-    describe(cfg, ranks, mesh, model, optimizer, data)
+    log_parts(cfg, ranks, mesh, model, optimizer, data)
 
     root, run = save_folder(cfg), run_of(start, cfg)
     checkpoint = start.checkpoint if start is not None and start.resumes else None
@@ -112,7 +112,7 @@ def _train(
 
     with (
         Prefetch(data, state.step, total_steps, workers=cfg.data.num_worker) as feed,
-        Journal(cfg, folder, state.step, keeps=mesh.is_log_rank) as journal,
+        MetricLog(cfg, folder, state.step, keeps=mesh.is_log_rank) as metric_log,
     ):
         while state.step < total_steps and not (stopped or ended):
             step, began, asked = state.step, time.perf_counter(), 0
@@ -185,7 +185,7 @@ def _train(
                     "step_time": round(seconds, 4),
                     "time": time.time(),
                 }
-                journal.step(record, seconds=seconds)
+                metric_log.step(record, seconds=seconds)
 
             state.step += 1
             state.tokens += speed.step_tokens(batch_micro_num)
@@ -193,7 +193,7 @@ def _train(
 
             if cfg.data.valid_every and state.step % cfg.data.valid_every == 0 and not stopped:
                 record |= _evaluate(cfg, model, ranks, mesh, step)
-            journal.keep(record)
+            metric_log.keep(record)
 
             due = state.step % cfg.ckpt.checkpoint_every == 0 or state.step == total_steps
             due = due or stopped or saves(asked, state.step)
@@ -201,8 +201,8 @@ def _train(
             if root is not None and (due or snapshot):
                 began = time.perf_counter()
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
-                if data.in_order:
-                    state.places = places(feed, mesh)
+                if data.sequential:
+                    state.data_cursors = data_cursors(feed, mesh)
                 checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due, run=run)
                 if mesh.is_log_rank:
                     log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def introduce(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
+def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     """Sizes, seeds, the run's name, and who runs where; every rank must call it."""
     numbers = f"{ranks.rank:5} {mesh.data.rank:5} {mesh.zero.rank:5} {ranks.local_rank:5}"
     everyone = gather_objects((socket.gethostname(), f"{numbers}  {ranks.device!s:8}"))
@@ -53,7 +53,7 @@ def introduce(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     log.info("ranks:\n%s", "\n".join(rows))
 
 
-def describe(
+def log_parts(
     cfg: TrainConfig,
     ranks: Ranks,
     mesh: Mesh,

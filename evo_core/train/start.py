@@ -213,12 +213,13 @@ def take_start(
             hint="go on with the same data, seed and lengths; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
-    if data.in_order and len(state.places) != mesh.data.size:
+    there = len(state.data_cursors)
+    if data.sequential and there != mesh.data.size:
         raise CheckpointError(
-            f"each of {len(state.places)} data-parallel ranks has its place in the stream of data there, and here are "
+            f"each of {there} data-parallel ranks has its place in the stream of data there, and here are "
             f"{mesh.data.size} ranks",
             file=start.checkpoint,
-            hint=f"go on with {len(state.places)} ranks; or start from its weights alone: ckpt.auto_resume false, "
+            hint=f"go on with {there} ranks; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
     if state.batch_tokens != batch_tokens:
@@ -228,14 +229,14 @@ def take_start(
             file=start.checkpoint,
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
-    if data.in_order:
-        data.restore(state.places[mesh.data.rank])
+    if data.sequential:
+        data.restore(state.data_cursors[mesh.data.rank])
     return state
 
 
-def places(feed: Prefetch, mesh: Mesh) -> list[Any]:
-    """The place in the data of each data-parallel rank; every rank must call it."""
-    found = dict(gather_objects((mesh.data.rank, feed.place)))
+def data_cursors(feed: Prefetch, mesh: Mesh) -> list[Any]:
+    """Where each data-parallel rank goes on in its data; every rank must call it."""
+    found = dict(gather_objects((mesh.data.rank, feed.cursor)))
     return [found[rank] for rank in range(mesh.data.size)]
 
 
