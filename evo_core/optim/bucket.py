@@ -1,9 +1,12 @@
 """A bucket: parameters of one group whose gradients are reduced, and whose values are gathered, in one message.
 
-Every parameter is flattened, padded to a multiple of the ZeRO size Z and cut into Z equal slices; rank z of the group
-owns slice z. A bucket lays its slices out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, so
-that one reduce-scatter of the matrix leaves each rank the sum of its row, and one all-gather of rows gives back the
-matrix. The cut is the one of `torch.chunk`, with which a checkpoint is cut again for any other Z.
+Every parameter is cut by its rows: of R rows rank z of the ZeRO axis owns those from ``z ceil(R / Z)`` on, ``ceil(R / Z)``
+or as many as there are. So its share is one rectangle of the whole tensor, which a checkpoint can name. The elements of
+a vector are its rows; where there are fewer rows than ranks, the last ranks own nothing of it.
+
+A bucket lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, padded where a share is
+smaller than the first. So one reduce-scatter of the matrix leaves each rank the sum of its row, and one all-gather of
+rows gives back the matrix. In its columns a parameter lies as it does in memory, row after row, padding in the end.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import nn
 from evo_core.optim.groups import ParameterGroup
 from evo_core.parallel.collectives import Pending, all_gather, reduce_scatter
 from evo_core.parallel.mesh import Axis
+from evo_core.placement import Placed, Placement, span
 
 
 @dataclass
@@ -25,8 +29,9 @@ class Slot:
     """The place of one parameter in its bucket.
 
     Attributes:
-        start: first column of the parameter's slices.
-        width: columns, ``ceil(numel / Z)``.
+        start: first column of the parameter's shares.
+        width: columns: the elements of ``ceil(R / Z)`` of its R rows.
+        share: what of it this rank owns.
         filled: whether a gradient has been added since the last reduction.
     """
 
@@ -34,11 +39,17 @@ class Slot:
     param: nn.Parameter
     start: int
     width: int
+    share: Placement
     filled: bool = False
 
     def owned(self, zero_rank: int) -> int:
         """Elements of the parameter, padding not counted, that a rank owns."""
         return max(0, min(self.width, self.param.numel() - zero_rank * self.width))
+
+    def placed(self, row: torch.Tensor) -> Placed:
+        """This rank's share, without padding, of what lies in its row [width of the bucket]."""
+        flat = row[self.start : self.start + self.share.numel]
+        return Placed(flat.view(self.share.local_shape), self.share)
 
     def put(self, matrix: torch.Tensor, flat: torch.Tensor, *, add: bool = False) -> None:
         """Write `flat` [numel] into the parameter's columns of a [Z, width] matrix, or add it to them."""
@@ -51,8 +62,8 @@ class Slot:
             here.copy_(there)
 
     def _pieces(self, matrix: torch.Tensor, flat: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Matching views: the full rows, and the part of the row in which the parameter ends."""
-        rows, rest = divmod(flat.numel(), self.width)
+        """Matching views: the full shares, and the one in which the parameter ends."""
+        rows, rest = divmod(flat.numel(), max(self.width, 1))
         columns = matrix[:, self.start : self.start + self.width]
         yield columns[:rows], flat[: rows * self.width].view(rows, self.width)
         if rest:
@@ -75,8 +86,9 @@ class Bucket:
         self.slots: list[Slot] = []
         self.width = 0
         for name, param in parameters:
-            width = -(-param.numel() // self.zero.size)
-            self.slots.append(Slot(name, param, self.width, width))
+            _, first_end = span(rows := param.shape[0] if param.dim() else 1, 0, self.zero.size)
+            width = first_end * param.numel() // max(rows, 1)
+            self.slots.append(Slot(name, param, self.width, width, group.share(name)))
             self.width += width
         first = parameters[0][1]
         self.dtype, self.device, self.master_dtype = first.dtype, first.device, master_dtype

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from evo_core.parallel.mesh import Axis, Mesh
+from evo_core.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ParameterGroup:
         divisor: what the sum is divided by to be the gradient of the step's loss, a mean over data ranks.
         zero: the axis over which their state is cut: each of its ranks updates a share, and hands it to the others.
         replica: the axes along which ranks hold the same share; they start alike, and make the same updates.
-        state_mesh: [replica, zero], on which a checkpoint places the state.
+        placements: what this rank holds of each parameter, by name.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -41,12 +41,16 @@ class ParameterGroup:
     divisor: int
     zero: Axis
     replica: tuple[Axis, ...]
-    state_mesh: DeviceMesh
+    placements: Mapping[str, Placement]
 
     @property
     def norm_weight(self) -> float:
         """What a rank's share counts in the global norm: each of its replicas adds its part."""
         return 1 / math.prod(axis.size for axis in self.replica)
+
+    def share(self, name: str) -> Placement:
+        """What this rank holds of the state of a parameter: a run of the parameter's rows, by `placement.span`."""
+        return self.placements[name].share(self.zero.rank, self.zero.size, self.zero.alike)
 
 
 def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh) -> ParameterGroup:
@@ -56,6 +60,12 @@ def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh) ->
         parameters: as `nn.Module.named_parameters` gives them; those without gradients are left out.
     """
     trained = {name: param for name, param in parameters if param.requires_grad}
+    placements = {name: Placement.whole(param.shape, mesh.data.ranks) for name, param in trained.items()}
     return ParameterGroup(
-        trained, (mesh.zero, mesh.replica), mesh.data.size, mesh.zero, (mesh.replica,), mesh.devices["replica", "zero"]
+        trained,
+        reduce=(mesh.zero, mesh.replica),
+        divisor=mesh.data.size,
+        zero=mesh.zero,
+        replica=(mesh.replica,),
+        placements=placements,
     )

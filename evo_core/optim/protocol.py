@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from evo_core.optim.loss_scaler import LossScaler
+from evo_core.placement import Placed
 
 
 class Optimizer(Protocol):
@@ -50,8 +51,8 @@ class Optimizer(Protocol):
     def step(self, lr: float, beta2: float) -> bool:
         """Update the parameters, unless the norm that `reduce` found is inf or nan; tell whether it did."""
 
-    def state(self) -> Mapping[str, torch.Tensor]:
-        """The tensors that a checkpoint keeps, by name; loading writes into them."""
+    def state(self) -> Mapping[str, Placed]:
+        """What this rank holds of the tensors that a checkpoint keeps, by name; loading writes into it."""
 
     def restored(self, *, updates: int, master: bool) -> None:
         """Make the optimizer fit what a checkpoint has put into the parameters and into `state`.

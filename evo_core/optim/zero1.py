@@ -22,7 +22,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.adamw import adamw
 
 from evo_core.optim.bucket import Slot, make_buckets
@@ -30,6 +29,7 @@ from evo_core.optim.grad_norm import own_square
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.parallel.mesh import Axis
+from evo_core.placement import Placed
 
 
 class Zero1AdamW:
@@ -164,11 +164,11 @@ class Zero1AdamW:
         self._publish()
         return True
 
-    def state(self) -> dict[str, DTensor]:
-        """The optimizer's tensors by parameter name, for `torch.distributed.checkpoint`.
+    def state(self) -> dict[str, Placed]:
+        """The optimizer's tensors by parameter name: the rank's share of each, in the optimizer's own memory.
 
-        ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and, where the parameter's own type is narrower, ``master.<name>``:
-        one-dimensional, sharded as `torch.chunk` cuts them. Loading writes into the optimizer's own memory.
+        ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and, where the parameter's own type is narrower, ``master.<name>``,
+        each a part of a tensor of the parameter's shape, in `dtype`.
         """
         sources = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "master": self.master}
         state = {}
@@ -178,7 +178,7 @@ class Zero1AdamW:
                 if kind == "master" and bucket.dtype == self.dtype:
                     continue  # the parameter is its own master value
                 for slot in bucket.slots:
-                    state[f"{kind}.{slot.name}"] = self._shard(bucket.group, slot, flat[start : start + bucket.width])
+                    state[f"{kind}.{slot.name}"] = slot.placed(flat[start : start + bucket.width])
             start += bucket.width
         return state
 
@@ -236,16 +236,3 @@ class Zero1AdamW:
             bucket.gather()
         for bucket in self.buckets:
             bucket.finish_gather()
-
-    def _shard(self, group: ParameterGroup, slot: Slot, row: torch.Tensor) -> DTensor:
-        """The rank's slice of one parameter's state, padding cut off, as a piece of a tensor [numel]."""
-        local = row[slot.start : slot.start + slot.owned(group.zero.rank)]
-        numel = torch.Size([slot.param.numel()])
-        return DTensor.from_local(
-            local,
-            group.state_mesh,
-            [Replicate(), Shard(0)],
-            run_check=False,
-            shape=numel,
-            stride=(1,),
-        )
