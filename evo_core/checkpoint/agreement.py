@@ -11,9 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
-from evo_core.checkpoint.checksum import checksum
+from evo_core.checkpoint.checksum import checksums
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_on_first, on_first
 from evo_core.placement import Placed, Ranks, Rectangle, Sizes, tiling_fault
@@ -49,7 +47,7 @@ def check_agreement(tensors: Mapping[str, Placed]) -> None:
 
 def _described(tensors: Mapping[str, Placed]) -> dict[str, _Tensor]:
     shared = [view for placed in tensors.values() for piece, view in placed.pieces() if len(piece.ranks) > 1]
-    sums: Iterator[int] = iter(torch.stack([checksum(view) for view in shared]).tolist() if shared else [])
+    sums = iter(checksums(shared))
     described = {}
     for name, placed in tensors.items():
         pieces = placed.placement.pieces

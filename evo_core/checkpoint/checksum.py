@@ -1,24 +1,43 @@
-"""A number that tells whether two ranks have the same bits in a tensor, made where the tensor lies."""
+"""Numbers that tell whether two ranks have the same bits in a tensor, made where the tensor lies.
+
+Bits are compared, not values: 0 and -0 differ, and a NaN equals itself.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
+import xxhash
 from torch import Tensor
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 _FACTOR = 0x5851F42D4C957F2D
 """An odd number with no pattern in its bits, by whose powers chunks are weighed: exchanging two of them shows."""
 
 _INTEGERS = {1: torch.int8, 2: torch.int16}
 
 
-def checksum(tensor: Tensor) -> Tensor:
+def checksums(tensors: Sequence[Tensor]) -> list[int]:
+    """One number for each tensor, of 64 bits. Tensors on a GPU are read there, and one message brings their numbers."""
+    host = {n: hashed(tensor) for n, tensor in enumerate(tensors) if tensor.device.type == "cpu"}
+    device = [n for n in range(len(tensors)) if n not in host]
+    if device:
+        host |= zip(device, torch.stack([weighed(tensors[n]) for n in device]).tolist(), strict=True)
+    return [host[n] for n in range(len(tensors))]
+
+
+def hashed(tensor: Tensor) -> int:
+    """XXH3 of a tensor's bytes, row by row: on a CPU several times faster than what torch could compute."""
+    return xxhash.xxh3_64_intdigest(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def weighed(tensor: Tensor) -> Tensor:
     """The sum of a tensor's bits, as integers times odd weights that grow with their place.
 
-    One element that differs always shows, and so do two that are exchanged less than a million places apart; anything
-    else goes unseen once in 2^64. Bits are compared, not numbers: 0 and -0 differ, and NaN equals itself.
+    One element that differs always shows, and so do two that are exchanged less than four million places apart;
+    anything else goes unseen once in 2^64.
 
     Returns:
         A scalar, int64, on the tensor's device; nothing waits for it.

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from evo_core.checkpoint.flat import flat_parts, flat_shape
+from evo_core.checkpoint.format1 import flat_parts, flat_shape
 from evo_core.checkpoint.writers import own_parts
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement
