@@ -201,7 +201,7 @@ def _train(
             if root is not None and (due or snapshot):
                 began = time.perf_counter()
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
-                if data.in_order:
+                if data.sequential:
                     state.places = places(feed, layout)
                 checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due, run=run)
                 if layout.is_log_rank:

@@ -213,7 +213,7 @@ def take_start(
             hint="go on with the same data, seed and lengths; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
-    if data.in_order and len(state.places) != layout.dp:
+    if data.sequential and len(state.places) != layout.dp:
         raise CheckpointError(
             f"each of {len(state.places)} data-parallel ranks has its place in the stream of data there, and here are "
             f"{layout.dp} ranks",
@@ -228,14 +228,14 @@ def take_start(
             file=start.checkpoint,
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
-    if data.in_order:
+    if data.sequential:
         data.restore(state.places[layout.dp_rank])
     return state
 
 
 def places(feed: Prefetch, layout: Layout) -> list[Any]:
     """The place in the data of each data-parallel rank; every rank must call it."""
-    found = dict(gather_objects((layout.dp_rank, feed.place)))
+    found = dict(gather_objects((layout.dp_rank, feed.cursor)))
     return [found[rank] for rank in range(layout.dp)]
 
 

@@ -192,13 +192,13 @@ def _print_sample(text: SampleText) -> None:
 
 def _places(text: SampleText) -> str:
     """Each special token, its id and where it is: what else reads like it is text that spells it."""
-    places: dict[tuple[str, int], list[int]] = {}
+    positions: dict[tuple[str, int], list[int]] = {}
     for token in text.special:
-        places.setdefault((token.piece, token.id), []).append(token.at)
+        positions.setdefault((token.piece, token.id), []).append(token.at)
     most = 8
     return "; ".join(
         f"{piece} = {number} at {', '.join(map(str, at[:most]))}{' …' * (len(at) > most)}"
-        for (piece, number), at in places.items()
+        for (piece, number), at in positions.items()
     )
 
 
