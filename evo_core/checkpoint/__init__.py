@@ -5,10 +5,17 @@ resolved configuration), ``tokenizer/`` (where the run names one), ``train_state
 ``manifest.json`` with a digest of every file.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from evo_core.checkpoint.folder import newest_complete
-from evo_core.checkpoint.loading import load, load_model, newest_sound, read_config, trained_for, verify
+from evo_core.checkpoint.loading import load, newest_sound, verify
 from evo_core.checkpoint.saving import save
 from evo_core.checkpoint.train_state import TrainState
+
+if TYPE_CHECKING:
+    from evo_core.weights.loading import load_model
 
 __all__ = [
     "TrainState",
@@ -16,8 +23,14 @@ __all__ = [
     "load_model",
     "newest_complete",
     "newest_sound",
-    "read_config",
     "save",
-    "trained_for",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load_model":  # weights of any format: they stand on this room, which gives their reader on
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from evo_core.weights.loading import load_model
+
+    return load_model

@@ -168,17 +168,6 @@ def create(root: Path, step: int, run: Run = UNKNOWN, *, snapshot: bool = False)
         raise CheckpointError(f"no checkpoint can be saved: {error.strerror}", file=folder) from error
 
 
-def resolve(uri: str | Path) -> Path:
-    """The folder of weights that a path or a hub id means: of our own checkpoints the newest complete one.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    from evo_core.weights import locate
-
-    return locate(uri)[1]
-
-
 def resolve_own(path: Path) -> Path:
     """The checkpoint of ours that a folder means: itself, or the newest complete one in it.
 

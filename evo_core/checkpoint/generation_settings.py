@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.checkpoint.json_file import read_json, write_json
+from evo_core.checkpoint.manifest import TOKENIZER
 from evo_core.errors import CheckpointError
 
 FILE = "generation_config.json"
@@ -36,6 +37,11 @@ def read_generation(*folders: Path) -> dict[str, Any]:
         if settings:
             return settings
     return {}
+
+
+def generation_of(folder: Path) -> dict[str, Any]:
+    """The settings in a checkpoint of ours; versions up to 1.0 kept them with the tokenizer."""
+    return read_generation(folder, folder / TOKENIZER)
 
 
 def ending_of(settings: Mapping[str, Any]) -> frozenset[int]:

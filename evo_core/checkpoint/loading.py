@@ -8,25 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.finite import check_finite
-from evo_core.checkpoint.generation_settings import ending_of
-from evo_core.checkpoint.manifest import Manifest, check_files, check_weights, damage, damaged, read_manifest
+from evo_core.checkpoint.generation_settings import ending_of, generation_of
+from evo_core.checkpoint.manifest import Manifest, check_files, damage, damaged, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.checkpoint.saved_config import saved_config
-from evo_core.checkpoint.saving import CONFIG
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, check_model, read_model, read_tensors, stored_shapes
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_model, read_tensors, stored_shapes
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 
 if TYPE_CHECKING:
-    from evo_core.config import TrainConfig
-    from evo_core.data.tokenize.tokenizers import Tokenizer
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
 
 log = logging.getLogger(__name__)
@@ -99,7 +94,7 @@ def load(
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
-        content: "model" with any of "sampler" (place in the data), "optimizer" (Adam's moments, loss scale) and
+        content: "model" with any of "sampler" (how far it is in the data), "optimizer" (Adam's moments, loss scale) and
             "scheduler" (place in the schedules); or "all".
 
     Returns:
@@ -119,7 +114,7 @@ def load(
     read_model(folder / MODEL, model)
     if dist.get_rank() == 0:
         check_finite(model.named_parameters(), folder)
-    _take_ending(folder, model)
+    take_ending(folder, model)
     moments, master = 0, False
     if "optimizer" in content:
         master = _load_optimizer(folder / OPTIMIZER, optimizer)
@@ -132,14 +127,13 @@ def load(
     if "sampler" in content:
         state.step, state.tokens, state.skipped_updates = saved.step, saved.tokens, saved.skipped_updates
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
-        state.folder, state.seed, state.places = saved.folder, saved.seed, saved.places
+        state.folder, state.seed, state.data_cursors = saved.folder, saved.seed, saved.data_cursors
     return state
 
 
-def _take_ending(folder: Path, model: nn.Module) -> None:
+def take_ending(folder: Path, model: nn.Module) -> None:
     """Where a text ends goes with the weights; a registered model of another kind does not generate."""
     from evo_core.model import Decoder
-    from evo_core.weights.evo import generation_of
 
     if isinstance(model, Decoder):
         model.ending = ending_of(generation_of(folder))
@@ -160,83 +154,3 @@ def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
     has_master = bool(master) and master <= set(stored)
     read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master})
     return has_master
-
-
-def read_config(uri: str | Path) -> TrainConfig:
-    """The configuration of the run that wrote a checkpoint; `uri` as for `load_model`.
-
-    Of weights in another system's format it is one whose `model` block describes them, the rest as by default.
-    """
-    from evo_core.weights import locate, open_weights
-
-    kind, folder = locate(uri)
-    return saved_config(folder) if kind == "evo" else open_weights(folder).config
-
-
-def trained_for(folder: Path) -> tuple[int, int]:
-    """Steps and training tokens behind a folder of weights; zeros for another system's, which does not say."""
-    if not (folder / folders.MANIFEST).is_file():
-        return 0, 0
-    manifest = read_manifest(folder)
-    return manifest.step, manifest.tokens
-
-
-def load_model(
-    uri: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    *,
-    check: bool = True,
-    allow_non_finite: bool = True,
-) -> tuple[nn.Module, Tokenizer | None]:
-    """The model in a checkpoint, ready to run, and its tokenizer; any process may call it alone.
-
-    Args:
-        uri: a checkpoint folder, or a folder that holds checkpoints (then the newest complete one); with or without
-            ``local:``. A folder of Hugging Face's, Meta's or InternEvo's form, or a hub id, works alike.
-        device: where to put it.
-        dtype: type of the weights; default that of the training run.
-        check: compare the files that are read with their digests first, and say which weights are NaN or infinite.
-        allow_non_finite: False refuses such weights.
-
-    Returns:
-        The model in evaluation mode, and the tokenizer, or None where there is none with the weights.
-
-    Raises:
-        CheckpointError: there is no complete checkpoint, or it is damaged.
-    """
-    model, tokenizer, folder = _read(uri, device, dtype, check)
-    if check or not allow_non_finite:
-        check_finite(model.named_parameters(), folder, allowed=allow_non_finite)
-    return model.eval(), tokenizer
-
-
-def _read(
-    uri: str | Path, device: str | torch.device, dtype: torch.dtype | None, check: bool
-) -> tuple[nn.Module, Tokenizer | None, Path]:
-    """The model, its tokenizer and the folder of both."""
-    from evo_core.config.families import SHIPPED
-    from evo_core.data.tokenize.tokenizers import load_tokenizer
-    from evo_core.model import build_model
-    from evo_core.weights import build, locate, open_weights
-    from evo_core.weights.evo import tokenizer_of
-    from evo_core.weights.plausible import check_sizes
-
-    kind, folder = locate(uri)
-    if kind != "evo":
-        weights = open_weights(folder)
-        found = load_tokenizer(weights.tokenizer) if weights.tokenizer else None
-        return build(weights, device=device, dtype=dtype), found, folder
-    manifest = check_weights(folder) if check else read_manifest(folder)
-    cfg = read_config(folder)
-    if cfg.model_type in SHIPPED:  # what does not fit is told before it takes memory
-        check_sizes(cfg.model, list(stored_shapes(folder / MODEL).values()), folder / CONFIG)
-        check_model(folder / MODEL, build_model(cfg.model, device="meta"))
-    model = build_model(cfg.model, device=device, dtype=dtype)
-    read_model(folder / MODEL, model)
-    _take_ending(folder, model)
-    path = tokenizer_of(folder, manifest)
-    tokenizer = load_tokenizer(path) if path else None
-    if tokenizer is not None and manifest.trained_here:
-        tokenizer.begin = None  # the begin id, as the documents that it was trained on
-    return model, tokenizer, folder

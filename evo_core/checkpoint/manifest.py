@@ -17,6 +17,7 @@ from evo_core.errors import CheckpointError
 FORMAT = 1
 
 CONFIG = "config.yaml"
+TOKENIZER = "tokenizer"
 
 _ALWAYS = (CONFIG, train_state.FILE, "model/.metadata")
 """Files that every checkpoint has."""

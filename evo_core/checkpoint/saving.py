@@ -18,7 +18,7 @@ from torch import nn
 
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
-from evo_core.checkpoint.manifest import CONFIG, FileRecord, Manifest, file_record, write_manifest
+from evo_core.checkpoint.manifest import CONFIG, TOKENIZER, FileRecord, Manifest, file_record, write_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
 from evo_core.checkpoint.train_state import TrainState
@@ -30,8 +30,6 @@ from evo_core.storage.location import is_hub_id
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-
-TOKENIZER = "tokenizer"
 
 _PROBE_BYTES = 1 << 20
 

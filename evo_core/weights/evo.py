@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from evo_core.checkpoint.folder import MANIFEST
-from evo_core.checkpoint.generation_settings import read_generation, write_generation
+from evo_core.checkpoint.generation_settings import generation_of, write_generation
 from evo_core.checkpoint.inside import inside
-from evo_core.checkpoint.manifest import Manifest, check_weights, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.manifest import (
+    CONFIG,
+    TOKENIZER,
+    Manifest,
+    check_weights,
+    file_record,
+    read_manifest,
+    write_manifest,
+)
 from evo_core.checkpoint.saved_config import saved_config
-from evo_core.checkpoint.saving import CONFIG, TOKENIZER
 from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import save_config
@@ -63,11 +70,6 @@ def tokenizer_of(folder: Path, manifest: Manifest) -> Path | None:
         CheckpointError: it is said to lie elsewhere.
     """
     return inside(folder, manifest.tokenizer, file=folder / MANIFEST) if manifest.tokenizer else None
-
-
-def generation_of(folder: Path) -> dict[str, Any]:
-    """How to generate with the weights of a checkpoint; versions up to 1.0 kept it with the tokenizer."""
-    return read_generation(folder, folder / TOKENIZER)
 
 
 def write_evo(weights: Weights, folder: Path) -> None:

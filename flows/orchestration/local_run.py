@@ -13,7 +13,8 @@ from flows.orchestration.address import around_proxies
 from flows.orchestration.request import Request
 from flows.orchestration.server import Server, ensure_server, prefect_home
 from flows.pipeline.engine import begin, run_plan
-from flows.pipeline.events import ArtifactRef, Observer, StepFailed, reason
+from flows.pipeline.events import ArtifactRef, Observer
+from flows.pipeline.failures import StepFailed, reason
 from flows.pipeline.plan import Plan
 from flows.show.report import write_report
 from tasks.launch.launcher import Stopped

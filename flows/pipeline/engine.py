@@ -6,7 +6,8 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from flows.pipeline.events import ArtifactRef, Observer, StepFailed
+from flows.pipeline.events import ArtifactRef, Observer
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.pipeline.step import run_step
 from tasks.launch import launcher_for

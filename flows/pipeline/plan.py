@@ -12,7 +12,7 @@ from evo_core.config.identity import enters_the_key
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError, UserError
 from flows.pipeline import identity
-from flows.pipeline.events import reason
+from flows.pipeline.failures import reason
 from flows.pipeline.schema import Pipeline, Step
 from flows.pipeline.why import explain_change
 from tasks.kind import Facts, Kind, Source

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flows.pipeline.events import ArtifactRef, reason
+from flows.pipeline.events import ArtifactRef
+from flows.pipeline.failures import reason
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import humanize, results, terminal
 from flows.show.tables import plan_table

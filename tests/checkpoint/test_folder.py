@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from evo_core.checkpoint import newest_complete
-from evo_core.checkpoint.folder import create, find, remove_old, resolve
+from evo_core.checkpoint.folder import create, find, remove_old
 from evo_core.errors import CheckpointError
+from evo_core.weights.loading import resolve
 
 
 def make(root: Path, *names: str, complete: bool = True) -> None:

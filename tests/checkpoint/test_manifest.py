@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from evo_core.checkpoint import load_model, read_config
 from evo_core.errors import CheckpointError
 from evo_core.weights import open_weights
+from evo_core.weights.loading import load_model, read_config
 from tests.train.jobs import job, run
 
 Change = Callable[[dict[str, Any]], Any]

@@ -14,15 +14,15 @@ import pytest
 import torch
 import yaml
 
-from evo_core.checkpoint import load_model, read_config
-from evo_core.checkpoint.folder import resolve
+from evo_core.command_line.program import invoke
 from evo_core.config import load_config, load_saved_config
-from evo_core.convert.command import convert, main, parser, size_in_bytes
+from evo_core.convert.command import app, main, size_in_bytes
 from evo_core.data.tokenize.tokenizers import load_tokenizer, train_sentencepiece
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.generate import generate
 from evo_core.generate.command import main as generate_command
 from evo_core.weights import write_weights
+from evo_core.weights.loading import load_model, read_config, resolve
 from tests.generate.conftest import SENTENCES
 from tests.model.configs import relative_error
 from tests.weights.models import content, logits, model, same, weights
@@ -40,12 +40,13 @@ def saved(tmp_path: Path, tokenizer: Path) -> Path:
     return tmp_path / "evo"
 
 
-def run(*arguments: object) -> str:
-    return convert(parser().parse_args([str(argument) for argument in arguments]))
+def run(*arguments: object) -> None:
+    invoke(app, [str(argument) for argument in arguments], "evo convert")
 
 
-def test_there_and_back(tmp_path: Path, saved: Path, tokenizer: Path) -> None:
-    line = run(saved, tmp_path / "hf")
+def test_there_and_back(tmp_path: Path, saved: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(saved, tmp_path / "hf")
+    line = capsys.readouterr().out
     assert line.startswith("evo -> hf: LLAMA2, ")
     assert str(tmp_path / "hf") in line
     run(tmp_path / "hf", tmp_path / "back", "--from", "hf")

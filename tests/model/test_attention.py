@@ -15,7 +15,8 @@ from torch import Tensor
 
 from evo_core.model import attention_kernel
 from evo_core.model.ops import attention_kernels as kernels
-from evo_core.model.ops.attention import Documents, packed_attention
+from evo_core.model.ops.attention import packed_attention
+from evo_core.model.ops.documents import Documents
 from tests.model.configs import relative_error
 
 

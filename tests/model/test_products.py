@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from evo_core.model import build_model, compile_blocks
 from evo_core.model.dtypes import product_dtype
 from evo_core.model.ops import attention_kernels, linear, loss
-from evo_core.model.ops.attention import Documents, attention_kernel, packed_attention
+from evo_core.model.ops.attention import attention_kernel, packed_attention
+from evo_core.model.ops.documents import Documents
 from tests.model.configs import packed, randomise, relative_error, tiny
 
 

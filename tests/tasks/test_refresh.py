@@ -13,7 +13,7 @@ import pytest
 
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from tasks.store import Artifact
 from tests.flows.pipeline.conftest import Recorder
 from tests.tasks.corpus import Corpus, LocalFiles, S3Files, documents, inodes, manifest, texts

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import make_plan
 from flows.pipeline.schema import load_pipeline
 from tests.flows.pipeline.conftest import Recorder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evo_core.errors import ConfigError
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from tests.tasks.corpus import Corpus, LocalFiles, documents, manifest, texts
 
 EN = "The quick brown fox jumps over the lazy dog, and it barked at the moon for the whole of night {}."

@@ -15,7 +15,7 @@ from evo_core.data.sft.write import write_sft_file
 from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import Artifact, open_store
@@ -107,6 +107,12 @@ def test_records_become_shards_with_every_sample_once(job: Job, tokenizer: Token
         assert len(sides) == 2
         assert sorted(sides[0] + sides[1]) == sorted(read_bin(expected))
     assert load_tokenizer(shards.path / "tokenizer").digest == tokenizer.digest
+
+
+def test_the_manifest_names_the_objects_that_are_in_use(job: Job) -> None:
+    samples, shards = job.run()
+    assert samples.objects == {p.name for p in (job.store.root / "objects").glob("*/*")} != set()
+    assert shards.objects == frozenset()  # its shards are its own
 
 
 def test_only_new_files_are_tokenized(job: Job) -> None:

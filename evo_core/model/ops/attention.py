@@ -6,45 +6,31 @@ float64.
 
 from __future__ import annotations
 
-from functools import cached_property
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from evo_core.model.draws import LayerDraws
 from evo_core.model.ops.attention_kernels import choose
-
-
-class Documents:
-    """Where the documents of one packed sequence begin and end.
-
-    Args:
-        cu_seqlens: [n + 1] int32: 0, then the end of each document; the last is T. Repeated values
-            (empty documents) are allowed, as padding to a fixed n.
-        max_seqlen: the longest document, if known; else it is read from ``cu_seqlens``.
-    """
-
-    def __init__(self, cu_seqlens: Tensor, max_seqlen: int | None = None) -> None:
-        self.cu_seqlens = cu_seqlens
-        self._max_seqlen = max_seqlen
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Length of each document that is not empty, in order (on CUDA this waits for the device)."""
-        ends = self.cu_seqlens.tolist()
-        return [end - start for start, end in pairwise(ends) if end > start]
-
-    @cached_property
-    def max_seqlen(self) -> int:
-        return max(self.lengths) if self._max_seqlen is None else self._max_seqlen
+from evo_core.model.ops.documents import Documents
 
 
 class AttentionCache(Protocol):
     """Keys and values of earlier tokens, as generation keeps them."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-        """Remember k and v of these tokens, and attend from q over all that is remembered."""
+        """Remember k and v of these tokens, and attend from q over all that is remembered.
+
+        Args:
+            layer: number in the whole model.
+            q: [T, heads, d].
+            k, v: [T, kv_heads, d].
+            documents: where each begins among the T tokens.
+
+        Returns:
+            [T, heads, d].
+        """
         ...
 
 
@@ -52,7 +38,7 @@ class CausalAttention(nn.Module):
     """The attention of one layer between projection and output: no weights, one place to choose a kernel.
 
     Args:
-        layer: its index, by which a cache knows it.
+        layer: its number in the whole model, by which a cache knows it.
         use_flash_attn: False keeps to one call per document even where a variable-length kernel exists.
         dropout: share of the attention weights that is dropped in training.
     """
@@ -62,12 +48,26 @@ class CausalAttention(nn.Module):
         self.layer, self.use_flash_attn, self.dropout = layer, use_flash_attn, dropout
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, cache: AttentionCache | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        documents: Documents,
+        cache: AttentionCache | None = None,
+        draws: LayerDraws | None = None,
     ) -> Tensor:
-        """q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
+        """q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d].
+
+        Args:
+            documents: where each begins and ends among the T tokens.
+            cache: attends in place of a kernel, over what it remembers too.
+            draws: what dropout follows from; None drops nothing.
+        """
         if cache is not None:
             return cache.attend(self.layer, q, k, v, documents)
-        dropout = self.dropout if self.training else 0.0
+        dropout = 0.0 if draws is None else self.dropout
+        if dropout and draws is not None:
+            draws.seed_kernels(q.device, "attention weights")
         return packed_attention(q, k, v, documents, use_flash_attn=self.use_flash_attn, dropout=dropout)
 
 

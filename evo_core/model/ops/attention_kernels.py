@@ -20,7 +20,7 @@ from torch import Tensor
 from evo_core.model.dtypes import product_dtype
 
 if TYPE_CHECKING:
-    from evo_core.model.ops.attention import Documents
+    from evo_core.model.ops.documents import Documents
 
 Run = Callable[[Tensor, Tensor, Tensor, "Documents", float], Tensor]
 

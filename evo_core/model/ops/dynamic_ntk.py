@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evo_core.model.ops.attention import Documents
+from evo_core.model.ops.documents import Documents
 
 
 def dynamic_ntk_base(base: float, head_dim: int, length: int, trained: int, scaling: float = 1.0) -> float:

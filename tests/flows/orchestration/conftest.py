@@ -22,7 +22,7 @@ import pytest
 
 from flows.orchestration.local_run import run_with_prefect
 from flows.orchestration.server import free_port, running_server
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.show.observers import Observers
 from tests.flows.orchestration.small import Small
 

@@ -12,7 +12,7 @@ import pytest
 
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.pipeline.lineage import ancestors, start_of
 from flows.pipeline.plan import make_plan
 from flows.pipeline.schema import load_pipeline
@@ -179,8 +179,9 @@ def test_an_older_manifest_without_later_fields_is_whole(bench: Bench) -> None:
     bench.run()
     path = artifact(bench, "second").home / "manifest.json"
     manifest = json.loads(path.read_text())
-    edit(path, json.dumps({k: v for k, v in manifest.items() if k not in ("facts", "provenance")}))
+    edit(path, json.dumps({k: v for k, v in manifest.items() if k not in ("facts", "provenance", "objects")}))
     assert bench.plan().step("second").action == "reuse"
+    assert artifact(bench, "second").objects is None  # not "uses none"
     bench.run()
 
 

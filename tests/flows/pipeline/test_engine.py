@@ -16,11 +16,11 @@ import flows.pipeline.engine as engine
 import flows.pipeline.step as life
 from flows.orchestration.local_run import run_without_server
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed
+from flows.pipeline.failures import StepFailed
 from flows.show.report import report_path
 from tasks.launch.launcher import Stopped
 from tasks.store import commit as commits
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 from tests.flows.pipeline.conftest import Bench, Recorder
 
 FORK = multiprocessing.get_context("fork")

@@ -18,7 +18,7 @@ import pytest
 from evo_core.config.secrets import Secrets
 from evo_core.errors import ConfigError
 from flows.pipeline.engine import run_plan
-from flows.pipeline.events import StepFailed, reason
+from flows.pipeline.failures import StepFailed, reason
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from flows.show.report import write_report
