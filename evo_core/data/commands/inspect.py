@@ -93,12 +93,12 @@ def verify(
 
     Exit status 2 when something is wrong.
     """
+    from evo_core.cores import cores
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.inspection.find import find_lone_metas, find_shards, find_tokenizer
     from evo_core.data.inspection.manifest import compare_with_manifest
     from evo_core.data.inspection.targets import groups_without_targets
     from evo_core.data.inspection.verify import Problem, verify
-    from evo_core.data.tokenize.cores import cores
     from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.errors import DataError
 
