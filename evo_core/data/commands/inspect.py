@@ -93,12 +93,12 @@ def verify(
 
     Exit status 2 when something is wrong.
     """
+    from evo_core.cores import cores
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.inspection.find import find_lone_metas, find_shards, find_tokenizer
     from evo_core.data.inspection.manifest import compare_with_manifest
     from evo_core.data.inspection.targets import groups_without_targets
     from evo_core.data.inspection.verify import Problem, verify
-    from evo_core.data.tokenize.cores import cores
     from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.errors import DataError
 
@@ -192,13 +192,13 @@ def _print_sample(text: SampleText) -> None:
 
 def _places(text: SampleText) -> str:
     """Each special token, its id and where it is: what else reads like it is text that spells it."""
-    places: dict[tuple[str, int], list[int]] = {}
+    positions: dict[tuple[str, int], list[int]] = {}
     for token in text.special:
-        places.setdefault((token.piece, token.id), []).append(token.at)
+        positions.setdefault((token.piece, token.id), []).append(token.at)
     most = 8
     return "; ".join(
         f"{piece} = {number} at {', '.join(map(str, at[:most]))}{' …' * (len(at) > most)}"
-        for (piece, number), at in places.items()
+        for (piece, number), at in positions.items()
     )
 
 

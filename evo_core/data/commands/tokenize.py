@@ -75,7 +75,7 @@ def tokenize(
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler to run on, or `local`. [default: processes]")
     ] = None,
     text_input_path: Annotated[
-        str | None, typer.Option("--text_input_path", help="The original's spelling of INPUT.", hidden=True)
+        str | None, typer.Option("--text_input_path", help="InternEvo's spelling of INPUT.", hidden=True)
     ] = None,
 ) -> None:
     """Tokenize text, file after file in the order given, into one token file.

@@ -65,11 +65,11 @@ def tokenize_sft(
     alpaca reads {instruction, input, output}; chat reads {messages: [{role, content}, …]} and sharegpt
     {conversations: [{from, value}, …]} through a chat template.
     """
+    from evo_core.cores import cores
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.sft.records import find_records
     from evo_core.data.sft.samples import SftSettings
     from evo_core.data.sft.write import write_sft_dataset
-    from evo_core.data.tokenize.cores import cores
 
     found = find_records(dataset)
     files = [Path(file.uri) for file in found.files]
