@@ -149,7 +149,17 @@ def link_or_copy(source: Location, target: Location) -> None:
         LocationError: one of them is in a store.
         OSError: it can be neither linked nor copied.
     """
-    local.link_or_copy(local_path(source), path_to_write(target))
+    local.link_or_copy(_here(source), path_to_write(target))
+
+
+def copy_file(source: Location, target: Location) -> None:
+    """Copy a file's content: unlike a link it keeps what was copied, whatever is written into the source.
+
+    Raises:
+        LocationError: one of them is in a store.
+        OSError: it cannot be copied.
+    """
+    local.copy_file(_here(source), path_to_write(target))
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -182,6 +192,10 @@ def _reading(location: Location) -> Iterator[None]:
         raise
     except Exception as error:
         raise read_error(location, error) from error
+
+
+def _here(source: Location) -> Path:
+    return source if isinstance(source, Path) else local_path(source)
 
 
 def _on_disk(root: Path, depth: int | None, leave_out: LeaveOut) -> list[Listed]:

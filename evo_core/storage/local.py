@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from evo_core.storage.atomic import new_draft, sync
+from evo_core.storage.atomic import draft_name, sync
 from evo_core.storage.listed import AGAIN, DANGLING, HIDDEN, SPECIAL, UNREADABLE, LeaveOut, Listed
 
 
@@ -55,13 +55,23 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, over what is there: a link would share what is written to either later.
+
+    Raises:
+        OSError: it cannot be copied.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
 def try_writing(folder: Path, size: int = 1) -> None:
     """Write a little into a folder that is there, and take it away again.
 
     Raises:
         OSError: the file system refuses.
     """
-    probe = new_draft(folder / "probe")
+    probe = draft_name(folder / "probe")
     try:
         probe.write_bytes(bytes(size))
         sync(probe)  # some file systems find out only here that there is no room
