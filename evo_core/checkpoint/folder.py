@@ -17,6 +17,7 @@ from pathlib import Path
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
+from evo_core.storage.atomic import clear_drafts
 from evo_core.storage.files import delete
 from evo_core.storage.local import try_writing
 
@@ -154,6 +155,7 @@ def create(root: Path, step: int, run: Run = UNKNOWN, *, snapshot: bool = False)
     attempt = 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_drafts(folder)  # a kill in the middle of removing one leaves what may be large
         while True:
             path = folder / (str(step) if attempt == 1 else f"{step}-{attempt}")
             try:

@@ -31,15 +31,21 @@ def list_files(root: Path, depth: int | None, leave_out: LeaveOut) -> list[Liste
 
 
 def delete(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing happens where there is nothing.
+    """Remove a file, or a folder with all that is in it, which nobody sees half removed; nothing happens where there is
+    nothing.
 
     Raises:
         OSError: a file cannot be removed. Of a folder as much goes as can.
     """
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    gone = draft_name(path)
+    try:
+        path.rename(gone)
+    except OSError:  # what may be emptied cannot always be renamed
+        gone = path
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from evo_core.errors import DataError
 from evo_core.storage import files
 from evo_core.storage.location import LocationError
 from tests.s3_server import S3Server
+from tests.storage.test_atomic import in_a_process
 
 SHM = Path("/dev/shm")
 
@@ -44,6 +46,19 @@ def test_deleting(tmp_path: Path) -> None:
     for name in ("folder", "link", "nothing", "folder"):
         files.delete(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_is_seen_whole_until_it_is_gone(tmp_path: Path) -> None:
+    def remove() -> None:
+        monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: os._exit(9))  # killed as it begins
+        files.delete(folder)
+
+    folder, monkeypatch = tmp_path / "folder", pytest.MonkeyPatch()
+    files.write_file(folder / "file", "1")
+    assert in_a_process(remove) == 9
+    assert not folder.exists() and len(list(tmp_path.iterdir())) == 1
+    files.write_file(tmp_path / "next", "1")
+    assert [path.name for path in tmp_path.iterdir()] == ["next"]
 
 
 def test_linking_and_copying(tmp_path: Path) -> None:
@@ -103,10 +118,15 @@ def test_reading_in_a_store_is_as_on_disk(s3: S3Server, tmp_path: Path) -> None:
         assert (first.path, first.uri, first.size) == ("a.txt", location, 3) and first.tag
     s3.client().put_object(Bucket=bucket, Key="raw/en/a.txt", Body=b"changed")
     assert files.file_info(f"s3://{bucket}/raw/en/a.txt").tag != first.tag
+    files.copy_file(f"s3://{bucket}/raw/cn/b.txt", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"two"
     assert not files.file_exists(f"s3://{bucket}/raw")
     for look in (files.open_file, files.file_size, files.file_info):
         with pytest.raises(DataError, match=r"raw/none: there is no such file"):
             look(f"s3://{bucket}/raw/none")
+    with pytest.raises(DataError, match=r"raw/none: there is no such file"):
+        files.copy_file(f"s3://{bucket}/raw/none", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     with pytest.raises(DataError, match="there is nothing here"):
         listed(f"s3://{bucket}/none")
 

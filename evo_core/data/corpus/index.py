@@ -108,7 +108,7 @@ class SharedIndex(Index):
 
     def forget(self, name: str) -> None:
         # Whoever still maps the arrays keeps them; whoever asks again computes them again.
-        _remove(self.folder / name.replace("/", "%"))
+        delete(self.folder / name.replace("/", "%"))
 
     def close(self) -> None:
         self._finalizer()
@@ -141,7 +141,7 @@ def _leave(folder: Path, descriptor: int, holder: int) -> None:
         return  # a fork of the holder, which shares its lock
     try:
         if try_lock(descriptor):
-            _remove(folder)
+            delete(folder)
     except OSError:
         pass
     finally:
@@ -155,14 +155,6 @@ def _sweep(root: Path) -> None:
             _leave(folder, os.open(folder / _IN_USE, os.O_RDWR), os.getpid())
     for folder in root.glob(f".{_PREFIX}*"):
         delete(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, which nobody sees half removed."""
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
-    with contextlib.suppress(OSError):
-        folder.rename(gone)
-        delete(gone)
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
