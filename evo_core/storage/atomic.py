@@ -87,9 +87,8 @@ def new_folder(path: Path, *, durable: bool = True, replace: bool = False) -> It
         yield draft
         if durable:
             sync_tree(draft)
-        if replace:
-            with suppress(FileNotFoundError):
-                path.rename(old)
+        if replace and path.is_dir():
+            path.rename(old)
         draft.rename(path)
         if durable:
             sync(path.parent)
