@@ -81,6 +81,11 @@ class TokenizeSft(Kind[Params, Runtime]):
         return [file for file in (params.chat_template,) if file is not None]
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse a step without one tokenizer, and a format, a template and a tokenizer that do not go together.
+
+        Raises:
+            ConfigError: which of them; DataError where a file of the tokenizer's own is wrong.
+        """
         from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
 
         if (params.tokenizer is None) == ("tokenizer" not in facts):
@@ -120,6 +125,7 @@ class TokenizeSft(Kind[Params, Runtime]):
             file.path: combine([("file", file.digest), ("suffix", "".join(Path(file.path).suffixes[-2:])), *same])
             for file in files
         }
+        ctx.objects.update(ids.values())
         counts = {i: found for i in ids.values() if (found := read_object(ctx.store.object(i) / DONE)) is not None}
         if ctx.anew:
             counts = {i: found for i, found in counts.items() if is_whole(ctx.store.object(i), DONE)}

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from evo_core.config.layout import nearest
 from evo_core.config.shape_rules import shape_errors
 from evo_core.errors import ConfigError
+from evo_core.nearest import nearest
 from evo_core.storage.location import names_nothing
 
 if TYPE_CHECKING:

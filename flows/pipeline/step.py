@@ -143,7 +143,7 @@ def _make(
         raise
     plain = plain_statistics(returned, step, attempt.folder)
     statistics = plan.pipeline.secrets.shown(plain, f"steps.{step.name}.statistics")
-    commits.seal(attempt.folder, _manifest(plan, step, attempt, statistics, started), context.digests)
+    commits.seal(attempt.folder, _manifest(plan, step, attempt, context, statistics, started), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
     return artifact
@@ -208,7 +208,12 @@ def _context(
 
 
 def _manifest(
-    plan: Plan, step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float
+    plan: Plan,
+    step: PlannedStep,
+    attempt: _Attempt,
+    context: StepContext[Any, Any],
+    statistics: Mapping[str, Any],
+    started: float,
 ) -> dict[str, Any]:
     ended = time.time()
     ranks = getattr(step.runtime, "world_size", 1)
@@ -222,6 +227,7 @@ def _manifest(
         "key": step.key,
         "identity": step.payload,
         "inputs": {name: {"from": origin, "key": key} for name, (origin, key) in step.needs.items()},
+        "objects": sorted(context.objects),
         "attempt": attempt.number,
         "facts": dict(step.facts),
         "statistics": dict(statistics),

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from evo_core.errors import ConfigError
 from evo_core.job import command
-from evo_core.parallel import ranks as module
-from evo_core.parallel.ranks import Stop, ranks
+from evo_core.parallel import process_group as module
+from evo_core.parallel.process_group import Stop, ranks
 from evo_core.process import start_time
 from tests.ranks import run_on_ranks
 from tests.train.processes import free_port
