@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -196,15 +194,12 @@ def _bin_files(given: Path) -> list[Path]:
 @contextlib.contextmanager
 def _hidden_beside(output: Path) -> Iterator[Path]:
     """A folder that takes the name `output` when all went well, and is gone when not."""
+    from evo_core.storage.files import new_folder
+
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError("is in use", file=output, hint="name a new or an empty folder")
-    folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
+    with new_folder(output.absolute()) as folder:
         yield folder
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _share(phase: str, done: int, total: int) -> tuple[float, int]:
