@@ -68,7 +68,7 @@ def evaluate_command(
     host: Host = None,
     port: Port = None,
 ) -> None:
-    """Evaluate a model on held-out text and on task files, and put two evaluations side by side.
+    """Evaluate a model on held-out text and on task files.
 
     \b
     --model CKPT --data FOLDER      loss, perplexity and accuracy per type, with
