@@ -112,7 +112,7 @@ def transformers(model: Decoder, cache: str) -> Run:
         "model.norm.weight": model.norm.weight,
         "lm_head.weight": model.head.weight,
     }
-    blocks: Any = model.blocks
+    blocks: Any = model.blocks.values()
     for layer, block in enumerate(blocks):
         at = f"model.layers.{layer}."
         for name, linear in (("q", block.attention.q), ("k", block.attention.k), ("v", block.attention.v)):
@@ -166,7 +166,7 @@ def litgpt(model: Decoder) -> Run:
         "transformer.wte.weight": model.embedding.weight,
         "transformer.ln_f.weight": model.norm.weight,
     }
-    blocks: Any = model.blocks
+    blocks: Any = model.blocks.values()
     for layer, block in enumerate(blocks):
         at, attention = f"transformer.h.{layer}.", block.attention
         state[f"{at}attn.qkv.weight"] = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])

@@ -74,7 +74,7 @@ def transformers_llama(model: Decoder, **options: Any) -> nn.Module:
         "model.norm.weight": model.norm.weight,
         "lm_head.weight": model.head.weight,
     }
-    blocks: Any = model.blocks
+    blocks: Any = model.blocks.values()
     for layer, block in enumerate(blocks):
         at = f"model.layers.{layer}."
         for name in ("q", "k", "v"):
@@ -117,7 +117,7 @@ def litgpt_gpt(model: Decoder, block_size: int) -> nn.Module:
         "transformer.wte.weight": model.embedding.weight,
         "transformer.ln_f.weight": model.norm.weight,
     }
-    blocks: Any = model.blocks
+    blocks: Any = model.blocks.values()
     for layer, block in enumerate(blocks):
         at, attention = f"transformer.h.{layer}.", block.attention
         state[f"{at}attn.qkv.weight"] = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])

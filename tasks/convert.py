@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from evo_core.errors import ConfigError
+from evo_core.storage.files import link_or_copy
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, Source, StepContext
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
 from tasks.store.digests import DigestMemory, combine
-from tasks.store.links import link_or_copy
 from tasks.train import MODEL
 
 HF = "hf"

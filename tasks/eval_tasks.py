@@ -16,8 +16,8 @@ from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
-from tasks.store.atomic import read_json
 from tasks.store.digests import combine, digest_file
+from tasks.store.json_file import read_json
 from tasks.train import MODEL
 
 SCORES = "scores.json"

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
+from evo_core.storage.files import link_tree
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
 from tasks.launch.pace import Pace
 from tasks.store import Artifact
 from tasks.store.earlier import earlier, most_alike
-from tasks.store.links import link_tree
 from tasks.tokenize import TOKENS, read_index
 from tasks.tokenizer import TOKENIZER
 

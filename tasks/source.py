@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from evo_core.data.raw.listing import LeftOut, Listed, Listing
+from evo_core.data.raw.listing import LeftOut, Listing
 from evo_core.errors import ConfigError
+from evo_core.storage.listed import Listed
 from tasks import kind
 from tasks.kind import Facts, Source, StepContext
 from tasks.params.durations import Duration

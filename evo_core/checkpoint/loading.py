@@ -94,7 +94,7 @@ def load(
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
-        content: "model" with any of "sampler" (place in the data), "optimizer" (Adam's moments, loss scale) and
+        content: "model" with any of "sampler" (how far it is in the data), "optimizer" (Adam's moments, loss scale) and
             "scheduler" (place in the schedules); or "all".
 
     Returns:
@@ -127,7 +127,7 @@ def load(
     if "sampler" in content:
         state.step, state.tokens, state.skipped_updates = saved.step, saved.tokens, saved.skipped_updates
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
-        state.folder, state.seed, state.places = saved.folder, saved.seed, saved.places
+        state.folder, state.seed, state.data_cursors = saved.folder, saved.seed, saved.data_cursors
     return state
 
 

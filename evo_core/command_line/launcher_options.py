@@ -1,6 +1,6 @@
 """How ranks find each other: the options of every command that joins them, in one place.
 
-A command takes all four and hands them to `evo_core.parallel.ranks.ranks`.
+A command takes all four and hands them to `evo_core.parallel.process_group.ranks`.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def evaluate_command(
 
         require_harness()
     asked = _Asked(model, data_, tasks_, baselines_, max_length, pack_tokens)
-    from evo_core.parallel.ranks import ranks
+    from evo_core.parallel.process_group import ranks
 
     with ranks(launcher, backend, host=host, port=port) as joined:
         scores = _score(asked, joined)

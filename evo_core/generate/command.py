@@ -17,7 +17,7 @@ from evo_core.job import report_progress
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.generate.continuation import Generation
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.process_group import Ranks
 
 
 app = plain_app()
@@ -46,7 +46,7 @@ def generate_command(
         raise ConfigError("is required", file=config, key="generation.output_folder")
     unprefixed = unprefixed_save(cfg, "generation.output_folder")
 
-    from evo_core.parallel.ranks import ranks
+    from evo_core.parallel.process_group import ranks
 
     with ranks(launcher, backend, host=host, port=port) as joined:
         if unprefixed is not None and joined.rank == 0:

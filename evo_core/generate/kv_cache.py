@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,21 +36,22 @@ class KVCache:
         dynamic_ntk: whether rows longer than the model was trained on are read with a stretched rotary base.
 
     Attributes:
-        layers: of each layer keys and values [2, rows, kv_heads, capacity, head_dim].
+        layers: by number in the whole model keys and values [2, rows, kv_heads, capacity, head_dim], with the kv_heads
+            that its block returns.
         lengths: tokens remembered of each row.
         end: the slot behind the newest tokens.
         rotation: of the tokens of this pass, [T, head_dim].
     """
 
     def __init__(self, model: Decoder, *, dynamic_ntk: bool = False) -> None:
-        cfg = model.cfg
         self.model, self.dynamic_ntk = model, dynamic_ntk
-        self.device = model.embedding.weight.device
+        self.device = model.device
         self.lengths: list[int] = []
         self.end = self._capacity = 0
         self._more: list[int] = []
-        self._shape = (cfg.num_kv_attention_heads, cfg.head_dim)
-        self.layers = [self._empty(0, 0) for _ in range(cfg.num_layers)]
+        blocks: dict[str, Any] = dict(model.blocks.items())
+        self._kv_heads = {int(name): block.attention.kv_heads for name, block in blocks.items()}
+        self.layers = {layer: self._empty(layer, 0, 0) for layer in self._kv_heads}
         self._prompts: list[tuple[int, int, int]] = []
         self._hidden_slots: Tensor | None = None
         self._tables = model.rotation(torch.zeros(0, dtype=torch.int64, device=self.device))
@@ -146,10 +148,10 @@ class KVCache:
         """Keep these rows in this order; a row may be taken several times, and all others are forgotten."""
         index, kept = torch.tensor(rows, device=self.device), max(self.lengths)
         slots = slice(self.end - kept, self.end)
-        for layer, before in enumerate(self.layers):
+        for layer, before in self.layers.items():
             taken = before[:, index, :, slots]
             if len(rows) > before.shape[1]:
-                before = self._empty(len(rows), self._capacity)
+                before = self._empty(layer, len(rows), self._capacity)
             self.layers[layer] = before[:, : len(rows)]
             self.layers[layer][:, :, :, slots] = taken
         self._number_anew(rows)
@@ -162,8 +164,8 @@ class KVCache:
             if row < len(order):
                 order[row] = last
         if not order:
-            self.layers = [self._empty(0, 0) for _ in self.layers]
-        for layer, before in enumerate(self.layers):
+            self.layers = {layer: self._empty(layer, 0, 0) for layer in self.layers}
+        for layer, before in self.layers.items():
             for row, source in enumerate(order):
                 if source != row:
                     before[:, row] = before[:, source]
@@ -175,8 +177,8 @@ class KVCache:
         """Move what is remembered into memory for so many rows, with its newest tokens before the slot ``end``."""
         kept = max(self.lengths, default=0)
         self._capacity = end + min(max(self._more), max(AHEAD, end // 2))
-        for layer, before in enumerate(self.layers):
-            room = self._empty(rows, self._capacity)
+        for layer, before in self.layers.items():
+            room = self._empty(layer, rows, self._capacity)
             room[:, : before.shape[1], :, end - kept : end] = before[:, :, :, self.end - kept : self.end]
             self.layers[layer] = room
         self.end = end
@@ -209,7 +211,7 @@ class KVCache:
         trained, factor = cfg.max_position_embeddings, cfg.dynamic_ntk_factor
         return dynamic_ntk_base(cfg.rope_base, cfg.head_dim, length, trained, factor)
 
-    def _empty(self, rows: int, capacity: int) -> Tensor:
+    def _empty(self, layer: int, rows: int, capacity: int) -> Tensor:
         # Zeros, since places that are masked are still multiplied by 0, and memory may hold NaN.
-        heads, width = self._shape
-        return torch.zeros(2, rows, heads, capacity, width, device=self.device, dtype=self.model.dtype)
+        shape = (2, rows, self._kv_heads[layer], capacity, self.model.cfg.head_dim)
+        return torch.zeros(shape, device=self.device, dtype=self.model.dtype)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from evo_core.model.decoder import Decoder
+
 
 def compile_blocks(model: nn.Module) -> int:
     """Let torch.compile make kernels for each block of a decoder, in place; names and weights stay as they are.
@@ -15,9 +17,11 @@ def compile_blocks(model: nn.Module) -> int:
     projections is called as it is: its kernels take the lengths of documents, which differ from pack to pack.
 
     Returns:
-        How many blocks; 0 for a model that has none.
+        How many blocks; 0 for a model type of one's own.
     """
-    blocks: Any = getattr(model, "blocks", ())
+    if not isinstance(model, Decoder):
+        return 0
+    blocks: Any = model.blocks.values()
     for block in blocks:
         core = block.attention.core
         core.forward = torch.compiler.disable(core.forward)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
+from evo_core.model.aliases import AliasedModule
+from evo_core.model.draws import Draws, LayerDraws
 from evo_core.model.dtypes import accumulation_dtype
 from evo_core.model.families import Family
 from evo_core.model.ops.attention import AttentionCache, CausalAttention
@@ -28,7 +29,7 @@ from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import Gate, MixtureMLP
 from evo_core.model.ops.norm import Norm
 from evo_core.model.ops.rope import Rotary, rotary, rotate
-from evo_core.model.roles import RoleModule
+from evo_core.model.stage import Stage
 
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
@@ -36,36 +37,48 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelOutput:
-    """What a forward pass gives: with labels loss, nll and hit; without labels logits.
+    """What a forward pass gives: with labels loss, nll and hit; without labels logits; without a head hidden states.
 
     loss: scalar, mean over labels that are not -100, in float32 or wider, with label smoothing.
     nll:  [T] negative log-likelihood in nats, without smoothing; 0 where the label is -100.
     hit:  [T] bool, whether the most likely token is the label; False where the label is -100.
     logits: [T, vocab_size] in the model's dtype.
-    moe_loss: scalar, the sum of the layers' balance losses, float32 or wider; None without experts.
+    hidden: [T, hidden_size], what the next stage goes on with, in the dtype of the residual stream.
+    moe_loss: scalar, the sum of the balance losses of all layers so far, float32 or wider; None without experts.
     """
 
     loss: Tensor | None = None
     nll: Tensor | None = None
     hit: Tensor | None = None
     logits: Tensor | None = None
+    hidden: Tensor | None = None
     moe_loss: Tensor | None = None
 
     def objective(self, moe_loss_coeff: float) -> Tensor:
-        """What training lowers: the loss, and the balance losses times their coefficient."""
+        """What training lowers: the loss, and the balance losses times their coefficient; a scalar.
+
+        Raises:
+            ValueError: there is no loss, since the model was given no labels or has no head.
+        """
         if self.loss is None:
-            raise ValueError("the model was given no labels")
+            raise ValueError("the model was given no labels, or is a stage without a head")
         return self.loss if self.moe_loss is None else self.loss + moe_loss_coeff * self.moe_loss
 
 
-class Attention(RoleModule):
-    """Causal self-attention with rotary positions and grouped key/value heads, their queries and keys normed or not."""
+class Attention(AliasedModule):
+    """Causal self-attention with rotary positions and grouped key/value heads, their queries and keys normed or not.
+
+    Its linear layers may be replaced by ones that hold a part of the rows and return a part of the heads, for more
+    tokens than came in: heads and tokens are read from what they return.
+    """
 
     def __init__(self, cfg: ModelConfig, family: Family, layer: int, **factory: Any) -> None:
         super().__init__(family.attention_names)
         self.layout, self.head_dim = family.qkv, cfg.head_dim
-        self.heads, self.kv_heads = cfg.num_attention_heads, cfg.num_kv_attention_heads
-        q_size, kv_size, bias = self.heads * self.head_dim, self.kv_heads * self.head_dim, not cfg.no_bias
+        #: Query heads that share a key/value head.
+        self.group = cfg.num_attention_heads // cfg.num_kv_attention_heads
+        q_size, kv_size = cfg.num_attention_heads * cfg.head_dim, cfg.num_kv_attention_heads * cfg.head_dim
+        bias = not cfg.no_bias
         if self.layout == "split":
             self.q = Linear(cfg.hidden_size, q_size, bias=bias, **factory)
             self.k = Linear(cfg.hidden_size, kv_size, bias=bias, **factory)
@@ -79,27 +92,67 @@ class Attention(RoleModule):
         self.core = CausalAttention(layer, use_flash_attn=cfg.use_flash_attn, dropout=cfg.attn_drop_rate)
         self.out = Linear(q_size, cfg.hidden_size, bias=bias, **factory)
 
-    def forward(self, x: Tensor, rotation: Rotary, documents: Documents, cache: AttentionCache | None = None) -> Tensor:
-        """x [T, hidden_size] -> [T, hidden_size]."""
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotary,
+        documents: Documents,
+        cache: AttentionCache | None = None,
+        draws: LayerDraws | None = None,
+    ) -> Tensor:
+        """x [T, hidden_size] -> [T, hidden_size]; see `Block.forward`."""
         q, k, v = self.project(x)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, rotation).view(x.shape[0], -1, self.head_dim), rotate(k, rotation)
-        return self.out(self.core(q, k, v, documents, cache).flatten(1))
+        # q's own rows: a projection may have gathered the tokens of which x holds a part.
+        q, k = rotate(q, rotation).view(q.shape[0], -1, self.head_dim), rotate(k, rotation)
+        return self.out(self.core(q, k, v, documents, cache, draws).flatten(1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [T, heads, d] (grouped: [T, kv_heads, heads / kv_heads, d]), k and v [T, kv_heads, d]; not rotated."""
+        """Queries, keys and values of tokens, not rotated.
+
+        Args:
+            x: [T, hidden_size].
+
+        Returns:
+            q [T, heads, d] (grouped: [T, kv_heads, heads / kv_heads, d]), k and v [T, kv_heads, d].
+        """
         if self.layout == "split":
             return tuple(linear(x).unflatten(1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
         qkv = self.qkv(x)
+        heads, kv_heads = self._heads_among(qkv.shape[1])
         if self.layout == "blocked":
-            return qkv.unflatten(1, (-1, self.head_dim)).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        group = self.heads // self.kv_heads
-        q, k, v = qkv.unflatten(1, (-1, group + 2, self.head_dim)).split((group, 1, 1), dim=2)
+            return qkv.unflatten(1, (-1, self.head_dim)).split((heads, kv_heads, kv_heads), dim=1)
+        group = heads // kv_heads
+        q, k, v = qkv.unflatten(1, (kv_heads, group + 2, self.head_dim)).split((group, 1, 1), dim=2)
         return q, k.squeeze(2), v.squeeze(2)
 
+    @property
+    def heads(self) -> int:
+        """Query heads that come out of the projections."""
+        return self.q.out_features // self.head_dim if self.layout == "split" else self._fused_heads[0]
 
-class Block(RoleModule):
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads that come out of the projections."""
+        return self.k.out_features // self.head_dim if self.layout == "split" else self._fused_heads[1]
+
+    @property
+    def _fused_heads(self) -> tuple[int, int]:
+        return self._heads_among(self.qkv.out_features)
+
+    def _heads_among(self, columns: int) -> tuple[int, int]:
+        """Query and key/value heads in so many columns of a fused projection.
+
+        They are whole groups, or where key/value heads are fewer than the parts, a part of one group's queries with
+        its key and value.
+        """
+        heads = columns // self.head_dim
+        kv_heads = max(1, heads // (self.group + 2))
+        return heads - 2 * kv_heads, kv_heads
+
+
+class Block(AliasedModule):
     """Attention, then MLP, each added to the residual stream.
 
     Normed before each part, or with ``apply_post_layer_norm`` after each sum. With ``num_experts`` the MLP is a
@@ -119,59 +172,92 @@ class Block(RoleModule):
         self.mlp_norm = make_norm(cfg, cfg.hidden_size, **factory)
 
     def forward(
-        self, x: Tensor, rotation: Rotary, documents: Documents, cache: AttentionCache | None = None
+        self,
+        x: Tensor,
+        rotation: Rotary,
+        documents: Documents,
+        cache: AttentionCache | None = None,
+        draws: LayerDraws | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """x [T, hidden_size] -> the same shape, and the balance loss of the block's experts, if it has any."""
+        """One block on the residual stream.
+
+        Args:
+            x: [T, hidden_size], in the dtype of the residual stream.
+            rotation: of the T tokens that attention sees.
+            documents: where each begins and ends among them.
+            cache: keys and values of earlier tokens, for generation.
+            draws: what dropout and router draw from; None drops nothing and draws nothing.
+
+        Returns:
+            [T, hidden_size], and the balance loss of the block's experts, a scalar; None without experts.
+        """
         if self.post_norm:
-            x = self.attention_norm(x + self._drop(self.attention(x, rotation, documents, cache)))
-            out, balance = self._feed(x, cache)
+            out = self.attention(x, rotation, documents, cache, draws)
+            x = self.attention_norm(x + self._drop(out, draws, "attention"))
+            out, balance = self._feed(x, cache, draws)
             return self.mlp_norm(x + out), balance
-        x = x + self._drop(self.attention(self.attention_norm(x), rotation, documents, cache))
-        out, balance = self._feed(self.mlp_norm(x), cache)
+        out = self.attention(self.attention_norm(x), rotation, documents, cache, draws)
+        x = x + self._drop(out, draws, "attention")
+        out, balance = self._feed(self.mlp_norm(x), cache, draws)
         return x + out, balance
 
-    def _feed(self, x: Tensor, cache: AttentionCache | None) -> tuple[Tensor, Tensor | None]:
+    def _feed(self, x: Tensor, cache: AttentionCache | None, draws: LayerDraws | None) -> tuple[Tensor, Tensor | None]:
         balance = None
         if isinstance(self.mlp, MixtureMLP):
-            x, balance = self.mlp(x, keep_all=cache is not None)
+            # Generation drops no token: what a text reads must not depend on those beside it in the batch.
+            x, balance = self.mlp(x, keep_all=cache is not None, draws=draws)
         else:
             x = self.mlp(x)
-        return self._drop(x), balance
+        return self._drop(x, draws, "mlp"), balance
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
+    def _drop(self, x: Tensor, draws: LayerDraws | None, site: str) -> Tensor:
+        return draws.dropout(x, self.drop_rate, site) if self.drop_rate and draws is not None else x
 
 
-class Decoder(RoleModule):
-    """A decoder-only language model.
+class Decoder(AliasedModule):
+    """A decoder-only language model, or a stage of one (evo_core/model/stage.py).
 
     Args:
         cfg: the `model` block.
         family: its names and row order (evo_core.model.families).
         device, dtype: of the weights, which are left uninitialised; "meta" holds none.
+
+    Attributes:
+        embedding, norm, head: None where another stage has them; norm None too with norms after each sum. A last stage
+            with a tied head keeps an embedding that it does not read, for its weight.
+        blocks: by their number in the whole model, as a string.
+        stage: which part of the model this is.
     """
 
     def __init__(self, cfg: ModelConfig, family: Family, *, device: torch.device | str, dtype: torch.dtype) -> None:
         super().__init__(family.decoder_names)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg, self.family, self.dtype = cfg, family, dtype
+        self.stage = Stage(range(cfg.num_layers), has_embedding=True, has_head=True)
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
         self.ending: frozenset[int] = frozenset()
-        #: The first so many blocks keep only their input and run again in the backward pass.
+        #: The first so many blocks of the whole model keep only their input and run again in the backward pass.
         self.recomputed_blocks = int(cfg.num_layers * float(cfg.checkpoint))
 
         scale = cfg.embed_grad_scale
-        self.embedding = Embedding(cfg.vocab_size, cfg.hidden_size, grad_scale=scale, **factory)
-        self.blocks = nn.ModuleList(Block(cfg, family, layer, **factory) for layer in range(cfg.num_layers))
-        if not cfg.apply_post_layer_norm:
-            self.norm = make_norm(cfg, cfg.hidden_size, **factory)
+        self.embedding: Embedding | None = Embedding(cfg.vocab_size, cfg.hidden_size, grad_scale=scale, **factory)
+        # Not a list, which would number a stage's blocks from 0: names in a checkpoint are the whole model's.
+        self.blocks = nn.ModuleDict(
+            {str(number): Block(cfg, family, number, **factory) for number in range(cfg.num_layers)}
+        )
+        self.norm: Norm | None = None if cfg.apply_post_layer_norm else make_norm(cfg, cfg.hidden_size, **factory)
         tied_to = self.embedding if cfg.tie_word_embeddings else None
-        self.head = Head(
+        self.head: Head | None = Head(
             cfg.hidden_size, cfg.vocab_size, norm_head=cfg.norm_head, grad_scale=scale, tied_to=tied_to, **factory
         )
         gates = (module for module in self.modules() if isinstance(module, Gate))
-        #: Whether blocks take random numbers in training; recomputing one must then take the same ones again.
+        #: Whether a forward pass in training takes random numbers.
         self.draws = bool(cfg.drop_rate or cfg.attn_drop_rate) or any(gate.draws for gate in gates)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     def forward(
         self,
@@ -181,22 +267,33 @@ class Decoder(RoleModule):
         labels: Tensor | None = None,
         max_seqlen: int | None = None,
         label_smoothing: float = 0.0,
+        draws: Draws | None = None,
+        moe_loss: Tensor | None = None,
     ) -> ModelOutput:
         """One packed sequence.
 
         Args:
-            input_ids: [T] int64.
+            input_ids: [T] int64. A stage without embedding takes the hidden states of the one before,
+                [T, hidden_size] in the dtype of the residual stream.
             positions: [T] int64, each token's place in its own document.
             cu_seqlens: [n + 1] int32, where the n documents begin and end; the last is T.
-            labels: [T] int64, the token after each; -100 is ignored. None asks for logits.
+            labels: [T] int64, the token after each; -100 is ignored. None asks for logits. A stage without head
+                passes over them.
             max_seqlen: length of the longest document, if known (saves a device synchronisation).
             label_smoothing: in [0, 1).
+            draws: of this micro-batch, in training; None has torch's own generator choose them.
+            moe_loss: scalar, the balance losses of the stages before, to which this one's are added.
         """
-        hidden, moe_loss = self._run(input_ids, positions, Documents(cu_seqlens, max_seqlen), None, None)
+        documents = Documents(cu_seqlens, max_seqlen)
+        hidden, balance = self._run(input_ids, positions, documents, None, None, draws)
+        if balance is not None and moe_loss is not None:
+            balance = moe_loss + balance
+        if self.head is None:
+            return ModelOutput(hidden=hidden, moe_loss=balance)
         if labels is None:
-            return ModelOutput(logits=self.head.logits(hidden), moe_loss=moe_loss)
+            return ModelOutput(logits=self.head.logits(hidden), moe_loss=balance)
         loss, nll, hit = self.head.loss(hidden, labels, label_smoothing)
-        return ModelOutput(loss=loss, nll=nll, hit=hit, moe_loss=moe_loss)
+        return ModelOutput(loss=loss, nll=nll, hit=hit, moe_loss=balance)
 
     def rotation(self, positions: Tensor, base: float | Tensor | None = None) -> Rotary:
         """The rotation at positions [T]; another base than the block's stretches the positions (Dynamic NTK)."""
@@ -229,37 +326,48 @@ class Decoder(RoleModule):
             cache: keys and values of earlier tokens, for generation.
             rotation: of these tokens; None is the usual one at their positions.
         """
-        return self._run(input_ids, positions, documents, cache, rotation)[0]
+        return self._run(input_ids, positions, documents, cache, rotation, None)[0]
 
     def _run(
         self,
-        input_ids: Tensor,
+        x: Tensor,
         positions: Tensor,
         documents: Documents,
         cache: AttentionCache | None,
         rotation: Rotary | None,
+        draws: Draws | None,
     ) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and the sum of the blocks' balance losses."""
-        cfg = self.cfg
-        x = self.embedding(input_ids)
-        if cfg.drop_rate:
-            x = F.dropout(x, cfg.drop_rate, self.training)
-        if cfg.residual_in_fp32:
-            x = x.to(accumulation_dtype(self.dtype))
-        rotation = self.rotation(positions, self._stretched_base(documents)) if rotation is None else rotation
-        balances = []
-        keeps_random_state = self.draws and self.training
-        for layer, block in enumerate(self.blocks):
-            if layer < self.recomputed_blocks and torch.is_grad_enabled() and cache is None:
+        if not self.training:
+            draws = None
+        elif draws is None and self.draws:
+            draws = Draws.from_torch()
+        if self.stage.has_embedding:
+            x = self._embed(x, draws)
+        if rotation is None:
+            rotation = self.rotation(positions, self._stretched_base(documents))
+        moe_loss: Tensor | None = None
+        for name, block in self.blocks.items():
+            number = int(name)
+            of_layer = None if draws is None else draws.layer(number)
+            if number < self.recomputed_blocks and torch.is_grad_enabled() and cache is None:
+                # No random state to preserve: a block draws by its place.
                 x, balance = recompute_in_backward(
-                    block, x, rotation, documents, use_reentrant=False, preserve_rng_state=keeps_random_state
+                    block, x, rotation, documents, None, of_layer, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                x, balance = block(x, rotation, documents, cache)
+                x, balance = block(x, rotation, documents, cache, of_layer)
             if balance is not None:
-                balances.append(balance)
-        hidden = x if cfg.apply_post_layer_norm else self.norm(x)
-        return hidden, torch.stack(balances).sum() if balances else None
+                # One after the other, as stages add them up: a cut changes no bit.
+                moe_loss = balance if moe_loss is None else moe_loss + balance
+        return x if self.norm is None else self.norm(x), moe_loss
+
+    def _embed(self, input_ids: Tensor, draws: Draws | None) -> Tensor:
+        """input_ids [T] -> the residual stream before the first block [T, hidden_size]."""
+        x: Tensor = self.embedding(input_ids)  # type: ignore[misc]
+        if self.cfg.drop_rate and draws is not None:
+            x = draws.layer(0).dropout(x, self.cfg.drop_rate, "embedding")
+        return x.to(accumulation_dtype(self.dtype)) if self.cfg.residual_in_fp32 else x
 
 
 def make_norm(cfg: ModelConfig, size: int, *, device: torch.device | str, dtype: torch.dtype) -> Norm:

@@ -63,12 +63,13 @@ def draw(parameter: Tensor, std: float, *, seed: int, name: str, uniform: bool =
 
 def _deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[nn.Parameter, float]]:
     """Each matrix of the decoder with its standard deviation."""
-    yield model.embedding.weight, cfg.embedding_init_std
-    if not model.head.is_tied:
+    if model.embedding is not None:
+        yield model.embedding.weight, cfg.embedding_init_std
+    if model.head is not None and not model.head.is_tied:
         yield model.head.weight, cfg.out_head_init_std
-    block: Any
-    for layer, block in enumerate(model.blocks):
-        depth = math.sqrt(2 * (layer + 1)) if cfg.use_scaled_init else 1.0
+    blocks: Any = model.blocks.items()
+    for name, block in blocks:
+        depth = math.sqrt(2 * (int(name) + 1)) if cfg.use_scaled_init else 1.0
         attention = block.attention
         for linear in (attention.q, attention.k, attention.v) if attention.layout == "split" else (attention.qkv,):
             yield linear.weight, cfg.attn_wqkv_init_std

@@ -83,9 +83,9 @@ def train_command(
     if init is not None:
         check_location(init, "--init")
 
-    from evo_core.parallel.ranks import ranks
+    from evo_core.parallel.process_group import ranks
     from evo_core.train.loop import train
-    from evo_core.train.resume import Start
+    from evo_core.train.start import Start
 
     with ranks(launcher, backend, host=host, port=port, catch_stop=True) as joined:
         start = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
+from evo_core.model.aliases import AliasedModule
 from evo_core.model.decoder import Decoder
 from evo_core.weights.heads import halves_to_pairs, pairs_to_halves, part_of_qkv, to_qkv
 from evo_core.weights.lazy import Lazy, held, joined
@@ -174,11 +175,11 @@ def _plain_names(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _modules(module: nn.Module, name: str, plain: str) -> Iterator[tuple[str, str]]:
-    """Each module's own name, and the same path in roles."""
+    """Each module's own name, and the same path in aliases."""
     yield name, plain
-    roles = {own: role for role, own in module.__dict__.get("_registered_as", {}).items()}
+    aliases = module.aliases if isinstance(module, AliasedModule) else {}
     for child_name, child in module.named_children():
-        yield from _modules(child, _below(name, child_name), _below(plain, roles.get(child_name, child_name)))
+        yield from _modules(child, _below(name, child_name), _below(plain, aliases.get(child_name, child_name)))
 
 
 def _below(path: str, name: str) -> str:

@@ -27,7 +27,7 @@ from flows.orchestration.address import answers, around_proxies, checked_api, is
 from flows.show.tensorboard import link_models
 from tasks.launch.launcher import Stopped
 from tasks.store import Store, open_store
-from tasks.store.atomic import read_object, write_json
+from tasks.store.json_file import read_object, write_json
 from tasks.store.trouble import store_must_take
 
 HOST = "127.0.0.1"

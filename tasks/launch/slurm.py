@@ -27,7 +27,7 @@ from tasks.launch.record import (
 )
 from tasks.launch.script import batch_script, sbatch_arguments
 from tasks.launch.slurm_follow import LOOK, OFFSET, SlurmFollow, look_up
-from tasks.store.atomic import write_json
+from tasks.store.json_file import write_json
 
 _ASK_AGAIN = 2.0
 _GONE_WITHIN = 180.0

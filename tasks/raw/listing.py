@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evo_core.errors import DataError
 from tasks.store import Artifact
-from tasks.store.atomic import read_json, write_json
+from tasks.store.json_file import read_json, write_json
 
 LISTING = "files.json"
 

@@ -86,7 +86,7 @@ def stretched_by_hand(model: Decoder, prompt: list[int], new: int) -> list[int]:
 
         x = model.embedding(torch.tensor(fresh))
         first = length - len(fresh)
-        for layer, block in enumerate(model.blocks):
+        for layer, block in enumerate(model.blocks.values()):
             q, k, v = block.attention.project(block.attention_norm(x))
             q = q.reshape(len(fresh), -1, cfg.head_dim)
             keys[layer].append(k)

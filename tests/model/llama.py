@@ -49,7 +49,7 @@ def to_llama(model: Decoder, *, gradients: bool = False) -> Any:
         "model.norm.weight": of(model.norm.weight),
         "lm_head.weight": of(model.embedding.weight if cfg.tie_word_embeddings else model.head.weight),
     }
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.blocks.values()):
         prefix, attention = f"model.layers.{layer}.", block.attention
         if attention.layout == "split":
             q, k, v = (of(linear.weight) for linear in (attention.q, attention.k, attention.v))

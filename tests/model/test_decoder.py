@@ -135,7 +135,7 @@ def test_residual_in_fp32_keeps_what_bfloat16_would_round_away() -> None:
         model, exact = build_model(cfg), build_model(cfg, dtype=torch.float64)
         randomise(model)
         with torch.no_grad():
-            for block in model.blocks:  # small contributions to a large sum
+            for block in model.blocks.values():  # small contributions to a large sum
                 block.attention.out.weight.mul_(0.02)
                 block.mlp.down.weight.mul_(0.02)
         exact.load_state_dict(model.state_dict())
@@ -151,7 +151,7 @@ def test_checkpointing_recomputes_the_first_blocks_and_changes_nothing(fraction:
     randomise(plain)
     saving.load_state_dict(plain.state_dict())
     runs = [0] * 4
-    for layer, block in enumerate(saving.blocks):
+    for layer, block in enumerate(saving.blocks.values()):
         block.register_forward_pre_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
     for model in (plain, saving):
         model(**batch).loss.backward()
@@ -224,7 +224,7 @@ def test_dropout_acts_on_the_embedding_and_on_what_each_part_adds() -> None:
         assert torch.allclose(value[kept], whole[kept] / 0.75)
         return 1 - kept.double().mean().item()
 
-    block, embedded = model.blocks[0], model.embedding(batch["input_ids"])
+    block, embedded = model.blocks["0"], model.embedding(batch["input_ids"])
     block.attention.out.weight.zero_()
     block.attention.out.bias.zero_()
     block.mlp.down.weight.zero_()
@@ -262,7 +262,7 @@ def test_a_document_does_not_see_its_neighbours() -> None:
 
 def test_children_are_read_and_replaced_by_role() -> None:
     model = build_model(tiny(no_bias=True), device="meta")
-    attention = model.blocks[0].attention
+    attention = model.blocks["0"].attention
     assert attention.qkv is model.get_submodule("layers.0.attention.wqkv")
     other = torch.nn.Linear(32, 96, bias=False)
     attention.qkv = other

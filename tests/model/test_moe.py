@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evo_core.model import Decoder, build_model, init_weights
+from evo_core.model.draws import Draws
 from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.moe import Gate
 from evo_core.model.ops.routing import capacity, dropless, gshard
@@ -102,20 +103,20 @@ def test_the_balance_loss_is_one_where_experts_are_used_evenly() -> None:
 def test_tokens_without_room_are_chosen_at_random_or_from_the_end() -> None:
     logits = torch.tensor([[5.0, 0.0]]).repeat(200, 1)
     assert gshard(logits, 1, 50).kept[:, 0].tolist() == [True] * 50 + [False] * 150
-    torch.manual_seed(1)
-    chosen = gshard(logits, 1, 50, at_random=True).kept[:, 0]
+    draws = Draws(1, 0, 0)
+    chosen = gshard(logits, 1, 50, order=draws.layer(0).order(logits, "a")).kept[:, 0]
     assert chosen.sum() == 50
     assert 5 < chosen[100:].sum() < 45
-    assert not torch.equal(chosen, gshard(logits, 1, 50, at_random=True).kept[:, 0])
+    assert not torch.equal(chosen, gshard(logits, 1, 50, order=draws.layer(1).order(logits, "a")).kept[:, 0])
 
 
 def test_noise_draws_the_last_choice_in_proportion_to_its_probability() -> None:
-    torch.manual_seed(0)
+    draws = Draws(0, 0, 0).layer(0)
     logits = torch.tensor([[4.0, math.log(3.0), 0.0]]).repeat(20_000, 1)
-    second = gshard(logits, 2, None, noisy=True).experts
+    second = gshard(logits, 2, None, noise=draws.gumbel(logits, "a")).experts
     assert (second[:, 0] == 0).all()
     assert (second[:, 1] == 1).double().mean().item() == pytest.approx(0.75, abs=0.02)
-    first = gshard(logits[:, 1:], 1, None, noisy=True).experts
+    first = gshard(logits[:, 1:], 1, None, noise=draws.gumbel(logits[:, 1:], "a")).experts
     assert (first[:, 0] == 0).double().mean().item() == pytest.approx(0.75, abs=0.02)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from evo_core.model.draws import LayerDraws
 from evo_core.model.ops.attention_kernels import choose
 from evo_core.model.ops.documents import Documents
 
@@ -19,7 +20,17 @@ class AttentionCache(Protocol):
     """Keys and values of earlier tokens, as generation keeps them."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-        """Remember k and v of these tokens, and attend from q over all that is remembered."""
+        """Remember k and v of these tokens, and attend from q over all that is remembered.
+
+        Args:
+            layer: number in the whole model.
+            q: [T, heads, d].
+            k, v: [T, kv_heads, d].
+            documents: where each begins among the T tokens.
+
+        Returns:
+            [T, heads, d].
+        """
         ...
 
 
@@ -27,7 +38,7 @@ class CausalAttention(nn.Module):
     """The attention of one layer between projection and output: no weights, one place to choose a kernel.
 
     Args:
-        layer: its index, by which a cache knows it.
+        layer: its number in the whole model, by which a cache knows it.
         use_flash_attn: False keeps to one call per document even where a variable-length kernel exists.
         dropout: share of the attention weights that is dropped in training.
     """
@@ -37,12 +48,26 @@ class CausalAttention(nn.Module):
         self.layer, self.use_flash_attn, self.dropout = layer, use_flash_attn, dropout
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, cache: AttentionCache | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        documents: Documents,
+        cache: AttentionCache | None = None,
+        draws: LayerDraws | None = None,
     ) -> Tensor:
-        """q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
+        """q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d].
+
+        Args:
+            documents: where each begins and ends among the T tokens.
+            cache: attends in place of a kernel, over what it remembers too.
+            draws: what dropout follows from; None drops nothing.
+        """
         if cache is not None:
             return cache.attend(self.layer, q, k, v, documents)
-        dropout = self.dropout if self.training else 0.0
+        dropout = 0.0 if draws is None else self.dropout
+        if dropout and draws is not None:
+            draws.seed_kernels(q.device, "attention weights")
         return packed_attention(q, k, v, documents, use_flash_attn=self.use_flash_attn, dropout=dropout)
 
 

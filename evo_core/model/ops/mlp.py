@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo_core.model.aliases import AliasedModule
 from evo_core.model.families.family import GELU_NAMES, SWIGLU_NAMES
 from evo_core.model.ops.linear import Linear
-from evo_core.model.roles import RoleModule
 
 
-class MLP(RoleModule):
+class MLP(AliasedModule):
     """gate and up [ffn_size, hidden_size], down [hidden_size, ffn_size]; no biases.
 
     Args:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from evo_core.model.draws import LayerDraws
 from evo_core.model.dtypes import accumulation_dtype
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.mlp import MLP
@@ -36,14 +37,15 @@ class MixtureMLP(nn.Module):
             self.residual_mlp = _mlp(cfg, **factory)
             self.coefficient = Linear(cfg.hidden_size, 2, bias=True, **factory)
 
-    def forward(self, x: Tensor, *, keep_all: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, keep_all: bool = False, draws: LayerDraws | None = None) -> tuple[Tensor, Tensor]:
         """x [T, hidden_size] -> the same shape, and the balance loss, a scalar in float32 or wider.
 
         Args:
             keep_all: drop no token, whatever the settings say: a text that is generated must not depend on those
                 beside it.
+            draws: what the router draws from; None draws nothing.
         """
-        out, balance = self.moe_layer(x, keep_all=keep_all)
+        out, balance = self.moe_layer(x, keep_all=keep_all, draws=draws)
         if self.residual_mlp is None:
             return out, balance
         share = self.coefficient(x).softmax(-1)
@@ -59,17 +61,18 @@ class ExpertLayer(nn.Module):
         self.experts = nn.ModuleDict({"wrapped_experts": nn.ModuleList(_mlp(cfg, **factory) for _ in _experts(cfg))})
         self.dispatch = Dispatch()
 
-    def forward(self, x: Tensor, *, keep_all: bool = False) -> tuple[Tensor, Tensor]:
-        """x [T, hidden_size] -> the same shape, and the balance loss."""
-        routing = self.gate(x, keep_all=keep_all)
+    def forward(self, x: Tensor, *, keep_all: bool = False, draws: LayerDraws | None = None) -> tuple[Tensor, Tensor]:
+        """x [T, hidden_size] -> the same shape, and the balance loss, a scalar; see `MixtureMLP`."""
+        routing = self.gate(x, keep_all=keep_all, draws=draws)
         return self.dispatch(x, routing, self.experts["wrapped_experts"]), routing.balance
 
 
 class Gate(nn.Module):
     """The router: ``wg`` [num_experts, hidden_size], in float32 or wider whatever the model's type.
 
-    Capacity is counted over all tokens that come in together, a whole micro-batch. Noise and random choices are made
-    in training alone, from torch's own random numbers.
+    Capacity is counted over all tokens that are routed together, a whole micro-batch: ``wg`` may be replaced by one
+    that gathers the logits of all tokens where x holds a part of them, and the routing is then of all. Noise and
+    random choices are made in training alone.
     """
 
     def __init__(self, cfg: ModelConfig, *, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -85,31 +88,53 @@ class Gate(nn.Module):
         at_random = moe.use_rts and moe.drop_tokens and moe.top_k == 1
         return not self.is_dropless and (moe.noisy_gate_policy is not None or at_random)
 
-    def forward(self, x: Tensor, *, keep_all: bool = False) -> Routing:
-        """x [T, hidden_size] -> the experts of each token."""
+    def forward(self, x: Tensor, *, keep_all: bool = False, draws: LayerDraws | None = None) -> Routing:
+        """x [T, hidden_size] -> the experts of each token whose logits ``wg`` returns.
+
+        Args:
+            keep_all: no expert is ever full.
+            draws: what noise and random choices come from; None makes none.
+        """
         moe = self.moe
+        # A router decides between nearly equal numbers, and in 16 bits many of them would be equal.
         x = x.to(self.wg.weight.dtype)
         if self.is_dropless:
             return dropless(self.wg(x), moe.top_k)
-        if self.training and moe.noisy_gate_policy == "Jitter":
-            x = x * torch.empty_like(x).uniform_(1 - _JITTER, 1 + _JITTER)
+        if draws is not None and moe.noisy_gate_policy == "Jitter":
+            x = draws.jitter(x, _JITTER, "router input")
+        logits = self.wg(x)
         room = None
         if moe.drop_tokens and not keep_all:
             factor = moe.capacity_factor if self.training else moe.eval_capacity_factor
-            experts, least = self.wg.out_features, moe.min_capacity
-            room = capacity(x.shape[0], experts, top_k=moe.top_k, factor=factor, least=least)
-        noisy = self.training and moe.noisy_gate_policy == "RSample"
-        return gshard(self.wg(x), moe.top_k, room, noisy=noisy, at_random=self.training and moe.use_rts)
+            tokens, experts = logits.shape
+            room = capacity(tokens, experts, top_k=moe.top_k, factor=factor, least=moe.min_capacity)
+        noise = order = None
+        if draws is not None and moe.noisy_gate_policy == "RSample":
+            noise = draws.gumbel(logits, "choice of experts")
+        # Two experts share a token, and the second choices queue behind all first ones: no order to draw.
+        if draws is not None and room is not None and moe.use_rts and moe.top_k == 1:
+            order = draws.order(logits, "queue before experts")
+        return gshard(logits, moe.top_k, room, noise=noise, order=order)
 
 
 class Dispatch(nn.Module):
     """Takes tokens to their experts and the results back: no weights, the one place where experts may be elsewhere."""
 
     def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleList) -> Tensor:
-        """sum over each token's kept experts of weight * expert(x): [T, hidden_size] -> [T, hidden_size]."""
+        """sum over each token's kept experts of weight * expert(x).
+
+        Args:
+            x: [T, hidden_size].
+            routing: of these T tokens.
+            experts: each a module [n, hidden_size] -> [n, hidden_size].
+
+        Returns:
+            [T, hidden_size]; 0 where no expert kept the token.
+        """
         top_k = routing.experts.shape[1]
-        nowhere = len(experts)
+        nowhere = len(experts)  # the number of an expert that does not exist, sorted behind all others
         wanted = routing.experts.masked_fill(~routing.kept, nowhere).flatten()
+        # Sorted by expert, an expert's tokens lie side by side: one product each, and no padding to the fullest.
         counts = torch.bincount(wanted, minlength=nowhere + 1)[:nowhere].tolist()
         order = wanted.argsort(stable=True)[: sum(counts)]
         parts = zip(experts, x[order // top_k].split(counts), strict=True)

@@ -36,7 +36,9 @@ def capacity(tokens: int, experts: int, *, top_k: int, factor: float, least: int
     return max(math.ceil(tokens / experts * factor * top_k), least)
 
 
-def gshard(logits: Tensor, top_k: int, room: int | None, *, noisy: bool = False, at_random: bool = False) -> Routing:
+def gshard(
+    logits: Tensor, top_k: int, room: int | None, *, noise: Tensor | None = None, order: Tensor | None = None
+) -> Routing:
     """The most likely expert of each token, for ``top_k`` 2 also the second.
 
     With p = softmax(logits) the weight of a single expert is its p; two share 1 in proportion to their p, and where
@@ -47,24 +49,26 @@ def gshard(logits: Tensor, top_k: int, room: int | None, *, noisy: bool = False,
         logits: [T, E], float32 or wider.
         top_k: 1 or 2.
         room: tokens an expert takes, first choices before second ones; None takes all.
-        noisy: the last choice is drawn, by adding Gumbel noise to the logits ("RSample").
-        at_random: with ``top_k`` 1, tokens without room are chosen at random, not from the end.
+        noise: [T, E] Gumbel noise, with which the last choice is a draw from p ("RSample"); None takes the likeliest.
+        order: [T] int64, with ``top_k`` 1 the order in which tokens ask for room; None is their own, where the last
+            ones find none.
     """
     probability = logits.softmax(-1)
     count = logits.shape[1]
-    drawn = logits.detach() - torch.empty_like(logits).exponential_().log() if noisy else logits.detach()
+    drawn = logits.detach() if noise is None else logits.detach() + noise
     choices = [(drawn if top_k == 1 else logits).argmax(-1)]
     first = F.one_hot(choices[0], count)
     if top_k == 2:
         choices.append(drawn.masked_fill(first.bool(), -math.inf).argmax(-1))
     experts = torch.stack(choices, 1)
+    # Counts have no gradient, so it is the mean probability that is pushed away from the experts used most.
     balance = count * (probability.mean(0) * first.to(logits.dtype).mean(0)).sum()
 
     kept = torch.ones_like(experts, dtype=torch.bool)
     if room is not None:
-        kept = _places(experts, count, at_random and top_k == 1) < room
+        kept = _places(experts, count, order) < room
     weights = probability.gather(1, experts) * kept
-    if top_k == 2:
+    if top_k == 2:  # after the drop: an expert that has room makes up for the other one
         weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).eps)
     return Routing(experts, weights, kept, balance)
 
@@ -73,6 +77,10 @@ def dropless(logits: Tensor, top_k: int) -> Routing:
     """The ``top_k`` most likely experts of each token, which share 1 in proportion to their probabilities.
 
     The balance loss counts all choices: ``E * sum_e mean(p_e) * share_e``, with share_e expert e's share of them.
+
+    Args:
+        logits: [T, E], float32 or wider.
+        top_k: 1 to E.
     """
     probability = logits.softmax(-1)
     weights, experts = probability.topk(top_k, dim=-1)
@@ -82,10 +90,9 @@ def dropless(logits: Tensor, top_k: int) -> Routing:
     return Routing(experts, weights / weights.sum(1, keepdim=True), torch.ones_like(experts, dtype=torch.bool), balance)
 
 
-def _places(experts: Tensor, count: int, at_random: bool) -> Tensor:
+def _places(experts: Tensor, count: int, order: Tensor | None) -> Tensor:
     """The place of each choice [T, k] in the queue before its expert; first choices stand before second ones."""
     queue = experts.t().flatten()
-    order = torch.rand(queue.shape, device=queue.device).argsort() if at_random else None
     asking = F.one_hot(queue if order is None else queue[order], count)
     places = ((asking.cumsum(0) - 1) * asking).sum(1)
     if order is not None:
