@@ -60,6 +60,11 @@ class Files(Source[Params, kind.Runtime]):
         return combine((file.path, file.digest) for file in files), {"lines_by_type": lines, "files": len(files)}
 
     def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
+        """Write the listing that the key was made of.
+
+        Raises:
+            ConfigError: the folder holds something else by now, or nothing at all.
+        """
         files, _, left_out = _list(ctx.params, ctx.store.inventory)
         found = combine((file.path, file.digest) for file in files)
         if ctx.source_digest is not None and found != ctx.source_digest:

@@ -93,6 +93,11 @@ class Tokenize(Kind[Params, Runtime]):
         return payload
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse a step without one tokenizer, and settings that do not go together.
+
+        Raises:
+            ConfigError: none or two tokenizers are named, or one that the settings do not fit.
+        """
         if params.tokenizer is None and "tokenizer" not in facts:
             raise ConfigError(
                 "no tokenizer is named",
@@ -168,7 +173,11 @@ class Tokenize(Kind[Params, Runtime]):
 
 
 def read_index(tokens: Artifact) -> list[dict[str, Any]]:
-    """The rows of a tokens artifact: ``path``, ``uri``, ``digest``, ``bytes``, ``object``, and the object's counts."""
+    """The rows of a tokens artifact: ``path``, ``uri``, ``digest``, ``bytes``, ``object``, and the object's counts.
+
+    Raises:
+        DataError: it has no index.
+    """
     rows = read_json(tokens.path / INDEX)
     if rows is None:
         raise DataError(f"a tokens artifact without {INDEX}", file=tokens.path)

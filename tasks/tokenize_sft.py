@@ -82,6 +82,11 @@ class TokenizeSft(Kind[Params, Runtime]):
         return [file for file in (params.chat_template,) if file is not None]
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse a step without one tokenizer, and a format, a template and a tokenizer that do not go together.
+
+        Raises:
+            ConfigError: which of them; DataError where a file of the tokenizer's own is wrong.
+        """
         from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
 
         if (params.tokenizer is None) == ("tokenizer" not in facts):

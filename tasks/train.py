@@ -119,6 +119,11 @@ class Finetune(Pretrain):
     inputs: ClassVar[Mapping[str, Input]] = {"data": Input("dataset"), "init": Input("model")}
 
     def check(self, params: Params, runtime: LaunchRuntime, facts: Mapping[str, Facts], where: str) -> None:
+        """As `Pretrain.check`, and the two models must have one vocabulary.
+
+        Raises:
+            ConfigError: their sizes differ.
+        """
         super().check(params, runtime, facts, where)
         was, vocab = facts["init"].get("vocab_size"), params.job.model.vocab_size
         if was is not None and was != vocab:

@@ -117,7 +117,7 @@ def load(
     take_ending(folder, model)
     moments, master = 0, False
     if "optimizer" in content:
-        master = _load_optimizer(folder / OPTIMIZER, optimizer)
+        master = _load_optimizer(folder / OPTIMIZER, optimizer, flat=read_manifest(folder).format == 1)
         moments = saved.moments
         state.scaler = saved.scaler
         optimizer.scaler.load_state(saved.scaler)
@@ -139,7 +139,7 @@ def take_ending(folder: Path, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
+def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer, *, flat: bool) -> bool:
     """Read the moments, and master values where both sides have them; tells whether they were there."""
     if not folder.is_dir():
         raise CheckpointError(
@@ -152,5 +152,5 @@ def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
     stored = stored_shapes(folder)
     master = {name for name in wanted if name.startswith("master.")}
     has_master = bool(master) and master <= set(stored)
-    read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master})
+    read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master}, flat=flat)
     return has_master
