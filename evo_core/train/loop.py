@@ -26,7 +26,7 @@ from evo_core.train.journal import Journal
 from evo_core.train.logging import Log, logging_of_run
 from evo_core.train.metrics import StepTotals, Throughput, segments
 from evo_core.train.resume import Start, find_start, places, run_of, save_folder, take_start
-from evo_core.train.setup import make_optimizer, make_schedules, seed_micro_batch, set_kernels
+from evo_core.train.setup import draws_of_micro_batch, make_optimizer, make_schedules, set_kernels
 from evo_core.train.startup import describe, introduce
 from evo_core.train.stop_file import StopFile, ends, saves
 
@@ -138,7 +138,7 @@ def _train(
                 optimizer.begin()
                 computing = time.perf_counter()
                 for i in range(batch_micro_num):
-                    seed_micro_batch(cfg.seed, step, i * layout.dp + layout.dp_rank)
+                    draws = draws_of_micro_batch(model, cfg.seed, step, i * layout.dp + layout.dp_rank)
                     output = model(
                         batch.input_ids[i],
                         batch.positions[i],
@@ -146,6 +146,7 @@ def _train(
                         labels=batch.labels[i],
                         max_seqlen=cut["largest_length"],
                         label_smoothing=cfg.loss.label_smoothing,
+                        **draws,
                     )
                     totals.add_loss(output.loss / batch_micro_num)
                     if output.moe_loss is not None:
