@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evo_core.checkpoint.run import Run
     from evo_core.config import TrainConfig
     from evo_core.data import Prefetch
-    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Stop
     from evo_core.train.stop_file import StopFile
@@ -118,7 +118,7 @@ class Checkpointing:
         run: Run,
         mesh: Mesh,
         model: nn.Module,
-        optimizer: HybridZeroOptimizer,
+        optimizer: Optimizer,
         *,
         stop: Stop,
         stop_file: StopFile,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evo_core.results_folder import writing
+from evo_core.storage.files import write_file
 from evo_core.storage.location import local_path
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ class MetricsFile:
         self._path = path
         with writing(path):
             kept = [line for line, number in _steps(path) if number < step]
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            draft.write_text("".join(kept))
-            draft.replace(path)
+            write_file(path, "".join(kept))
             self._stream = path.open("a", buffering=1)
 
     def write(self, fields: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from evo_core.evaluate.holdout import holdout
 from evo_core.storage.location import local_path
-from evo_core.train.chance import seed_micro_batch
+from evo_core.train.chance import draws_of_micro_batch
 from evo_core.train.checkpointing import Asked
 from evo_core.train.metrics import StepTotals, segments
 from evo_core.train.optimizer import make_schedules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from evo_core.checkpoint import TrainState
     from evo_core.config import TrainConfig
     from evo_core.data import Batch
-    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.train.throughput import Throughput
 
@@ -50,7 +50,7 @@ class TrainStep:
         cfg: TrainConfig,
         mesh: Mesh,
         model: nn.Module,
-        optimizer: HybridZeroOptimizer,
+        optimizer: Optimizer,
         *,
         speed: Throughput,
         types: Sequence[str],
@@ -106,7 +106,7 @@ class TrainStep:
         cfg, mesh, micro_num = self._cfg, self._mesh, batch.micro_num
         totals = StepTotals(self._types, self._device)
         for i in range(micro_num):
-            seed_micro_batch(cfg.seed, step, i * mesh.data.size + mesh.data.rank)
+            draws = draws_of_micro_batch(self.model, cfg.seed, step, i * mesh.data.size + mesh.data.rank)
             output = self.model(
                 batch.input_ids[i],
                 batch.positions[i],
@@ -114,6 +114,7 @@ class TrainStep:
                 labels=batch.labels[i],
                 max_seqlen=max_seqlen,
                 label_smoothing=cfg.loss.label_smoothing,
+                **draws,
             )
             totals.add_loss(output.loss / micro_num)
             if output.moe_loss is not None:
