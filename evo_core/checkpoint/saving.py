@@ -6,7 +6,6 @@ folder is removed, for it takes up room.
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.placement import Placed
+from evo_core.storage.local import try_writing
 from evo_core.storage.location import is_hub_id
 
 if TYPE_CHECKING:
@@ -152,15 +152,10 @@ def _refusal(folder: Path, failures: Sequence[BaseException]) -> str | None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
         return f"a file may have {limit} bytes here (ulimit -f)"
-    probe = folder / f".probe.{os.getpid()}"
     try:
-        with probe.open("wb") as stream:
-            stream.write(bytes(_PROBE_BYTES))
-            os.fsync(stream.fileno())
+        try_writing(folder, _PROBE_BYTES)
     except OSError as refused:
         return refused.strerror or str(refused)
-    finally:
-        probe.unlink(missing_ok=True)
     return None
 
 

@@ -1,8 +1,8 @@
 """A bucket: parameters of one group whose gradients are reduced, and whose values are gathered, in one message.
 
-Every parameter is cut by its rows: of R rows rank z of the ZeRO axis owns those from ``z ceil(R / Z)`` on, ``ceil(R / Z)``
-or as many as there are. So its share is one rectangle of the whole tensor, which a checkpoint can name. The elements of
-a vector are its rows; where there are fewer rows than ranks, the last ranks own nothing of it.
+Every parameter is cut by its rows: of R rows, rank z of the ZeRO axis owns ``ceil(R / Z)`` from ``z ceil(R / Z)`` on,
+or what is left. So its share is one rectangle of the whole tensor, which a checkpoint can name. The elements of a
+vector are its rows; where there are fewer rows than ranks, the last ranks own nothing of it.
 
 A bucket lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, padded where a share is
 smaller than the first. So one reduce-scatter of the matrix leaves each rank the sum of its row, and one all-gather of

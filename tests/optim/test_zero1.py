@@ -211,6 +211,60 @@ def test_mixed_types_share_one_optimizer() -> None:
     assert run_on_ranks(body, 2) == [True, True]
 
 
+def test_gradients_that_come_without_a_hook_are_taken() -> None:
+    """A zero-bubble schedule sets `.grad` itself; a hook hears of none of it, or of some micro-batches alone."""
+
+    def norm(hooked: int, overlap: bool) -> float:
+        net = small_net(torch.float64)
+        mesh = mesh_of(-1)
+        optimizer = zero1_adamw(net, mesh, bucket_size=20, overlap=overlap)
+        own = micro_batches(0)[mesh.data.rank :: mesh.data.size]
+        params = [param for param in net.parameters() if param.requires_grad]
+        optimizer.begin()
+        for i, (x, y) in enumerate(own):
+            loss = ((net(x) - y) ** 2).mean() / len(own)
+            if i < hooked:
+                optimizer.backward(loss, last=False)
+                continue
+            for param, grad in zip(params, torch.autograd.grad(loss, params, allow_unused=True), strict=True):
+                if grad is not None:
+                    param.grad = grad if param.grad is None else param.grad + grad
+        return optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+
+    def every_way() -> list[float]:
+        return [norm(hooked, overlap) for hooked in (0, 1, 2) for overlap in (False, True)]
+
+    for norms in run_on_ranks(every_way, 2):
+        assert norms == pytest.approx([reference()[0][0]] * 6, rel=1e-12)
+
+
+def test_shares_are_rows_and_may_be_empty() -> None:
+    """Of 5 rows four ranks own 2, 2, 1 and none; of one row, a vector of 3 and a scalar the last ranks own nothing."""
+
+    def body() -> dict[str, tuple[list[int], list[str]]]:
+        net = nn.Module()
+        for name, shape in {"five": (5, 2), "one": (1, 6), "vector": (3,), "scalar": ()}.items():
+            net.register_parameter(name, nn.Parameter(torch.ones(shape)))
+        optimizer = zero1_adamw(net, mesh_of(-1))
+        moments = {name[8:]: placed for name, placed in optimizer.state().items() if name.startswith("exp_avg.")}
+        assert optimizer.shares[dist.get_rank()] == sum(placed.local.numel() for placed in moments.values())
+        return {
+            name: (list(placed.local.shape), [str(piece.where) for piece, _ in placed.pieces()])
+            for name, placed in moments.items()
+        }
+
+    results = run_on_ranks(body, 4)
+    assert [result["five"] for result in results] == [
+        ([2, 2], ["[0:2, 0:2]"]),
+        ([2, 2], ["[2:4, 0:2]"]),
+        ([1, 2], ["[4:5, 0:2]"]),
+        ([0, 2], []),
+    ]
+    assert [result["one"] for result in results] == [([1, 6], ["[0:1, 0:6]"])] + [([0, 6], [])] * 3
+    assert [result["vector"][1] for result in results] == [["[0:1]"], ["[1:2]"], ["[2:3]"], []]
+    assert [result["scalar"] for result in results] == [([], ["[]"])] + [([0], [])] * 3
+
+
 def test_sum_of_squares() -> None:
     for numel in (0, 5, 4096, 10_000):
         vector = torch.randn(numel)
