@@ -1,87 +1,70 @@
-"""Which process a record names and whether it still lives; a life tied to the parent's; the signals that end one.
+"""Processes of this machine: what /proc says of them, a life tied to the parent's, the signals that end one.
 
-A process number says little by itself: it is used again, and two containers that share a host name (or a machine
-before and after a reboot) count their processes separately. So a record of a process holds the boot and the PID
-namespace in which its number counts, and the time it started.
+The standard library alone, and little of it: `tasks.launch.supervisor` loads this in a bare interpreter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import hashlib
 import os
 import signal
-import socket
 import sys
-from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 
 
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """What asks a process to end in order: Ctrl-C, SIGTERM, and a closed terminal (but not under `nohup`)."""
-    asked = (signal.SIGINT, signal.SIGTERM)
-    return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*asked, signal.SIGHUP)
+class Status(NamedTuple):
+    """What /proc says of a process: state letter (Z has ended), parent, start in clock ticks since boot."""
+
+    state: str
+    parent: int
+    started: int
+
+
+def status(pid: int) -> Status:
+    """What there is to know of a process.
+
+    Raises:
+        OSError: there is none, or /proc does not show it.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a program's name may hold anything
+    return Status(fields[0], int(fields[1]), int(fields[19]))
 
 
 def start_time(pid: int) -> int | None:
     """When a process started (clock ticks since boot), which tells it from a later one with its number; None when
     it has ended."""
     try:
-        state, started = _stat(pid)
+        found = status(pid)
     except OSError:
         return None
-    return None if state == "Z" else started
+    return None if found.state == "Z" else found.started
 
 
-def record_of(pid: int) -> dict[str, Any]:
-    """The record of this process or of a child.
-
-    {"host", "pid", "started", "boot", "pid_namespace"}, the last three None where the system does not tell.
-    """
-    boot, namespace = _place()
-    started = start_time(pid) if boot else None
-    return {"host": socket.gethostname(), "pid": pid, "started": started, "boot": boot, "pid_namespace": namespace}
-
-
-def alive(record: Mapping[str, Any]) -> bool | None:
-    """Whether the process of a record lives; None where that cannot be told from here.
-
-    Args:
-        record: what `record_of` gave there. One of an older form has no boot: there the host alone counts.
-    """
-    pid, started = record.get("pid"), record.get("started")
-    if type(pid) is not int or type(started) is not int or pid <= 0 or not _counts_here(record):
-        return None
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # another user's
-    try:
-        state, now = _stat(pid)
-    except OSError:
-        return None  # a /proc that hides the processes of others
-    return state != "Z" and now == started  # a zombie runs no more
+def descendants(ancestor: int) -> set[int]:
+    """Processes below one, at any depth; ended ones that nobody has waited for do not count."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found = status(int(entry.name))
+            if found.state != "Z":
+                children.setdefault(found.parent, []).append(int(entry.name))
+    below: set[int] = set()
+    waiting = [ancestor]
+    while waiting:
+        for pid in children.get(waiting.pop(), []):
+            below.add(pid)
+            waiting.append(pid)
+    return below
 
 
-def mark() -> str:
-    """This process as part of a file's name: ``<pid>-<start time>-<8 hex digits of where these count>``."""
-    return _mark(os.getpid())
-
-
-def left_by_dead(mark: str) -> bool | None:
-    """Whether the process that `mark` gave this in has ended; None where that cannot be told from here."""
-    pid, started, place = mark.split("-")
-    boot, namespace = _place()
-    if not boot or place != _digest(boot, namespace):
-        return None
-    lives = alive({"pid": int(pid), "started": int(started), "boot": boot, "pid_namespace": namespace})
-    return None if lives is None else not lives
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks a process to end in order: Ctrl-C, SIGTERM, and a closed terminal (but not under `nohup`)."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*asked, signal.SIGHUP)
 
 
 def die_with_launcher() -> None:
@@ -101,38 +84,3 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died between the two calls
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-@lru_cache(maxsize=1)
-def _mark(pid: int) -> str:
-    boot, namespace = _place()
-    return f"{pid}-{start_time(pid) or 0}-{_digest(boot, namespace)}"
-
-
-def _digest(boot: str | None, namespace: str | None) -> str:
-    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:8]
-
-
-def _counts_here(record: Mapping[str, Any]) -> bool:
-    if "boot" not in record:
-        return record.get("host") == socket.gethostname()
-    boot, namespace = _place()
-    return boot is not None and (boot, namespace) == (record["boot"], record.get("pid_namespace"))
-
-
-def _place() -> tuple[str | None, str | None]:
-    """Where this process's number counts: the boot and the PID namespace. None where /proc shows other processes than
-    those that this one can name (``unshare --pid`` without ``--mount-proc``) or is not there."""
-    try:
-        if Path("/proc/self").readlink().name != str(os.getpid()):
-            return None, None
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return boot, os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (no path: pid:[4026531836])
-    except OSError:
-        return None, None
-
-
-def _stat(pid: int) -> tuple[str, int]:
-    """A process's state letter and start time."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], int(fields[19])

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from evo_core.errors import ConfigError
+from evo_core.storage.files import link_or_copy
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, Source, StepContext
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
 from tasks.store.digests import DigestMemory, combine
-from tasks.store.links import link_or_copy
 from tasks.train import MODEL
 
 HF = "hf"
@@ -47,7 +47,11 @@ class ImportModel(Source[ImportParams, LaunchRuntime]):
     runtime_type = LaunchRuntime
 
     def digest(self, params: ImportParams, remember: Path) -> tuple[str, Facts]:
-        """sha256 over name and content of every file that is read, and over what is made of them."""
+        """sha256 over name and content of every file that is read, and over what is made of them.
+
+        Raises:
+            ConfigError: the folder, or a file that is named, is not there or empty.
+        """
         if not params.source.is_dir():
             hint = "download the model and name its folder" if not params.source.exists() else "name its folder"
             raise ConfigError(f"there is no folder {params.source}", key="source", hint=hint)
@@ -69,6 +73,11 @@ class ImportModel(Source[ImportParams, LaunchRuntime]):
         return combine(parts), _vocabulary(params.source)
 
     def run(self, ctx: StepContext[ImportParams, LaunchRuntime]) -> dict[str, Any]:
+        """Convert the folder to a checkpoint of ours.
+
+        Raises:
+            ConfigError: its files are no longer those that the key was made of.
+        """
         params = ctx.params
         found, _ = self.digest(params, ctx.store.inventory)
         if ctx.source_digest is not None and found != ctx.source_digest:

@@ -16,8 +16,8 @@ from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
-from tasks.store.atomic import read_json
 from tasks.store.digests import combine, digest_file
+from tasks.store.json_file import read_json
 from tasks.train import MODEL
 
 SCORES = "scores.json"
@@ -37,7 +37,11 @@ class Params(kind.Params):
     _digest: str = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
-        """Read the files once, when the pipeline is read: they enter the key."""
+        """Read the files once, when the pipeline is read: they enter the key.
+
+        Raises:
+            ConfigError: there are none.
+        """
         if not self.tasks.exists():
             raise ConfigError(f"there is no task file or folder {self.tasks}", key="tasks")
         self._digest = digest(self.folder)
@@ -69,6 +73,11 @@ class TaskScores(Kind[Params, LaunchRuntime]):
         return {"tasks": params.digest, "file": chosen, "max_length": params.max_length}
 
     def check(self, params: Params, runtime: LaunchRuntime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse what could not be scored.
+
+        Raises:
+            ConfigError: lm-eval is not installed.
+        """
         if importlib.util.find_spec("lm_eval") is None:
             raise ConfigError("this kind needs the package lm-eval", key=where, hint='pip install "evo-lm[eval]"')
 
@@ -76,6 +85,11 @@ class TaskScores(Kind[Params, LaunchRuntime]):
         return _files(params.folder)
 
     def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
+        """Score the model on a copy of the task files, which the artifact keeps: it says what was asked.
+
+        Raises:
+            ConfigError: the files are no longer those that the key was made of.
+        """
         params, copy = ctx.params, ctx.folder / TASKS
         for file in _files(params.folder):
             target = copy / file.relative_to(params.folder)

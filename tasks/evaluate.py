@@ -10,7 +10,7 @@ from tasks import kind
 from tasks.kind import Input, Kind, StepContext
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 from tasks.train import MODEL
 
 SCORES = "scores.json"

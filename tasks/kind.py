@@ -70,6 +70,8 @@ class StepContext(Generic[P, R]):
         say: called with a line worth showing to a person.
         digests: filled by a kind that knows the blake3 of files it leaves in `folder` and has made them durable: path
             below the folder to digest. They are not read again for the manifest.
+        objects: filled by a kind whose artifact means objects of the store instead of holding their content: their
+            ids. The manifest names them, so that whoever clears the store knows they are in use.
     """
 
     name: str
@@ -89,6 +91,7 @@ class StepContext(Generic[P, R]):
     anew: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    objects: set[str] = field(default_factory=set)
 
 
 def plain_params(params: BaseModel) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class SampleText(Source[Params, kind.Runtime]):
     params_type = Params
 
     def digest(self, params: Params, remember: Path) -> tuple[str, Facts]:
+        """Digest of the text that this machine has, and of how much of it is taken.
+
+        Raises:
+            ConfigError: it has none, or a type that is asked for is not there.
+        """
         from evo_core.data.sample.sample_text import sample_text_digest
 
         try:

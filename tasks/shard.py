@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
+from evo_core.storage.files import link_tree
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
 from tasks.launch.pace import Pace
 from tasks.store import Artifact
 from tasks.store.earlier import earlier, most_alike
-from tasks.store.links import link_tree
 from tasks.tokenize import TOKENS, read_index
 from tasks.tokenizer import TOKENIZER
 
@@ -81,6 +81,12 @@ class Shard(Kind[Params, Runtime]):
         return payload
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse a routing that cannot route, and types without enough documents for two sides.
+
+        Raises:
+            ConfigError: `by_path` without `route: path`, types from records that `data.tokenize` did not take, or a
+                type of which too little is there.
+        """
         if params.by_path and params.route != "path":
             raise ConfigError(
                 f"by_path has no effect with route: {params.route}", key=f"{where}.params.by_path", hint="leave one"

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from evo_core.data.raw.listing import LeftOut, Listed, Listing
+from evo_core.data.raw.listing import LeftOut, Listing
 from evo_core.errors import ConfigError
+from evo_core.storage.listed import Listed
 from tasks import kind
 from tasks.kind import Facts, Source, StepContext
 from tasks.params.durations import Duration
@@ -59,6 +60,11 @@ class Files(Source[Params, kind.Runtime]):
         return combine((file.path, file.digest) for file in files), {"lines_by_type": lines, "files": len(files)}
 
     def run(self, ctx: StepContext[Params, kind.Runtime]) -> dict[str, Any]:
+        """Write the listing that the key was made of.
+
+        Raises:
+            ConfigError: the folder holds something else by now, or nothing at all.
+        """
         files, _, left_out = _list(ctx.params, ctx.store.inventory)
         found = combine((file.path, file.digest) for file in files)
         if ctx.source_digest is not None and found != ctx.source_digest:

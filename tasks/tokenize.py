@@ -25,9 +25,9 @@ from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
 from tasks.raw.unchanged import StillAsListed
 from tasks.store import Artifact, Store
-from tasks.store.atomic import read_json, read_object, write_json
 from tasks.store.digests import combine
 from tasks.store.earlier import earlier, most_alike
+from tasks.store.json_file import read_json, read_object, write_json
 from tasks.store.objects import is_whole
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
 
@@ -93,6 +93,11 @@ class Tokenize(Kind[Params, Runtime]):
         return payload
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse a step without one tokenizer, and settings that do not go together.
+
+        Raises:
+            ConfigError: none or two tokenizers are named, or one that the settings do not fit.
+        """
         if params.tokenizer is None and "tokenizer" not in facts:
             raise ConfigError(
                 "no tokenizer is named",
@@ -135,6 +140,7 @@ class Tokenize(Kind[Params, Runtime]):
         tokenizer_digest = keep_tokenizer(tokenizer, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         ids = self._object_ids(ctx.params, files, tokenizer_digest)
+        ctx.objects.update(ids)
         counts = _known_counts(ctx, self, set(ids))
         missing = {object_id: file for object_id, file in zip(ids, files, strict=True) if object_id not in counts}
         reused = len(set(ids)) - len(missing)
@@ -167,7 +173,11 @@ class Tokenize(Kind[Params, Runtime]):
 
 
 def read_index(tokens: Artifact) -> list[dict[str, Any]]:
-    """The rows of a tokens artifact: ``path``, ``uri``, ``digest``, ``bytes``, ``object``, and the object's counts."""
+    """The rows of a tokens artifact: ``path``, ``uri``, ``digest``, ``bytes``, ``object``, and the object's counts.
+
+    Raises:
+        DataError: it has no index.
+    """
     rows = read_json(tokens.path / INDEX)
     if rows is None:
         raise DataError(f"a tokens artifact without {INDEX}", file=tokens.path)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from evo_core.data.raw.files import is_uri
 from evo_core.errors import ConfigError, DataError
+from evo_core.storage.files import open_file
+from evo_core.storage.location import is_remote
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
@@ -25,8 +26,8 @@ from tasks.launch.pace import Pace
 from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
 from tasks.raw.unchanged import StillAsListed
-from tasks.store.atomic import read_object, write_json
 from tasks.store.digests import combine, digest_file
+from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
 from tasks.tokenize import DONE, INDEX, TOKENS
 from tasks.tokenizer import TOKENIZER
@@ -81,6 +82,11 @@ class TokenizeSft(Kind[Params, Runtime]):
         return [file for file in (params.chat_template,) if file is not None]
 
     def check(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse a step without one tokenizer, and a format, a template and a tokenizer that do not go together.
+
+        Raises:
+            ConfigError: which of them; DataError where a file of the tokenizer's own is wrong.
+        """
         from evo_core.data.sft.formats import BUILT_IN, BY_TEMPLATE, own_function
 
         if (params.tokenizer is None) == ("tokenizer" not in facts):
@@ -120,6 +126,7 @@ class TokenizeSft(Kind[Params, Runtime]):
             file.path: combine([("file", file.digest), ("suffix", "".join(Path(file.path).suffixes[-2:])), *same])
             for file in files
         }
+        ctx.objects.update(ids.values())
         counts = {i: found for i in ids.values() if (found := read_object(ctx.store.object(i) / DONE)) is not None}
         if ctx.anew:
             counts = {i: found for i, found in counts.items() if is_whole(ctx.store.object(i), DONE)}
@@ -227,11 +234,9 @@ def _tokenize_file(file: RawFile, folder: Path, settings: SftSettings, workers: 
 @contextmanager
 def _local(file: RawFile, folder: Path) -> Iterator[Path]:
     """A path at which the file can be read; an object of a store is fetched for as long as that takes."""
-    if not is_uri(file.uri):
+    if not is_remote(file.uri):
         yield Path(file.uri)
         return
-    from evo_core.data.raw.files import open_file
-
     fetched = folder / f".raw.{Path(file.path).name}"
     try:
         with open_file(file.uri) as source, fetched.open("wb") as target:

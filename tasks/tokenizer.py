@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
+from evo_core.storage.files import link_or_copy
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.raw.listing import read_listing
-from tasks.store.links import link_or_copy
 
 TOKENIZER = "tokenizer"
 """Folder in an artifact that holds its tokenizer, as `evo_core.data.tokenize.tokenizers.load_tokenizer` reads it."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 
 from evo_core.errors import ConfigError
+from evo_core.storage.files import link_or_copy, link_tree
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.job_file import write_job
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
-from tasks.store.links import link_or_copy, link_tree
 from tasks.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:
@@ -119,6 +119,11 @@ class Finetune(Pretrain):
     inputs: ClassVar[Mapping[str, Input]] = {"data": Input("dataset"), "init": Input("model")}
 
     def check(self, params: Params, runtime: LaunchRuntime, facts: Mapping[str, Facts], where: str) -> None:
+        """As `Pretrain.check`, and the two models must have one vocabulary.
+
+        Raises:
+            ConfigError: their sizes differ.
+        """
         super().check(params, runtime, facts, where)
         was, vocab = facts["init"].get("vocab_size"), params.job.model.vocab_size
         if was is not None and was != vocab:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from evo_core.process import start_time
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 FOLDER_PREFIX = "evo-slurm-"
 
@@ -145,7 +147,7 @@ def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iter
     folder.chmod(0o755)
     for part in ("state", "spool", "log", "run"):
         (folder / part).mkdir(mode=0o755)
-    (folder / "owner").write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+    (folder / "owner").write_text(f"{os.getpid()} {start_time(os.getpid())}")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -266,17 +268,10 @@ def _kill_steps_of(conf: Path) -> None:
 def _comm(pid: int) -> str:
     """Name of the process, or nothing if it has ended (a zombie counts as ended)."""
     try:
-        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        name = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
     except OSError:
         return ""
-    return "" if tail.split()[0] == "Z" else head.partition("(")[2]
-
-
-def _start_time(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+    return "" if start_time(pid) is None else name
 
 
 def _free_ports(count: int) -> list[int]:
@@ -296,7 +291,7 @@ def _sweep_orphans() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             pid, started = (folder / "owner").read_text().split()
-            if _start_time(int(pid)) != started:
+            if str(start_time(int(pid))) != started:
                 names = tuple(f.name.split(".")[1] for f in (folder / "run").glob("slurmd.*.pid"))
                 SlurmCluster(folder, names).stop()
                 shutil.rmtree(folder, ignore_errors=True)

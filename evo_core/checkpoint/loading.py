@@ -94,7 +94,7 @@ def load(
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
-        content: "model" with any of "sampler" (place in the data), "optimizer" (Adam's moments, loss scale) and
+        content: "model" with any of "sampler" (how far it is in the data), "optimizer" (Adam's moments, loss scale) and
             "scheduler" (place in the schedules); or "all".
 
     Returns:
@@ -117,7 +117,7 @@ def load(
     take_ending(folder, model)
     moments, master = 0, False
     if "optimizer" in content:
-        master = _load_optimizer(folder / OPTIMIZER, optimizer)
+        master = _load_optimizer(folder / OPTIMIZER, optimizer, flat=read_manifest(folder).format == 1)
         moments = saved.moments
         state.scaler = saved.scaler
         optimizer.scaler.load_state(saved.scaler)
@@ -127,7 +127,7 @@ def load(
     if "sampler" in content:
         state.step, state.tokens, state.skipped_updates = saved.step, saved.tokens, saved.skipped_updates
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
-        state.folder, state.seed, state.places = saved.folder, saved.seed, saved.places
+        state.folder, state.seed, state.data_cursors = saved.folder, saved.seed, saved.data_cursors
     return state
 
 
@@ -139,7 +139,7 @@ def take_ending(folder: Path, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
+def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer, *, flat: bool) -> bool:
     """Read the moments, and master values where both sides have them; tells whether they were there."""
     if not folder.is_dir():
         raise CheckpointError(
@@ -152,5 +152,5 @@ def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer) -> bool:
     stored = stored_shapes(folder)
     master = {name for name in wanted if name.startswith("master.")}
     has_master = bool(master) and master <= set(stored)
-    read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master})
+    read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master}, flat=flat)
     return has_master

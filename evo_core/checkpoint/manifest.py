@@ -15,6 +15,9 @@ from evo_core.checkpoint.folder import MANIFEST
 from evo_core.errors import CheckpointError
 
 FORMAT = 1
+"""That is written. In format 1 the states of the optimizer are vectors; in format 2 they have the shapes of weights."""
+
+READABLE = (1, 2)
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
@@ -45,6 +48,7 @@ class Manifest:
         files: path inside the folder to size and digest.
         tokenizer: path of the tokenizer inside the folder, where there is one.
         written_by: ranks and library versions, or the format it was converted from.
+        format: one of `READABLE`.
     """
 
     step: int
@@ -53,6 +57,7 @@ class Manifest:
     files: dict[str, FileRecord]
     tokenizer: str | None = None
     written_by: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
 
     @property
     def trained_here(self) -> bool:
@@ -71,7 +76,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Complete a checkpoint: the manifest appears whole, and only where there is none."""
     draft = folder / f".{MANIFEST}.{os.getpid()}"
     with draft.open("w") as stream:
-        json.dump({"format": FORMAT, **asdict(manifest)}, stream, indent=1)
+        json.dump({"format": manifest.format, **asdict(manifest)}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
     try:
@@ -90,8 +95,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_twins)
-        if raw.pop("format") != FORMAT:
-            raise CheckpointError("written by another version of Evo", file=path)
+        if type(raw["format"]) is not int or raw["format"] not in READABLE:
+            readable = " and ".join(map(str, READABLE))
+            message = f"written by another version of Evo: of format {raw['format']!r}, and this one reads {readable}"
+            raise CheckpointError(message, file=path, hint="take a newer Evo")
         files = {_inside(name): _record(**record) for name, record in raw.pop("files").items()}
         manifest = Manifest(**raw, files=files)
         if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,15 +17,17 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
 from evo_core.checkpoint.manifest import CONFIG, TOKENIZER, FileRecord, Manifest, file_record, write_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, placed, write_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.placement import Placed
 from evo_core.storage.location import is_hub_id
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def save(
     root: Path,
     cfg: TrainConfig,
     model: nn.Module,
-    optimizer_state: Mapping[str, torch.Tensor],
+    optimizer_state: Mapping[str, torch.Tensor | Placed],
     state: TrainState,
     *,
     snapshot: bool = False,
@@ -60,11 +62,13 @@ def save(
         The folder, complete.
 
     Raises:
-        CheckpointError: it cannot be written, on every rank.
+        CheckpointError: it cannot be written, or ranks have different values of one tensor; on every rank.
     """
+    tensors = {MODEL: model_tensors(model), OPTIMIZER: optimizer_state}
+    check_agreement(placed({f"{part}/{name}": t for part, named in tensors.items() for name, t in named.items()}))
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot))
     try:
-        _fill(folder, cfg, model, optimizer_state, state)
+        _fill(folder, cfg, tensors, state, ending=getattr(model, "ending", ()))
     except CheckpointError:
         if dist.get_rank() == 0:
             folders.remove(folder)
@@ -76,16 +80,21 @@ def save(
 
 
 def _fill(
-    folder: Path, cfg: TrainConfig, model: nn.Module, optimizer_state: Mapping[str, torch.Tensor], state: TrainState
+    folder: Path,
+    cfg: TrainConfig,
+    tensors: Mapping[str, Mapping[str, torch.Tensor | Placed]],
+    state: TrainState,
+    *,
+    ending: Iterable[int],
 ) -> None:
     """Write all files of a checkpoint, the manifest last."""
-    _write_tensors(folder, MODEL, model_tensors(model))
-    _write_tensors(folder, OPTIMIZER, optimizer_state)
+    for part, named in tensors.items():
+        _write_tensors(folder, part, named)
 
     def shared() -> str | None:
         save_config(_portable(cfg), folder / CONFIG)
         state.write(folder)
-        write_generation(folder, as_eos_token_id(sorted(getattr(model, "ending", ()))))
+        write_generation(folder, as_eos_token_id(sorted(ending)))
         return _copy_tokenizer(cfg, folder)
 
     tokenizer = on_first(lambda: _written(folder, shared))
@@ -109,7 +118,7 @@ def _written(folder: Path, write: Callable[[], T]) -> T:
         raise CheckpointError(_cannot(error.strerror or str(error)), file=folder) from error
 
 
-def _write_tensors(folder: Path, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write_tensors(folder: Path, part: str, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
     """Write tensors into a part of the checkpoint, from all ranks; where one of them fails, all are told the same.
 
     Raises:

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 from evo_core.checkpoint.inside import inside
 from evo_core.checkpoint.restricted import RestrictedUnpickler
 from evo_core.errors import CheckpointError
+from evo_core.placement import Rectangle, tiling_fault
 
 _FILE = ".metadata"
 
@@ -177,13 +178,9 @@ def _tensor(name: str, entry: Any) -> TensorStorageMetadata:
         raise ValueError(f"{name} has no type")
     chunks = []
     for chunk in entry["chunks"]:
-        offsets, sizes = _sizes(_of(chunk, _Chunk)["offsets"]), _sizes(chunk["sizes"])
-        beyond = [at + length > whole for at, length, whole in zip(offsets, sizes, size, strict=True)]
-        if any(beyond):
-            raise ValueError(f"a part of {name} lies outside of it")
-        chunks.append(ChunkStorageMetadata(offsets, sizes))
-    if sum(math.prod(chunk.sizes) for chunk in chunks) < math.prod(size):
-        raise ValueError(f"parts of {name} are missing")
+        chunks.append(ChunkStorageMetadata(_sizes(_of(chunk, _Chunk)["offsets"]), _sizes(chunk["sizes"])))
+    if fault := tiling_fault(size, (Rectangle(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in chunks)):
+        raise ValueError(f"parts of {name} do not make it up: {fault}")
     return TensorStorageMetadata(TensorProperties(state[0]), size, chunks)
 
 

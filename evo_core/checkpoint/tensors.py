@@ -1,47 +1,83 @@
-"""Tensors of a checkpoint, by `torch.distributed.checkpoint`: written and read by all ranks, at any layout."""
+"""Tensors of a checkpoint, by `torch.distributed.checkpoint`: written and read by all ranks, at any layout.
+
+A tensor is given as what the rank holds of it (`Placed`); a plain one is whole on every rank.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from evo_core.checkpoint.format1 import flat_parts, flat_shape
+from evo_core.checkpoint.writers import own_parts
 from evo_core.errors import CheckpointError
+from evo_core.placement import Placed, Placement
 
 MODEL, OPTIMIZER = "model", "optimizer"
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors from all ranks; replicated ones are written once, by turns, and sharded ones by their owners."""
+def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
+    """What the rank holds of each tensor, where a plain one is whole on every rank."""
+    ranks = range(dist.get_world_size() if dist.is_initialized() else 1)
+    return {
+        name: tensor if isinstance(tensor, Placed) else Placed(tensor, Placement.whole(tensor.shape, ranks))
+        for name, tensor in tensors.items()
+        if not _is_dtensor(tensor)
+    }
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
+    """Write tensors from all ranks, each piece once; those that several ranks hold by all of these, in equal parts."""
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
+    from evo_core.checkpoint.parts import Parts
+
+    here = placed(tensors)
+    own = own_parts(here, dist.get_rank())
+    items: dict[str, Any] = {n: t for n, t in tensors.items() if _is_dtensor(t)}
+    items |= {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
+    dcp.save(items, storage_writer=dcp.FileSystemWriter(folder))
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Fill tensors in place, each rank its own part, whatever the layout they were written at; not a collective.
+def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
+    """Fill tensors in place, each rank its own pieces, whatever the layout they were written at; not a collective.
 
     A tensor of another type than the stored one is filled with rounded values. Names that the checkpoint has beside
     these are left alone.
+
+    Args:
+        flat: each lies there as a vector, as the optimizer's states of format 1.
 
     Raises:
         CheckpointError: a name is missing, or a shape differs.
     """
     import torch.distributed.checkpoint as dcp
 
+    from evo_core.checkpoint.parts import Parts
     from evo_core.checkpoint.stored import Reader
 
     reader = Reader(folder)
     stored = {name: tuple(entry.size) for name, entry in reader.tensors().items()}
-    _compare(folder, tensors, stored)
+    here = placed(tensors)
+    items: dict[str, Any] = {n: t for n, t in tensors.items() if _is_dtensor(t)}
+    wanted = {name: flat_shape(shape) if flat else shape for name, shape in _shapes(here).items()}
+    _compare(folder, wanted | {n: tuple(t.shape) for n, t in items.items()}, stored)
+    for name, shape in wanted.items():
+        if math.prod(shape):
+            pieces = flat_parts(here[name]) if flat else ((piece.where, view) for piece, view in here[name].pieces())
+            items[name] = Parts(shape, here[name].local.dtype, pieces)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             # Every rank knows what it needs and where that lies: reading takes no collectives.
-            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+            dcp.load(items, storage_reader=reader, no_dist=True)
     except dcp.CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
@@ -64,16 +100,16 @@ def check_model(folder: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: they are others.
     """
-    tensors, stored = model_tensors(model), stored_shapes(folder)
-    unexpected = sorted(set(stored) - set(tensors))
+    wanted, stored = _shapes(model_tensors(model)), stored_shapes(folder)
+    unexpected = sorted(set(stored) - set(wanted))
     if unexpected:
         raise CheckpointError(f"has {_listed(unexpected)}, which this model does not have", file=folder)
-    _compare(folder, tensors, stored)
+    _compare(folder, wanted, stored)
 
 
-def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a model that a checkpoint keeps, by name."""
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+def model_tensors(model: nn.Module) -> dict[str, Placed]:
+    """What this rank holds of the tensors of a model that a checkpoint keeps, by name: all of each."""
+    return placed({name: tensor.detach() for name, tensor in model.state_dict().items()})
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -87,16 +123,23 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry.size) for name, entry in Reader(folder).tensors().items()}
 
 
-def _compare(folder: Path, tensors: Mapping[str, torch.Tensor], stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that every tensor is stored in its shape."""
-    missing = sorted(set(tensors) - set(stored))
+def _is_dtensor(tensor: Any) -> bool:
+    return type(tensor).__name__ == "DTensor"
+
+
+def _shapes(tensors: Mapping[str, Placed]) -> dict[str, tuple[int, ...]]:
+    return {name: each.placement.shape for name, each in tensors.items()}
+
+
+def _compare(folder: Path, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that every tensor is stored in its shape; of one without elements there is nothing to store."""
+    wanted = {name: shape for name, shape in wanted.items() if math.prod(shape)}
+    missing = sorted(set(wanted) - set(stored))
     if missing:
         raise CheckpointError(f"lacks {_listed(missing)}", file=folder)
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != stored[name]:
-            raise CheckpointError(
-                f"{name} has shape {list(stored[name])} there and {list(tensor.shape)} here", file=folder
-            )
+    for name, shape in wanted.items():
+        if shape != stored[name]:
+            raise CheckpointError(f"{name} has shape {list(stored[name])} there and {list(shape)} here", file=folder)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,6 +11,9 @@ from evo_core.errors import CheckpointError
 
 FILE = "train_state.json"
 
+_DATA_CURSORS_ONCE = "places"
+"""The key of `TrainState.data_cursors` in files of older versions."""
+
 
 @dataclass
 class TrainState:
@@ -19,7 +22,7 @@ class TrainState:
     Attributes:
         step: batches drawn so far, trained on or not; the next one is number `step`.
         tokens: tokens of all drawn batches, over all ranks.
-        updates: successful updates: the place in the learning-rate and beta2 schedules.
+        updates: successful updates: how far the learning-rate and beta2 schedules are.
         moments: updates that Adam's moments have seen; fewer than `updates` where a run began without them.
         skipped_updates: updates left out because gradients were inf or nan.
         loss: of the last step.
@@ -28,7 +31,7 @@ class TrainState:
         batch_tokens: tokens of a full step over all ranks; with another number the same step means other data.
         seed: of the run.
         folder: the run's folder, where its curve is.
-        places: in a data set that is read in order, the place of each data-parallel rank; else nothing.
+        data_cursors: of data that are read one after the other, where each data-parallel rank goes on; else nothing.
     """
 
     step: int = 0
@@ -42,7 +45,7 @@ class TrainState:
     batch_tokens: int = 0
     seed: int = 0
     folder: str = ""
-    places: list[Any] = field(default_factory=list)
+    data_cursors: list[Any] = field(default_factory=list)
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a checkpoint folder."""
@@ -56,6 +59,9 @@ class TrainState:
             CheckpointError: it is missing or of another version.
         """
         try:
-            return cls(**json.loads((checkpoint / FILE).read_text()))
+            fields = json.loads((checkpoint / FILE).read_text())
+            if _DATA_CURSORS_ONCE in fields:
+                fields["data_cursors"] = fields.pop(_DATA_CURSORS_ONCE)
+            return cls(**fields)
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"cannot read the training state: {error}", file=checkpoint / FILE) from error

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from evo_core.config.layout import nearest
 from evo_core.config.shape_rules import shape_errors
 from evo_core.errors import ConfigError
+from evo_core.nearest import nearest
+from evo_core.storage.location import names_nothing
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
@@ -124,7 +125,7 @@ def _loss_scale(config: TrainConfig) -> Iterator[ConfigError]:
 def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
     ckpt, info = config.ckpt, config.ckpt.load_ckpt_info
     stated = "enable_save_ckpt" in ckpt.model_fields_set or ckpt.save_ckpt_folder is not None
-    if ckpt.enable_save_ckpt and stated and not (ckpt.save_ckpt_folder or "").removeprefix("local:").strip():
+    if ckpt.enable_save_ckpt and stated and names_nothing(ckpt.save_ckpt_folder or ""):
         message = "names no folder, and enable_save_ckpt is true: nothing would be saved"
         hint = "write local:FOLDER, or enable_save_ckpt: false"
         yield ConfigError(message, key="ckpt.save_ckpt_folder", hint=hint)

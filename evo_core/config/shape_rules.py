@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from evo_core.config.layout import divisors, nearest
 from evo_core.config.schema.model import ModelConfig
 from evo_core.errors import ConfigError
+from evo_core.nearest import divisors, nearest
 
 if TYPE_CHECKING:
     from evo_core.config.schema.parallel import ParallelConfig

@@ -1,13 +1,7 @@
-"""``evo convert SRC TGT``: weights from one system's format to another's.
-
-The format of SRC is told from what lies there; TGT becomes a Hugging Face folder where SRC is a checkpoint of Evo, and
-a checkpoint of Evo otherwise, unless --to says what else. Optimizer states are not converted. The target appears whole
-or not at all, and one tensor at a time is in memory.
-"""
+"""``evo convert SRC TGT``: weights from one system's format to another's."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -15,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
+
+from evo_core.command_line.program import plain_app, run
 from evo_core.errors import CheckpointError, ConfigError
-from evo_core.job import command, report_progress
+from evo_core.job import report_progress
 from evo_core.storage.location import local_path
 
 if TYPE_CHECKING:
@@ -29,86 +26,93 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(prog="evo convert", description=__doc__)
-    result.add_argument("source", metavar="SRC", help="folder with weights, or a hub id (owner/name)")
-    result.add_argument("target", metavar="TGT", help="a new or an empty folder")
-    kinds = ["evo", "internevo", "llama", "hf"]
-    result.add_argument("--from", dest="from_", choices=kinds, help="what SRC must be; default: what lies there")
-    result.add_argument("--to", choices=["hf", "evo", "internevo"], help="what TGT becomes")
-    result.add_argument("--tokenizer", metavar="PATH", help="tokenizer to put with it; default: the one beside SRC")
-    result.add_argument("--dtype", help=f"type of the weights ({', '.join(DTYPES)}); default: as they are")
-    result.add_argument("--max-shard", default="10GB", metavar="SIZE", help="largest file of a Hugging Face folder")
-    result.add_argument(
-        "--rotary-type",
-        choices=["origin", "dynamic"],
-        help="whether a Hugging Face folder stretches its rotary base for long texts; default: as the model does",
-    )
-    result.add_argument(
-        "--model-type",
-        help="family to read the weights as, such as INTERNLM2_PUBLIC for a Llama; default: the nearest to SRC",
-    )
-    result.add_argument("--architecture", help="class of a Hugging Face folder; LlamaForCausalLM suits most models")
-    result.add_argument(
-        "--config", metavar="FILE", help="configuration with the `model` block, for an InternEvo folder without one"
-    )
-    return result
+app = plain_app()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and convert; exits with 2 for a mistake of the user's."""
-    arguments = parser().parse_args(argv)
-    with command("evo_core.convert"):
-        if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) != 0:
-            return  # one process does it all
-        print(convert(arguments), flush=True)
+@app.command()
+def convert_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with weights, or a hub id (owner/name).")],
+    target: Annotated[str, typer.Argument(metavar="TGT", help="A new or an empty folder.")],
+    from_: Annotated[
+        Literal["evo", "internevo", "llama", "hf"] | None,
+        typer.Option("--from", help="What SRC must be. [default: what lies there]"),
+    ] = None,
+    to: Annotated[
+        Literal["hf", "evo", "internevo"] | None,
+        typer.Option(help="What TGT becomes. [default: hf of evo, evo of any other]"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="PATH", help="To put with it. [default: the one beside SRC]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Of the weights: {', '.join(DTYPES)}. [default: as they are]")
+    ] = None,
+    max_shard: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a Hugging Face folder.")] = "10GB",
+    rotary_type: Annotated[
+        Literal["origin", "dynamic"] | None,
+        typer.Option(
+            help="Whether a Hugging Face folder stretches its rotary base for long texts. [default: as the model does]"
+        ),
+    ] = None,
+    model_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Family to read the weights as, such as INTERNLM2_PUBLIC for a Llama. [default: the nearest to SRC]",
+        ),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Class of a Hugging Face folder; LlamaForCausalLM suits most models."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Holds the `model` block, for an InternEvo folder without one."),
+    ] = None,
+) -> None:
+    """Convert weights from one system's format to another's.
 
-
-def convert(arguments: argparse.Namespace) -> str:
-    """Carry out a command line; returns a line on what was done.
-
-    Raises:
-        CheckpointError, ConfigError, DataError: naming what is missing or wrong.
+    The format of SRC is told from what lies there; TGT becomes a Hugging Face folder where SRC is a checkpoint of Evo,
+    and a checkpoint of Evo otherwise, unless --to says what else. Optimizer states are not converted. The target
+    appears whole or not at all, and one tensor at a time is in memory.
     """
-    max_shard = size_in_bytes(arguments.max_shard)
-    if arguments.dtype is not None and arguments.dtype.removeprefix("torch.") not in DTYPES:
-        raise ConfigError(f"unknown type {arguments.dtype!r}", key="--dtype", hint=f"one of {', '.join(DTYPES)}")
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) != 0:
+        return  # one process does it all
+    largest = size_in_bytes(max_shard)
+    if dtype is not None and dtype.removeprefix("torch.") not in DTYPES:
+        raise ConfigError(f"unknown type {dtype!r}", key="--dtype", hint=f"one of {', '.join(DTYPES)}")
     model = None
-    if arguments.config is not None:
+    if config is not None:
         from evo_core.config import load_config
 
-        model = load_config(arguments.config).model
+        model = load_config(config).model
 
-    import torch
+    from evo_core.weights import as_model_type, check_free, open_weights, write_weights
 
-    from evo_core.weights import as_model_type, cast, check_free, open_weights, write_weights
-
-    local_path(arguments.source, "SRC")
-    target = local_path(arguments.target, "TGT")
-    check_free(target)
-    weights = open_weights(arguments.source, arguments.from_, model=model)
-    to: Target = arguments.to or ("hf" if weights.kind == "evo" else "evo")
-    for option in ("architecture", "rotary_type"):
-        if getattr(arguments, option) and to != "hf":
-            raise ConfigError(f"is for a Hugging Face folder, not for {to}", key=f"--{option.replace('_', '-')}")
-    if arguments.model_type is not None:
-        weights = as_model_type(weights, arguments.model_type)
-    if arguments.dtype is not None:
-        weights = cast(weights, getattr(torch, arguments.dtype.removeprefix("torch.")))
-    if arguments.tokenizer is not None:
-        weights = _with_tokenizer(weights, local_path(arguments.tokenizer, "--tokenizer"))
+    local_path(source, "SRC")
+    folder = local_path(target, "TGT")
+    check_free(folder)
+    weights = open_weights(source, from_, model=model)
+    format_: Target = to or ("hf" if weights.kind == "evo" else "evo")
+    for option, given in (("--architecture", architecture), ("--rotary-type", rotary_type)):
+        if given and format_ != "hf":
+            raise ConfigError(f"is for a Hugging Face folder, not for {format_}", key=option)
+    if model_type is not None:
+        weights = as_model_type(weights, model_type)
+    if dtype is not None:
+        weights = _of_type(weights, dtype)
+    if tokenizer is not None:
+        weights = _with_tokenizer(weights, local_path(tokenizer, "--tokenizer"))
     _check_tokenizer(weights)
     write_weights(
-        _reporting(weights),
-        target,
-        to,
-        max_shard=max_shard,
-        architecture=arguments.architecture,
-        rotary_type=arguments.rotary_type,
+        _reporting(weights), folder, format_, max_shard=largest, architecture=architecture, rotary_type=rotary_type
     )
-    return _summary(weights, to, target)
+    print(_summary(weights, format_, folder), flush=True)
+
+
+def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.convert") -> None:
+    """Carry out a command line; exits with 2 for a mistake of the user's."""
+    run(app, words, program)
 
 
 def size_in_bytes(text: str) -> int:
@@ -123,6 +127,14 @@ def size_in_bytes(text: str) -> int:
     if match is None or unit not in _UNITS or float(match[1]) == 0:
         raise ConfigError(f"{text!r} is no size", key="--max-shard", hint="write 10GB or 512MiB")
     return int(float(match[1]) * _UNITS[unit])
+
+
+def _of_type(weights: Weights, dtype: str) -> Weights:
+    import torch
+
+    from evo_core.weights import cast
+
+    return cast(weights, getattr(torch, dtype.removeprefix("torch.")))
 
 
 def _with_tokenizer(weights: Weights, tokenizer: Path) -> Weights:

@@ -1,67 +1,62 @@
-"""``python -m evo_core.generate --config FILE``: the `generation` block of a configuration, carried out.
-
-On several ranks (torchrun, srun) every rank holds the model and takes its share of the prompts; rank 0 writes the
-one output.
-"""
+"""``python -m evo_core.generate --config FILE``: the `generation` block of a configuration, carried out."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evo_core.command_line.config_options import ConfigFile, Seed, Set, overrides
+from evo_core.command_line.launcher_options import Backend, Host, Launcher, Port
+from evo_core.command_line.program import plain_app
+from evo_core.command_line.program import run as run_program
 from evo_core.errors import CheckpointError, ConfigError
-from evo_core.job import command, report_progress
+from evo_core.job import report_progress
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.generate.continuation import Generation
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.process_group import Ranks
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, with the names of the training command's."""
-    result = argparse.ArgumentParser(prog="evo_core.generate", description=__doc__)
-    result.add_argument("--config", required=True, metavar="FILE", help="a .yaml or .py training configuration")
-    result.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set one key, as in generation.do_sample=false; may be repeated",
-    )
-    result.add_argument("--launcher", choices=["torch", "slurm"], help="default: what the environment says")
-    result.add_argument("--backend", help="of the process group; default nccl on GPUs, gloo on CPUs")
-    result.add_argument("--seed", type=int, help="overrides the configuration's")
-    result.add_argument("--host", help="address of rank 0")
-    result.add_argument("--port", type=int, help="port of rank 0")
-    return result
+app = plain_app()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, join the ranks, generate; exits with 2 for a mistake of the user's."""
-    arguments = parser().parse_args(argv)
-    overrides = list(arguments.overrides)
-    if arguments.seed is not None:
-        overrides.append(f"seed={arguments.seed}")
-    with command("evo_core.generate"):
-        from evo_core.config import load_config
-        from evo_core.config.locations import unprefixed_save
+@app.command()
+def generate_command(
+    config: ConfigFile,
+    set_: Set = None,
+    launcher: Launcher = None,
+    backend: Backend = None,
+    seed: Seed = None,
+    host: Host = None,
+    port: Port = None,
+) -> None:
+    """Let a model continue prompts: the `generation` block of a configuration.
 
-        cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
-        if cfg.generation.output_folder is None:
-            raise ConfigError("is required", file=arguments.config, key="generation.output_folder")
-        unprefixed = unprefixed_save(cfg, "generation.output_folder")
+    On several ranks (torchrun, srun) every rank holds the model and takes its share of the prompts; rank 0 writes the
+    one output.
+    """
+    from evo_core.config import load_config
+    from evo_core.config.locations import unprefixed_save
 
-        from evo_core.parallel.ranks import ranks
+    cfg = load_config(config, overrides(set_, seed))  # before torch is imported: a mistake is told at once
+    if cfg.generation.output_folder is None:
+        raise ConfigError("is required", file=config, key="generation.output_folder")
+    unprefixed = unprefixed_save(cfg, "generation.output_folder")
 
-        with ranks(arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port) as joined:
-            if unprefixed is not None and joined.rank == 0:
-                print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
-            run(cfg, joined)
+    from evo_core.parallel.process_group import ranks
+
+    with ranks(launcher, backend, host=host, port=port) as joined:
+        if unprefixed is not None and joined.rank == 0:
+            print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
+        run(cfg, joined)
+
+
+def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.generate") -> None:
+    """Carry out a command line; exits with 2 for a mistake of the user's."""
+    run_program(app, words, program)
 
 
 def run(cfg: TrainConfig, ranks: Ranks) -> None:

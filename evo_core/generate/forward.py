@@ -77,7 +77,7 @@ class Forward:
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Read one more token of every row [rows]; the logits after it [rows, vocab_size]."""
         positions = cache.step()
-        if not self._short:
+        if not self._short:  # one block that is not known sends the whole step through the modules
             one_each = torch.arange(len(tokens) + 1, device=self.device, dtype=torch.int32)
             return self._head(self._modules(tokens, positions, Documents(one_each, 1), cache))
         x = F.embedding(tokens, self._embedding).to(self._wide)
@@ -96,7 +96,11 @@ class Forward:
 
 
 def _is_known(block: nn.Module) -> bool:
-    """Whether a block is made of the parts that the short path computes, and of no others."""
+    """Whether a block is made of the parts that the short path computes, and of no others.
+
+    A user may have put another module in the place of one (an adapter, a quantised layer). The short path reads
+    weights instead of calling modules, so it would leave out what such a module does, without a word.
+    """
     if type(block) is not Block:
         return False
     attention, mlp = block.attention, block.mlp
@@ -158,13 +162,13 @@ class _Layer:
             q, k, turned = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, : heads + kv_heads]
             fresh = qkv[:, heads:].view(rows, 2, kv_heads, self.width).transpose(0, 1)
         if self.q_norm is not None and self.k_norm is not None:
-            q.copy_(self.q_norm(q))
+            q.copy_(self.q_norm(q))  # in place: `turned` is a view of both, and one call rotates both
             k.copy_(self.k_norm(k))
         if cache.dynamic_ntk:  # keys are kept as they are, and queries must not touch them
             cache.remember(number, fresh)
             turn(q)
         else:
-            turn(turned)
+            turn(turned)  # first, for `fresh` is a view: what is kept are rotated keys
             cache.remember(number, fresh)
         read = cache.read(number, q if self.grouped else q.view(rows, kv_heads, -1, self.width))
         return self.out(read.reshape(rows, -1), x)
@@ -287,12 +291,12 @@ class _Turn:
         return cos.view(shape), sin.view(shape)
 
     def __call__(self, x: Tensor) -> None:
-        if x.dtype != self.rotation.cos.dtype:
+        if x.dtype != self.rotation.cos.dtype:  # 16 bits: in place it would round after every product
             x.copy_(rotate(x, self.rotation))
             return
         cos, sin = self.tables[x.dim()]
         if self.rotation.interleaved:
             partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
-            partner = x.roll(self.half, -1)
+            partner = x.roll(self.half, -1)  # the other half; its sign is in sin, so nothing is negated
         x.mul_(cos).addcmul_(partner, sin)

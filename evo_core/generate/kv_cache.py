@@ -133,7 +133,7 @@ class KVCache:
         return packed_attention(q, k, v, documents, use_flash_attn=self.model.cfg.use_flash_attn)
 
     def remember(self, layer: int, fresh: Tensor) -> None:
-        """Keep the newest tokens' keys and values [2, rows, kv_heads, d]."""
+        """Keep the newest token of each row: `fresh` [2, rows, kv_heads, d] holds their keys and values."""
         self.layers[layer].select(3, self.end - 1).copy_(fresh)
 
     def read(self, layer: int, q: Tensor) -> Tensor:

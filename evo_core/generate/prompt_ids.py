@@ -70,7 +70,11 @@ def token_ids(given: Sequence[Any], name: str) -> list[int]:
 
 
 def check_ids(ids: Sequence[int], name: str, model: Decoder, tokenizer: Tokenizer | None) -> None:
-    """Raises DataError where there are no ids, or one that the model or the tokenizer does not know."""
+    """See that there are ids, and that the model and the tokenizer know all of them.
+
+    Raises:
+        DataError: they are none, or one is outside the smaller of the two vocabularies.
+    """
     if not ids:
         raise DataError(f"{name} has no tokens", hint="set generation.bos_id to start from nothing")
     size, owner = model.cfg.vocab_size, "model"
@@ -82,7 +86,11 @@ def check_ids(ids: Sequence[int], name: str, model: Decoder, tokenizer: Tokenize
 
 
 def check_text(text: str, name: str) -> None:
-    """Raises DataError where a text cannot be written as UTF-8."""
+    """See that a text can be written as UTF-8.
+
+    Raises:
+        DataError: it holds half of a surrogate pair, as JSON can spell one; names the character.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

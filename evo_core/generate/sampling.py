@@ -98,7 +98,7 @@ class RowSettings:
 
 
 def penalise(logits: Tensor, seen: Tensor | None, lengths: Tensor | None, ending: Tensor, rows: RowSettings) -> Tensor:
-    """Logits with both penalties, in float32 or wider; a score beyond the ends of that type is held at the end.
+    """Logits with both penalties [B, V], in float32 or wider; a score beyond the ends of that type is held at the end.
 
     Args:
         logits: [B, V].
@@ -128,7 +128,8 @@ def _within(scores: Tensor, dtype: torch.dtype) -> Tensor:
 def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
     """What is drawn from: probabilities [B, k] in falling order, 0 where cut off, and the ids [B, k] they belong to.
 
-    k is the largest ``top_k``, or V without it. Probabilities are divided by the sum of those that are left.
+    From `scores` [B, V], with their penalties. k is the largest ``top_k``, or V without it. Probabilities are divided
+    by the sum of those that are left.
     """
     best, ids = scores.topk(rows.widest, dim=-1)
     if rows.temperature is not None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.parallel.collectives import Pending, all_gather, reduce_scatter
-from evo_core.parallel.layout import Layout
+from evo_core.parallel.mesh import Mesh
 
 
 @dataclass
@@ -63,16 +63,16 @@ class Bucket:
 
     Args:
         parameters: names and parameters, all of one dtype.
-        layout: the ranks.
+        mesh: the ranks.
         master_dtype: the type in which gradients are accumulated and reduced.
     """
 
-    def __init__(self, parameters: list[tuple[str, nn.Parameter]], layout: Layout, master_dtype: torch.dtype) -> None:
-        self.layout = layout
+    def __init__(self, parameters: list[tuple[str, nn.Parameter]], mesh: Mesh, master_dtype: torch.dtype) -> None:
+        self.mesh = mesh
         self.slots: list[Slot] = []
         self.width = 0
         for name, param in parameters:
-            width = -(-param.numel() // layout.zero1)
+            width = -(-param.numel() // mesh.zero.size)
             self.slots.append(Slot(name, param, self.width, width))
             self.width += width
         first = parameters[0][1]
@@ -87,14 +87,14 @@ class Bucket:
     def attach(self, master: torch.Tensor, grad: torch.Tensor) -> None:
         """Take the rank's row of the master values and of the reduced gradients, both [width], and fill the former."""
         self.master, self.grad = master, grad
-        shape = (self.layout.zero1, self.width)
+        shape = (self.mesh.zero.size, self.width)
         # With Z = 1 the row is the matrix. With Z > 1 the values are gathered where gradients were, if they fit.
-        self.grads = grad.view(shape) if self.layout.zero1 == 1 else grad.new_zeros(shape)
+        self.grads = grad.view(shape) if self.mesh.zero.size == 1 else grad.new_zeros(shape)
         self.values = self.grads
         if self.dtype != self.master_dtype:
             self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.read_parameters()
-        self.shared = self.layout.zero1 == 1 and self.dtype == self.master_dtype
+        self.shared = self.mesh.zero.size == 1 and self.dtype == self.master_dtype
         if self.shared:  # parameters are views of their own master values: nothing to gather, no second copy
             for slot in self.slots:
                 numel = slot.param.numel()
@@ -104,7 +104,7 @@ class Bucket:
         """Set the rank's master values from the parameters."""
         if self.shared:
             return
-        row = self.layout.zero_rank
+        row = self.mesh.zero.rank
         for slot in self.slots:
             owned = slot.owned(row)
             start = row * slot.width
@@ -125,10 +125,10 @@ class Bucket:
             if not slot.filled:  # no loss depends on it in this step
                 self.grads[:, slot.start : slot.start + slot.width].zero_()
             slot.filled = False
-        if self.layout.zero1 > 1:
-            self.work = reduce_scatter(self.grad, self.grads.view(-1), self.layout.zero_group)
-        elif self.layout.replicas > 1:
-            self.work = dist.all_reduce(self.grad, group=self.layout.replica_group, async_op=True)
+        if self.mesh.zero.size > 1:
+            self.work = reduce_scatter(self.grad, self.grads.view(-1), self.mesh.zero.group)
+        elif self.mesh.replica.size > 1:
+            self.work = dist.all_reduce(self.grad, group=self.mesh.replica.group, async_op=True)
 
     def finish_reduce(self) -> None:
         """Wait for `reduce`, then sum the rank's row over the replicas: `grad` is the sum over all data ranks."""
@@ -136,14 +136,14 @@ class Bucket:
             return
         self.work.wait()
         self.work = None
-        if self.layout.zero1 > 1 and self.layout.replicas > 1:
-            dist.all_reduce(self.grad, group=self.layout.replica_group)
+        if self.mesh.zero.size > 1 and self.mesh.replica.size > 1:
+            dist.all_reduce(self.grad, group=self.mesh.replica.group)
 
     def gather(self) -> None:
         """Start handing the updated master values to every rank of the ZeRO group."""
-        if self.layout.zero1 > 1:
+        if self.mesh.zero.size > 1:
             row = self.master.to(self.dtype)
-            self.work = all_gather(self.values.view(-1), row, self.layout.zero_group)
+            self.work = all_gather(self.values.view(-1), row, self.mesh.zero.group)
         elif not self.shared:
             self.values.view(-1).copy_(self.master)
 
@@ -158,7 +158,7 @@ class Bucket:
 
 
 def make_buckets(
-    parameters: Iterable[tuple[str, nn.Parameter]], layout: Layout, bucket_size: int, master_dtype: torch.dtype
+    parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh, bucket_size: int, master_dtype: torch.dtype
 ) -> list[Bucket]:
     """Fill buckets of at most `bucket_size` elements (or one larger parameter), last parameters first.
 
@@ -172,4 +172,4 @@ def make_buckets(
         if groups[-1] and sum(p.numel() for _, p in groups[-1]) + param.numel() > bucket_size:
             groups.append([])
         groups[-1].append((name, param))
-    return [Bucket(group, layout, master_dtype) for groups in by_dtype.values() for group in groups]
+    return [Bucket(group, mesh, master_dtype) for groups in by_dtype.values() for group in groups]

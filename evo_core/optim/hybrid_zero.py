@@ -25,7 +25,7 @@ from torch.optim.adamw import adamw
 
 from evo_core.optim.bucket import Slot, make_buckets
 from evo_core.optim.loss_scaler import LossScaler
-from evo_core.parallel.layout import Layout
+from evo_core.parallel.mesh import Mesh
 
 _NORM_ROW = 4096
 
@@ -42,13 +42,13 @@ def sum_of_squares(flat: torch.Tensor) -> torch.Tensor:
 
 
 class HybridZeroOptimizer:
-    """AdamW over the named parameters of a model, sharded over the ZeRO group of `layout`.
+    """AdamW over the named parameters of a model, sharded over the ZeRO group of `mesh`.
 
     Creating it gives every rank the parameters of data rank 0.
 
     Args:
         parameters: as `nn.Module.named_parameters` gives them; those without gradients are left alone.
-        layout: the ranks.
+        mesh: the ranks.
         beta1: Adam's; its beta2 follows a schedule and is given at each step.
         eps: Adam's.
         weight_decay: decoupled, for every parameter, norms and biases included.
@@ -61,7 +61,7 @@ class HybridZeroOptimizer:
     def __init__(
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],
-        layout: Layout,
+        mesh: Mesh,
         *,
         beta1: float = 0.9,
         eps: float = 1e-8,
@@ -72,7 +72,7 @@ class HybridZeroOptimizer:
         overlap: bool = True,
     ) -> None:
         named = [(name, param) for name, param in parameters if param.requires_grad]
-        self.layout, self.clip_grad_norm, self.overlap = layout, clip_grad_norm, overlap
+        self.mesh, self.clip_grad_norm, self.overlap = mesh, clip_grad_norm, overlap
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
         self.scaler = scaler or LossScaler(enabled=False)
         self.updates = 0
@@ -80,7 +80,7 @@ class HybridZeroOptimizer:
 
         dtypes = {param.dtype for _, param in named}
         self.dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        self.buckets = make_buckets(named, layout, bucket_size, self.dtype)
+        self.buckets = make_buckets(named, mesh, bucket_size, self.dtype)
         self._share_parameters()
         device = named[0][1].device
         width = sum(bucket.width for bucket in self.buckets)
@@ -124,19 +124,19 @@ class HybridZeroOptimizer:
         """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping.
 
         Args:
-            totals: [n] float64, any sums of the caller's: summed in place over the data ranks, in the same message
+            totals: [n] float64, any sums of the caller's: summed in place over all ranks, in the same message
                 as the norm.
         """
         self._launch(len(self.buckets))
         self._reducing = False
         for bucket in self.buckets:
             bucket.finish_reduce()
-        square = sum_of_squares(self.grad) / self.layout.replicas  # each replica of a share adds it once
+        square = sum_of_squares(self.grad) / self.mesh.replica.size  # each replica of a share adds it once
         message = torch.cat([totals, square.view(1).to(totals.device)])
-        if self.layout.dp > 1:
-            dist.all_reduce(message, group=self.layout.data_group)
+        if self.mesh.world.size > 1:
+            dist.all_reduce(message, group=self.mesh.world.group)
         totals.copy_(message[:-1])
-        self.grad_norm = float(message[-1]) ** 0.5 / (self.scaler.scale * self.layout.dp)
+        self.grad_norm = float(message[-1]) ** 0.5 / (self.scaler.scale * self.mesh.data.size)
         return self.grad_norm
 
     def step(self, lr: float, beta2: float) -> bool:
@@ -148,7 +148,7 @@ class HybridZeroOptimizer:
         """
         norm = self.grad_norm
         overflow = not (norm < float("inf"))  # nan compares false
-        factor = 1.0 / (self.scaler.scale * self.layout.dp)
+        factor = 1.0 / (self.scaler.scale * self.mesh.data.size)
         self.scaler.update(overflow=overflow)
         if overflow:
             return False
@@ -236,12 +236,12 @@ class HybridZeroOptimizer:
 
     def _share_parameters(self) -> None:
         """Give every data rank the parameters of the first one: replicas must start alike, bit for bit."""
-        if self.layout.dp == 1:
+        if self.mesh.data.size == 1:
             return
-        source = dist.get_global_rank(self.layout.data_group, 0)
+        source = dist.get_global_rank(self.mesh.data.group, 0)
         for bucket in self.buckets:
             flat = torch.cat([slot.param.detach().reshape(-1) for slot in bucket.slots])
-            dist.broadcast(flat, source, group=self.layout.data_group)
+            dist.broadcast(flat, source, group=self.mesh.data.group)
             for slot, values in zip(
                 bucket.slots, flat.split([slot.param.numel() for slot in bucket.slots]), strict=True
             ):
@@ -249,11 +249,11 @@ class HybridZeroOptimizer:
 
     def _shard(self, slot: Slot, row: torch.Tensor) -> DTensor:
         """The rank's slice of one parameter's state, padding cut off, as a piece of a tensor [numel]."""
-        local = row[slot.start : slot.start + slot.owned(self.layout.zero_rank)]
+        local = row[slot.start : slot.start + slot.owned(self.mesh.zero.rank)]
         numel = torch.Size([slot.param.numel()])
         return DTensor.from_local(
             local,
-            self.layout.state_mesh,
+            self.mesh.devices["replica", "zero"],
             [Replicate(), Shard(0)],
             run_check=False,
             shape=numel,

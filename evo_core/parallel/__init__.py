@@ -1,4 +1,4 @@
-"""Ranks and their groups: `ranks` joins the process group, `layout` says who belongs together.
+"""Ranks and their groups: `process_group` joins all ranks, `degrees` and `mesh` say who works with whom.
 
 Nobody else makes a process group or reads a launcher's environment.
 """

@@ -87,3 +87,11 @@ def gather_objects(value: Any) -> list[Any]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+def gather_on_first(value: Any) -> list[Any]:
+    """The plain Python value of every rank, in rank order, on rank 0; nothing on the others."""
+    is_first = dist.get_rank() == 0
+    everyone: list[Any] = [None] * dist.get_world_size() if is_first else []
+    dist.gather_object(value, everyone if is_first else None)
+    return everyone

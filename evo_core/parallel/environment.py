@@ -1,6 +1,6 @@
-"""Where this process stands among the ranks, read from torchrun's or Slurm's environment.
+"""Who this process is among the ranks, read from torchrun's or Slurm's environment.
 
-Pure reading: nothing is connected here. `evo_core.parallel.ranks` makes the process group out of it.
+Pure reading: nothing is connected here. `evo_core.parallel.process_group` makes the process group out of it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
-    """The place of a process among all.
+class RankInfo:
+    """Who a process is among all.
 
     Attributes:
         launcher: who started it; "single" is one process on its own.
@@ -45,10 +45,10 @@ class Place:
     attempt: int = 0
 
 
-def read_place(
+def read_rank_info(
     environ: Mapping[str, str], launcher: str | None = None, host: str | None = None, port: int | None = None
-) -> Place:
-    """Find the place of this process.
+) -> RankInfo:
+    """Find out who this process is among all.
 
     Args:
         environ: the environment.
@@ -62,11 +62,11 @@ def read_place(
     """
     chosen = launcher or _launcher(environ)
     if chosen == "torch":
-        return _torch_place(environ, host, port)
+        return _torch_info(environ, host, port)
     if chosen == "slurm":
-        return _slurm_place(environ, host, port)
+        return _slurm_info(environ, host, port)
     if chosen == "single":
-        return Place("single")
+        return RankInfo("single")
     raise ConfigError(f"unknown launcher {chosen!r}", key="--launcher", hint="torch or slurm")
 
 
@@ -95,7 +95,7 @@ def _launcher(environ: Mapping[str, str]) -> str:
     return "single"
 
 
-def _torch_place(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
+def _torch_info(environ: Mapping[str, str], host: str | None, port: int | None) -> RankInfo:
     missing = [name for name in _TORCH if name not in environ]
     if missing:
         raise ConfigError(
@@ -103,7 +103,7 @@ def _torch_place(environ: Mapping[str, str], host: str | None, port: int | None)
         )
     world_size = int(environ["WORLD_SIZE"])
     local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
-    return Place(
+    return RankInfo(
         "torch",
         rank=int(environ["RANK"]),
         world_size=world_size,
@@ -117,7 +117,7 @@ def _torch_place(environ: Mapping[str, str], host: str | None, port: int | None)
     )
 
 
-def _slurm_place(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
+def _slurm_info(environ: Mapping[str, str], host: str | None, port: int | None) -> RankInfo:
     if "SLURM_PROCID" not in environ:
         raise ConfigError("SLURM_PROCID not set", key="--launcher slurm", hint="start the command with srun")
     world_size = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
@@ -127,7 +127,7 @@ def _slurm_place(environ: Mapping[str, str], host: str | None, port: int | None)
     if world_size > 1:
         port = port or int(environ.get("MASTER_PORT") or _slurm_port(environ))
         master = (host or environ.get("MASTER_ADDR") or _slurm_address(environ), port)
-    return Place(
+    return RankInfo(
         "slurm",
         rank=int(environ["SLURM_PROCID"]),
         world_size=world_size,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import signal
 import socket
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from evo_core.command_line.program import plain_app, run
 from evo_core.errors import CheckpointError, ConfigError
-from evo_core.job import command
 from evo_core.process import stop_signals
 from evo_core.storage.location import local_path
 
@@ -24,73 +24,90 @@ _GRACE_SECONDS = 5
 _BACKLOG = 2048
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(prog="evo serve", description=__doc__)
-    result.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder of them (the newest)")
-    result.add_argument("--host", default="127.0.0.1", help="address to listen at; default this machine alone")
-    result.add_argument("--port", type=int, default=8000, help="0 takes any free one; default 8000")
-    result.add_argument("--device", help="cpu, cuda, cuda:1, ...; default a GPU where there is one")
-    result.add_argument("--dtype", help="type of the weights; default as trained")
-    result.add_argument("--name", help="what clients call the model; default the checkpoint's folder")
-    result.add_argument("--max-batch", type=int, default=16, metavar="N", help="continuations at a time; default 16")
-    result.add_argument(
-        "--max-length",
-        type=int,
-        metavar="TOKENS",
-        help="tokens of prompt and continuation together; default four times the trained length, up to 16384",
-    )
-    result.add_argument(
-        "--max-body", type=float, default=4, metavar="MIB", help="size of a request's body, MiB; default 4"
-    )
-    result.add_argument(
-        "--request-timeout",
-        type=float,
-        default=10,
-        metavar="SECONDS",
-        help="a connection whose request has not come as a whole by then is dropped; default 10",
-    )
-    result.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name that requests may call this server by, besides localhost; may be repeated. Where --host is not "
-        "this machine alone and none is given, every name may be used",
-    )
-    result.add_argument("--allow-non-finite", action="store_true", help="serve weights that are NaN or infinite too")
-    return result
+app = plain_app()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model and serve it until SIGINT, SIGTERM or SIGHUP; then exits with 128 + the signal's number."""
-    arguments = parser().parse_args(argv)
-    with command("evo serve"):
-        _check(arguments)
-        _require_fastapi()
-        with listening(arguments.host, arguments.port) as listener:
-            caught = serve(
-                load(arguments),
-                listener,
-                max_body=int(arguments.max_body * 2**20),
-                request_seconds=arguments.request_timeout,
-                hosts=arguments.allow_host,
-            )
+@app.command()
+def serve_command(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a folder of them (the newest).")
+    ],
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8000,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, … [default: a GPU where there is one]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="NAME", help="Of the weights. [default: as trained]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model. [default: the checkpoint's folder]")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Continuations at a time.")] = 16,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of prompt and continuation together. [default: four times the trained length, up to 16384]",
+        ),
+    ] = None,
+    max_body: Annotated[float, typer.Option(metavar="MIB", help="Size of a request's body.")] = 4,
+    request_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Drop a connection whose request has not come as a whole by then."),
+    ] = 10,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name that requests may call this server by, besides localhost; repeatable. Where --host is not "
+            "this machine alone and none is given, every name may be used.",
+        ),
+    ] = None,
+    allow_non_finite: Annotated[
+        bool, typer.Option("--allow-non-finite", help="Serve weights that are NaN or infinite too.")
+    ] = False,
+) -> None:
+    """Serve a model: an OpenAI-compatible HTTP API and a page.
+
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP end it, with 128 + the signal's number.
+    """
+    local_path(checkpoint, "CHECKPOINT")
+    _check(
+        port,
+        counts={"--max-batch": max_batch, "--max-length": max_length},
+        sizes={"--max-body": max_body, "--request-timeout": request_timeout},
+    )
+    _require_fastapi()
+    with listening(host, port) as listener:
+        service = load(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            name=name,
+            max_batch=max_batch,
+            max_length=max_length,
+            allow_non_finite=allow_non_finite,
+        )
+        caught = serve(
+            service, listener, max_body=int(max_body * 2**20), request_seconds=request_timeout, hosts=allow_host or ()
+        )
     if caught is not None:
-        sys.exit(128 + caught)
+        raise typer.Exit(128 + caught)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    local_path(arguments.checkpoint, "CHECKPOINT")
-    for name in ("max_batch", "max_length"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{value} must be 1 or more", key=f"--{name.replace('_', '-')}")
-    for name in ("max_body", "request_timeout"):
-        if not 0 < (value := getattr(arguments, name)) < math.inf:
-            raise ConfigError(f"{value} must be a number above 0", key=f"--{name.replace('_', '-')}")
-    if not 0 <= arguments.port < 2**16:
-        raise ConfigError(f"{arguments.port} is no port: they go from 0 (any free one) to 65535", key="--port")
+def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.serve") -> None:
+    """Carry out a command line; exits with 2 for a mistake of the user's, with 128 + its number after a signal."""
+    run(app, words, program, name="evo serve")
+
+
+def _check(port: int, *, counts: Mapping[str, int | None], sizes: Mapping[str, float]) -> None:
+    for option, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{count} must be 1 or more", key=option)
+    for option, size in sizes.items():
+        if not 0 < size < math.inf:
+            raise ConfigError(f"{size} must be a number above 0", key=option)
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"{port} is no port: they go from 0 (any free one) to 65535", key="--port")
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -116,8 +133,26 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def load(arguments: argparse.Namespace) -> Service:
-    """The service that a command line describes.
+def load(
+    checkpoint: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    name: str | None = None,
+    max_batch: int = 16,
+    max_length: int | None = None,
+    allow_non_finite: bool = False,
+) -> Service:
+    """The service of a checkpoint.
+
+    Args:
+        checkpoint: where it lies, or a folder of checkpoints (the newest).
+        device: default a GPU where there is one.
+        dtype: of the weights; default as trained.
+        name: what clients call the model; default the folder's.
+        max_batch: continuations at a time.
+        max_length: tokens of prompt and continuation together; default four times the trained length, up to 16384.
+        allow_non_finite: serve weights that are NaN or infinite too.
 
     Raises:
         CheckpointError, ConfigError: there is no such checkpoint, or it cannot generate text.
@@ -129,18 +164,17 @@ def load(arguments: argparse.Namespace) -> Service:
     from evo_core.serve.service import Service
     from evo_core.weights.loading import load_model
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch_dtype(arguments.dtype) if arguments.dtype else None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    as_type = torch_dtype(dtype) if dtype else None
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{device}: there is no such device here ({error})", key="--device") from None
-    allowed = arguments.allow_non_finite
-    model, tokenizer = load_model(arguments.checkpoint, device, dtype, allow_non_finite=allowed)
+    model, tokenizer = load_model(checkpoint, device, as_type, allow_non_finite=allow_non_finite)
     if tokenizer is None:
-        raise CheckpointError("holds no tokenizer: texts can be neither read nor written", file=arguments.checkpoint)
-    name = arguments.name or local_path(arguments.checkpoint).absolute().name
-    return Service(check_model(model), tokenizer, name, max_batch=arguments.max_batch, max_length=arguments.max_length)
+        raise CheckpointError("holds no tokenizer: texts can be neither read nor written", file=checkpoint)
+    name = name or local_path(checkpoint).absolute().name
+    return Service(check_model(model), tokenizer, name, max_batch=max_batch, max_length=max_length)
 
 
 def serve(

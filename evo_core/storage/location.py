@@ -23,10 +23,10 @@ Location = str | Path
 
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://)?")
 _REMOTE = ("s3://", "boto3:s3://")
-_LOCAL = ("local:", "file://", "file:")  # `Path` makes file:/x of file:///x
-_PREFIXES = ("local:", "file://", "file:/", *_REMOTE)
+_PREFIXES = ("local:", "file://", "file:", *_REMOTE)  # file:/x is what `Path` makes of file:///x
 _GRAMMAR = "known are PATH, local:PATH, file:///PATH, s3://BUCKET/KEY and boto3:s3://BUCKET.ENDPOINT/KEY"
 NO_STORE = "this version reads and writes local folders only"
+NO_WRITING = "this version reads from object stores and writes none"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -39,6 +39,11 @@ def is_remote(location: Location) -> bool:
     return isinstance(location, str) and location.startswith(_REMOTE)
 
 
+def file_name(location: Location) -> str:
+    """The last part of a location."""
+    return str(location).rstrip("/").rpartition("/")[2]
+
+
 def is_hub_id(location: str) -> bool:
     """Whether a location looks like a model hub's ``owner/name`` and there is no such local folder."""
     return _HUB_ID.fullmatch(location) is not None and not Path(location).exists()
@@ -47,6 +52,11 @@ def is_hub_id(location: str) -> bool:
 def is_unprefixed(location: str) -> bool:
     """Whether a location leaves open that it is local."""
     return not location.startswith(_PREFIXES)
+
+
+def names_nothing(location: str) -> bool:
+    """Whether nothing stands behind the prefix, or nothing at all."""
+    return not location.removeprefix(_prefix(location)).strip()
 
 
 def check_location(location: Location, key: str | None = None) -> None:
@@ -64,13 +74,13 @@ def check_location(location: Location, key: str | None = None) -> None:
     found = _PREFIX.match(location.lstrip())
     if found is None:
         return
-    known = next((prefix for prefix in _PREFIXES if location.startswith(prefix)), None)
-    if known is None:
+    known = _prefix(location)
+    if not known:
         raise LocationError(_unknown(location, found[0]), key=key, hint=f"{_GRAMMAR}; a path may begin with ./")
     rest = location.removeprefix(known)
-    if not rest.strip() or (is_remote(location) and not rest.partition("/")[0].strip()):
+    if names_nothing(location) or (is_remote(location) and not rest.partition("/")[0].strip()):
         raise LocationError(f'"{location}" names nothing behind {known}', key=key, hint=_GRAMMAR)
-    if known == "file://" and not rest.startswith("/"):
+    if known in ("file://", "file:") and not rest.startswith("/"):
         raise LocationError(f'"{location}" is no absolute path', key=key, hint=f"write local:{rest} or file:///{rest}")
 
 
@@ -80,12 +90,23 @@ def local_path(location: Location, key: str | None = None) -> Path:
     Raises:
         LocationError: it is no location, or one in a store.
     """
-    if isinstance(location, str):
-        check_location(location, key)
-        if is_remote(location):
-            raise LocationError(f'"{location}": {NO_STORE}', key=key, hint="name a local path")
-        location = Path(location.removeprefix(next(filter(location.startswith, _LOCAL), "")))
-    return expanded(location)
+    return expanded(location) if isinstance(location, Path) else _local_path(location, NO_STORE, key)
+
+
+def path_to_write(location: Location, key: str | None = None) -> Path:
+    """The same for what is written; a `Path` has been spelled out by whoever made it.
+
+    Raises:
+        LocationError: it is no location, or one in a store: nothing is written there yet.
+    """
+    return location if isinstance(location, Path) else _local_path(location, NO_WRITING, key)
+
+
+def _local_path(location: str, refusal: str, key: str | None) -> Path:
+    check_location(location, key)
+    if is_remote(location):
+        raise LocationError(f'"{location}": {refusal}', key=key, hint="name a local path")
+    return expanded(Path(location.removeprefix(_prefix(location))))
 
 
 def expanded(path: Path) -> Path:
@@ -98,6 +119,11 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise LocationError(f'"{path}": there is no such home', hint="write ./~… for a path that begins so") from None
+
+
+def _prefix(location: str) -> str:
+    """Which of the known prefixes it begins with; empty for a bare path."""
+    return next(filter(location.startswith, _PREFIXES), "")
 
 
 def _unknown(location: str, prefix: str) -> str:

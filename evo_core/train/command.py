@@ -2,74 +2,100 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any
 
-from evo_core.job import command
+import typer
+from typer.core import TyperCommand
+
+from evo_core.command_line.config_options import ConfigFile, Seed, Set, overrides
+from evo_core.command_line.launcher_options import Backend, Host, Launcher, Port
+from evo_core.command_line.program import plain_app, run
 from evo_core.storage.location import check_location, local_path
 
 STOPPED = 143
 """Exit status of a run that a signal ended after it saved: 128 + SIGTERM."""
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; names and meanings are the original's where it has them."""
-    result = argparse.ArgumentParser(prog="evo_core.train", description=__doc__)
-    result.add_argument("--config", required=True, metavar="FILE", help="a .yaml or .py training configuration")
-    result.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set one key, as in adam.lr=3e-4; may be repeated",
-    )
-    result.add_argument("--folder", help="where log and curve go; default RUN/<job name>/<date>")
-    result.add_argument("--init", metavar="CHECKPOINT", help="start from it where there is nothing to resume")
-    result.add_argument(
-        "--init-content",
-        nargs="+",
-        default=["model"],
-        choices=["model", "sampler", "optimizer", "scheduler", "all"],
-        help="what to take from it (default: model)",
-    )
-    result.add_argument("--launcher", choices=["torch", "slurm"], help="default: what the environment says")
-    result.add_argument("--backend", help="of the process group; default nccl on GPUs, gloo on CPUs")
-    result.add_argument("--seed", type=int, help="overrides the configuration's")
-    result.add_argument("--host", help="address of rank 0")
-    result.add_argument("--port", type=int, help="port of rank 0")
-    return result
+app = plain_app()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, join the ranks, train; exits with 143 where a signal ended the run."""
-    arguments = parser().parse_args(argv)
-    overrides = list(arguments.overrides)
-    if arguments.seed is not None:
-        overrides.append(f"seed={arguments.seed}")
-    stopped = False
-    with command("evo_core.train"):
-        from evo_core.config import load_config
+class Content(StrEnum):
+    """What can be taken from a checkpoint."""
 
-        cfg = load_config(arguments.config, overrides)  # before torch is imported: a mistake is told at once
-        folder = None if arguments.folder is None else local_path(arguments.folder, "--folder")
-        if folder is None:
-            cfg.run_name  # noqa: B018 - what cannot name a folder is told before anything is joined or read
-        if arguments.init is not None:
-            check_location(arguments.init, "--init")
+    MODEL = "model"
+    SAMPLER = "sampler"
+    OPTIMIZER = "optimizer"
+    SCHEDULER = "scheduler"
+    ALL = "all"
 
-        from evo_core.parallel.ranks import ranks
-        from evo_core.train.loop import train
-        from evo_core.train.resume import Start
 
-        with ranks(
-            arguments.launcher, arguments.backend, host=arguments.host, port=arguments.port, catch_stop=True
-        ) as joined:
-            init = None
-            if arguments.init is not None:
-                init = Start(Path(arguments.init), tuple(arguments.init_content), resumes=False)
-            stopped = train(cfg, folder=folder, init=init, ranks=joined).stopped
+class _TrainCommand(TyperCommand):
+    """Takes several words after one --init-content, where the library takes one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(name_before_each(args, "--init-content")))
+
+
+def name_before_each(words: Sequence[str], option: str) -> Iterator[str]:
+    """``--x a b`` as ``--x a --x b``."""
+    taken = -1  # words taken after the option's name; -1 where the word is not its own
+    for word in words:
+        own = taken >= 0 and not word.startswith("-")
+        if own and taken > 0:
+            yield option
+        yield word
+        taken = taken + 1 if own else 0 if word == option else -1
+
+
+@app.command(cls=_TrainCommand)
+def train_command(
+    config: ConfigFile,
+    set_: Set = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Where log and curve go. [default: RUN/<job name>/<date>]"),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Start from it where there is nothing to resume.")
+    ] = None,
+    init_content: Annotated[
+        list[Content] | None,
+        typer.Option(help="What to take from it; several words, or repeated. [default: model]", show_default=False),
+    ] = None,
+    launcher: Launcher = None,
+    backend: Backend = None,
+    seed: Seed = None,
+    host: Host = None,
+    port: Port = None,
+) -> None:
+    """Train a model here and now, alone or as one of many ranks.
+
+    SIGTERM, Ctrl-C and SIGHUP save a checkpoint first; the exit status is then 143.
+    """
+    from evo_core.config import load_config
+
+    cfg = load_config(config, overrides(set_, seed))  # before torch is imported: a mistake is told at once
+    run_folder = None if folder is None else local_path(folder, "--folder")
+    if run_folder is None:
+        cfg.run_name  # noqa: B018 - what cannot name a folder is told before anything is joined or read
+    if init is not None:
+        check_location(init, "--init")
+
+    from evo_core.parallel.process_group import ranks
+    from evo_core.train.loop import train
+    from evo_core.train.start import Start
+
+    with ranks(launcher, backend, host=host, port=port, catch_stop=True) as joined:
+        start = None
+        if init is not None:
+            start = Start(Path(init), tuple(part.value for part in init_content or [Content.MODEL]), resumes=False)
+        stopped = train(cfg, folder=run_folder, init=start, ranks=joined).stopped
     if stopped:
-        sys.exit(STOPPED)
+        raise typer.Exit(STOPPED)
+
+
+def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.train") -> None:
+    """Carry out a command line; exits with 2 for a mistake of the user's, with 143 where a signal ended the run."""
+    run(app, words, program)

@@ -17,17 +17,17 @@ from evo_core.data import Prefetch, open_source
 from evo_core.errors import ConfigError
 from evo_core.evaluate.holdout import holdout
 from evo_core.model import build_model, compile_blocks, init_weights
-from evo_core.parallel import ranks as process_ranks
+from evo_core.parallel import process_group
 from evo_core.parallel.collectives import on_first
-from evo_core.parallel.layout import Layout, make_layout
-from evo_core.parallel.ranks import Ranks
+from evo_core.parallel.mesh import Mesh, make_mesh
+from evo_core.parallel.process_group import Ranks
 from evo_core.storage.location import local_path
-from evo_core.train.journal import Journal
-from evo_core.train.logging import Log, logging_of_run
+from evo_core.train.metric_log import MetricLog
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.resume import Start, find_start, places, run_of, save_folder, take_start
-from evo_core.train.setup import draws_of_micro_batch, make_optimizer, make_schedules, set_kernels
-from evo_core.train.startup import describe, introduce
+from evo_core.train.optimizer import draws_of_micro_batch, make_optimizer, make_schedules, set_kernels
+from evo_core.train.run_log import RunLog, logging_of_run
+from evo_core.train.start import Start, data_cursors, find_start, run_of, save_folder, take_start
+from evo_core.train.startup_log import log_parts, log_ranks
 from evo_core.train.stop_file import StopFile, ends, saves
 
 if TYPE_CHECKING:
@@ -71,48 +71,48 @@ def train(
         UserError: configuration, data or checkpoint do not fit.
     """
     if ranks is None:
-        with process_ranks.ranks(catch_stop=True) as joined:
+        with process_group.ranks(catch_stop=True) as joined:
             return train(cfg, folder=folder, init=init, ranks=joined)
     cfg.check_world(ranks.world_size)
-    layout = make_layout(cfg.parallel.zero1.size, device_type=ranks.device.type)
-    with logging_of_run(speaks=layout.is_log_rank) as lines:
-        return _train(cfg, folder, init, ranks, layout, lines)
+    mesh = make_mesh(cfg.degrees(ranks.world_size), device_type=ranks.device.type)
+    with logging_of_run(speaks=mesh.is_log_rank) as lines:
+        return _train(cfg, folder, init, ranks, mesh, lines)
 
 
 def _train(
-    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, layout: Layout, lines: Log
+    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, mesh: Mesh, lines: RunLog
 ) -> TrainResult:
     set_kernels(cfg)
-    start = find_start(cfg, init, first=layout.is_log_rank)
+    start = find_start(cfg, init, first=mesh.is_log_rank)
     folder = _run_folder(cfg, folder, start)
     lines.keep_in(folder)
-    introduce(cfg, ranks, layout, folder)
+    log_ranks(cfg, ranks, mesh, folder)
 
-    data = open_source(cfg, dp_rank=layout.dp_rank, dp_size=layout.dp)
+    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
     model = build_model(cfg.model, device=ranks.device)
     if start is None:
         init_weights(model, cfg.model, cfg.seed)
     if getattr(cfg.model, "compile", False):
         compiled = compile_blocks(model)
-        if layout.is_log_rank:
+        if mesh.is_log_rank:
             log.info("%d blocks are compiled in the first step", compiled)
-    optimizer = make_optimizer(cfg, model, layout)
+    optimizer = make_optimizer(cfg, model, mesh)
     lr, beta2 = make_schedules(cfg)
-    speed = Throughput.of(cfg, world_size=ranks.world_size, dp=layout.dp)
-    batch_tokens = speed.step_tokens(cfg.micro_num(layout.dp))
-    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, layout)
+    speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
+    batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
+    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
-    describe(cfg, ranks, layout, model, optimizer, data)
+    log_parts(cfg, ranks, mesh, model, optimizer, data)
 
     root, run = save_folder(cfg), run_of(start, cfg)
     checkpoint = start.checkpoint if start is not None and start.resumes else None
-    stop_file = StopFile(cfg.ckpt.stop_file_path, reads=layout.is_log_rank)
+    stop_file = StopFile(cfg.ckpt.stop_file_path, reads=mesh.is_log_rank)
     total_steps, stopped, ended = cfg.data.total_steps, False, False
 
     with (
         Prefetch(data, state.step, total_steps, workers=cfg.data.num_worker) as feed,
-        Journal(cfg, folder, state.step, keeps=layout.is_log_rank) as journal,
+        MetricLog(cfg, folder, state.step, keeps=mesh.is_log_rank) as metric_log,
     ):
         while state.step < total_steps and not (stopped or ended):
             step, began, asked = state.step, time.perf_counter(), 0
@@ -126,7 +126,7 @@ def _train(
                     "inf_nan_skip_batches": state.skipped_updates,
                     "skip_batches": True,
                 }
-                if layout.is_log_rank:
+                if mesh.is_log_rank:
                     log.info("step=%d is in skip_batches: its batch is drawn and not trained on", step)
             else:
                 # Forward and backward of every micro-batch; the last backward reduces the gradients.
@@ -138,7 +138,7 @@ def _train(
                 optimizer.begin()
                 computing = time.perf_counter()
                 for i in range(batch_micro_num):
-                    draws = draws_of_micro_batch(model, cfg.seed, step, i * layout.dp + layout.dp_rank)
+                    draws = draws_of_micro_batch(model, cfg.seed, step, i * mesh.data.size + mesh.data.rank)
                     output = model(
                         batch.input_ids[i],
                         batch.positions[i],
@@ -163,7 +163,7 @@ def _train(
                     state.updates += 1
                 else:
                     state.skipped_updates += 1
-                state.loss = totals.loss / layout.dp
+                state.loss = totals.loss / mesh.data.size
                 stopped, asked = totals.stop, totals.stop_file
                 seconds = time.perf_counter() - began
                 record = {
@@ -180,21 +180,21 @@ def _train(
                     **cut,
                     "adam_beta2": beta2(state.updates),
                     "fwd_bwd_time": round(fwd_bwd_time, 2),
-                    **totals.moe(layout.dp),
+                    **totals.moe(mesh.data.size),
                     **totals.quality(),
                     "tokens_per_second": round(speed.step_tokens(batch_micro_num) / seconds, 1),
                     "step_time": round(seconds, 4),
                     "time": time.time(),
                 }
-                journal.step(record, seconds=seconds)
+                metric_log.step(record, seconds=seconds)
 
             state.step += 1
             state.tokens += speed.step_tokens(batch_micro_num)
             ended = ends(asked, state.step)
 
             if cfg.data.valid_every and state.step % cfg.data.valid_every == 0 and not stopped:
-                record |= _evaluate(cfg, model, ranks, layout, step)
-            journal.keep(record)
+                record |= _evaluate(cfg, model, ranks, mesh, step)
+            metric_log.keep(record)
 
             due = state.step % cfg.ckpt.checkpoint_every == 0 or state.step == total_steps
             due = due or stopped or saves(asked, state.step)
@@ -202,22 +202,22 @@ def _train(
             if root is not None and (due or snapshot):
                 began = time.perf_counter()
                 state.moments, state.scaler = optimizer.updates, optimizer.scaler.state()
-                if data.in_order:
-                    state.places = places(feed, layout)
+                if data.sequential:
+                    state.data_cursors = data_cursors(feed, mesh)
                 checkpoint = save(root, cfg, model, optimizer.state(), state, snapshot=not due, run=run)
-                if layout.is_log_rank:
+                if mesh.is_log_rank:
                     log.info("saved %s in %.1f s", checkpoint, time.perf_counter() - began)
 
             if state.step % _interval(cfg) == 0:
-                _clean_up(ranks, layout)
+                _clean_up(ranks, mesh)
 
-    if layout.is_log_rank:
+    if mesh.is_log_rank:
         how = "stopped by a signal" if stopped else "ended by the stop file" if ended else "finished"
         log.info("%s at step %d of %d, newest checkpoint: %s", how, state.step, total_steps, checkpoint)
     return TrainResult(state.step, state.loss, checkpoint, stopped)
 
 
-def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, step: int) -> dict[str, float]:
+def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, mesh: Mesh, step: int) -> dict[str, float]:
     """Held-out scores by type, as fields of a step's record."""
     began = time.perf_counter()
     scores = holdout(
@@ -225,9 +225,9 @@ def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, 
         None if cfg.data.valid_folder is None else local_path(cfg.data.valid_folder),
         seq_len=cfg.data.seq_len,
         micro_bsz=cfg.data.micro_bsz,
-        dp_rank=layout.dp_rank,
-        dp_size=layout.dp,
-        group=layout.data_group,
+        dp_rank=mesh.data.rank,
+        dp_size=mesh.data.size,
+        group=mesh.data.group,
         device=ranks.device,
         mask_token_zero=cfg.data.mask_token_zero,
         vocab_size=cfg.model.vocab_size,
@@ -237,7 +237,7 @@ def _evaluate(cfg: TrainConfig, model: nn.Module, ranks: Ranks, layout: Layout, 
         fields[f"val/{name}_loss"] = score["loss"]
         fields[f"val/{name}_acc"] = score["acc"]
         fields[f"val/{name}_plex"] = score["perplexity"]
-    if layout.is_log_rank:
+    if mesh.is_log_rank:
         shown = ",".join(f"{name}={value:.4f}" for name, value in fields.items())
         log.info("evaluation after step=%d in %.1f s: %s", step, time.perf_counter() - began, shown)
     return fields
@@ -269,7 +269,7 @@ def _interval(cfg: TrainConfig) -> int:
     return interval if interval > 0 else 50
 
 
-def _clean_up(ranks: Ranks, layout: Layout) -> None:
+def _clean_up(ranks: Ranks, mesh: Mesh) -> None:
     """Give back cached memory and say how much is in use."""
     gc.collect()
     usage = f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
@@ -280,5 +280,5 @@ def _clean_up(ranks: Ranks, layout: Layout) -> None:
             f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GB, "
             f"reserved {torch.cuda.memory_reserved() / 2**30:.2f} GB"
         )
-    if layout.is_log_rank:
+    if mesh.is_log_rank:
         log.info("memory of rank %d: %s", ranks.rank, usage)

@@ -19,14 +19,14 @@ def pairs_to_halves(x: Tensor, head_dim: int) -> Tensor:
 
 
 def halves_to_pairs(x: Tensor, head_dim: int) -> Tensor:
-    """The way back of `pairs_to_halves`."""
+    """The way back of `pairs_to_halves`, of the same shapes."""
     return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def part_of_qkv(x: Tensor, part: str, layout: QKVLayout, heads: int, kv_heads: int, head_dim: int) -> Tensor:
     """The rows of "q", "k" or "v" in one weight or bias that holds all three; see `QKVLayout`.
 
-    x: [(heads + 2 * kv_heads) * head_dim, ...].
+    x: [(heads + 2 * kv_heads) * head_dim, ...] -> [heads or kv_heads * head_dim, ...].
     """
     if layout == "blocked":
         sizes = [count * head_dim for count in (heads, kv_heads, kv_heads)]
@@ -37,7 +37,10 @@ def part_of_qkv(x: Tensor, part: str, layout: QKVLayout, heads: int, kv_heads: i
 
 
 def to_qkv(parts: Sequence[Tensor], layout: QKVLayout, kv_heads: int, head_dim: int) -> Tensor:
-    """One weight or bias of the query, key and value rows."""
+    """One weight or bias of the query, key and value rows, the way back of `part_of_qkv`.
+
+    parts: [heads * head_dim, ...] and twice [kv_heads * head_dim, ...] -> [(heads + 2 * kv_heads) * head_dim, ...].
+    """
     if layout == "blocked":
         return torch.cat(list(parts))
     return torch.cat([part.unflatten(0, (kv_heads, -1, head_dim)) for part in parts], dim=1).flatten(0, 2)

@@ -39,12 +39,12 @@ class Lazy:
 
 
 def held(tensor: Tensor) -> Lazy:
-    """A tensor that is there already: in memory, or in a mapped file."""
+    """A tensor of any shape that is there already: in memory, or in a mapped file."""
     return Lazy(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 def joined(parts: Sequence[Lazy], join: Callable[[list[Tensor]], Tensor]) -> Lazy:
-    """What `join` makes of several tensors."""
+    """What `join` makes of several tensors of any shapes; the result's is found by trying it without data."""
     shapes = [torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts]
     result = join(shapes)
     return Lazy(tuple(result.shape), result.dtype, lambda: join([part.read() for part in parts]))

@@ -6,7 +6,6 @@ dies. Who starts next finds the files that nobody holds, and tells Prefect.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from tasks.store.atomic import draft_of
+from evo_core.storage.lock import is_held, sign_of_life
 
 MESSAGE = "its process died"
 
@@ -30,22 +29,8 @@ def living(home: Path, flow_run_id: str) -> Iterator[None]:
         home: Prefect's folder in the store.
     """
     report_dead_runs(home)
-    with _lock_of(home, flow_run_id):
+    with sign_of_life(_folder(home) / flow_run_id):
         yield
-
-
-@contextmanager
-def _lock_of(home: Path, flow_run_id: str) -> Iterator[None]:
-    """Hold the lock of a flow run. Its file is seen from when the lock is held until just before it is let go."""
-    path = _folder(home) / flow_run_id
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with draft_of(home / flow_run_id) as draft, draft.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        draft.replace(path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def report_dead_runs(home: Path) -> list[str]:
@@ -61,7 +46,7 @@ def report_dead_runs(home: Path) -> list[str]:
 
 def dead_runs(home: Path) -> list[Path]:
     """The files of flow runs whose process is gone, each named by the run's id."""
-    return [path for path in sorted(_folder(home).glob("[0-9a-f]*")) if not _held(path)]
+    return [path for path in sorted(_folder(home).glob("[0-9a-f]*")) if not is_held(path)]
 
 
 def _crash(client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -75,18 +60,6 @@ def _crash(client: SyncPrefectClient, flow_run_id: UUID) -> None:
         if task_run.state is None or not task_run.state.is_final():
             client.set_task_run_state(task_run.id, Crashed(message=MESSAGE), force=True)
     client.set_flow_run_state(flow_run_id, Crashed(message=MESSAGE), force=True)
-
-
-def _held(path: Path) -> bool:
-    """Whether a living process holds the lock of a flow run."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return not path.exists()  # else it ended just now, in good order: the file goes before its lock
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:  # the same, a moment earlier
-        return True
 
 
 def _folder(home: Path) -> Path:

@@ -13,8 +13,8 @@ from typing import Any
 from flows.orchestration.server import prefect_home
 from flows.pipeline.plan import Plan
 from tasks.store import Store, open_store
-from tasks.store.atomic import read_json, write_json
 from tasks.store.claim import last_owner
+from tasks.store.json_file import read_json, write_json
 
 ROOT_LABEL, RUN_LABEL = "evo.root", "evo.run"
 """Labels of a flow run: the store it works on, and the name of its run there."""

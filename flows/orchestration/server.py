@@ -27,7 +27,7 @@ from flows.orchestration.address import answers, around_proxies, checked_api, is
 from flows.show.tensorboard import link_models
 from tasks.launch.launcher import Stopped
 from tasks.store import Store, open_store
-from tasks.store.atomic import read_object, write_json
+from tasks.store.json_file import read_object, write_json
 from tasks.store.trouble import store_must_take
 
 HOST = "127.0.0.1"
@@ -89,6 +89,9 @@ def configured_api_url() -> str | None:
     """The server that the user set, by any of the ways Prefect knows.
 
     Importing Prefect takes more than a second, so it is asked only if one of the files it reads may say something.
+
+    Raises:
+        UserError: what Prefect reads is wrong.
     """
     if url := os.environ.get("PREFECT_API_URL", "").strip():
         return url
@@ -202,7 +205,11 @@ def running_tensorboard(folder: Path) -> Iterator[str]:
 
 
 def free_port(preferred: int = 0) -> int:
-    """The preferred port if nobody listens there, else any free one."""
+    """The preferred port if nobody listens there, else any free one.
+
+    Raises:
+        UserError: no port can be bound.
+    """
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

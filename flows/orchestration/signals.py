@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from evo_core.process import stop_signals
-from tasks.launch.supervisor import descendants
+from evo_core.process import descendants, stop_signals
 
 _SHOW_CURSOR = "\x1b[?25h"
 

@@ -8,7 +8,6 @@ leaves is invisible to readers and is taken up or cleared away by the next run.
 from __future__ import annotations
 
 import datetime
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evo_core.errors import DataError, UserError
+from evo_core.storage.atomic import clear_drafts
+from evo_core.storage.files import delete
 from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
@@ -27,7 +28,6 @@ from tasks.launch.launcher import Stopped
 from tasks.launch.record import RECORD, read_attempt
 from tasks.store import Artifact, Store
 from tasks.store import commit as commits
-from tasks.store.atomic import clear_drafts
 from tasks.store.claim import Claim, holder, known_dead
 from tasks.store.provenance import provenance
 
@@ -123,7 +123,7 @@ def _make(
     commits.discard_unsealed(home, but=attempt.number)
     work = home / "work"
     if step.force and not (state / RECORD).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        delete(work)
     work.mkdir(exist_ok=True)
     started = time.time()
     context = _context(plan, step, store, observer, stop, attempt, work)
@@ -143,7 +143,7 @@ def _make(
         raise
     plain = plain_statistics(returned, step, attempt.folder)
     statistics = plan.pipeline.secrets.shown(plain, f"steps.{step.name}.statistics")
-    commits.seal(attempt.folder, _manifest(plan, step, attempt, statistics, started), context.digests)
+    commits.seal(attempt.folder, _manifest(plan, step, attempt, context, statistics, started), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
     return artifact
@@ -208,7 +208,12 @@ def _context(
 
 
 def _manifest(
-    plan: Plan, step: PlannedStep, attempt: _Attempt, statistics: Mapping[str, Any], started: float
+    plan: Plan,
+    step: PlannedStep,
+    attempt: _Attempt,
+    context: StepContext[Any, Any],
+    statistics: Mapping[str, Any],
+    started: float,
 ) -> dict[str, Any]:
     ended = time.time()
     ranks = getattr(step.runtime, "world_size", 1)
@@ -222,6 +227,7 @@ def _manifest(
         "key": step.key,
         "identity": step.payload,
         "inputs": {name: {"from": origin, "key": key} for name, (origin, key) in step.needs.items()},
+        "objects": sorted(context.objects),
         "attempt": attempt.number,
         "facts": dict(step.facts),
         "statistics": dict(statistics),

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evo_core.storage.files import replacing, write_file
 from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import humanize, results, terminal
 from flows.show.charts import line_chart, themed
 from tasks.store import Artifact, Store
-from tasks.store.atomic import draft_of, write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,11 +38,10 @@ def write_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, erro
         error: why the run ended early, if it did.
     """
     path = report_path(plan, store)
-    write_text(path, _template().render(**_content(plan, refs, store, error)))
+    write_file(path, _template().render(**_content(plan, refs, store, error)))
     link = store.root / "report.html"
-    with draft_of(link) as draft:
+    with replacing(link, durable=False) as draft:
         draft.symlink_to(path.relative_to(store.root))
-        draft.replace(link)
     return path
 
 

@@ -12,7 +12,7 @@ from flows.show.humanize import statistics_line
 from tasks.evaluate import SCORES
 from tasks.generate import SAMPLES
 from tasks.store import Artifact
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 from tasks.train import METRICS
 
 

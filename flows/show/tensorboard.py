@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evo_core.errors import UserError
+from evo_core.storage.files import replacing
 from tasks.store import Artifact, Store
 
 
@@ -26,10 +27,8 @@ def link_models(store: Store, folder: Path) -> list[str]:
         link = folder / name
         if link.is_symlink() and link.readlink() == logs:
             continue
-        fresh = folder / f".{name}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(logs, target_is_directory=True)
-        fresh.replace(link)
+        with replacing(link, durable=False) as draft:
+            draft.symlink_to(logs, target_is_directory=True)
     for link in folder.iterdir():
         if link.is_symlink() and link.name not in names:
             link.unlink()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.store.atomic import read_object
+from tasks.store.json_file import read_object
 
 NOTE = "[evo] "
 """Begins the lines that the launcher itself writes to a job's log."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
-from evo_core.process import alive, record_of
+from evo_core.storage.identity import alive, record_of
 from tasks.launch import supervisor
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
@@ -22,7 +22,7 @@ from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, jo
 from tasks.launch.launcher import Job, JobFailed, Stopped
 from tasks.launch.record import read_record
 from tasks.launch.restarts import Restarts
-from tasks.store.atomic import read_object, write_json
+from tasks.store.json_file import read_object, write_json
 
 PROCESS = "local.json"
 """In the state folder: the process that a local job runs under, for `cancel`."""

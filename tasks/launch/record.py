@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.store.atomic import read_object, write_json
+from tasks.store.json_file import read_object, write_json
 
 RECORD = "job.json"
 _LOCK_LOOK = 0.1

@@ -27,7 +27,7 @@ from tasks.launch.record import (
 )
 from tasks.launch.script import batch_script, sbatch_arguments
 from tasks.launch.slurm_follow import LOOK, OFFSET, SlurmFollow, look_up
-from tasks.store.atomic import write_json
+from tasks.store.json_file import write_json
 
 _ASK_AGAIN = 2.0
 _GONE_WITHIN = 180.0
@@ -114,6 +114,7 @@ class SlurmLauncher:
             seen = look_up(self.commands, record)
             if seen is None or seen.state in ENDS:
                 return None
+            # Before scancel: whoever finds the record after a crash between the two takes the job for given up.
             write_record(state, record.model_copy(update={"cancelled": True}))
             self.commands.cancel(record.job_id)
             while time.monotonic() < deadline:
@@ -177,7 +178,7 @@ class SlurmLauncher:
 
     def _counts(self, job: Job, record: JobRecord, end: Ended, on_line: Callable[[str], None]) -> bool:
         """Whether the end of a job that nobody watched is this call's result."""
-        if record.attempt != job.attempt or record.cancelled:
+        if record.attempt != job.attempt or record.cancelled:  # its files lie elsewhere, or its end was wanted
             return False
         error = job_error(job.state)
         if end.success or end.user_error or (error is not None and error[1]):
@@ -190,6 +191,7 @@ class SlurmLauncher:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         record = JobRecord(
             cluster=self.cluster.name,
+            # A name of its own for every submission: looked up after a crash, it finds this job or none.
             name=f"{job.name}-{secrets.token_hex(3)}",
             attempt=job.attempt,
             log=job.log,
@@ -202,6 +204,7 @@ class SlurmLauncher:
         script.write_text(batch_script(self.cluster, job, arguments), encoding="utf-8")
         self._clear(job)
         write_json(job.state / OFFSET, {"offset": record.log_start})
+        # The intent before the deed: whoever dies from here on leaves a name by which the job is found.
         write_record(job.state, record)
         job_id = self._sbatch(job, record, [*arguments], script, lock, stop, on_line)
         record = record.model_copy(update={"job_id": job_id})
@@ -226,6 +229,8 @@ class SlurmLauncher:
         for _ in _asking(stop, f"{job.name} was stopped before Slurm took it"):
             try:
                 taken = self.commands.find(record.name, record.submitted) if in_doubt else None
+                # sbatch inherits the lock: if this process is killed meanwhile, the next run waits until it is clear
+                # whether Slurm took the job, in place of looking the name up too early and submitting a second one.
                 return taken or self.commands.submit(arguments, script, variables, hold=lock)
             except SlurmSilent as silent:
                 in_doubt = True

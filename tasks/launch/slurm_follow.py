@@ -15,7 +15,7 @@ from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, jo
 from tasks.launch.job_outcome import Ended, JobOutcome
 from tasks.launch.launcher import JobFailed, Stopped
 from tasks.launch.record import JobRecord, exit_marker, read_record
-from tasks.store.atomic import read_object, write_json
+from tasks.store.json_file import read_object, write_json
 
 OFFSET = "log-offset.json"
 """In the state folder: how far the log was handed on, so that another follower repeats nothing."""

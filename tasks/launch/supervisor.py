@@ -5,7 +5,8 @@
 runs GRACE seconds later is killed. And when the command has ended, whatever it left behind is killed as well:
 torchrun gives each rank a session of its own, so ending a process group would miss them.
 
-It is a program of the standard library alone, started with ``python -I -S``, so that it costs milliseconds. Linux.
+It is started with ``python -I -S`` and loads nothing but the standard library and `evo_core.process`, so that it costs
+milliseconds. Linux.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[2]))  # -I leaves out whatever would lead there
+
+from evo_core.process import descendants
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -92,23 +98,6 @@ class Supervisor:
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._command.wait(LOOK)
-
-
-def descendants(ancestor: int) -> set[int]:
-    """Processes below one, at any depth; ended ones that nobody has waited for do not count."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(entry.parent.name))
-    found: set[int] = set()
-    waiting = [ancestor]
-    while waiting:
-        for pid in children.get(waiting.pop(), []):
-            found.add(pid)
-            waiting.append(pid)
-    return found
 
 
 if __name__ == "__main__":

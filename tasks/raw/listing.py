@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evo_core.errors import DataError
 from tasks.store import Artifact
-from tasks.store.atomic import read_json, write_json
+from tasks.store.json_file import read_json, write_json
 
 LISTING = "files.json"
 
@@ -47,7 +47,11 @@ def write_listing(folder: Path, files: Sequence[RawFile]) -> None:
 
 
 def read_listing(raw: Artifact) -> list[RawFile]:
-    """The files of a raw artifact; a uri inside the artifact is found wherever the store has moved to."""
+    """The files of a raw artifact; a uri inside the artifact is found wherever the store has moved to.
+
+    Raises:
+        DataError: it has no listing.
+    """
     entries = read_json(raw.path / LISTING)
     if entries is None:
         raise DataError(f"a raw artifact without {LISTING}", file=raw.path)

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from evo_core.data.raw.files import is_uri
 from evo_core.errors import DataError
+from evo_core.storage.location import is_remote
 from tasks.raw.listing import RawFile, etag_of
 from tasks.raw.selection import etag
 from tasks.store.digests import DigestMemory
@@ -35,12 +35,12 @@ class StillAsListed:
 
     def before(self, file: RawFile) -> None:
         """Look at a local file before work is spent on it."""
-        if not is_uri(file.uri):
+        if not is_remote(file.uri):
             self._check_local(file)
 
     def after(self, file: RawFile, accept: Callable[[], object]) -> None:
         """Look at a file that was read, and call `accept` if it is as it was listed; may return before."""
-        if is_uri(file.uri):
+        if is_remote(file.uri):
             self._checks.append(self._pool.submit(_check_object, file, accept))
             return
         self._check_local(file)

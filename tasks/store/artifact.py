@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError, UserError
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 
 SHAPE: dict[str, type] = {
     "key": str, "type": str, "kind": str, "step": str, "attempt": int, "identity": dict, "inputs": dict,
@@ -83,6 +83,12 @@ class Artifact:
         return self.manifest["type"]
 
     @property
+    def objects(self) -> frozenset[str] | None:
+        """Ids of the store's objects that it means; None where it is older than manifests that name them."""
+        named = self.manifest.get("objects")
+        return None if named is None else frozenset(named)
+
+    @property
     def statistics(self) -> dict[str, Any]:
         """What the step counted while it made the artifact."""
         return self.manifest["statistics"]
@@ -103,6 +109,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     for name, type_ in (SHAPE | MAY_HOLD).items():
         if type(manifest.get(name)) is not type_:
             raise DataError(f"the manifest is damaged: no {name!r} of type {type_.__name__}", file=path)
+    objects = manifest.get("objects", [])
+    if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
+        raise DataError("the manifest is damaged: no 'objects' that are ids", file=path)
     for made_from in manifest["inputs"].values():
         if not isinstance(made_from, dict) or not all(isinstance(made_from.get(name), str) for name in ("from", "key")):
             raise DataError(f"the manifest is damaged: {made_from!r} is no input", file=path)

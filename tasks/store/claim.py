@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_core.process import alive, record_of
-from tasks.store.atomic import UNNAMED, create_json, draft_of
+from evo_core.storage.atomic import time_of
+from evo_core.storage.identity import alive, record_of
+from tasks.store.json_file import create_json
 
 CLAIM = "claim.json"
 HEARTBEAT = 5.0
@@ -169,7 +170,7 @@ def _verdict(held: _Held) -> Literal["living", "dead", "silent"]:
     lives = alive(held.record)
     if lives is not None:
         return "living" if lives else "dead"
-    age = (_now(held.path.parent) - held.beat) / 1e9
+    age = (time_of(held.path.parent) - held.beat) / 1e9
     if age < 0:
         age = _watched_for(held)
     return "living" if age < STALE_AFTER else "silent"
@@ -192,21 +193,3 @@ def _watched_for(held: _Held) -> float:
     if seen is None or seen[:2] != (held.token, held.beat):
         seen = _watched[held.path] = (held.token, held.beat, time.monotonic())
     return time.monotonic() - seen[2]
-
-
-def _now(folder: Path) -> int:
-    """Now, ns, as the file system's clock has it: the clocks of two machines may differ, this one is common to both."""
-    try:
-        probe = os.open(folder, UNNAMED | os.O_WRONLY, 0o600)
-        try:
-            return os.fstat(probe).st_mtime_ns
-        finally:
-            os.close(probe)
-    except OSError:
-        pass
-    try:
-        with draft_of(folder / "now") as draft:
-            draft.write_bytes(b"")
-            return draft.stat().st_mtime_ns
-    except OSError:
-        return time.time_ns()  # a store that cannot be written; nothing is taken in it either

@@ -7,16 +7,16 @@ So the first commit wins, whatever claims or clocks say, and a loser's attempt i
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
+from evo_core.storage.atomic import clear_drafts, sync
+from evo_core.storage.files import delete, link_if_absent, link_or_copy, replacing
 from tasks.store.artifact import Artifact, read_manifest, wrong_files
-from tasks.store.atomic import clear_drafts, draft_of, link_if_absent, sync_folder, write_json
 from tasks.store.digests import digest_file
+from tasks.store.json_file import write_json
 
 MANIFEST = "attempt.json"
 
@@ -56,10 +56,9 @@ def seal(folder: Path, manifest: dict[str, Any], known: Mapping[str, str] | None
             continue
         found = digest_file(path)
         files.append({"path": name, "size": found.size, "digest": found.digest})
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     for sub in [p for p in folder.rglob("*") if p.is_dir()]:
-        sync_folder(sub)
+        sync(sub)
     write_json(folder / MANIFEST, {**manifest, "files": files})
 
 
@@ -72,10 +71,8 @@ def commit(home: Path, number: int, *, replace: bool = False) -> Artifact:
     source = home / "attempts" / str(number) / MANIFEST
     target = home / "manifest.json"
     if replace and target.exists():
-        with draft_of(target) as draft:
-            os.link(source, draft)
-            draft.replace(target)
-        sync_folder(home)
+        with replacing(target) as draft:
+            link_or_copy(source, draft)
     else:
         clear_drafts(home)
         link_if_absent(source, target)
@@ -92,14 +89,14 @@ def finish_sealed(home: Path) -> Artifact | None:
 
 def discard(home: Path, number: int) -> None:
     """Remove an attempt that will not be committed."""
-    shutil.rmtree(home / "attempts" / str(number), ignore_errors=True)
+    delete(home / "attempts" / str(number))
 
 
 def discard_unsealed(home: Path, *, but: int | None = None) -> None:
     """Remove what dead processes left: attempts without a manifest. Only the holder of the claim may call this."""
     for folder in (home / "attempts").glob("[0-9]*"):
         if not (folder / MANIFEST).exists() and folder.name != str(but):
-            shutil.rmtree(folder, ignore_errors=True)
+            delete(folder)
 
 
 def discard_home_if_empty(home: Path) -> None:

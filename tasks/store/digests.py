@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.store.atomic import draft_of
+from evo_core.storage.files import replacing
 
 CHUNK = 1 << 20
 
@@ -74,9 +74,8 @@ class DigestMemory:
         types = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.int64())
         arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
         table = pa.Table.from_arrays(arrays, names=self.COLUMNS)
-        with draft_of(self.inventory) as draft:
+        with replacing(self.inventory, durable=False) as draft:
             pq.write_table(table, draft)
-            draft.replace(self.inventory)
         self._new = False
 
     def _read(self) -> None:

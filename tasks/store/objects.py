@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evo_core.errors import DataError
-from tasks.store.atomic import read_object
+from tasks.store.json_file import read_object
 
 
 def is_whole(folder: Path, done: str) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import ConfigError
+from evo_core.storage.atomic import clear_drafts
 from tasks.params.names import composed, name_problem
-from tasks.store.atomic import clear_drafts, create_json, read_object, write_json
+from tasks.store.json_file import create_json, read_object, write_json
 
 REF = re.compile(r"ref:(?P<name>[^@]+)(@(?P<version>[^@]+))?")
 

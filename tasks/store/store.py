@@ -11,7 +11,7 @@ from typing import Any
 from evo_core.errors import ConfigError, UserError
 from evo_core.storage.location import local_path
 from tasks.store.artifact import Artifact
-from tasks.store.atomic import read_object, write_json
+from tasks.store.json_file import read_object, write_json
 from tasks.store.refs import Refs
 
 DEFAULT_ROOT = "evo_runs"

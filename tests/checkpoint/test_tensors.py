@@ -12,7 +12,7 @@ from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_man
 from evo_core.checkpoint.tensors import read_model, read_tensors, stored_shapes, write_tensors
 from evo_core.errors import CheckpointError
 from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-from evo_core.parallel.layout import make_layout
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
 
@@ -25,13 +25,13 @@ def net(seed: int) -> nn.Module:
 def state(zero1: int, seed: int) -> tuple[nn.Module, HybridZeroOptimizer]:
     """An optimizer whose every element is known: n-th element of a parameter's moment is n."""
     model = net(seed)
-    optimizer = HybridZeroOptimizer(model.named_parameters(), make_layout(zero1), bucket_size=12)
+    optimizer = HybridZeroOptimizer(model.named_parameters(), mesh_of(zero1), bucket_size=12)
     for offset, flat in enumerate((optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.master)):
         start = 0
         for bucket in optimizer.buckets:
             for slot in bucket.slots:
-                owned = slot.owned(optimizer.layout.zero_rank)
-                first = optimizer.layout.zero_rank * slot.width
+                owned = slot.owned(optimizer.mesh.zero.rank)
+                first = optimizer.mesh.zero.rank * slot.width
                 at = start + slot.start
                 flat[at : at + owned] = torch.arange(first, first + owned) + 1000 * offset + seed
             start += bucket.width

@@ -1,15 +1,11 @@
-"""The rules between settings, and layouts of ranks: refusals name the numbers and the nearest legal choice."""
+"""The rules between settings: refusals name the numbers and the nearest legal choice."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from evo_core.config.layout import divisors, layout_errors, nearest
-from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.errors import ConfigError
 from tests.config.jobs import at, job, refusal
 
@@ -170,69 +166,6 @@ def test_contradictions(changes: dict[str, Any], message: str) -> None:
 )
 def test_legal_combinations(changes: dict[str, Any]) -> None:
     job(changes)
-
-
-@pytest.mark.parametrize(
-    ("parallel", "world_size", "message"),
-    [
-        (
-            {"zero1": 3},
-            8,
-            "parallel.zero1.size: 3 does not divide the 8 data-parallel ranks (8 ranks / pipeline 1 / tensor 1) "
-            "(nearest: 2 or 4; -1 takes all)",
-        ),
-        ({"zero1": 16}, 8, "16 does not divide the 8 data-parallel ranks"),
-        (
-            {"tensor": 3},
-            8,
-            "parallel.tensor.size: 8 ranks do not divide into pipeline.size 1 x tensor.size 3 "
-            "(nearest: tensor.size 2 or 4, or 6 or 9 ranks)",
-        ),
-        (
-            {"tensor": 4, "pipeline": 2},
-            12,
-            "12 ranks do not divide into pipeline.size 2 x tensor.size 4 (nearest: tensor.size 3 or 6, or 8 or 16 ",
-        ),
-        ({"pipeline": 3}, 8, "parallel.pipeline.size: 8 ranks do not divide into pipeline.size 3 x tensor.size 1"),
-        ({"tensor": {"mode": "isp"}, "weight": 5}, 8, "8 ranks do not divide into pipeline.size 1 x weight.size 5"),
-        (
-            {"tensor": {"size": 2, "mode": "isp"}, "weight": 4, "zero1": 4},
-            8,
-            "parallel.zero1.size: 4 does not divide the 2 data-parallel ranks (8 ranks / pipeline 1 / weight 4)",
-        ),
-        (
-            {"tensor": 4},
-            2,
-            "2 ranks do not divide into pipeline.size 1 x tensor.size 4 (nearest: tensor.size 2, or 4 ranks)",
-        ),
-    ],
-)
-def test_impossible_layouts(parallel: dict[str, Any], world_size: int, message: str) -> None:
-    errors = list(layout_errors(ParallelConfig.model_validate(parallel), world_size))
-    assert len(errors) == 1
-    assert message in str(errors[0])
-
-
-def test_possible_layouts() -> None:
-    for parallel, world_size in (
-        ({}, 3),
-        ({"zero1": 4}, 8),
-        ({"zero1": 0}, 8),
-        ({"tensor": 2, "pipeline": 2, "zero1": 2}, 8),
-        ({"tensor": {"size": 4, "mode": "isp"}, "weight": 2, "zero1": 4}, 8),
-    ):
-        assert not list(layout_errors(ParallelConfig.model_validate(parallel), world_size))
-
-
-@given(st.integers(1, 64), st.integers(1, 70))
-def test_the_nearest_choices_are_legal(ranks: int, zero1: int) -> None:
-    errors = list(layout_errors(ParallelConfig.model_validate({"zero1": zero1}), ranks))
-    assert bool(errors) == bool(ranks % zero1)
-    if errors:
-        named = nearest(zero1, divisors(ranks)).split(" or ")
-        assert ", ".join(named).replace(", ", " or ") in str(errors[0])
-        for choice in named:
-            assert not list(layout_errors(ParallelConfig.model_validate({"zero1": int(choice)}), ranks))
 
 
 def test_micro_batches_follow_from_the_global_batch() -> None:

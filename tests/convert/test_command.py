@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
+from evo_core.command_line.program import invoke
 from evo_core.config import load_config, load_saved_config
-from evo_core.convert.command import convert, main, parser, size_in_bytes
+from evo_core.convert.command import app, main, size_in_bytes
 from evo_core.data.tokenize.tokenizers import load_tokenizer, train_sentencepiece
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.generate import generate
@@ -39,12 +40,13 @@ def saved(tmp_path: Path, tokenizer: Path) -> Path:
     return tmp_path / "evo"
 
 
-def run(*arguments: object) -> str:
-    return convert(parser().parse_args([str(argument) for argument in arguments]))
+def run(*arguments: object) -> None:
+    invoke(app, [str(argument) for argument in arguments], "evo convert")
 
 
-def test_there_and_back(tmp_path: Path, saved: Path, tokenizer: Path) -> None:
-    line = run(saved, tmp_path / "hf")
+def test_there_and_back(tmp_path: Path, saved: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(saved, tmp_path / "hf")
+    line = capsys.readouterr().out
     assert line.startswith("evo -> hf: LLAMA2, ")
     assert str(tmp_path / "hf") in line
     run(tmp_path / "hf", tmp_path / "back", "--from", "hf")

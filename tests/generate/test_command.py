@@ -18,7 +18,7 @@ from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import DataError
 from evo_core.generate import generate
 from evo_core.generate.command import main, run
-from evo_core.parallel.ranks import ranks
+from evo_core.parallel.process_group import ranks
 from tests.generate.conftest import Trained
 from tests.generate.models import LetterTokenizer, decoder
 from tests.ranks import run_on_ranks

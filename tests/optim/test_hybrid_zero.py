@@ -12,7 +12,7 @@ from torch import nn
 
 from evo_core.optim.hybrid_zero import HybridZeroOptimizer, sum_of_squares
 from evo_core.optim.loss_scaler import LossScaler
-from evo_core.parallel.layout import make_layout
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
 MICRO_BATCHES, STEPS, LR, CLIP = 4, 5, 0.02, 0.5
@@ -52,16 +52,16 @@ def reference(clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
 
 
 def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
-    layout = make_layout(zero1)
+    mesh = mesh_of(zero1)
     net = small_net(torch.float64)
-    if layout.dp_rank:  # every rank gets the first one's parameters
+    if mesh.data.rank:  # every rank gets the first one's parameters
         with torch.no_grad():
             for p in net.parameters():
-                p.add_(layout.dp_rank)
+                p.add_(mesh.data.rank)
     net.get_parameter("frozen").data.fill_(1.0)
     optimizer = HybridZeroOptimizer(
         net.named_parameters(),
-        layout,
+        mesh,
         weight_decay=0.01,
         bucket_size=bucket_size,
         clip_grad_norm=clip,
@@ -69,7 +69,7 @@ def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> 
     )
     norms = []
     for step in range(STEPS):
-        own = micro_batches(step)[layout.dp_rank :: layout.dp]
+        own = micro_batches(step)[mesh.data.rank :: mesh.data.size]
         optimizer.begin()
         totals = torch.zeros(1, dtype=torch.float64)
         for i, (x, y) in enumerate(own):
@@ -114,10 +114,10 @@ def alone(body: Callable[[], Any]) -> Any:
 
 def test_an_overflow_skips_the_update_everywhere_and_lowers_the_scale() -> None:
     def body() -> tuple[bool, bool, float, int, bool]:
-        layout = make_layout(-1)
+        mesh = mesh_of(-1)
         net = nn.Linear(4, 4, bias=False).half()
         scaler = LossScaler(scale=8.0, hysteresis=1)
-        optimizer = HybridZeroOptimizer(net.named_parameters(), layout, scaler=scaler, clip_grad_norm=1.0)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh, scaler=scaler, clip_grad_norm=1.0)
         before = net.weight.detach().clone()
         optimizer.begin()
         x = torch.full((1, 4), 60000.0 if dist.get_rank() == 1 else 1.0, dtype=torch.float16)
@@ -136,11 +136,11 @@ def test_an_overflow_skips_the_update_everywhere_and_lowers_the_scale() -> None:
 
 def test_the_scale_is_divided_out_with_and_without_clipping() -> None:
     def body(clip: float, scale: float) -> tuple[float, torch.Tensor]:
-        layout = make_layout(1)
+        mesh = mesh_of(1)
         torch.manual_seed(1)
         net = nn.Linear(4, 4).bfloat16()
         scaler = LossScaler(scale=scale)
-        optimizer = HybridZeroOptimizer(net.named_parameters(), layout, scaler=scaler, clip_grad_norm=clip, eps=1e-3)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh, scaler=scaler, clip_grad_norm=clip, eps=1e-3)
         optimizer.begin()
         optimizer.backward(net(torch.ones(2, 4, dtype=torch.bfloat16)).float().square().mean(), last=True)
         norm = optimizer.reduce(torch.zeros(0, dtype=torch.float64))
@@ -158,10 +158,10 @@ def test_sixteen_bit_parameters_have_a_float32_master() -> None:
     """Steps too small for bfloat16 add up in the master and show in the parameter in the end."""
 
     def body() -> tuple[torch.dtype, float, float]:
-        layout = make_layout(-1)
+        mesh = mesh_of(-1)
         net = nn.Linear(3, 1, bias=False).bfloat16()
         net.weight.data.fill_(1.0)
-        optimizer = HybridZeroOptimizer(net.named_parameters(), layout, weight_decay=0.0)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh, weight_decay=0.0)
         for _ in range(20):
             optimizer.begin()
             optimizer.backward(net(torch.ones(1, 3, dtype=torch.bfloat16)).sum(), last=True)
@@ -178,9 +178,9 @@ def test_accumulation_is_in_float32() -> None:
     """256 micro-batches of gradient 1 and one of 1/4: bfloat16 would lose the quarter."""
 
     def body() -> float:
-        layout = make_layout(-1)
+        mesh = mesh_of(-1)
         net = nn.Linear(1, 1, bias=False).bfloat16()
-        optimizer = HybridZeroOptimizer(net.named_parameters(), layout)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh)
         optimizer.begin()
         for i in range(257):
             x = torch.ones(1, 1, dtype=torch.bfloat16) * (0.25 if i == 256 else 1.0)
@@ -194,9 +194,9 @@ def test_mixed_types_share_one_optimizer() -> None:
     """Norms kept in float32 in a bfloat16 model."""
 
     def body() -> bool:
-        layout = make_layout(-1)
+        mesh = mesh_of(-1)
         net = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.LayerNorm(3))
-        optimizer = HybridZeroOptimizer(net.named_parameters(), layout)
+        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh)
         before = [p.detach().clone() for p in net.parameters()]
         optimizer.begin()
         optimizer.backward(net[1](net[0](torch.randn(2, 3).bfloat16()).float()).square().mean(), last=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 
-from evo_core.serve.command import load, main, parser
+from evo_core.serve.command import app, load, main
 from tests.generate.conftest import Trained
 from tests.serve.conftest import serving
 
@@ -70,7 +71,8 @@ def test_a_chat_template_beside_the_tokenizer_is_used(trained: Trained, tmp_path
 
 
 def test_it_listens_to_this_machine_alone_unless_told_otherwise() -> None:
-    assert parser().parse_args(["x"]).host == "127.0.0.1"
+    (host,) = [option for option in typer.main.get_command(app).params if option.name == "host"]
+    assert host.default == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -126,4 +128,4 @@ def test_output_that_cannot_be_written_is_one_line(trained: Trained) -> None:
 def test_its_name_is_the_folders_however_it_is_written(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.saved)
     for written in (str(trained.saved), f"local:{trained.saved}/", f"file://{trained.saved}", "."):
-        assert load(parser().parse_args([written, "--device", "cpu"])).name == trained.saved.name
+        assert load(written, device="cpu").name == trained.saved.name

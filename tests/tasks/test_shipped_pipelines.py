@@ -15,7 +15,7 @@ import pytest
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import Store, open_store
-from tasks.store.atomic import write_json
+from tasks.store.json_file import write_json
 
 ROOT = Path(__file__).parents[2]
 PIPELINES = sorted((ROOT / "configs" / "pipelines").glob("*.yaml"))

@@ -59,6 +59,18 @@ def test_the_same_content_is_tokenized_once(tmp_path: Path, files: LocalFiles) -
     assert corpus.tokens.statistics["files_tokenized"] == 0
 
 
+def test_the_manifest_names_the_objects_that_are_in_use(tmp_path: Path, files: LocalFiles) -> None:
+    corpus = Corpus(tmp_path, files)
+    corpus.run()
+    there = {p.name for p in (corpus.store.root / "objects").glob("*/*")}
+    assert len(there) == 12
+    assert corpus.tokens.objects == there
+    files.delete("cn/000/00000.txt")
+    corpus.run()
+    assert len(corpus.tokens.objects or ()) == 11
+    assert corpus.tokens.objects < there  # what no manifest names any more is what may go
+
+
 def test_what_an_index_forgot_is_read_from_the_objects(tmp_path: Path, files: LocalFiles) -> None:
     corpus = Corpus(tmp_path, files)
     corpus.run()

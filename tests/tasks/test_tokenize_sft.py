@@ -109,6 +109,12 @@ def test_records_become_shards_with_every_sample_once(job: Job, tokenizer: Token
     assert load_tokenizer(shards.path / "tokenizer").digest == tokenizer.digest
 
 
+def test_the_manifest_names_the_objects_that_are_in_use(job: Job) -> None:
+    samples, shards = job.run()
+    assert samples.objects == {p.name for p in (job.store.root / "objects").glob("*/*")} != set()
+    assert shards.objects == frozenset()  # its shards are its own
+
+
 def test_only_new_files_are_tokenized(job: Job) -> None:
     job.run()
     job.write("en", "b", range(20, 30))

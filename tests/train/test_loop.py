@@ -15,7 +15,7 @@ import torch.distributed as dist
 from evo_core.checkpoint import load_model, newest_complete
 from evo_core.config.identity import identity_of
 from evo_core.errors import CheckpointError
-from evo_core.train.setup import make_schedules
+from evo_core.train.optimizer import make_schedules
 from tests.ranks import run_on_ranks
 from tests.train.jobs import before_each_step, curve, job, losses, run, write_tokens
 

@@ -34,7 +34,7 @@ def test_the_fields_are_the_originals_in_its_order() -> None:
 def test_a_runs_log_line_parses_and_begins_with_the_originals_fields(tmp_path: Path) -> None:
     run(job(tmp_path, data__total_steps=2, ckpt__enable_save_ckpt=False), tmp_path / "run")
     lines = re.findall(
-        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO journal\.py:\d+ in step -- (tflops=.*)$",
+        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO metric_log\.py:\d+ in step -- (tflops=.*)$",
         (tmp_path / "run" / "train.log").read_text(),
         re.MULTILINE,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evo_core.errors import CheckpointError, ConfigError, UserError
-from evo_core.train.records import MetricsFile
+from evo_core.train.sinks import MetricsFile
 from tests.ranks import run_on_ranks
 from tests.train.jobs import job, run, write_job
 from tests.train.processes import Command

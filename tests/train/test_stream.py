@@ -68,7 +68,7 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(
     cfg = stream_job(tmp_path, folder)
     run_on_ranks(interrupted, 2, cfg, tmp_path / "b", 6)
     assert len(curve(tmp_path / "b")) < 12
-    assert len(TrainState.read(tmp_path / "ckpt" / "4").places) == 2
+    assert len(TrainState.read(tmp_path / "ckpt" / "4").data_cursors) == 2
     run_on_ranks(run, 2, cfg, tmp_path / "b")
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
     assert len(losses(tmp_path / "a")) == 12

@@ -18,7 +18,7 @@ from evo_core.checkpoint.run import Run
 from evo_core.errors import CheckpointError
 from tests.ranks import run_on_ranks
 from tests.train.jobs import before_each_step, curve, job, run
-from tests.train.test_resume import flip_bytes
+from tests.train.test_start import flip_bytes
 
 SCHEDULE = {"total_steps": 12}
 

@@ -26,9 +26,9 @@ from evo_core.convert.command import main as convert
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-from evo_core.parallel.layout import make_layout
 from evo_core.weights import open_weights
 from evo_core.weights.pickles import read_settings
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 from tests.weights.models import model
 
@@ -40,7 +40,7 @@ model: {num_layers: 1, hidden_size: 16, num_attention_heads: 2, num_kv_attention
 
 
 def optimizer_of(made: Any) -> HybridZeroOptimizer:
-    return HybridZeroOptimizer(made.named_parameters(), make_layout(1), bucket_size=1000)
+    return HybridZeroOptimizer(made.named_parameters(), mesh_of(1), bucket_size=1000)
 
 
 @pytest.fixture(scope="module")

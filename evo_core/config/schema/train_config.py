@@ -21,8 +21,8 @@ from evo_core.config.custom_model import is_model_type, own_model
 from evo_core.config.errors import raise_all
 from evo_core.config.families import SHIPPED
 from evo_core.config.fields import Block, block, execution, identity, required_block, value_at
+from evo_core.config.global_batch import micro_num
 from evo_core.config.identity import identity_of
-from evo_core.config.layout import data_parallel_size, layout_errors, micro_num
 from evo_core.config.locations import location_errors
 from evo_core.config.messages import errors_of
 from evo_core.config.resolve import merge
@@ -45,6 +45,7 @@ from evo_core.config.types import NonNegativeInt, OptionalLocation, describe
 from evo_core.config.unsupported import refusal_errors, settings_without_effect
 from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
+from evo_core.parallel.degrees import Degrees, data_parallel_size, degree_errors
 
 
 def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
@@ -129,6 +130,14 @@ class TrainConfig(Block):
         """
         return data_parallel_size(self.parallel, world_size)
 
+    def degrees(self, world_size: int) -> Degrees:
+        """How ``world_size`` ranks share the work.
+
+        Raises:
+            ConfigError: they cannot be laid out so.
+        """
+        return Degrees.of(self.parallel, world_size)
+
     def micro_num(self, dp: int) -> int:
         """Micro-batches of one update on each of ``dp`` data-parallel ranks.
 
@@ -143,7 +152,7 @@ class TrainConfig(Block):
         Raises:
             ConfigError: naming the numbers and the nearest legal choice.
         """
-        raise_all(layout_errors(self.parallel, world_size))
+        raise_all(degree_errors(self.parallel, world_size))
         self.micro_num(self.dp(world_size))
 
     def identity(self, world_size: int) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def find_raw_files(given: Sequence[str]) -> tuple[list[str], LeftOut]:
         DataError: one of them means none, or all are empty.
     """
     from evo_core.data.raw.documents import FORMATS, file_format, has_format
-    from evo_core.data.raw.files import file_exists
     from evo_core.data.raw.listing import EMPTY, OTHER_FORMAT, LeftOut, find_files
+    from evo_core.storage.files import file_exists
     from evo_core.storage.location import check_location
 
     found, left_out = list[str](), LeftOut()

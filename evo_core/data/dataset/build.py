@@ -9,7 +9,7 @@
     out/statistics.json   the manifest: every type and every shard; written last
 
 Whether a document is held out follows from its tokens and the seed alone, so it does not change when files are
-regrouped, and copies of a document are never on both sides.
+regrouped, and copies of a document are never in both parts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from evo_core.data.dataset.inventory import (
     SPLITS,
     Dedup,
     Inventory,
-    Selection,
+    SelectionCriteria,
     ShardSource,
     Split,
     take_inventory,
 )
-from evo_core.data.dataset.previous_version import FOLDER, STATISTICS, PreviousVersion, save_record
+from evo_core.data.dataset.previous_version import FOLDER, STATISTICS, PreviousVersion, save_for_next_version
 from evo_core.data.dataset.routing import Routing, check_type_name
-from evo_core.data.dataset.shard_plan import group
+from evo_core.data.dataset.shard_plan import plan_shards
 from evo_core.data.dataset.writer import ShardWriter
 from evo_core.data.shards.origins import ORIGINS, Origins
 from evo_core.errors import DataError
@@ -78,7 +78,7 @@ def write_shards(
         seed: chooses another held-out part.
         routing: how documents get their types; default by the type of their source.
         dedup: which documents are left out because they repeat an earlier one (in the order of the origins, over
-            all types and both sides): ``none``, ``exact`` copies, or ``near`` ones as well.
+            all types and both splits): ``none``, ``exact`` copies, or ``near`` ones as well.
         near: what counts as nearly the same.
         previous: of a dataset that this function wrote with the same arguments but other sources.
         workers: processes that read; default one a core.
@@ -92,7 +92,7 @@ def write_shards(
         behind it.
 
     Raises:
-        DataError: there are no documents, a type would have none on one side, a document's type is not taken, a
+        DataError: there are no documents, a type would have none in one split, a document's type is not taken, a
             file is damaged, the disk is full, or `out` is in use. No shards are left in `out` then.
     """
     out = Path(out)
@@ -103,14 +103,14 @@ def write_shards(
         raise DataError(f"must be at least 1, not {shard_tokens}", key="shard_tokens")
     if any((out / split).exists() for split in SPLITS):
         raise DataError("shards are already here", file=out, hint="write into an empty folder")
-    sources = _in_order(sources, routing)
-    selection = Selection(valid_fraction, seed, routing, dedup, near or NearDuplicates())
-    inventory = _inventory(sources, selection, previous, workers, on_progress)
+    sources = _by_origin(sources, routing)
+    criteria = SelectionCriteria(valid_fraction, seed, routing, dedup, near or NearDuplicates())
+    inventory = _inventory(sources, criteria, previous, workers, on_progress)
     named = {source.type for source in sources} if routing.by == "path" else set()
     statistics = _statistics(
-        inventory, dedup, named - {unit.type for unit in inventory.units() if unit.split == DROPPED}
+        inventory, dedup, named - {selection.type for selection in inventory.selections() if selection.split == DROPPED}
     )
-    _check_sides(statistics["types"], valid_fraction, routing.types)
+    _check_splits(statistics["types"], valid_fraction, routing.types)
     try:
         statistics["shards"] = _write(sources, inventory, out, shard_tokens, previous, on_progress)
         (out / STATISTICS).write_bytes(orjson.dumps(statistics, option=orjson.OPT_INDENT_2))
@@ -127,7 +127,7 @@ def write_shards(
     return statistics
 
 
-def _in_order(sources: Iterable[ShardSource], routing: Routing) -> list[ShardSource]:
+def _by_origin(sources: Iterable[ShardSource], routing: Routing) -> list[ShardSource]:
     ordered = sorted(sources, key=lambda source: source.origin)
     for before, source in zip([None, *ordered], ordered, strict=False):
         if before is not None and before.origin == source.origin:
@@ -139,12 +139,12 @@ def _in_order(sources: Iterable[ShardSource], routing: Routing) -> list[ShardSou
 
 def _inventory(
     sources: Sequence[ShardSource],
-    selection: Selection,
-    earlier: PreviousVersion | None,
+    criteria: SelectionCriteria,
+    previous: PreviousVersion | None,
     workers: int | None,
     on_progress: OnProgress,
 ) -> Inventory:
-    known = {source.origin for source in sources if earlier and earlier.number(source) is not None}
+    known = {source.origin for source in sources if previous and previous.number(source) is not None}
     total = sum(s.bin_path.stat().st_size for s in sources if s.origin not in known and s.bin_path.exists())
     done = 0
 
@@ -153,9 +153,9 @@ def _inventory(
         done += size
         on_progress("read", done, max(total, done))
 
-    if earlier is None:
-        return take_inventory(sources, selection, workers=workers, on_file=on_file)
-    return take_inventory(sources, selection, known=earlier.known, workers=workers, on_file=on_file)
+    if previous is None:
+        return take_inventory(sources, criteria, workers=workers, on_file=on_file)
+    return take_inventory(sources, criteria, known=previous.known, workers=workers, on_file=on_file)
 
 
 def _write(
@@ -163,46 +163,46 @@ def _write(
     inventory: Inventory,
     out: Path,
     shard_tokens: int,
-    earlier: PreviousVersion | None,
+    previous: PreviousVersion | None,
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:
-    sides = group(sources, inventory, shard_tokens, earlier)
-    total, done = sum(load.tokens for side in sides for load in side.loads), 0
+    plans = plan_shards(sources, inventory, shard_tokens, previous)
+    total, done = sum(piece.tokens for plan in plans for piece in plan.to_write), 0
 
     def on_tokens(tokens: int) -> None:
         nonlocal done
         done += tokens
         on_progress("write", done, max(total, done))
 
-    writer = ShardWriter(out, sources, inventory.rows, shard_tokens, earlier, on_tokens)
-    shards = [shard for side in sides for shard in writer.write(side)]
-    origins = Origins(writer.origin(piece.unit) for pieces in writer.pieces.values() for piece in pieces)
+    writer = ShardWriter(out, sources, inventory.files, shard_tokens, previous, on_tokens)
+    shards = [shard for plan in plans for shard in writer.write(plan)]
+    origins = Origins(writer.origin(piece.selection) for pieces in writer.pieces.values() for piece in pieces)
     for shard in shards:
         document = 0
         for piece in writer.pieces[shard["path"]]:
-            origins.add(shard["path"], document, writer.origin(piece.unit), piece.start)
+            origins.add(shard["path"], document, writer.origin(piece.selection), piece.start)
             document += piece.stop - piece.start
     origins.save(out)
     if all(source.object for source in sources):
-        save_record(out, sources, inventory, writer.pieces)
+        save_for_next_version(out, sources, inventory, writer.pieces)
     return shards
 
 
 def _statistics(inventory: Inventory, dedup: Dedup, named: Iterable[str]) -> dict[str, Any]:
-    """Documents and tokens of each type, in all and on each side, and what was left out."""
+    """Documents and tokens of each type, in all and in each split, and what was left out."""
     types: dict[str, dict[str, Any]] = {name: _no_documents(dedup) for name in named}
     dropped: dict[str, int] = {}
-    for unit in inventory.units():
-        if unit.split == DROPPED:
-            dropped[unit.type] = dropped.get(unit.type, 0) + unit.documents
+    for selection in inventory.selections():
+        if selection.split == DROPPED:
+            dropped[selection.type] = dropped.get(selection.type, 0) + selection.documents
             continue
-        of_type = types.setdefault(unit.type, _no_documents(dedup))
-        for counts in (of_type, of_type[unit.split]):
-            counts["documents"] += unit.documents
-            counts["tokens"] += unit.tokens
+        of_type = types.setdefault(selection.type, _no_documents(dedup))
+        for counts in (of_type, of_type[selection.split]):
+            counts["documents"] += selection.documents
+            counts["tokens"] += selection.tokens
         if dedup != "none":
-            of_type["removed"]["exact"] += unit.exact
-            of_type["removed"]["near"] += unit.near
+            of_type["removed"]["exact"] += selection.exact
+            of_type["removed"]["near"] += selection.near
     return {"types": dict(sorted(types.items())), **({"dropped": dict(sorted(dropped.items()))} if dropped else {})}
 
 
@@ -212,7 +212,7 @@ def _no_documents(dedup: Dedup) -> dict[str, Any]:
     return counts | ({"removed": {"exact": 0, "near": 0}} if dedup != "none" else {})
 
 
-def _check_sides(types: dict[str, dict[str, Any]], valid_fraction: float, expected: frozenset[str] | None) -> None:
+def _check_splits(types: dict[str, dict[str, Any]], valid_fraction: float, expected: frozenset[str] | None) -> None:
     if not any(of_type["documents"] for of_type in types.values()):
         raise DataError("there is not a single document to shard")
     for name in sorted((expected or set()) - set(types)):

@@ -1,8 +1,8 @@
-"""Every document of a dataset that is about to be made, counted by raw file, type and side.
+"""The inventory: every document of a dataset that is about to be made, counted by raw file, type and split.
 
-A *unit* is what a dataset takes from one token file for one type and side. Units are what shards are made of; a unit
-that a former dataset has as well need not be read again. What is known of the files a former dataset was made from
-comes from its record, so that only new files are looked at.
+A *selection* is what a dataset takes from one token file for one type and split. Selections are what shards are made
+of; one that the previous version has as well need not be read again. What the previous version knows of its files is
+kept beside it, so that only new files are scanned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Split = Literal["train", "valid"]
 Dedup = Literal["none", "exact", "near"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
 DROPPED = "dropped"
-"""The side of documents whose type is not taken."""
+"""The split of documents whose type is not taken: counted, never written."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ShardSource:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectionCriteria:
     """Which documents a dataset takes and where they go; see `write_shards`."""
 
     valid_fraction: float
@@ -56,8 +56,8 @@ class Selection:
     near: NearDuplicates = field(default_factory=NearDuplicates)
 
 
-class Unit(NamedTuple):
-    """Documents of one token file, of one type, on one side.
+class Selection(NamedTuple):
+    """Documents of one token file, of one type and split: what a dataset takes from it.
 
     Attributes:
         split: ``train``, ``valid``, or ``dropped``.
@@ -76,53 +76,60 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is known of one token file.
+class FileInventory:
+    """The inventory of one token file.
 
     Attributes:
         documents: all there are.
         repeated: digest of which of them repeat others; empty if none does.
-        units: sorted by type and side.
-        places: for units of files that were read now: the documents of each, int64 [documents].
+        selections: sorted by type and split.
+        document_numbers: for each selection the numbers of its documents in the file, int64 [documents]; None for a
+            file that was not read now, whose documents lie in shards of the previous version.
     """
 
     documents: int
     repeated: str
-    units: tuple[Unit, ...]
-    places: tuple[np.ndarray, ...] | None = None
+    selections: tuple[Selection, ...]
+    document_numbers: tuple[np.ndarray, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """A row for each source, in the order of the sources.
+    """Of all token files of a dataset.
 
     Attributes:
+        files: one for each source, in the order of the sources.
         hashes, signatures: of all documents in their order (see `Scan`), kept for the next dataset; zero where
             a document was dropped.
     """
 
-    rows: list[Row]
+    files: list[FileInventory]
     hashes: np.ndarray | None
     signatures: np.ndarray | None
 
-    def units(self) -> Iterable[Unit]:
-        """All units."""
-        return (unit for row in self.rows for unit in row.units)
+    def selections(self) -> Iterable[Selection]:
+        """All selections, in the order in which they are numbered."""
+        return (selection for file in self.files for selection in file.selections)
 
 
-class Earlier(NamedTuple):
-    """What a former dataset, made in the same way, knows of a source: its row, and its documents' fingerprints."""
+class KnownFile(NamedTuple):
+    """What the previous version, made in the same way, knows of a source.
 
-    row: Row
+    Attributes:
+        inventory: of its file.
+        hashes, signatures: of its documents, as `Scan` has them.
+    """
+
+    inventory: FileInventory
     hashes: np.ndarray | None
     signatures: np.ndarray | None
 
 
 def take_inventory(
     sources: Sequence[ShardSource],
-    selection: Selection,
+    criteria: SelectionCriteria,
     *,
-    known: Callable[[ShardSource], Earlier | None] = lambda source: None,
+    known: Callable[[ShardSource], KnownFile | None] = lambda source: None,
     workers: int | None = None,
     on_file: Callable[[int], None] = lambda size: None,
 ) -> Inventory:
@@ -130,47 +137,51 @@ def take_inventory(
 
     Args:
         sources: sorted by origin.
-        known: what a former dataset knows of a source.
+        known: what the previous version knows of a source.
         workers: processes; default one a core.
         on_file: called with the size in bytes of each file that was read.
 
     Raises:
         DataError: a file is damaged, or a document has a type that is not to be taken.
     """
-    earlier = {number: found for number, source in enumerate(sources) if (found := known(source)) is not None}
-    new = _scanned(sources, selection, [n for n in range(len(sources)) if n not in earlier], workers, on_file)
-    if selection.dedup == "none":
+    known_files = {number: found for number, source in enumerate(sources) if (found := known(source)) is not None}
+    new = _scanned(sources, criteria, [n for n in range(len(sources)) if n not in known_files], workers, on_file)
+    if criteria.dedup == "none":
         none = {number: (np.zeros(len(one.lengths), bool),) * 2 for number, one in new.items()}
-        rows = [
-            _row(sources[n], new.pop(n), selection.routing, *none[n]) if n in new else earlier[n].row
+        files = [
+            _file_inventory(sources[n], new.pop(n), criteria.routing, *none[n])
+            if n in new
+            else known_files[n].inventory
             for n in range(len(sources))
         ]
-        return Inventory(rows, None, None)
-    return _without_repeats(sources, selection, earlier, new, workers, on_file)
+        return Inventory(files, None, None)
+    return _without_repeats(sources, criteria, known_files, new, workers, on_file)
 
 
 def _without_repeats(
     sources: Sequence[ShardSource],
-    selection: Selection,
-    earlier: dict[int, Earlier],
+    criteria: SelectionCriteria,
+    known_files: dict[int, KnownFile],
     new: dict[int, Scan],
     workers: int | None,
     on_file: Callable[[int], None],
 ) -> Inventory:
-    counts = [earlier[n].row.documents if n in earlier else len(new[n].lengths) for n in range(len(sources))]
+    counts = [
+        known_files[n].inventory.documents if n in known_files else len(new[n].lengths) for n in range(len(sources))
+    ]
     starts = np.cumsum([0, *counts])
     slices = [slice(start, start + count) for start, count in zip(starts.tolist(), counts, strict=False)]
     hashes = np.zeros((int(starts[-1]), 2), np.uint64)
-    near = selection.near if selection.dedup == "near" else None
+    near = criteria.near if criteria.dedup == "near" else None
     signatures = np.zeros((len(hashes), near.permutations), np.uint16) if near else None
     for number, part in enumerate(slices):
-        fingerprints = earlier[number] if number in earlier else new[number]
+        fingerprints = known_files[number] if number in known_files else new[number]
         if fingerprints.hashes is not None:
             hashes[part] = fingerprints.hashes
         if signatures is not None and fingerprints.signatures is not None:
             signatures[part] = fingerprints.signatures
         if number in new:
-            hashes[part][~_taken(sources[number], new[number], selection.routing)] = 0
+            hashes[part][~_taken(sources[number], new[number], criteria.routing)] = 0
             new[number] = replace(new[number], hashes=None, signatures=None)  # held once
     active = (hashes != 0).any(axis=1)
     exact = exact_duplicates(hashes, active)
@@ -178,18 +189,24 @@ def _without_repeats(
     if near is not None and signatures is not None:
         close = near_duplicates(signatures, active & ~exact, near)
 
-    changed = [n for n in earlier if _digest(exact[slices[n]], close[slices[n]]) != earlier[n].row.repeated]
-    new |= _scanned(sources, selection, changed, workers, on_file)
-    rows = [
-        _row(sources[n], new.pop(n), selection.routing, exact[part], close[part]) if n in new else earlier[n].row
+    # A new file that comes earlier in the order, or one that went, changes which documents of a known file are the
+    # repeated ones. Which documents its selections were is not kept, so that file is read again.
+    changed = [
+        n for n in known_files if _digest(exact[slices[n]], close[slices[n]]) != known_files[n].inventory.repeated
+    ]
+    new |= _scanned(sources, criteria, changed, workers, on_file)
+    files = [
+        _file_inventory(sources[n], new.pop(n), criteria.routing, exact[part], close[part])
+        if n in new
+        else known_files[n].inventory
         for n, part in enumerate(slices)
     ]
-    return Inventory(rows, hashes, signatures)
+    return Inventory(files, hashes, signatures)
 
 
 def _scanned(
     sources: Sequence[ShardSource],
-    selection: Selection,
+    criteria: SelectionCriteria,
     numbers: Sequence[int],
     workers: int | None,
     on_file: Callable[[int], None],
@@ -198,11 +215,11 @@ def _scanned(
         ScanSpec(
             sources[number].bin_path,
             sources[number].type,
-            selection.routing,
-            selection.valid_fraction,
-            selection.seed,
-            hashes=selection.dedup != "none",
-            near=selection.near if selection.dedup == "near" else None,
+            criteria.routing,
+            criteria.valid_fraction,
+            criteria.seed,
+            hashes=criteria.dedup != "none",
+            near=criteria.near if criteria.dedup == "near" else None,
         )
         for number in numbers
     ]
@@ -213,18 +230,20 @@ def _scanned(
     return found
 
 
-def _row(source: ShardSource, scan: Scan, routing: Routing, exact: np.ndarray, near: np.ndarray) -> Row:
+def _file_inventory(
+    source: ShardSource, scan: Scan, routing: Routing, exact: np.ndarray, near: np.ndarray
+) -> FileInventory:
     taken = _taken(source, scan, routing)
     repeated = exact | near
-    units, places = [], []
+    selections, document_numbers = [], []
     for name in sorted(scan.types):
         of_type = scan.type_numbers == scan.types.index(name)
-        sides: dict[str, np.ndarray] = {"train": of_type & ~scan.held_out, "valid": of_type & scan.held_out}
+        splits: dict[str, np.ndarray] = {"train": of_type & ~scan.held_out, "valid": of_type & scan.held_out}
         if routing.types is not None and name not in routing.types:
-            sides = {DROPPED: of_type}
-        for split, here in sides.items():
+            splits = {DROPPED: of_type}
+        for split, here in splits.items():
             kept = np.flatnonzero(here & taken & ~repeated) if split != DROPPED else np.flatnonzero(here)
-            unit = Unit(
+            selection = Selection(
                 name,
                 split,
                 xxhash.xxh3_128_hexdigest(kept.astype("<i8").tobytes())
@@ -235,10 +254,10 @@ def _row(source: ShardSource, scan: Scan, routing: Routing, exact: np.ndarray, n
                 int((here & exact).sum()),
                 int((here & near).sum()),
             )
-            if unit.documents or unit.exact or unit.near:
-                units.append(unit)
-                places.append(kept)
-    return Row(len(scan.lengths), _digest(exact, near), tuple(units), tuple(places))
+            if selection.documents or selection.exact or selection.near:
+                selections.append(selection)
+                document_numbers.append(kept)
+    return FileInventory(len(scan.lengths), _digest(exact, near), tuple(selections), tuple(document_numbers))
 
 
 def _taken(source: ShardSource, scan: Scan, routing: Routing) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""What the next dataset starts from: ``refresh/`` in a dataset's folder.
+"""What a version of a dataset leaves for the next one: ``refresh/`` in its folder.
 
-``record.json`` names, by columns, the sources (raw file, token object, documents), the units taken from them, and the
-pieces of units each shard is made of. ``hashes.npy`` and ``signatures.npy`` hold the fingerprints of all documents
-where repeated ones are removed. One file instead of one for each raw file: a refresh of ten thousand files with three
-new ones opens three.
+``record.json`` names, by columns, the sources (raw file, token object, documents), the selections taken from them
+(under ``units``), and the pieces of selections each shard is made of. ``hashes.npy`` and ``signatures.npy`` hold the
+fingerprints of all documents where repeated ones are removed. One file instead of one for each raw file: a refresh of
+ten thousand files with three new ones opens three.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import orjson
 
-from evo_core.data.dataset.inventory import Earlier, Inventory, Row, ShardSource, Unit
+from evo_core.data.dataset.inventory import FileInventory, Inventory, KnownFile, Selection, ShardSource
 
 FOLDER, STATISTICS = "refresh", "statistics.json"
 _VERSION = 1
 
 
 class Piece(NamedTuple):
-    """Documents [start, stop) of a unit; units are numbered in the order of sources, types and sides."""
+    """Documents [start, stop) of a selection; selections are numbered in the order of sources, types and splits."""
 
-    unit: int
+    selection: int
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
 class PreviousVersion:
-    """The record of a dataset.
+    """What is known of the version of a dataset that came before.
 
     Attributes:
         folder: the dataset's folder.
-        rows: what is known of each source.
-        first_unit: the number of each source's first unit.
+        files: what is known of each source.
+        first_selection: the number of each source's first selection.
         pieces: what each shard is made of, by its path below the folder.
         shards: each shard's entry in the statistics, by path.
     """
 
     folder: Path
-    rows: Sequence[Row]
-    first_unit: Sequence[int]
+    files: Sequence[FileInventory]
+    first_selection: Sequence[int]
     pieces: Mapping[str, Sequence[Piece]]
     shards: Mapping[str, dict[str, Any]]
     _numbers: Mapping[tuple[str, str], int] = field(repr=False)
@@ -54,7 +54,7 @@ class PreviousVersion:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """The record of a dataset; None if it has none, or one that cannot be used any more."""
+        """What a dataset's folder says of it; None if it says nothing, or nothing that can be used any more."""
         folder = Path(folder)
         try:
             content = orjson.loads((folder / FOLDER / "record.json").read_bytes())
@@ -65,18 +65,19 @@ class PreviousVersion:
             if any((folder / path).stat().st_size != shard["bytes"] for path, shard in shards.items()):
                 return None
             sources, columns = content["sources"], content["units"]
-            units = [Unit(*values) for values in zip(*(columns[name] for name in Unit._fields), strict=True)]
-            first_unit = np.cumsum([0, *sources["units"]]).tolist()
-            rows = [
-                Row(documents, repeated, tuple(units[start : start + count]))
+            by_field = (columns[name] for name in Selection._fields)
+            selections = [Selection(*values) for values in zip(*by_field, strict=True)]
+            first_selection = np.cumsum([0, *sources["units"]]).tolist()
+            files = [
+                FileInventory(documents, repeated, tuple(selections[start : start + count]))
                 for documents, repeated, count, start in zip(
-                    sources["documents"], sources["repeated"], sources["units"], first_unit, strict=False
+                    sources["documents"], sources["repeated"], sources["units"], first_selection, strict=False
                 )
             ]
             return cls(
                 folder,
-                rows,
-                first_unit,
+                files,
+                first_selection,
                 {path: [Piece(*piece) for piece in pieces] for path, pieces in content["shards"].items()},
                 shards,
                 {key: n for n, key in enumerate(zip(sources["origin"], sources["object"], strict=True))},
@@ -95,32 +96,32 @@ class PreviousVersion:
         """Which part of the sources this dataset was made from, 0 to 1."""
         return sum(self.number(source) is not None for source in sources) / max(len(sources), 1)
 
-    def known(self, source: ShardSource) -> Earlier | None:
+    def known(self, source: ShardSource) -> KnownFile | None:
         """What this dataset knows of a source."""
         number = self.number(source)
         if number is None:
             return None
         start = self._first_document[number]
-        here = slice(start, start + self.rows[number].documents)
+        here = slice(start, start + self.files[number].documents)
         hashes = None if self._hashes is None else self._hashes[here]
-        return Earlier(self.rows[number], hashes, None if self._signatures is None else self._signatures[here])
+        return KnownFile(self.files[number], hashes, None if self._signatures is None else self._signatures[here])
 
 
-def save_record(
+def save_for_next_version(
     folder: Path, sources: Sequence[ShardSource], inventory: Inventory, pieces: Mapping[str, Sequence[Piece]]
 ) -> None:
-    """Write the record of a dataset into its folder."""
-    columns = zip(*inventory.units(), strict=True)
+    """Write what the next version starts from into a dataset's folder."""
+    columns = zip(*inventory.selections(), strict=True)
     content = {
         "version": _VERSION,
         "sources": {
             "origin": [source.origin for source in sources],
             "object": [source.object for source in sources],
-            "documents": [row.documents for row in inventory.rows],
-            "repeated": [row.repeated for row in inventory.rows],
-            "units": [len(row.units) for row in inventory.rows],
+            "documents": [file.documents for file in inventory.files],
+            "repeated": [file.repeated for file in inventory.files],
+            "units": [len(file.selections) for file in inventory.files],
         },
-        "units": dict(zip(Unit._fields, columns, strict=True)),
+        "units": dict(zip(Selection._fields, columns, strict=True)),
         "shards": {path: [tuple(piece) for piece in of_shard] for path, of_shard in pieces.items()},
     }
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)

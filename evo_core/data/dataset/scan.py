@@ -1,4 +1,4 @@
-"""What sharding must know of a token file before it writes a byte: for each document its length, side, type and, to
+"""What sharding must know of a token file before it writes a byte: for each document its length, split, type and, to
 find duplicates, its fingerprints. A file is read once for it; scans of many files run side by side.
 """
 

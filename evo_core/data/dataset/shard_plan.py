@@ -1,10 +1,10 @@
-"""Which shards a dataset keeps from the one before it, and what it writes anew.
+"""The shard plan: which shards a dataset keeps from its previous version, and what it writes anew.
 
-A shard is kept when every unit it is made of is still there. What is left of the others, and the units that are new,
-is written into new shards of the target size. So the bytes written follow from what changed.
+A shard is kept when every selection it is made of is still there. What is left of the others, and the selections that
+are new, is written into new shards of the target size. So the bytes written follow from what changed.
 
 Refreshes leave shards below the target behind them. As soon as a type has more than `MAX_SMALL_SHARDS` shards below
-half the target on one side, all of these are written anew together.
+half the target in one split, all of these are written anew together.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evo_core.data.dataset.inventory import DROPPED, SPLITS, Inventory, ShardSource, Unit
+from evo_core.data.dataset.inventory import DROPPED, SPLITS, Inventory, Selection, ShardSource
 from evo_core.data.dataset.previous_version import Piece, PreviousVersion
 
 MAX_SMALL_SHARDS = 8
+"""A trade: merging sooner writes the same documents again more often, merging later leaves more small files to open."""
 
 
-class Load(NamedTuple):
-    """A piece of a unit that goes into a new shard, and where its documents are read.
+class PlannedPiece(NamedTuple):
+    """A piece of a selection that goes into a new shard, and where its documents are read.
 
     Attributes:
-        piece: documents [start, stop) of a unit.
-        shard: the former shard that holds it; empty: its token file.
+        piece: documents [start, stop) of a selection.
+        shard: the shard of the previous version that holds it; empty: its token file.
         first: its first document in that shard.
         tokens: about how many tokens it has.
     """
@@ -36,98 +37,103 @@ class Load(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Side:
-    """The shards of one type on one side.
+class ShardPlan:
+    """The shards of one type and split.
 
     Attributes:
         type, split: which.
-        kept: former shards, by their paths, and what they are made of in the new numbers.
-        loads: what is written anew, in the order of the documents.
+        kept: shards of the previous version, by their paths, and what they are made of in the new numbers.
+        to_write: what is written anew, in the order of the documents.
     """
 
     type: str
     split: str
     kept: dict[str, list[Piece]]
-    loads: list[Load]
+    to_write: list[PlannedPiece]
 
 
-def group(
-    sources: Sequence[ShardSource], inventory: Inventory, shard_tokens: int, earlier: PreviousVersion | None
-) -> list[Side]:
-    """Decide for every type and side, sorted, what is kept and what is written."""
-    units = list(inventory.units())
-    sides: dict[tuple[str, str], Side] = {
-        (name, split): Side(name, split, {}, [])
-        for name in sorted({unit.type for unit in units if unit.split != DROPPED})
+def plan_shards(
+    sources: Sequence[ShardSource], inventory: Inventory, shard_tokens: int, previous: PreviousVersion | None
+) -> list[ShardPlan]:
+    """Decide for every type and split, sorted, what is kept and what is written."""
+    selections = list(inventory.selections())
+    plans: dict[tuple[str, str], ShardPlan] = {
+        (name, split): ShardPlan(name, split, {}, [])
+        for name in sorted({selection.type for selection in selections if selection.split != DROPPED})
         for split in SPLITS
     }
-    renumbered = _renumbered(sources, inventory, earlier) if earlier else {}
-    for path, pieces in earlier.pieces.items() if earlier else ():
-        _place(path, pieces, earlier, renumbered, sides)  # type: ignore[arg-type]
-    for side in sides.values():
-        _merge_small(side, shard_tokens, earlier.shards if earlier else {})
+    renumbered = _renumbered(sources, inventory, previous) if previous else {}
+    for path, pieces in previous.pieces.items() if previous else ():
+        _keep_or_take_apart(path, pieces, previous, renumbered, plans)  # type: ignore[arg-type]
+    for plan in plans.values():
+        _merge_small(plan, shard_tokens, previous.shards if previous else {})
     carried = set(renumbered.values())
-    for number, unit in enumerate(units):
-        if number not in carried and unit.documents and unit.split != DROPPED:
-            load = Load(Piece(number, 0, unit.documents), "", 0, unit.tokens)
-            sides[unit.type, unit.split].loads.append(load)
-    for side in sides.values():
-        side.loads.sort(key=lambda load: load.piece)
-    return list(sides.values())
+    for number, selection in enumerate(selections):
+        if number not in carried and selection.documents and selection.split != DROPPED:
+            whole = PlannedPiece(Piece(number, 0, selection.documents), "", 0, selection.tokens)
+            plans[selection.type, selection.split].to_write.append(whole)
+    for plan in plans.values():
+        plan.to_write.sort(key=lambda planned: planned.piece)
+    return list(plans.values())
 
 
-def _renumbered(sources: Sequence[ShardSource], inventory: Inventory, earlier: PreviousVersion) -> dict[int, int]:
-    """Number of a former unit to its number now, for those that are still the same."""
+def _renumbered(sources: Sequence[ShardSource], inventory: Inventory, previous: PreviousVersion) -> dict[int, int]:
+    """A selection's number in the previous version to its number now, for those that are still the same."""
     result: dict[int, int] = {}
     first = 0
-    for source, row in zip(sources, inventory.rows, strict=True):
-        number = earlier.number(source)
+    for source, file in zip(sources, inventory.files, strict=True):
+        number = previous.number(source)
         if number is not None:
-            then = {_same(unit): n for n, unit in enumerate(earlier.rows[number].units, earlier.first_unit[number])}
-            for now, unit in enumerate(row.units, first):
-                if (old := then.get(_same(unit))) is not None:
+            selections = enumerate(previous.files[number].selections, previous.first_selection[number])
+            then = {_same(selection): n for n, selection in selections}
+            for now, selection in enumerate(file.selections, first):
+                if (old := then.get(_same(selection))) is not None:
                     result[old] = now
-        first += len(row.units)
+        first += len(file.selections)
     return result
 
 
-def _same(unit: Unit) -> tuple[str, str, str]:
-    return unit.type, unit.split, unit.mask
+def _same(selection: Selection) -> tuple[str, str, str]:
+    return selection.type, selection.split, selection.mask
 
 
-def _place(
+def _keep_or_take_apart(
     path: str,
     pieces: Sequence[Piece],
-    earlier: PreviousVersion,
+    previous: PreviousVersion,
     renumbered: Mapping[int, int],
-    sides: Mapping[tuple[str, str], Side],
+    plans: Mapping[tuple[str, str], ShardPlan],
 ) -> None:
-    """Keep a former shard, or take what is left of it."""
-    shard = earlier.shards[path]
-    side = sides.get((shard["type"], shard["split"]))
-    if side is None:
+    """Keep a shard of the previous version, or write what is left of it anew."""
+    shard = previous.shards[path]
+    plan = plans.get((shard["type"], shard["split"]))
+    if plan is None:
         return  # nothing of this type is left
-    now = [Piece(renumbered[piece.unit], *piece[1:]) for piece in pieces if piece.unit in renumbered]
+    now = [Piece(renumbered[piece.selection], *piece[1:]) for piece in pieces if piece.selection in renumbered]
     if len(now) == len(pieces):
-        side.kept[path] = now
+        plan.kept[path] = now
         return
-    side.loads.extend(_loads(path, pieces, shard, renumbered))
+    plan.to_write.extend(_pieces_left(path, pieces, shard, renumbered))
 
 
-def _loads(path: str, pieces: Sequence[Piece], shard: Mapping[str, int], renumbered: Mapping[int, int]) -> list[Load]:
-    loads, first = [], 0
-    for unit, start, stop in pieces:
-        if unit in renumbered:
+def _pieces_left(
+    path: str, pieces: Sequence[Piece], shard: Mapping[str, int], renumbered: Mapping[int, int]
+) -> list[PlannedPiece]:
+    left, first = [], 0
+    for selection, start, stop in pieces:
+        if selection in renumbered:
             tokens = shard["tokens"] * (stop - start) // shard["documents"]
-            loads.append(Load(Piece(renumbered[unit], start, stop), path, first, tokens))
+            left.append(PlannedPiece(Piece(renumbered[selection], start, stop), path, first, tokens))
         first += stop - start
-    return loads
+    return left
 
 
-def _merge_small(side: Side, shard_tokens: int, shards: Mapping[str, Mapping[str, int]]) -> None:
-    small = [path for path in side.kept if shards[path]["tokens"] < shard_tokens / 2]
+def _merge_small(plan: ShardPlan, shard_tokens: int, shards: Mapping[str, Mapping[str, int]]) -> None:
+    small = [path for path in plan.kept if shards[path]["tokens"] < shard_tokens / 2]
     if len(small) <= MAX_SMALL_SHARDS:
         return
     for path in small:
-        pieces = side.kept.pop(path)
-        side.loads.extend(_loads(path, pieces, shards[path], {piece.unit: piece.unit for piece in pieces}))
+        pieces = plan.kept.pop(path)
+        plan.to_write.extend(
+            _pieces_left(path, pieces, shards[path], {piece.selection: piece.selection for piece in pieces})
+        )

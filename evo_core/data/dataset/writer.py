@@ -1,4 +1,4 @@
-"""Writes the shards of one type and side, each with what the dataset's manifest says of it."""
+"""Writes the shards of one type and split, each with what the dataset's manifest says of it."""
 
 from __future__ import annotations
 
@@ -12,109 +12,110 @@ from typing import Any
 
 import numpy as np
 
-from evo_core.data.dataset.inventory import Row, ShardSource
+from evo_core.data.dataset.inventory import FileInventory, ShardSource
 from evo_core.data.dataset.previous_version import Piece, PreviousVersion
 from evo_core.data.dataset.scan import document_line
-from evo_core.data.dataset.shard_plan import Load, Side
+from evo_core.data.dataset.shard_plan import PlannedPiece, ShardPlan
 from evo_core.data.shards.format import BinReader, BinWriter, meta_path
 
 
 @dataclass
 class ShardWriter:
-    """Writes sides below a folder.
+    """Carries out shard plans below a folder.
 
     Attributes:
         out: the folder.
-        sources, rows: the sources of the dataset and what is known of them.
+        sources, files: the sources of the dataset and the inventory of each.
         shard_tokens: target size; a shard is closed by the document with which it reaches it.
-        earlier: the dataset that shards are kept from.
+        previous: the version that shards are kept from.
         on_tokens: called with the tokens of documents that were written.
         pieces: what each shard is made of; filled.
     """
 
     out: Path
     sources: Sequence[ShardSource]
-    rows: Sequence[Row]
+    files: Sequence[FileInventory]
     shard_tokens: int
-    earlier: PreviousVersion | None
+    previous: PreviousVersion | None
     on_tokens: Callable[[int], None]
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._source_of_unit = np.repeat(np.arange(len(self.rows)), [len(row.units) for row in self.rows])
-        self._first_unit = np.cumsum([0, *(len(row.units) for row in self.rows)])
+        self._source_of_selection = np.repeat(np.arange(len(self.files)), [len(file.selections) for file in self.files])
+        self._first_selection = np.cumsum([0, *(len(file.selections) for file in self.files)])
         self._open = lru_cache(maxsize=4)(BinReader)  # a large file goes into several shards, one after the other
 
-    def origin(self, unit: int) -> str:
-        """The raw file of a unit."""
-        return self.sources[self._source_of_unit[unit]].origin
+    def origin(self, selection: int) -> str:
+        """The raw file of a selection."""
+        return self.sources[self._source_of_selection[selection]].origin
 
-    def write(self, side: Side) -> list[dict[str, Any]]:
+    def write(self, plan: ShardPlan) -> list[dict[str, Any]]:
         """Link the shards that are kept, write the others; the manifest's entries, sorted by path."""
-        entries = [self._keep(path, pieces) for path, pieces in side.kept.items()]
+        entries = [self._keep(path, pieces) for path, pieces in plan.kept.items()]
         taken = {entry["path"] for entry in entries}
-        names = (f"{side.split}/{side.type}/train_{number:03d}.bin" for number in range(10**9))
+        names = (f"{plan.split}/{plan.type}/train_{number:03d}.bin" for number in range(10**9))
         free = (name for name in names if name not in taken)
-        loads = list(side.loads)
-        while loads:
-            entries.append(self._write_shard(next(free), side, loads))
+        to_write = list(plan.to_write)
+        while to_write:
+            entries.append(self._write_shard(next(free), plan, to_write))
         return sorted(entries, key=lambda entry: entry["path"])
 
     def _keep(self, path: str, pieces: list[Piece]) -> dict[str, Any]:
-        assert self.earlier is not None
+        assert self.previous is not None
         self.pieces[path] = pieces
         for name in (path, f"{path}.meta"):
-            _link_or_copy(self.earlier.folder / name, self.out / name)
-        return self.earlier.shards[path]
+            _link_or_copy(self.previous.folder / name, self.out / name)
+        return self.previous.shards[path]
 
-    def _write_shard(self, path: str, side: Side, loads: list[Load]) -> dict[str, Any]:
-        """Write one shard; takes what went into it from the beginning of `loads`."""
+    def _write_shard(self, path: str, plan: ShardPlan, to_write: list[PlannedPiece]) -> dict[str, Any]:
+        """Write one shard; takes what went into it from the beginning of `to_write`."""
         pieces: list[Piece] = []
         with BinWriter(self.out / path) as writer:
             done = 0
-            while done < len(loads) and writer.tokens < self.shard_tokens:
-                load = loads[done]
+            while done < len(to_write) and writer.tokens < self.shard_tokens:
+                planned = to_write[done]
                 count, before = 0, writer.tokens
-                for line, tokens in self._documents(load):
+                for line, tokens in self._documents(planned):
                     writer.write_line(line, tokens)
                     count += 1
                     if writer.tokens >= self.shard_tokens:
                         break
-                unit, start, stop = load.piece
-                pieces.append(Piece(unit, start, start + count))
+                selection, start, stop = planned.piece
+                pieces.append(Piece(selection, start, start + count))
                 self.on_tokens(writer.tokens - before)
                 if start + count < stop:
-                    rest = Piece(unit, start + count, stop)
-                    loads[done] = Load(rest, load.shard, load.first + count, load.tokens)
+                    rest = Piece(selection, start + count, stop)
+                    to_write[done] = PlannedPiece(rest, planned.shard, planned.first + count, planned.tokens)
                 else:
                     done += 1
-            del loads[:done]
+            del to_write[:done]
         self.pieces[path] = _joined(pieces)
         return {
             "path": path,
-            "type": side.type,
-            "split": side.split,
+            "type": plan.type,
+            "split": plan.split,
             "documents": writer.documents,
             "tokens": writer.tokens,
             "bytes": writer.path.stat().st_size,
             "digest": shard_digest(writer.path),
             "meta_digest": shard_digest(meta_path(writer.path)),
-            "origins": list(dict.fromkeys(self.origin(piece.unit) for piece in pieces)),
+            "origins": list(dict.fromkeys(self.origin(piece.selection) for piece in pieces)),
         }
 
-    def _documents(self, load: Load) -> Iterator[tuple[bytes, int]]:
+    def _documents(self, planned: PlannedPiece) -> Iterator[tuple[bytes, int]]:
         """(line, tokens) of each document of a piece."""
-        if load.shard:
-            assert self.earlier is not None
-            reader = self._open(self.earlier.folder / load.shard)
-            places: Sequence[int] | np.ndarray = range(load.first, load.first + load.piece.stop - load.piece.start)
+        selection, start, stop = planned.piece
+        if planned.shard:
+            assert self.previous is not None
+            reader = self._open(self.previous.folder / planned.shard)
+            documents: Sequence[int] | np.ndarray = range(planned.first, planned.first + stop - start)
         else:
-            source = self._source_of_unit[load.piece.unit]
-            in_row = self.rows[source].places
-            assert in_row is not None
+            source = self._source_of_selection[selection]
+            of_selections = self.files[source].document_numbers
+            assert of_selections is not None
             reader = self._open(self.sources[source].bin_path)
-            places = in_row[load.piece.unit - self._first_unit[source]][load.piece.start : load.piece.stop]
-        for document in places:
+            documents = of_selections[selection - self._first_selection[source]][start:stop]
+        for document in documents:
             yield document_line(reader, int(document)), int(reader.lengths[document])
 
 
@@ -122,8 +123,8 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """Pieces without cuts between those that follow on each other."""
     joined: list[Piece] = []
     for piece in pieces:
-        if joined and joined[-1].unit == piece.unit and joined[-1].stop == piece.start:
-            joined[-1] = Piece(piece.unit, joined[-1].start, piece.stop)
+        if joined and joined[-1].selection == piece.selection and joined[-1].stop == piece.start:
+            joined[-1] = Piece(piece.selection, joined[-1].start, piece.stop)
         else:
             joined.append(piece)
     return joined

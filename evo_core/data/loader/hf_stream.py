@@ -5,8 +5,8 @@ and over. A text is one document, with begin and end token where the tokenizer h
 tokens is left out. Documents are packed greedily: one after the other until the next does not fit into the pack, which
 begins the next one; the rest of a pack is padding.
 
-The place in the data is the data set's own state and how many documents were taken since, so a run goes on where it
-stopped without reading again what it has seen. It is a place among the documents of one rank: the number of
+The cursor is the data set's own state and how many documents were taken since, so a run goes on where it
+stopped without reading again what it has seen. It points among the documents of one rank: the number of
 data-parallel ranks cannot change.
 """
 
@@ -59,7 +59,7 @@ class StreamData:
         ConfigError: data.global_batch_tokens does not divide over dp_size ranks.
     """
 
-    in_order = True
+    sequential = True
     types = ("en",)
     trained = None
 
@@ -90,7 +90,7 @@ class StreamData:
         self.digest = _digest(cfg, tokenizer)
 
     def draw(self, step: int) -> tuple[Batch, Any]:
-        """This rank's micro-batches of a step, and the place in the data after them, as plain data.
+        """This rank's micro-batches of a step, and the cursor behind them, as plain data.
 
         The steps must be asked for one after the other, from 0 or from where `restore` went on.
         """
@@ -104,11 +104,11 @@ class StreamData:
             self._looked = True
             if not batch.has_targets():
                 log.warning("%s: %s", self._name, NONE_YET)
-        return batch, self._documents.place
+        return batch, self._documents.cursor
 
-    def restore(self, place: Any) -> None:
-        """Go on from a place that `draw` gave."""
-        self._documents.restore(place)
+    def restore(self, cursor: Any) -> None:
+        """Go on from a cursor that `draw` gave."""
+        self._documents.restore(cursor)
 
     def describe(self) -> str:
         """What is read, for the log."""
@@ -168,14 +168,14 @@ class _Documents:
         self._begin_epoch(0)
 
     @property
-    def place(self) -> dict[str, Any]:
+    def cursor(self) -> dict[str, Any]:
         """Where the next document is: the state that the data set had before, and documents to pass over from there."""
         return {"epoch": self._epoch, "dataset": self._state, "taken": self._taken}
 
-    def restore(self, place: dict[str, Any]) -> None:
-        """Go to a place."""
-        self._begin_epoch(place["epoch"], place["dataset"])
-        self._taken = place["taken"]
+    def restore(self, cursor: dict[str, Any]) -> None:
+        """Go to where a cursor points."""
+        self._begin_epoch(cursor["epoch"], cursor["dataset"])
+        self._taken = cursor["taken"]
 
     def peek(self) -> np.ndarray:
         """The next document, int64, at least one token."""

@@ -29,7 +29,7 @@ class Source(Protocol):
     Attributes:
         types: data types; their positions are the type ids of a batch.
         digest: of the data and their order.
-        in_order: whether steps must be drawn one after the other; then there is a place in the data to keep.
+        sequential: whether steps must be drawn one after the other; then a checkpoint keeps a cursor.
         trained: by data type how many tokens are trained on; None where that is not known before they are read.
     """
 
@@ -40,16 +40,16 @@ class Source(Protocol):
     def digest(self) -> str: ...
 
     @property
-    def in_order(self) -> bool: ...
+    def sequential(self) -> bool: ...
 
     @property
     def trained(self) -> Mapping[str, int] | None: ...
 
     def draw(self, step: int) -> tuple[Batch, Any]:
-        """A step's batch, and the place in the data after it."""
+        """A step's batch, and the cursor behind it: plain data that says where the next step begins."""
 
-    def restore(self, place: Any) -> None:
-        """Go on from a place that `draw` gave."""
+    def restore(self, cursor: Any) -> None:
+        """Go on from a cursor that `draw` gave."""
 
     def describe(self) -> str:
         """What there is, for the log."""
@@ -70,14 +70,14 @@ class Prefetch:
         workers: threads that draw batches; 0 draws each when it is asked for.
 
     Attributes:
-        place: the place in the data after the batch handed out last; None where the step says it.
+        cursor: behind the batch handed out last; None where the step says where to go on.
     """
 
     def __init__(self, data: Source, first: int, stop: int, *, workers: int) -> None:
         self._data, self._steps = data, iter(range(first, stop))
         self._next = first
-        self.place: Any = None
-        workers = min(workers, 1) if data.in_order else workers
+        self.cursor: Any = None
+        workers = min(workers, 1) if data.sequential else workers
         self._pool = ThreadPoolExecutor(workers, "batches") if workers and first < stop else None
         self._drawn: deque[Future[tuple[Batch, Any]]] = deque()
         for _ in range(_AHEAD * workers):
@@ -93,9 +93,9 @@ class Prefetch:
             raise ValueError(f"step {step} was asked for where {self._next} is the next")
         self._next += 1
         if self._pool is None:
-            batch, self.place = self._data.draw(step)
+            batch, self.cursor = self._data.draw(step)
         else:
-            batch, self.place = self._drawn.popleft().result()
+            batch, self.cursor = self._drawn.popleft().result()
             self._begin_one()
         return batch
 

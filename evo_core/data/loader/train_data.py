@@ -57,7 +57,7 @@ class TrainData:
             do not fit the folder.
     """
 
-    in_order = False
+    sequential = False
     """Whether steps must be drawn one after the other."""
 
     def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> None:
@@ -103,7 +103,7 @@ class TrainData:
         return Batch(input_ids, labels, positions, type_ids, cu_seqlens)
 
     def draw(self, step: int) -> tuple[Batch, None]:
-        """A step's batch, and the place in the data after it, which the step says already."""
+        """A step's batch, and no cursor: the step says where to go on."""
         batch = self.batch(step)
         if not self._looked:
             self._looked = True
@@ -112,7 +112,7 @@ class TrainData:
                 log.warning("%s: %s", self._data.train_folder, NONE_YET)
         return batch, None
 
-    def restore(self, place: None) -> None:
+    def restore(self, cursor: None) -> None:
         """Nothing to do: the step says where to go on."""
 
     def epoch(self, step: int) -> int:

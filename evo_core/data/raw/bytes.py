@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from evo_core.data.raw.files import file_name, open_file, read_error
 from evo_core.errors import DataError
-from evo_core.storage.location import Location
+from evo_core.storage.files import open_file, read_error
+from evo_core.storage.location import Location, file_name
 
 COMPRESSIONS = (".gz", ".zst")
 CHUNK = 1 << 20

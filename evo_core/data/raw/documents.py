@@ -7,7 +7,7 @@ Two readings of a file:
 - internevo: what the original tool feeds to its tokenizer. ``.txt`` as above; each ``.jsonl`` line whole with
   its newline; each record of a ``.json`` list written again by ``json.dumps``.
 
-A file may be on disk or in an object store (`evo_core.data.raw.files`). Memory does not grow with its size.
+A file may be on disk or in an object store (`evo_core.storage.files`). Memory does not grow with its size.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evo_core.data.raw.bytes import COMPRESSIONS, chunks, compression
-from evo_core.data.raw.files import file_name, file_size
 from evo_core.data.raw.json_list import JsonListError, read_json_list
 from evo_core.data.raw.json_value import HALF_CHARACTER, is_whole, parse
 from evo_core.data.raw.lines import ByteRange, Line, lines, lines_before
 from evo_core.data.raw.parquet import ParquetRecords
 from evo_core.data.raw.unreadable import UnreadableRecord
 from evo_core.errors import DataError
-from evo_core.storage.location import Location
+from evo_core.storage.files import file_size
+from evo_core.storage.location import Location, file_name
 
 Mode = Literal["text", "internevo"]
 OnError = Literal["raise", "skip"]

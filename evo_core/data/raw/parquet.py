@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evo_core.data.raw.files import open_file
 from evo_core.data.raw.unreadable import UnreadableRecord
 from evo_core.errors import DataError
+from evo_core.storage.files import open_file
 from evo_core.storage.location import Location
 
 if TYPE_CHECKING:

@@ -9,14 +9,13 @@ from typing import Any
 
 from evo_core.data.raw.bytes import COMPRESSIONS
 from evo_core.data.raw.documents import OnError, file_format, read_documents, read_records
-from evo_core.data.raw.files import is_uri
 from evo_core.data.raw.json_value import parse
 from evo_core.data.raw.listing import EMPTY, OTHER_FORMAT, Listing, find_files, list_folder
 from evo_core.data.raw.parquet import ParquetRecords
 from evo_core.data.raw.patterns import MAGIC
 from evo_core.data.raw.unreadable import UnreadableRecord
 from evo_core.errors import DataError
-from evo_core.storage.location import Location, local_path
+from evo_core.storage.location import Location, is_remote, local_path
 
 _SUFFIXES = (".jsonl", ".json")
 RECORD_FILES = (".parquet", *_SUFFIXES, *(suffix + packed for suffix in _SUFFIXES for packed in COMPRESSIONS))
@@ -124,7 +123,7 @@ def find_records(location: Location) -> Listing:
     Raises:
         DataError: nothing is there, all is empty, or it is in a store.
     """
-    if is_uri(location):
+    if is_remote(location):
         hint = "copy it here, or run the steps source.files and data.tokenize_sft"
         raise DataError("this command reads files of this machine", file=location, hint=hint)
     path = local_path(location)

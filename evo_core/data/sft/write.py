@@ -21,7 +21,7 @@ from evo_core.data.shards.format import BinWriter, meta_path
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
-from evo_core.process import mark
+from evo_core.storage.identity import mark
 
 SPLITS = ("train", "valid")
 _NAME = "dataset.bin"

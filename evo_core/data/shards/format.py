@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from evo_core.errors import DataError
-from evo_core.process import mark
+from evo_core.storage.identity import mark
 
 _PREFIX, _SUFFIX = b'{"tokens": [', b"]}"
 

@@ -23,13 +23,13 @@ from functools import partial
 from pathlib import Path
 
 from evo_core.data.raw.documents import can_be_split
-from evo_core.data.raw.files import file_size
 from evo_core.data.shards.format import write_error
 from evo_core.data.tokenize.cores import cores
 from evo_core.data.tokenize.executors import WorkDone, dask_executor, one_thread, process_pool
 from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec, join, tokenize_into
 from evo_core.errors import DataError
-from evo_core.process import mark
+from evo_core.storage.files import file_size
+from evo_core.storage.identity import mark
 
 __all__ = ["Interrupted", "Progress", "dask_executor", "tokenize_files", "tokenize_together"]
 

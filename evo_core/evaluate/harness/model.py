@@ -62,7 +62,11 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The id that ends a text."""
+        """The id that ends a text.
+
+        Raises:
+            DataError: the tokenizer has none.
+        """
         if self.text.eos_id is None:
             raise DataError("this tokenizer has no end token, which the task needs", file=self.text.path)
         return self.text.eos_id

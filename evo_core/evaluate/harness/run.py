@@ -24,7 +24,11 @@ BOOTSTRAPS = 1000
 
 
 def require_harness() -> None:
-    """Raise `ConfigError` where lm-eval is not installed."""
+    """See that lm-eval is installed.
+
+    Raises:
+        ConfigError: it cannot be imported; says how to install it.
+    """
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:

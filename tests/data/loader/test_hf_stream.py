@@ -126,10 +126,10 @@ def test_ranks_share_the_texts(tmp_path: Path, tokenizer: Tokenizer, files: int,
 
 @given(stop=st.integers(1, 25), ahead=st.integers(0, 1), buffer=st.integers(1, 9), ranks=st.integers(1, 2))
 @trying(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12, deadline=None)
-def test_it_goes_on_from_any_place(
+def test_it_goes_on_from_any_cursor(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, stop: int, ahead: int, buffer: int, ranks: int
 ) -> None:
-    """Texts are tokenized in small groups here, so that places lie in the middle of them and at their ends."""
+    """Texts are tokenized in small groups here, so that cursors point into the middle of them and at their ends."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hf_stream, "_TEXTS", buffer)
         content = texts(31)
@@ -140,9 +140,9 @@ def test_it_goes_on_from_any_place(
         with Prefetch(open_source(cfg, dp_rank=ranks - 1, dp_size=ranks), 0, 100, workers=ahead) as feed:
             for step in range(stop):
                 assert rows(feed.batch(step)) == expected[step]
-            place = json.loads(json.dumps(feed.place))
+            cursor = json.loads(json.dumps(feed.cursor))
         data = StreamData(cfg, dp_rank=ranks - 1, dp_size=ranks)
-        data.restore(place)
+        data.restore(cursor)
         with Prefetch(data, stop, stop + 20, workers=ahead) as feed:
             assert [rows(feed.batch(step)) for step in range(stop, stop + 20)] == expected[stop:]
 
@@ -152,9 +152,9 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, tokenizer: Tokenizer, m
     folder = write_files(tmp_path / "d", [texts(200)[n * 20 : n * 20 + 20] for n in range(10)])
     cfg = hf_job(folder, tokenizer, seq_len=16, micro_bsz=1)
     data = StreamData(cfg, dp_rank=0, dp_size=1)
-    places = [data.draw(step)[1] for step in range(150)]
+    cursors = [data.draw(step)[1] for step in range(150)]
     again = StreamData(cfg, dp_rank=0, dp_size=1)
-    again.restore(places[-1])
+    again.restore(cursors[-1])
     tokenized: list[str] = []
     encode = Tokenizer.encode_batch
 

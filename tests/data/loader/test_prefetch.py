@@ -26,7 +26,7 @@ def test_the_same_batches_in_the_same_order(tmp_path: Path, workers: int) -> Non
             assert torch.equal(batch.input_ids, expected.input_ids)
             assert torch.equal(batch.labels, expected.labels)
         assert len(set(threading.enumerate()) - before) <= workers
-        assert feed.place is None
+        assert feed.cursor is None
     assert not set(threading.enumerate()) - before
 
 
@@ -35,9 +35,9 @@ class Counting:
 
     types, digest, trained = ("en",), "", None
 
-    def __init__(self, fails_at: int, *, in_order: bool) -> None:
+    def __init__(self, fails_at: int, *, sequential: bool) -> None:
         self.drawn: list[int] = []
-        self.fails_at, self.in_order, self.closed = fails_at, in_order, False
+        self.fails_at, self.sequential, self.closed = fails_at, sequential, False
 
     def draw(self, step: int) -> tuple[Batch, Any]:
         self.drawn.append(step)
@@ -46,7 +46,7 @@ class Counting:
         empty = torch.full((1, 1), step)
         return Batch(empty, empty, empty, empty, []), step + 1
 
-    def restore(self, place: Any) -> None: ...
+    def restore(self, cursor: Any) -> None: ...
 
     def describe(self) -> str:
         return ""
@@ -56,28 +56,28 @@ class Counting:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("in_order", [False, True])
-def test_an_error_comes_at_its_step_as_it_is(workers: int, in_order: bool) -> None:
-    source = Counting(4, in_order=in_order)
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_error_comes_at_its_step_as_it_is(workers: int, sequential: bool) -> None:
+    source = Counting(4, sequential=sequential)
     before = set(threading.enumerate())
     with pytest.raises(DataError, match=r"^x\.bin:3: damaged$"), Prefetch(source, 0, 9, workers=workers) as feed:
         for step in range(4):
             assert int(feed.batch(step).input_ids) == step
-            assert feed.place == step + 1
+            assert feed.cursor == step + 1
         feed.batch(4)
     assert not set(threading.enumerate()) - before
     assert source.closed
-    if in_order:
+    if sequential:
         assert source.drawn == sorted(source.drawn)
 
 
 def test_it_reads_a_little_ahead_and_not_past_the_end() -> None:
-    source = Counting(-1, in_order=True)
+    source = Counting(-1, sequential=True)
     with Prefetch(source, 0, 100, workers=1) as feed:
         for step in range(10):
             feed.batch(step)
     assert 10 <= len(source.drawn) <= 12
-    source = Counting(-1, in_order=False)
+    source = Counting(-1, sequential=False)
     with Prefetch(source, 3, 7, workers=4) as feed:
         for step in range(3, 7):
             feed.batch(step)
@@ -86,7 +86,7 @@ def test_it_reads_a_little_ahead_and_not_past_the_end() -> None:
 
 def test_steps_are_taken_one_after_the_other() -> None:
     with (
-        Prefetch(Counting(-1, in_order=False), 3, 9, workers=1) as feed,
+        Prefetch(Counting(-1, sequential=False), 3, 9, workers=1) as feed,
         pytest.raises(ValueError, match="step 5 was asked for where 3 is the next"),
     ):
         feed.batch(5)

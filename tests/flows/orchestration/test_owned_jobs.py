@@ -12,7 +12,7 @@ import pytest
 from flows.orchestration.owned_jobs import ROOT_LABEL, cancel_owned_jobs, end_owned_jobs, remember_owned_jobs
 from flows.pipeline.plan import Plan
 from tasks.launch.launcher import LaunchRuntime
-from tasks.store.atomic import write_json
+from tasks.store.json_file import write_json
 from tests.flows.orchestration.small import Small
 
 

@@ -179,8 +179,9 @@ def test_an_older_manifest_without_later_fields_is_whole(bench: Bench) -> None:
     bench.run()
     path = artifact(bench, "second").home / "manifest.json"
     manifest = json.loads(path.read_text())
-    edit(path, json.dumps({k: v for k, v in manifest.items() if k not in ("facts", "provenance")}))
+    edit(path, json.dumps({k: v for k, v in manifest.items() if k not in ("facts", "provenance", "objects")}))
     assert bench.plan().step("second").action == "reuse"
+    assert artifact(bench, "second").objects is None  # not "uses none"
     bench.run()
 
 

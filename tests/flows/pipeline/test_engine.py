@@ -20,7 +20,7 @@ from flows.pipeline.failures import StepFailed
 from flows.show.report import report_path
 from tasks.launch.launcher import Stopped
 from tasks.store import commit as commits
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 from tests.flows.pipeline.conftest import Bench, Recorder
 
 FORK = multiprocessing.get_context("fork")

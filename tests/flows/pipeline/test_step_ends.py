@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.pipeline.failures import StepFailed
-from tasks.store.atomic import read_json
+from tasks.store.json_file import read_json
 from tests.flows.pipeline.conftest import Bench
 
 TEXT = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from evo_core.parallel.ranks import ranks
+from evo_core.parallel.process_group import ranks
 from tests.tasks.launch.stand_in import say
 
 if __name__ == "__main__":

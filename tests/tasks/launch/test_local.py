@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evo_core.errors import ConfigError
+from evo_core.process import start_time
 from tasks.launch import launcher_for
 from tasks.launch.cluster import LocalCluster
 from tasks.launch.launcher import JobFailed, LaunchRuntime, Stopped
@@ -106,7 +106,7 @@ def test_stop_kills_after_the_grace(state: Path, tmp_path: Path) -> None:
     run.wait_for_line("up")
     run.stop()
     assert isinstance(run.end(10), Stopped)
-    assert not processes_of(state) and not _lives(int(child.read_text()))
+    assert not processes_of(state) and start_time(int(child.read_text())) is None
 
 
 @pytest.mark.faults
@@ -131,13 +131,13 @@ LocalLauncher(LocalCluster()).run(job, stop=threading.Event(), on_progress=print
         run.send_signal(signal.SIGKILL)
         run.wait()
     wait_until(lambda: not processes_of(state), "the job is gone", 5)
-    assert not _lives(int(child.read_text()))
+    assert start_time(int(child.read_text())) is None
 
 
 def test_what_a_job_leaves_behind_is_ended_with_it(state: Path, tmp_path: Path) -> None:
     child = tmp_path / "child"
     Run(LOCAL, make_job(state, f"child:{child}")).succeed()
-    assert not _lives(int(child.read_text()))
+    assert start_time(int(child.read_text())) is None
 
 
 def test_another_process_can_cancel(state: Path) -> None:
@@ -154,11 +154,3 @@ def test_another_process_can_cancel(state: Path) -> None:
 def test_one_machine_has_one_node() -> None:
     with pytest.raises(ConfigError, match=r"runtime\.nodes: 2 nodes were asked for"):
         launcher_for(LaunchRuntime(nodes=2))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

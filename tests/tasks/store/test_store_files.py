@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.atomic import create_json, link_if_absent, write_json
+from evo_core.storage.files import link_if_absent
 from tasks.store.digests import DigestMemory
+from tasks.store.json_file import create_json, write_json
 from tasks.store.refs import Refs
 
 FORK = multiprocessing.get_context("fork")
@@ -81,7 +82,7 @@ def test_the_draft_of_a_process_that_was_killed_is_cleared(
 
 
 def test_the_draft_of_a_living_process_stays(tmp_path: Path) -> None:
-    from evo_core.process import mark
+    from evo_core.storage.identity import mark
 
     draft = tmp_path / f".a.json.{mark()}.0.tmp"
     elsewhere = tmp_path / ".a.json.77-88-00000000.0.tmp"

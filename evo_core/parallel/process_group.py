@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from evo_core.errors import ConfigError
-from evo_core.parallel.environment import Launcher, Place, read_place
+from evo_core.parallel.environment import Launcher, RankInfo, read_rank_info
 from evo_core.process import die_with_launcher, stop_signals
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
@@ -102,38 +102,36 @@ def ranks(
     """
     die_with_launcher()
     adopted = dist.is_initialized()
-    place = _adopted_place() if adopted else read_place(os.environ, launcher, host, port)
-    device = _device(place, backend)
+    info = _adopted_info() if adopted else read_rank_info(os.environ, launcher, host, port)
+    device = _device(info, backend)
     if not adopted:
-        _connect(place, backend or _backend(device), timeout)
+        _connect(info, backend or _backend(device), timeout)
     stop = Stop()
     previous = _install(stop) if catch_stop else {}
     failed = True
     try:
-        yield Ranks(
-            place.rank, place.world_size, place.local_rank, place.local_world_size, device, place.launcher, stop
-        )
+        yield Ranks(info.rank, info.world_size, info.local_rank, info.local_world_size, device, info.launcher, stop)
         failed = False
     finally:
         _restore(previous)
         # After a failure the group is left to the end of the process: taking it down would break the collectives of
         # the other ranks, and their errors would hide this one.
-        if not adopted and (not failed or place.world_size == 1):
-            if place.world_size > 1:
+        if not adopted and (not failed or info.world_size == 1):
+            if info.world_size > 1:
                 dist.barrier()  # rank 0 may serve the store: it goes last
             dist.destroy_process_group()
 
 
-def _adopted_place() -> Place:
+def _adopted_info() -> RankInfo:
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    return Place("single", rank, world_size, local_rank=rank, local_world_size=world_size)
+    return RankInfo("single", rank, world_size, local_rank=rank, local_world_size=world_size)
 
 
-def _device(place: Place, backend: str | None) -> torch.device:
+def _device(info: RankInfo, backend: str | None) -> torch.device:
     """The rank's own GPU; a task that sees only its own (``--gpus-per-task=1``) counts it as number 0."""
     if backend == "gloo" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
@@ -142,19 +140,19 @@ def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def _connect(place: Place, backend: str, timeout: timedelta) -> None:
+def _connect(info: RankInfo, backend: str, timeout: timedelta) -> None:
     """Make the default process group, with a short patience for finding each other and a long one for collectives."""
     dist.init_process_group(
         backend,
-        store=_store(place),
-        rank=place.rank,
-        world_size=place.world_size,
+        store=_store(info),
+        rank=info.rank,
+        world_size=info.world_size,
         timeout=min(CONNECT_TIMEOUT, timeout),
     )
     distributed_c10d._set_pg_timeout(timeout)
 
 
-def _store(place: Place) -> dist.Store:
+def _store(info: RankInfo) -> dist.Store:
     """The key-value store over which ranks exchange addresses.
 
     On one node torchrun's agent serves one store to all attempts of a job. A restarted rank would read there the
@@ -162,16 +160,16 @@ def _store(place: Place) -> dist.Store:
     count restarts alike; there the launcher sets ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, which gives every attempt
     a new port, served by rank 0.
     """
-    if place.master is None:
+    if info.master is None:
         return dist.HashStore()
-    address, port = place.master
-    if place.agent_store:
+    address, port = info.master
+    if info.agent_store:
         _check_agent(address, port)
         store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT)
-        generation = place.attempt if place.nodes == 1 else 0
-        return dist.PrefixStore(f"evo/{place.run_id}/{generation}", store)
+        generation = info.attempt if info.nodes == 1 else 0
+        return dist.PrefixStore(f"evo/{info.run_id}/{generation}", store)
     return dist.TCPStore(
-        address, port, place.world_size, is_master=place.rank == 0, timeout=CONNECT_TIMEOUT, multi_tenant=True
+        address, port, info.world_size, is_master=info.rank == 0, timeout=CONNECT_TIMEOUT, multi_tenant=True
     )
 
 

@@ -50,7 +50,7 @@ class _File(_Lossy, logging.FileHandler):
     """Lines in a file."""
 
 
-class Log:
+class RunLog:
     """Where the lines of a run go.
 
     Args:
@@ -92,11 +92,11 @@ class Log:
 
 
 @contextmanager
-def logging_of_run(*, speaks: bool) -> Iterator[Log]:
+def logging_of_run(*, speaks: bool) -> Iterator[RunLog]:
     """Show what `evo_core` logs while a run lasts; afterwards logging is as it was."""
     logger = logging.getLogger("evo_core")
     level, propagate = logger.level, logger.propagate
-    log = Log(speaks=speaks)
+    log = RunLog(speaks=speaks)
     for handler in log.handlers:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from evo_core.data import Prefetch
     from evo_core.data.loader.prefetch import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-    from evo_core.parallel.layout import Layout
+    from evo_core.parallel.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def take_start(
     optimizer: HybridZeroOptimizer,
     data: Source,
     batch_tokens: int,
-    layout: Layout,
+    mesh: Mesh,
 ) -> TrainState:
     """Load the chosen checkpoint.
 
@@ -213,12 +213,13 @@ def take_start(
             hint="go on with the same data, seed and lengths; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
-    if data.in_order and len(state.places) != layout.dp:
+    there = len(state.data_cursors)
+    if data.sequential and there != mesh.data.size:
         raise CheckpointError(
-            f"each of {len(state.places)} data-parallel ranks has its place in the stream of data there, and here are "
-            f"{layout.dp} ranks",
+            f"each of {there} data-parallel ranks has its place in the stream of data there, and here are "
+            f"{mesh.data.size} ranks",
             file=start.checkpoint,
-            hint=f"go on with {len(state.places)} ranks; or start from its weights alone: ckpt.auto_resume false, "
+            hint=f"go on with {there} ranks; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
     if state.batch_tokens != batch_tokens:
@@ -228,15 +229,15 @@ def take_start(
             file=start.checkpoint,
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
-    if data.in_order:
-        data.restore(state.places[layout.dp_rank])
+    if data.sequential:
+        data.restore(state.data_cursors[mesh.data.rank])
     return state
 
 
-def places(feed: Prefetch, layout: Layout) -> list[Any]:
-    """The place in the data of each data-parallel rank; every rank must call it."""
-    found = dict(gather_objects((layout.dp_rank, feed.place)))
-    return [found[rank] for rank in range(layout.dp)]
+def data_cursors(feed: Prefetch, mesh: Mesh) -> list[Any]:
+    """Where each data-parallel rank goes on in its data; every rank must call it."""
+    found = dict(gather_objects((mesh.data.rank, feed.cursor)))
+    return [found[rank] for rank in range(mesh.data.size)]
 
 
 def save_folder(cfg: TrainConfig) -> Path | None:

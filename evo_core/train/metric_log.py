@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from evo_core.job import report_progress
 from evo_core.storage.location import local_path
 from evo_core.train.metrics import log_line
-from evo_core.train.records import FILE, MetricsFile, Tensorboard
+from evo_core.train.sinks import FILE, MetricsFile, Tensorboard
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 _RECENT = 20
 
 
-class Journal:
+class MetricLog:
     """Takes the record of each step.
 
     Args:
         cfg: the job.
         folder: the run's folder.
         step: the step the run starts at.
-        keeps: whether this rank keeps the journal; on the others every method does nothing.
+        keeps: whether this rank keeps it; on the others every method does nothing.
     """
 
     def __init__(self, cfg: TrainConfig, folder: Path, step: int, *, keeps: bool) -> None:

@@ -22,48 +22,48 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data.loader.prefetch import Source
     from evo_core.optim.hybrid_zero import HybridZeroOptimizer
-    from evo_core.parallel.layout import Layout
-    from evo_core.parallel.ranks import Ranks
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.parallel.process_group import Ranks
 
 log = logging.getLogger(__name__)
 
 
-def introduce(cfg: TrainConfig, ranks: Ranks, layout: Layout, folder: Path) -> None:
+def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     """Sizes, seeds, the run's name, and who runs where; every rank must call it."""
-    everyone = gather_objects((socket.gethostname(), str(ranks.device), ranks.local_rank))
+    numbers = f"{ranks.rank:5} {mesh.data.rank:5} {mesh.zero.rank:5} {ranks.local_rank:5}"
+    everyone = gather_objects((socket.gethostname(), f"{numbers}  {ranks.device!s:8}"))
     log.info(
         "Distributed environment is initialized, data parallel size: %d, pipeline parallel size: %d, "
         "tensor parallel size: %d",
-        layout.dp,
-        layout.pipeline,
-        layout.tensor,
+        mesh.data.size,
+        mesh.pipeline.size,
+        mesh.tensor.size,
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
     log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.shown.job_name, host, folder)
     if (
-        layout.is_log_rank
+        mesh.is_log_rank
         and cfg.ckpt.enable_save_ckpt
         and (said := unprefixed_save(cfg, "ckpt.save_ckpt_folder")) is not None
     ):
         log.warning("%s", said)
     rows = [f"{'rank':>5} {'dp':>5} {'zero':>5} {'local':>5}  {'device':8} host"]
-    for rank, (host, device, local) in enumerate(everyone):
-        rows.append(f"{rank:5} {rank:5} {rank % layout.zero1:5} {local:5}  {device:8} {host}")
+    rows += [f"{row} {host}" for host, row in everyone]
     log.info("ranks:\n%s", "\n".join(rows))
 
 
-def describe(
+def log_parts(
     cfg: TrainConfig,
     ranks: Ranks,
-    layout: Layout,
+    mesh: Mesh,
     model: nn.Module,
     optimizer: HybridZeroOptimizer,
     data: Source,
 ) -> None:
     """Model, data, kernels, and the settings that change nothing here."""
     total = cfg.data.total_steps
-    shares = [sum(bucket.owned(rank) for bucket in optimizer.buckets) for rank in range(layout.zero1)]
+    shares = [sum(bucket.owned(rank) for bucket in optimizer.buckets) for rank in range(mesh.zero.size)]
     log.info("Number of elements on ranks: %s", shares)
     log.info(
         "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
@@ -74,17 +74,17 @@ def describe(
         optimizer.dtype,
         torch.get_num_threads(),
     )
-    micro_num = cfg.micro_num(layout.dp)
+    micro_num = cfg.micro_num(mesh.data.size)
     log.info(
         "data: %s; a step is %s tokens (%d micro-batches of %d on each of %d ranks), %d steps",
         data.describe(),
-        f"{micro_num * layout.dp * cfg.data.packed_length:,}",
+        f"{micro_num * mesh.data.size * cfg.data.packed_length:,}",
         micro_num,
         cfg.data.packed_length,
-        layout.dp,
+        mesh.data.size,
         total,
     )
-    if layout.is_log_rank:
+    if mesh.is_log_rank:
         _say_without_targets(cfg, data)
     without = cfg.settings_without_effect(ranks.device.type)
     if without:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from evo_core.train.records import MetricsFile
+from evo_core.train.sinks import MetricsFile
 from tests.train.jobs import job, run
 
 

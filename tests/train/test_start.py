@@ -12,7 +12,7 @@ import torch
 from evo_core.checkpoint import load_model
 from evo_core.errors import CheckpointError
 from evo_core.train import train
-from evo_core.train.resume import Start
+from evo_core.train.start import Start
 from tests.train.jobs import curve, job, run
 
 SCHEDULE = {"total_steps": 8, "warmup_ratio": 0.25, "eta_min": 1e-3}

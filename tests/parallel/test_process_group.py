@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from evo_core.errors import ConfigError
 from evo_core.job import command
-from evo_core.parallel import ranks as module
-from evo_core.parallel.ranks import Stop, ranks
+from evo_core.parallel import process_group as module
+from evo_core.parallel.process_group import Stop, ranks
+from evo_core.process import start_time
 from tests.ranks import run_on_ranks
 from tests.train.processes import free_port
 
@@ -121,9 +122,9 @@ def test_a_rank_dies_with_its_launcher(name: str, value: str, frame: Callable[[]
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     deadline = time.monotonic() + 10
-    while _alive(child) and time.monotonic() < deadline:
+    while start_time(child) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not _alive(child)
+    assert start_time(child) is None
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the parent-death signal is Linux's")
@@ -147,10 +148,3 @@ def test_a_rank_whose_agent_died_while_it_started_ends_at_once(monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"nobody answers at 127\.0\.0\.1:\d+: the torchrun"), ranks():
         raise AssertionError
     assert time.monotonic() - began < 10
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

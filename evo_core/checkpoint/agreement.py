@@ -1,0 +1,114 @@
+"""Before anything is written: do all ranks mean the same tensors, and do their pieces make up each of them?
+
+A checkpoint holds one value under each name. Where ranks that should hold the same one do not (replicas that have
+drifted apart, a buffer that each rank updates by itself, a fault in how a tensor is cut), writing either would lose the
+other without a word.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from evo_core.checkpoint.checksum import checksums
+from evo_core.errors import CheckpointError
+from evo_core.parallel.collectives import gather_on_first, on_first
+from evo_core.placement import Placed, Ranks, Rectangle, Sizes, tiling_fault
+
+_SHOWN = 3
+
+
+class _Held(NamedTuple):
+    """A piece that a rank holds: who holds it too, as this rank says, and its checksum where somebody does."""
+
+    where: Rectangle
+    ranks: Ranks
+    checksum: int | None
+
+
+class _Tensor(NamedTuple):
+    shape: Sizes
+    dtype: str
+    pieces: list[_Held]
+
+
+def check_agreement(tensors: Mapping[str, Placed]) -> None:
+    """Compare what all ranks are about to write under the same names; every rank must call it.
+
+    Shapes, types and rectangles, and checksums of the pieces that several ranks hold, go to rank 0 in one message.
+
+    Raises:
+        CheckpointError: they differ, overlap or leave a hole; on every rank, naming the tensors and the ranks.
+    """
+    everybody = gather_on_first(_described(tensors))
+    on_first(lambda: _compare(everybody))
+
+
+def _described(tensors: Mapping[str, Placed]) -> dict[str, _Tensor]:
+    shared = [view for placed in tensors.values() for piece, view in placed.pieces() if len(piece.ranks) > 1]
+    sums = iter(checksums(shared))
+    described = {}
+    for name, placed in tensors.items():
+        pieces = placed.placement.pieces
+        held = [_Held(piece.where, piece.ranks, next(sums) if len(piece.ranks) > 1 else None) for piece in pieces]
+        dtype = str(placed.local.dtype).removeprefix("torch.")
+        described[name] = _Tensor(placed.placement.shape, dtype, held)
+    return described
+
+
+def _compare(everybody: Sequence[Mapping[str, _Tensor]]) -> None:
+    by_name: dict[str, dict[int, _Tensor]] = defaultdict(dict)
+    for rank, tensors in enumerate(everybody):
+        for name, tensor in tensors.items():
+            by_name[name][rank] = tensor
+    faults = [fault for name, there in by_name.items() for fault in _faults(name, there)]
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise CheckpointError(
+            f"no checkpoint can be saved: {'; '.join(faults[:_SHOWN])}{more}",
+            hint="go on from the checkpoint before; if it happens again, a machine or the model's code is at fault",
+        )
+
+
+def _faults(name: str, there: Mapping[int, _Tensor]) -> Iterator[str]:
+    """What is wrong with one tensor, given what each rank has of it."""
+    kinds = _by_value({rank: f"{list(tensor.shape)} {tensor.dtype}" for rank, tensor in there.items()})
+    if len(kinds) > 1:
+        yield f"{name} is {_differing(kinds)}"
+        return
+    held: dict[Rectangle, list[tuple[int, _Held]]] = defaultdict(list)
+    for rank, tensor in there.items():
+        for piece in tensor.pieces:
+            held[piece.where].append((rank, piece))
+    shape = next(iter(there.values())).shape
+    if fault := tiling_fault(shape, held):
+        yield f"{name} is not whole: {fault}"
+        return
+    for where, holders in held.items():
+        ranks = tuple(rank for rank, _ in holders)
+        if said := {piece.ranks for _, piece in holders} - {ranks}:
+            yield f"{name}{where} is held by {_ranks(ranks)}, and said to be by {_ranks(min(said))}"
+        values = _by_value({rank: piece.checksum for rank, piece in holders})
+        if len(values) > 1:
+            groups = " than on ".join(_ranks(group) for group in values.values())
+            yield f"{name} has other values on {groups}"
+
+
+def _by_value(values: Mapping[int, Any]) -> dict[Any, list[int]]:
+    """The ranks that have each value."""
+    ranks: dict[Any, list[int]] = defaultdict(list)
+    for rank, value in values.items():
+        ranks[value].append(rank)
+    return dict(ranks)
+
+
+def _differing(values: Mapping[Any, Sequence[int]]) -> str:
+    return " and ".join(f"{value} on {_ranks(ranks)}" for value, ranks in values.items())
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    """``rank 3``, ``ranks 0, 1, 2``; of many the first ones."""
+    ranks = list(ranks)
+    listed = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed}"

@@ -1,0 +1,33 @@
+"""From the batch of an update to the micro-batches of each rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evo_core.errors import ConfigError
+from evo_core.nearest import divisors, nearest
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.data import DataConfig
+
+
+def micro_num(data: DataConfig, dp: int) -> int:
+    """Micro-batches of one update on each of ``dp`` data-parallel ranks.
+
+    Raises:
+        ConfigError: data.global_batch_tokens does not divide over so many ranks.
+    """
+    if data.micro_num is not None:
+        return data.micro_num
+    tokens = data.global_batch_tokens or 0
+    packs = tokens // data.packed_length
+    if packs % dp == 0:
+        return packs // dp
+    share = data.packed_length * dp
+    batches = nearest(tokens, [tokens // share * share, (tokens // share + 1) * share])
+    raise ConfigError(
+        f"{tokens} tokens are {packs} micro-batches of {data.packed_length} tokens: they do not divide over {dp} "
+        "data-parallel ranks",
+        key="data.global_batch_tokens",
+        hint=f"nearest: {nearest(dp, divisors(packs))} ranks, or {batches.removeprefix('0 or ')} tokens",
+    )

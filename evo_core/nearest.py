@@ -1,0 +1,16 @@
+"""The legal numbers next to one that does not fit, for what a refusal proposes."""
+
+from __future__ import annotations
+
+
+def nearest(wanted: int, legal: list[int]) -> str:
+    """The legal numbers next to a wanted one: ``"2 or 4"``; ``""`` where there are none."""
+    below = [number for number in legal if number < wanted]
+    above = [number for number in legal if number > wanted]
+    near = ([max(below)] if below else []) + ([min(above)] if above else [])
+    return " or ".join(map(str, near))
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a positive number, ascending."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]

@@ -1,0 +1,117 @@
+"""How many ranks each kind of parallelism takes: arithmetic on the ``parallel`` block and the number of ranks.
+
+    world = pipeline x data x tensor                data = replicas x zero1
+    world = pipeline x weight_data x weight         weight_data = replicas x zero1, with tensor.mode isp
+
+There is no torch here: a configuration is checked by it before any work starts, and the mesh is made out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evo_core.errors import ConfigError
+from evo_core.nearest import divisors, nearest
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.parallel import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """The number of ranks along each direction; whoever makes one has checked that they multiply to the world.
+
+    Attributes:
+        pipeline: stages that the layers are dealt out over.
+        tensor: ranks that share each layer; with isp, the sequence.
+        data: ranks that see different batches.
+        weight: with isp, ranks that share each weight; 1 in the other modes.
+        weight_data: ranks that hold the same part of the weights and see different tokens; `data` but with isp.
+        zero1: ranks that share one copy of the optimizer's state; divides `weight_data`.
+    """
+
+    pipeline: int
+    tensor: int
+    data: int
+    weight: int
+    weight_data: int
+    zero1: int
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, world_size: int) -> Degrees:
+        """The degrees of a ``parallel`` block on ``world_size`` ranks; a zero1.size of 0 or less takes all it can.
+
+        Raises:
+            ConfigError: they do not fit; the first rule that is broken, with the nearest legal choice.
+        """
+        for error in degree_errors(parallel, world_size):
+            raise error
+        pipeline, tensor, weight = parallel.pipeline.size, parallel.tensor.size, _weight(parallel)
+        data = world_size // (pipeline * tensor)
+        weight_data = _weight_data(parallel, world_size)
+        zero1 = parallel.zero1.size
+        return cls(pipeline, tensor, data, weight, weight_data, zero1 if zero1 > 0 else weight_data)
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the optimizer's state."""
+        return self.weight_data // self.zero1
+
+
+def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
+    """Ranks that see different batches = ranks / pipeline size / tensor size.
+
+    Raises:
+        ConfigError: that is no whole number.
+    """
+    for error in degree_errors(parallel, world_size):
+        if error.key != "parallel.zero1.size":  # decides who holds what, not how many see data
+            raise error
+    return world_size // (parallel.pipeline.size * parallel.tensor.size)
+
+
+def degree_errors(parallel: ParallelConfig, world_size: int) -> Iterator[ConfigError]:
+    """What does not fit in a layout of ``world_size`` ranks, each rule with the nearest legal choice."""
+    pipeline = parallel.pipeline.size
+    for name, size in (("tensor", parallel.tensor.size), ("weight", parallel.weight.size)):
+        if world_size % (pipeline * size):
+            yield _indivisible(world_size, pipeline, name, size)
+            return
+    ranks, zero1 = _weight_data(parallel, world_size), parallel.zero1.size
+    if zero1 > 0 and ranks % zero1:
+        divided = f"weight {parallel.weight.size}" if _isp(parallel) else f"tensor {parallel.tensor.size}"
+        yield ConfigError(
+            f"{zero1} does not divide the {ranks} data-parallel ranks "
+            f"({world_size} ranks / pipeline {pipeline} / {divided})",
+            key="parallel.zero1.size",
+            hint=f"nearest: {nearest(zero1, divisors(ranks))}; -1 takes all",
+        )
+
+
+def _indivisible(world_size: int, pipeline: int, name: str, size: int) -> ConfigError:
+    """The ranks do not divide into stages and the ranks that share a layer (``tensor``) or a weight (``weight``)."""
+    legal = [d for d in divisors(world_size) if (world_size // d) % pipeline == 0]
+    choices = [f"{name}.size {near}"] if (near := nearest(size, legal)) else []
+    multiple = pipeline * size
+    ranks = nearest(world_size, [n * multiple for n in range(1, world_size // multiple + 2)])
+    return ConfigError(
+        f"{world_size} ranks do not divide into pipeline.size {pipeline} x {name}.size {size}",
+        key=f"parallel.{name}.size" if size > 1 else "parallel.pipeline.size",
+        hint="nearest: " + ", or ".join([*choices, f"{ranks} ranks"]),
+    )
+
+
+def _isp(parallel: ParallelConfig) -> bool:
+    return parallel.tensor.mode == "isp"
+
+
+def _weight(parallel: ParallelConfig) -> int:
+    return parallel.weight.size if _isp(parallel) else 1
+
+
+def _weight_data(parallel: ParallelConfig, world_size: int) -> int:
+    """Ranks that hold the same part of the weights: isp cuts weights over its own axis, the rest over tensor's."""
+    cut = parallel.weight.size if _isp(parallel) else parallel.tensor.size
+    return world_size // (parallel.pipeline.size * cut)

@@ -1,0 +1,97 @@
+"""The mesh of ranks: who works with whom, one axis for each way of sharing the work.
+
+Rank order is the original's: tensor ranks are neighbours, then data, and pipeline stages are the slowest. Inside the
+data ranks a ZeRO group is a run of neighbours (the ranks of one machine, where they fit), and the ranks at the same
+place of every ZeRO group are replicas of each other. With ranks counted through [pipeline, replica, zero, tensor] every
+axis is one of these directions, or two flattened.
+
+Nobody else makes process groups of these ranks: whoever talks to some of them is given an axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from evo_core.parallel.degrees import Degrees
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The ranks that differ from this one in one direction of the mesh.
+
+    Attributes:
+        name: of the direction.
+        rank: this rank's number along it.
+        size: how many they are.
+        group: their process group, in the order of their numbers.
+    """
+
+    name: str
+    rank: int
+    size: int
+    group: dist.ProcessGroup
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The axes of this rank.
+
+    Attributes:
+        world: all ranks.
+        pipeline: one rank of each stage.
+        data: ranks with the same part of the model that see different batches; `replica` times `zero`.
+        replica: ranks that hold the same share of the optimizer's state.
+        zero: ranks that share one copy of the optimizer's state.
+        tensor: ranks that share each layer.
+        devices: the same [pipeline, replica, zero, tensor], for what of torch's takes a mesh of its own kind.
+    """
+
+    world: Axis
+    pipeline: Axis
+    data: Axis
+    replica: Axis
+    zero: Axis
+    tensor: Axis
+    devices: DeviceMesh
+
+    @property
+    def is_log_rank(self) -> bool:
+        """Whether this rank prints, writes metrics and reads the stop file: the first of the world, at every layout."""
+        return self.world.rank == 0
+
+
+def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
+    """Make the process groups of the ranks of the default group; every rank must call it.
+
+    Args:
+        degrees: they multiply to the world size.
+        device_type: "cpu" or "cuda".
+    """
+    sizes = (degrees.pipeline, degrees.replicas, degrees.zero1, degrees.tensor)
+    devices = init_device_mesh(device_type, sizes, mesh_dim_names=("pipeline", "replica", "zero", "tensor"))
+
+    def axis(name: str) -> Axis:
+        return _axis(name, devices[name])
+
+    return Mesh(
+        world=Axis("world", dist.get_rank(), dist.get_world_size(), _default_group()),
+        pipeline=axis("pipeline"),
+        data=_axis("data", devices["replica", "zero"]._flatten("data")),
+        replica=axis("replica"),
+        zero=axis("zero"),
+        tensor=axis("tensor"),
+        devices=devices,
+    )
+
+
+def _axis(name: str, line: DeviceMesh) -> Axis:
+    return Axis(name, line.get_local_rank(), line.size(), line.get_group())
+
+
+def _default_group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None  # init_device_mesh has used it
+    return group

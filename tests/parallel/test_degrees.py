@@ -1,0 +1,128 @@
+"""Degrees from the ``parallel`` block and the number of ranks: refusals name the nearest legal choice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo_core.config.schema.parallel import ParallelConfig
+from evo_core.errors import ConfigError
+from evo_core.nearest import divisors, nearest
+from evo_core.parallel.degrees import Degrees, data_parallel_size, degree_errors
+
+
+def degrees(parallel: dict[str, Any], world_size: int) -> Degrees:
+    return Degrees.of(ParallelConfig.model_validate(parallel), world_size)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world_size", "message"),
+    [
+        (
+            {"zero1": 3},
+            8,
+            "parallel.zero1.size: 3 does not divide the 8 data-parallel ranks (8 ranks / pipeline 1 / tensor 1) "
+            "(nearest: 2 or 4; -1 takes all)",
+        ),
+        ({"zero1": 16}, 8, "16 does not divide the 8 data-parallel ranks"),
+        (
+            {"tensor": 3},
+            8,
+            "parallel.tensor.size: 8 ranks do not divide into pipeline.size 1 x tensor.size 3 "
+            "(nearest: tensor.size 2 or 4, or 6 or 9 ranks)",
+        ),
+        (
+            {"tensor": 4, "pipeline": 2},
+            12,
+            "12 ranks do not divide into pipeline.size 2 x tensor.size 4 (nearest: tensor.size 3 or 6, or 8 or 16 ",
+        ),
+        ({"pipeline": 3}, 8, "parallel.pipeline.size: 8 ranks do not divide into pipeline.size 3 x tensor.size 1"),
+        ({"tensor": {"mode": "isp"}, "weight": 5}, 8, "8 ranks do not divide into pipeline.size 1 x weight.size 5"),
+        (
+            {"tensor": {"size": 2, "mode": "isp"}, "weight": 4, "zero1": 4},
+            8,
+            "parallel.zero1.size: 4 does not divide the 2 data-parallel ranks (8 ranks / pipeline 1 / weight 4)",
+        ),
+        (
+            {"tensor": 4},
+            2,
+            "2 ranks do not divide into pipeline.size 1 x tensor.size 4 (nearest: tensor.size 2, or 4 ranks)",
+        ),
+    ],
+)
+def test_impossible_layouts(parallel: dict[str, Any], world_size: int, message: str) -> None:
+    errors = list(degree_errors(ParallelConfig.model_validate(parallel), world_size))
+    assert len(errors) == 1
+    assert message in str(errors[0])
+
+
+def test_possible_layouts() -> None:
+    for parallel, world_size in (
+        ({}, 3),
+        ({"zero1": 4}, 8),
+        ({"zero1": 0}, 8),
+        ({"tensor": 2, "pipeline": 2, "zero1": 2}, 8),
+        ({"tensor": {"size": 4, "mode": "isp"}, "weight": 2, "zero1": 4}, 8),
+    ):
+        assert not list(degree_errors(ParallelConfig.model_validate(parallel), world_size))
+
+
+@given(st.integers(1, 64), st.integers(1, 70))
+def test_the_nearest_choices_are_legal(ranks: int, zero1: int) -> None:
+    errors = list(degree_errors(ParallelConfig.model_validate({"zero1": zero1}), ranks))
+    assert bool(errors) == bool(ranks % zero1)
+    if errors:
+        named = nearest(zero1, divisors(ranks)).split(" or ")
+        assert ", ".join(named).replace(", ", " or ") in str(errors[0])
+        for choice in named:
+            assert not list(degree_errors(ParallelConfig.model_validate({"zero1": int(choice)}), ranks))
+
+
+def test_all_of_it_is_arithmetic_without_torch() -> None:
+    code = (
+        "import sys; from evo_core.config.schema.parallel import ParallelConfig; "
+        "from evo_core.parallel.degrees import Degrees; "
+        "print(Degrees.of(ParallelConfig.model_validate({'zero1': 4}), 8).replicas); "
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world_size", "expected"),
+    [
+        ({}, 3, Degrees(pipeline=1, tensor=1, data=3, weight=1, weight_data=3, zero1=3)),
+        ({"zero1": 0}, 2, Degrees(pipeline=1, tensor=1, data=2, weight=1, weight_data=2, zero1=2)),
+        ({"zero1": 2}, 8, Degrees(pipeline=1, tensor=1, data=8, weight=1, weight_data=8, zero1=2)),
+        (
+            {"tensor": 2, "pipeline": 2, "zero1": 2},
+            16,
+            Degrees(pipeline=2, tensor=2, data=4, weight=1, weight_data=4, zero1=2),
+        ),
+        (  # isp cuts the weights over an axis of its own, and the sequence over tensor's
+            {"tensor": {"size": 4, "mode": "isp"}, "weight": 2, "zero1": 2},
+            8,
+            Degrees(pipeline=1, tensor=4, data=2, weight=2, weight_data=4, zero1=2),
+        ),
+    ],
+)
+def test_degrees(parallel: dict[str, Any], world_size: int, expected: Degrees) -> None:
+    got = degrees(parallel, world_size)
+    assert got == expected
+    assert got.pipeline * got.data * got.tensor == world_size
+    assert got.replicas * got.zero1 == got.weight_data
+    assert data_parallel_size(ParallelConfig.model_validate(parallel), world_size) == got.data
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_choice() -> None:
+    with pytest.raises(ConfigError, match=r"zero1\.size: 3 does not divide the 4 .*nearest: 2 or 4"):
+        degrees({"zero1": 3}, 4)
+    # the number of ranks that see data is there whether or not their optimizer state can be cut so
+    assert data_parallel_size(ParallelConfig.model_validate({"zero1": 3}), 4) == 4
+    with pytest.raises(ConfigError, match="4 ranks do not divide into"):
+        data_parallel_size(ParallelConfig.model_validate({"tensor": 3}), 4)

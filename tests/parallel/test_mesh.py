@@ -1,0 +1,84 @@
+"""Which ranks form which axis of the mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from evo_core.parallel.mesh import Axis
+from tests.parallel.meshes import mesh_of
+from tests.ranks import run_on_ranks
+
+AXES = ("world", "pipeline", "data", "replica", "zero", "tensor")
+
+
+def axes(zero1: int, **parallel: Any) -> dict[str, Any]:
+    mesh = mesh_of(zero1, **parallel)
+    found = {name: getattr(mesh, name) for name in AXES}
+    for name, axis in found.items():
+        assert axis.name == name
+        everyone = dist.get_process_group_ranks(axis.group)
+        assert (len(everyone), everyone[axis.rank]) == (axis.size, dist.get_rank())
+        assert sum_over(axis) == sum(everyone)
+    members = {name: dist.get_process_group_ranks(axis.group) for name, axis in found.items()}
+    return members | {"log": mesh.is_log_rank}
+
+
+def sum_over(axis: Axis) -> int:
+    """The sum of the ranks of an axis, by its own group."""
+    total = torch.tensor(dist.get_rank())
+    dist.all_reduce(total, group=axis.group)
+    return int(total)
+
+
+def test_zero_groups_are_neighbours_and_replicas_stride_over_them() -> None:
+    results = run_on_ranks(axes, 4, 2)
+    assert [r["zero"] for r in results] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [r["replica"] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert all(r["data"] == [0, 1, 2, 3] for r in results)
+    assert all(r["world"] == [0, 1, 2, 3] for r in results)
+    assert [r["tensor"] for r in results] == [[0], [1], [2], [3]]
+    assert [r["log"] for r in results] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+def test_zero_or_less_means_all_data_ranks(size: int) -> None:
+    assert [r["zero"] for r in run_on_ranks(axes, 2, size)] == [[0, 1], [0, 1]]
+
+
+def test_size_one_splits_nothing() -> None:
+    results = run_on_ranks(axes, 2, 1)
+    assert [r["zero"] for r in results] == [[0], [1]]
+    assert results[0]["replica"] == [0, 1]
+
+
+def test_one_process() -> None:
+    assert run_on_ranks(axes, 1, -1) == [{name: [0] for name in AXES} | {"log": True}]
+
+
+def test_tensor_ranks_are_neighbours_and_stages_the_slowest() -> None:
+    results = run_on_ranks(lambda: axes(2, tensor=2, pipeline=2), 8)
+    assert [r["tensor"] for r in results] == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5], [6, 7], [6, 7]]
+    assert [r["data"] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3], [4, 6], [5, 7], [4, 6], [5, 7]]
+    assert [r["zero"] for r in results] == [r["data"] for r in results]
+    assert [r["pipeline"] for r in results] == [[0, 4], [1, 5], [2, 6], [3, 7]] * 2
+
+
+def test_zero_groups_inside_the_data_ranks_of_a_tensor_rank() -> None:
+    results = run_on_ranks(lambda: axes(2, tensor=2), 8)
+    assert [r["data"] for r in results] == [[0, 2, 4, 6], [1, 3, 5, 7]] * 4
+    assert [r["zero"] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3], [4, 6], [5, 7], [4, 6], [5, 7]]
+    assert [r["replica"] for r in results] == [[0, 4], [1, 5], [2, 6], [3, 7]] * 2
+
+
+def test_the_first_rank_is_the_worlds_at_every_layout() -> None:
+    """Two stages and two tensor ranks have four first data ranks; one of all ranks logs."""
+    assert [r["log"] for r in run_on_ranks(lambda: axes(1, tensor=2, pipeline=2), 4)] == [True, False, False, False]
+
+
+def test_a_size_that_does_not_divide_names_the_nearest() -> None:
+    with pytest.raises(RuntimeError, match=r"size: 3 does not divide the 4 .*nearest: 2 or 4"):
+        run_on_ranks(axes, 4, 3)
