@@ -10,21 +10,23 @@ from torch import nn
 
 from evo_core.model.decoder import Decoder
 from evo_core.model.draws import Draws
-from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+from evo_core.optim.groups import data_parallel
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
+from evo_core.optim.protocol import Optimizer
 from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 
-def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> HybridZeroOptimizer:
+def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
-    return HybridZeroOptimizer(
-        model.named_parameters(),
-        mesh,
+    return Zero1AdamW(
+        [data_parallel(model.named_parameters(), mesh)],
+        mesh.world,
         beta1=cfg.adam.adam_beta1,
         eps=cfg.adam.adam_eps,
         weight_decay=cfg.adam.weight_decay,

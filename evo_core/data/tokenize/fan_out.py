@@ -10,11 +10,8 @@ go into one output are done together; the parts are put behind one another in a 
 from __future__ import annotations
 
 import contextlib
-import glob
 import math
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from evo_core.cores import cores
 from evo_core.data.raw.documents import can_be_split
 from evo_core.data.shards.format import write_error
-from evo_core.data.tokenize.cores import cores
 from evo_core.data.tokenize.executors import WorkDone, dask_executor, one_thread, process_pool
 from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec, join, tokenize_into
 from evo_core.errors import DataError
-from evo_core.storage.files import file_size
-from evo_core.storage.identity import mark
+from evo_core.storage.atomic import clear_drafts, draft_name
+from evo_core.storage.files import delete, file_size
 
 __all__ = ["Interrupted", "Progress", "dask_executor", "tokenize_files", "tokenize_together"]
 
@@ -100,13 +97,7 @@ class _Output:
     def clean(self) -> None:
         """Remove the hidden parts."""
         if self.parts[0].hidden:
-            shutil.rmtree(self.parts[0].output.parent, ignore_errors=True)
-
-    def clean_after(self, processes: Sequence[int]) -> None:
-        """Remove what processes that were killed have left beside it."""
-        for number in processes:
-            for left in self.path.parent.glob(f".{glob.escape(self.path.name)}*.{number}.tmp*"):
-                left.unlink(missing_ok=True)
+            delete(self.parts[0].output.parent)
 
 
 def tokenize_files(
@@ -123,7 +114,7 @@ def tokenize_files(
     Args:
         specs: one per file, with different outputs.
         workers: processes of the pool; None is one a core. With an executor: how many it has, to cut large files by.
-        executor: what carries out the work in place of a pool. It is not shut down.
+        executor: what carries out the work in part_id of a pool. It is not shut down.
         on_done: called with (number of the spec, result) as soon as its output is there.
         on_progress: see `Progress`.
         stop: set to end early.
@@ -182,7 +173,7 @@ class _Plan:
         share = PART_BYTES if executor is not None and workers is None else self.total / self.workers / PARTS_A_WORKER
         self.cuts = self.workers > 1 or executor is not None
         self.part = min(max(PART_BYTES, share), MOST_PART_BYTES) if self.cuts else math.inf
-        self.lease = folder / f".{uuid.uuid4().hex[:12]}.running"
+        self.lease = draft_name(folder / "running")
 
     def output(self, path: Path, specs: Sequence[TokenizeSpec], sizes: Sequence[int]) -> _Output:
         """The parts of one output."""
@@ -195,7 +186,7 @@ class _Plan:
                 groups += [([of_range], size / len(ranges)) for of_range in ranges]
         if len(groups) == 1:
             return _Output(path, [_Part(tuple(groups[0][0]), path, groups[0][1], False, self.lease)])
-        folder = path.with_name(f".{path.name}.{mark()}.{uuid.uuid4().hex[:12]}.parts")
+        folder = draft_name(path)
         return _Output(
             path,
             [_Part(tuple(part), folder / f"{n}.bin", size, True, self.lease) for n, (part, size) in enumerate(groups)],
@@ -230,13 +221,12 @@ def _run(
             size, count = (done, tokens) if work_done is None else work_done.read()
             on_progress(min(size / plan.total, 1.0), count)
 
-    def on_killed(processes: Sequence[int]) -> None:
-        for number, output in enumerate(outputs):
-            if number not in finished:
-                output.clean_after(processes)
+    def on_killed() -> None:
+        for folder in {output.path.parent for output in outputs}:
+            clear_drafts(folder)
 
     parts = [((n, m), part) for n, output in enumerate(outputs) for m, part in enumerate(output.parts)]
-    parts.sort(key=lambda placed: -placed[1].size)
+    parts.sort(key=lambda entry: -entry[1].size)
     with contextlib.ExitStack() as stack:
         stack.callback(_clean, outputs, finished)
         try:
@@ -265,11 +255,12 @@ def _run(
     return [finished[n] for n in range(len(outputs))]
 
 
-_Place = tuple[int, int]
-_Results = Generator[tuple[_Place, TokenizeResult], None, None]
+_PartId = tuple[int, int]
+"""(number of the output, number of the part in it)"""
+_Results = Generator[tuple[_PartId, TokenizeResult], None, None]
 
 
-def _here(parts: Sequence[tuple[_Place, _Part]], tick: Callable[[], None], on_progress: Progress | None) -> _Results:
+def _here(parts: Sequence[tuple[_PartId, _Part]], tick: Callable[[], None], on_progress: Progress | None) -> _Results:
     """Do the parts in this process."""
     total, before, tokens_before = sum(part.size for _, part in parts), 0.0, 0
 
@@ -277,15 +268,15 @@ def _here(parts: Sequence[tuple[_Place, _Part]], tick: Callable[[], None], on_pr
         if on_progress is not None:
             on_progress((before + _read(part, number, share)) / total, tokens_before + tokens)
 
-    for place, part in parts:
+    for part_id, part in parts:
         tick()
         result = tokenize_into(part.specs, part.output, durable=not part.hidden, on_batch=partial(tell, part))
         before, tokens_before = before + part.size, tokens_before + result.tokens
-        yield place, result
+        yield part_id, result
 
 
 def _spread(
-    parts: Sequence[tuple[_Place, _Part]], executor: Executor, tick: Callable[[], None], *, grace: float
+    parts: Sequence[tuple[_PartId, _Part]], executor: Executor, tick: Callable[[], None], *, grace: float
 ) -> _Results:
     """Do the parts in the workers of an executor.
 
@@ -294,16 +285,16 @@ def _spread(
     Args:
         grace: for so many seconds at most.
     """
-    pending: dict[Future[TokenizeResult], tuple[_Place, _Part]] = {}
+    pending: dict[Future[TokenizeResult], tuple[_PartId, _Part]] = {}
     try:
-        for place, part in parts:
-            pending[executor.submit(_work, part)] = (place, part)
+        for part_id, part in parts:
+            pending[executor.submit(_work, part)] = (part_id, part)
         while pending:
             ended, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
             tick()
             for future in ended:
-                place, _ = pending.pop(future)
-                yield place, future.result()
+                part_id, _ = pending.pop(future)
+                yield part_id, future.result()
     except BrokenProcessPool:
         raise DataError(
             "a process that tokenizes was ended from outside; the system does that when memory runs out",

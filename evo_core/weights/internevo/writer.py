@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +55,7 @@ _EXPERT = re.compile(r"blocks\.(\d+)\.mlp\.moe_layer\.experts\.wrapped_experts\.
 
 
 def write_internevo(weights: Weights, folder: Path) -> None:
-    """Write a folder that the original system loads at tensor and pipeline size 1.
+    """Write a folder that InternEvo loads at tensor and pipeline size 1.
 
     Args:
         folder: an empty one.
@@ -124,5 +123,3 @@ def _on_disk(tensor: Lazy, scratch: Path) -> Tensor:
 
 def _write(content: Any, path: Path) -> None:
     torch.save(content, path)  # by name: into an open file it would copy each tensor first
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
