@@ -3,9 +3,9 @@
 Writes random documents of typical lengths (log-normal, 600 tokens on average) as token shards and measures, in one
 process and one thread,
 
-- ``mapped``: batches as training gets them, from the memory-mapped twins of the shards;
+- ``mapped``: batches as training gets them, from the memory-mapped token cache of the shards;
 - ``.bin lines``: the same batches with every document parsed from its JSON line each time;
-- ``decoding``: what making a twin costs, once for each shard and machine;
+- ``decoding``: what filling the token cache costs, once for each shard and machine;
 - ``copy``: the tokens alone copied from the mapped file to int64, the limit of any packing.
 
 Figures are million tokens a second, the best of several rounds: of the wall clock, and of the process's own CPU time,

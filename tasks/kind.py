@@ -89,7 +89,6 @@ class StepContext(Generic[P, R]):
     say: Callable[[str], None]
     source_digest: str | None = None
     anew: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     objects: set[str] = field(default_factory=set)
 

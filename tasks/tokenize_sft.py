@@ -192,7 +192,7 @@ def _tokenize(
     ctx: StepContext[Params, Runtime], missing: Mapping[str, RawFile], settings: SftSettings
 ) -> dict[str, dict[str, int]]:
     """Tokenize the missing files, one after the other, each on all cores; an object is there once it is whole."""
-    from evo_core.data.tokenize.cores import cores
+    from evo_core.cores import cores
     from evo_core.process import die_with_parent
 
     if not missing:

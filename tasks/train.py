@@ -34,7 +34,7 @@ class Params(kind.Params):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    config: PipelinePath = Field(description="a file in configs/train/, YAML or the original's .py")
+    config: PipelinePath = Field(description="a file in configs/train/, YAML or InternEvo's .py")
     _job: TrainConfig = PrivateAttr()
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from evo_core.checkpoint.folder import MANIFEST
 from evo_core.errors import CheckpointError
 from evo_core.storage.files import create_file
 
-FORMAT = 1
+FORMAT = 2
 """That is written. In format 1 the states of the optimizer are vectors; in format 2 they have the shapes of weights."""
 
 READABLE = (1, 2)

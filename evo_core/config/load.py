@@ -25,7 +25,7 @@ def load_config(
     """A training job's configuration.
 
     Args:
-        path: a ``.yaml`` file, or a ``.py`` file of the original's form (which is executed).
+        path: a ``.yaml`` file, or a ``.py`` file of InternEvo's form (which is executed).
         overrides: texts ``KEY=VALUE`` such as ``adam.lr=3e-4``, applied last.
         blocks: nested plain data laid over the file's.
 

@@ -1,4 +1,4 @@
-"""The original's configurations: a ``.py`` file whose top-level names are the blocks and keys.
+"""InternEvo's configurations: a ``.py`` file whose top-level names are the blocks and keys.
 
 Such a file is code, and is executed. Names without a lower-case letter (``SEQ_LEN``) are the user's own constants,
 but for ``JOB_NAME``; names that start with an underscore, modules, functions and classes are left alone.

@@ -2,12 +2,16 @@
 
 The rooms, in the order of the data's way::
 
-    raw/        a raw file -> documents               tokenize/  documents -> token files, on many cores
-    shards/     the token files' form on disk         dataset/   token files -> shards by type, with a held-out part
-    corpus/     shards -> documents at random access  loader/    documents -> batches, drawn ahead
-    sft/        instructions and conversations -> token files, only the answers trained on
+    raw/       a raw file -> documents
+    shards/    the form of token files on disk
+    tokenize/  documents -> token files, on many cores
+    sft/       instructions and conversations -> token files, only the answers trained on
+    dataset/   token files -> shards by type, with a held-out part
+    corpus/    shards -> documents at random access
+    loader/    documents -> batches, drawn ahead
 
-and beside them `inspection` (what is in token files), `sample` (text to try things with) and `commands`. Names here
+and beside them `inspection` (what is in token files), `sample` (text to try things with) and `commands`. A room imports
+from those above it alone, and says on its first page what comes in, what goes out and what its files are. Names here
 are imported when they are first used: planning needs neither numpy nor torch.
 """
 

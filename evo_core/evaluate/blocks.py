@@ -11,17 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from evo_core.evaluate.sums import sums_by_group
 
 BLOCKS = 64
 
 
 def block_sums(nll: Tensor, hit: Tensor, labels: Tensor, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Negative log-likelihood, hits and targets by block: [3, BLOCKS] float64.
-
-    A product with a one-hot matrix, which unlike scattering gives the same bits every time on every device.
 
     Args:
         nll, hit, labels, input_ids: [T], of one packed sequence; a label of -100 is no target.
@@ -31,8 +30,7 @@ def block_sums(nll: Tensor, hit: Tensor, labels: Tensor, input_ids: Tensor, cu_s
     before = F.pad(input_ids.cumsum(0), (1, 0))
     lengths = ends.diff()
     blocks = (before[ends[1:]] - before[ends[:-1]] + lengths) % BLOCKS
-    rows = torch.stack([nll.double(), hit.double(), (labels != -100).double()])
-    return rows @ F.one_hot(blocks.repeat_interleave(lengths), BLOCKS).double()
+    return sums_by_group(nll, hit, labels, blocks.repeat_interleave(lengths), BLOCKS)
 
 
 def stderr(sums: Sequence[float], counts: Sequence[float]) -> float | None:

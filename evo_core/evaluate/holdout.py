@@ -12,7 +12,8 @@ from torch import nn
 
 from evo_core.data import data_types, validation_batches
 from evo_core.evaluate.blocks import BLOCKS, block_sums, stderr
-from evo_core.train.metrics import perplexity
+from evo_core.evaluate.perplexity import perplexity
+from evo_core.model.evaluating import evaluating
 
 Score = dict[str, Any]
 
@@ -53,27 +54,25 @@ def holdout(
     """
     types = data_types(folder)
     sums = torch.zeros(len(types), 3, BLOCKS, dtype=torch.float64, device=device)
-    training = model.training
-    model.eval()
-    for number, name in enumerate(types):
-        for batch in validation_batches(
-            folder,
-            name,
-            seq_len=seq_len,
-            micro_bsz=micro_bsz,
-            dp_rank=dp_rank,
-            dp_size=dp_size,
-            **reading,
-        ):
-            batch = batch.to(device)
-            for i in range(batch.micro_num):
-                output = model(batch.input_ids[i], batch.positions[i], batch.cu_seqlens[i], labels=batch.labels[i])
-                sums[number] += block_sums(
-                    output.nll, output.hit, batch.labels[i], batch.input_ids[i], batch.cu_seqlens[i]
-                )
-        if on_type is not None:
-            on_type(number + 1, len(types))
-    model.train(training)
+    with evaluating(model):
+        for number, name in enumerate(types):
+            for batch in validation_batches(
+                folder,
+                name,
+                seq_len=seq_len,
+                micro_bsz=micro_bsz,
+                dp_rank=dp_rank,
+                dp_size=dp_size,
+                **reading,
+            ):
+                batch = batch.to(device)
+                for i in range(batch.micro_num):
+                    output = model(batch.input_ids[i], batch.positions[i], batch.cu_seqlens[i], labels=batch.labels[i])
+                    sums[number] += block_sums(
+                        output.nll, output.hit, batch.labels[i], batch.input_ids[i], batch.cu_seqlens[i]
+                    )
+            if on_type is not None:
+                on_type(number + 1, len(types))
     if dp_size > 1:
         dist.all_reduce(sums, group=group)
     return {name: score(*rows) for name, rows in zip(types, sums.tolist(), strict=True) if sum(rows[2]) > 0}

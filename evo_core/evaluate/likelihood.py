@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.errors import DataError
+from evo_core.model.evaluating import evaluating
 
 
 class Continuation(NamedTuple):
@@ -67,13 +68,11 @@ def likelihoods(
     packs = _packs([len(sequence) - 1 for sequence in sequences], pack_tokens)
     own = packs[dp_rank::dp_size]
     found: dict[int, Likelihood] = {}
-    training = model.training
-    model.eval()
-    for done, pack in enumerate(own, 1):
-        found |= _score(model, [(i, sequences[i], len(continuations[i].ids)) for i in pack], device)
-        if on_pack is not None:
-            on_pack(done, len(own))
-    model.train(training)
+    with evaluating(model):
+        for done, pack in enumerate(own, 1):
+            found |= _score(model, [(i, sequences[i], len(continuations[i].ids)) for i in pack], device)
+            if on_pack is not None:
+                on_pack(done, len(own))
     if dp_size > 1:
         parts: list[dict[int, Likelihood]] = [{}] * dp_size
         dist.all_gather_object(parts, found, group=group)

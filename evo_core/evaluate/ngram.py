@@ -25,6 +25,7 @@ import numpy as np
 
 from evo_core.data.corpus.token_cache import TokenFile, open_token_files
 from evo_core.data.shards.folder import bin_files, data_types
+from evo_core.evaluate.perplexity import perplexity
 
 MAX_TRAIN_TOKENS = 50_000_000
 
@@ -47,7 +48,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(self.loss)
+        return perplexity(self.loss)
 
 
 @dataclass(frozen=True)

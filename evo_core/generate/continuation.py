@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
 from evo_core.generate.sampling import Sampling
 from evo_core.model import Decoder
+from evo_core.model.evaluating import evaluating
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenizers import Tokenizer
@@ -115,17 +115,6 @@ def generate(
         for start in range(0, len(rows), batch_size):
             run.batch(rows[start : start + batch_size], num_beams)
     return [_result(prompt, row, tokenizer) for prompt, row in zip(given, rows, strict=True)]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode for the block: without dropout."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def check_model(model: nn.Module) -> Decoder:

@@ -10,10 +10,11 @@ from torch import nn
 
 from evo_core.errors import CheckpointError, DataError
 from evo_core.generate.batch import Batch, Row, random_numbers
-from evo_core.generate.continuation import check_model, evaluating
+from evo_core.generate.continuation import check_model
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
 from evo_core.generate.sampling import Sampling
+from evo_core.model.evaluating import evaluating
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenizers import Tokenizer

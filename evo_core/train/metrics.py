@@ -5,15 +5,15 @@ The record's first fields are those of the original's log line, in its order; th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from evo_core.config import ModelConfig
+from evo_core.evaluate.perplexity import perplexity
+from evo_core.evaluate.sums import sums_by_group
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -75,7 +75,7 @@ class StepTotals:
 
     def add_tokens(self, nll: torch.Tensor, hit: torch.Tensor, labels: torch.Tensor, type_ids: torch.Tensor) -> None:
         """Add the targets of one micro-batch; all arguments are [T]."""
-        sums = sums_by_type(nll, hit, labels, type_ids, len(self.types))
+        sums = sums_by_group(nll, hit, labels, type_ids, len(self.types))
         self.vector[_TYPES:] += sums.view(-1)
         nll_sum, hits, targets = sums.sum(dim=1)
         self.vector[_MICRO_BATCHES] += 1
@@ -113,22 +113,6 @@ class StepTotals:
             if t:
                 result |= {f"loss/{name}": n / t, f"acc/{name}": h / t, f"tokens/{name}": int(t)}
         return result
-
-
-def sums_by_type(
-    nll: torch.Tensor, hit: torch.Tensor, labels: torch.Tensor, type_ids: torch.Tensor, types: int
-) -> torch.Tensor:
-    """Negative log-likelihood, hits and targets of each type: [3, types] float64.
-
-    A product with a one-hot matrix, which unlike scattering gives the same bits every time on every device.
-    """
-    rows = torch.stack([nll.detach().double(), hit.double(), (labels != -100).double()])
-    return rows @ F.one_hot(type_ids, types).double()
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that leaves the range of a float."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 @dataclass(frozen=True)

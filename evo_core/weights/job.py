@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evo_core.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from evo_core.config import ModelConfig, TrainConfig
+    from evo_core.config import TrainConfig
 
 TOP_LEVEL = ("model_type", "use_fp32_norm", "moe")
 """What a `ModelConfig` knows and a configuration states beside its `model` block."""
@@ -33,11 +33,6 @@ def configuration(model: Mapping[str, Any], file: Path) -> TrainConfig:
         return TrainConfig.model_validate({**settings, "model": block})
     except ConfigError as error:
         raise CheckpointError(f"describes a model that is not supported: {error}", file=file) from error
-
-
-def of_model(cfg: ModelConfig, file: Path) -> TrainConfig:
-    """The configuration of a model whose `model` block is known."""
-    return configuration(cfg.model_dump(exclude_unset=True), file)
 
 
 def width_of_mlp(hidden_size: int, width: int) -> dict[str, Any]:

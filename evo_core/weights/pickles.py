@@ -20,10 +20,10 @@ from evo_core.weights.lazy import Lazy, held
 
 
 class _Plain(dict):
-    """Stands for the dictionaries of the original system, which are of a class of its own."""
+    """Stands for the dictionaries of InternEvo, which are of a class of its own."""
 
     def __setstate__(self, state: Any) -> None:
-        """What the original keeps beside the items is of no use here."""
+        """What InternEvo keeps beside the items is of no use here."""
 
 
 def _device(*place: Any) -> str:
@@ -71,7 +71,7 @@ def _check(name: str, tensor: Tensor, path: Path) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A dictionary of plain values, such as the original's ``model_config.pt``.
+    """A dictionary of plain values, such as InternEvo's ``model_config.pt``.
 
     Raises:
         CheckpointError: it is damaged, or names anything that is not plain.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evo_core.evaluate.perplexity import perplexity
 from flows.show.humanize import statistics_line
 from tasks.evaluate import SCORES
 from tasks.generate import SAMPLES
@@ -29,7 +29,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """e to the loss."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
 
 @dataclass(frozen=True)

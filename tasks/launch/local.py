@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evo_core.cores import cores
 from evo_core.errors import ConfigError
 from evo_core.job import USER_ERROR
 from evo_core.storage.identity import alive, record_of
@@ -136,8 +137,7 @@ class LocalLauncher:
             _end(process, self.cluster.grace_seconds)
 
     def _environment(self, job: Job) -> dict[str, str]:
-        cores = len(os.sched_getaffinity(0))
-        threads = job.runtime.cpus_per_rank or max(1, cores // job.runtime.ranks)
+        threads = job.runtime.cpus_per_rank or max(1, cores() // job.runtime.ranks)
         return {
             **clean_environment(),
             **job_variables(str(job.state), threads, {**self.cluster.variables(), **job.environment}),

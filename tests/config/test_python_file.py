@@ -1,4 +1,4 @@
-"""The original's `.py` configurations."""
+"""InternEvo's `.py` configurations."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, -3, None, False, True, int(1 / 2), "1/2", ".inf", float("inf")])
 def test_snapshots_only_where_there_are_steps_between_them(value: Any) -> None:
-    """As in the original, whose configs write int(CHECKPOINT_EVERY/2)."""
+    """As in InternEvo, whose configs write int(CHECKPOINT_EVERY/2)."""
     config = job({"ckpt": {"oss_snapshot_freq": value}})
     assert config.ckpt.oss_snapshot_freq == float("inf")
     assert job({"ckpt": {"oss_snapshot_freq": 2}}).ckpt.oss_snapshot_freq == 2
@@ -196,7 +196,7 @@ def test_forms_of_values(key: str, given: Any, taken: Any) -> None:
         assert type(value) is type(taken)
 
 
-def test_numbers_in_place_of_blocks_and_the_originals_place_of_tensorboard() -> None:
+def test_numbers_in_place_of_blocks_and_internevos_place_of_tensorboard() -> None:
     config = job({"parallel": {"zero1": 4, "tensor": 1, "pipeline": 1}, "tensorboard": {"queue_max_length": 7}})
     assert config.parallel.zero1.size == 4
     assert config.monitor.tensorboard.queue_max_length == 7

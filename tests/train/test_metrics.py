@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from evo_core.data import BinWriter
-from evo_core.train.metrics import LOG_FIELDS, StepTotals, Throughput, log_line, perplexity, segments, sums_by_type
+from evo_core.evaluate.perplexity import perplexity
+from evo_core.evaluate.sums import sums_by_group
+from evo_core.train.metrics import LOG_FIELDS, StepTotals, Throughput, log_line, segments
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, run
 
@@ -79,11 +81,11 @@ def test_log_line_puts_our_fields_after() -> None:
     assert log_line({"acc": 1, "lr": 0.5, "step": 3, "time": 9.0}) == "step=3,lr=0.5,acc=1"
 
 
-def test_sums_by_type() -> None:
+def test_sums_by_group() -> None:
     nll = torch.tensor([1.0, 2.0, 4.0, 0.0])
     hit = torch.tensor([True, False, True, False])
     labels, kinds = torch.tensor([5, 6, 7, -100]), torch.tensor([0, 2, 2, 1])
-    assert sums_by_type(nll, hit, labels, kinds, 3).tolist() == [[1, 0, 6], [1, 0, 1], [1, 0, 2]]
+    assert sums_by_group(nll, hit, labels, kinds, 3).tolist() == [[1, 0, 6], [1, 0, 1], [1, 0, 2]]
 
 
 def test_totals_travel_in_one_vector() -> None:

@@ -114,7 +114,7 @@ def write_isp(state: State, folder: Path, layers: int, *, tensor: int, weight: i
 
 
 def write_model_config(folder: Path, settings: Mapping[str, Any]) -> None:
-    """``model_config.pt`` as the original leaves it: a dictionary of a class of its own, a dtype in it."""
+    """``model_config.pt`` as InternEvo leaves it: a dictionary of a class of its own, a dtype in it."""
     name = "internlm.core.context.parallel_context"
     packages = {".".join(name.split(".")[:n]): types.ModuleType(".".join(name.split(".")[:n])) for n in range(1, 5)}
     config = type("Config", (dict,), {"__module__": name, "__qualname__": "Config"})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evo_core.model import Decoder, build_model
 from evo_core.weights import Weights
-from evo_core.weights.job import of_model
+from evo_core.weights.job import configuration
 from evo_core.weights.lazy import held
 from evo_core.weights.plain import PlainForm
 from tests.model.configs import randomise, tiny
@@ -40,7 +40,8 @@ def weights(made: Decoder, tokenizer: Path | None = None) -> Weights:
     """What a reader would give of a model."""
     own = {name: held(tensor) for name, tensor in made.state_dict().items()}
     folder = Path("memory")
-    return Weights(folder, "evo", of_model(made.cfg, folder), PlainForm(made.cfg).to_plain(own), tokenizer)
+    cfg = configuration(made.cfg.model_dump(exclude_unset=True), folder)
+    return Weights(folder, "evo", cfg, PlainForm(made.cfg).to_plain(own), tokenizer)
 
 
 @torch.no_grad()

@@ -204,7 +204,7 @@ def test_old_files_with_numpy_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["INTERNLM", "INTERNLM2_PUBLIC", "LLAMA2", "INTERNLM_MoE"])
-def test_what_is_written_has_the_original_names_and_shapes(tmp_path: Path, model_type: str) -> None:
+def test_what_is_written_has_internevos_names_and_shapes(tmp_path: Path, model_type: str) -> None:
     made = model(model_type, **SIZES)
     write_weights(weights(made), tmp_path / "theirs", "internevo")
     names = {path.name for path in (tmp_path / "theirs").iterdir()}

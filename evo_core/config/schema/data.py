@@ -72,7 +72,7 @@ class DataConfig(Block):
     )
     use_packed_dataset: bool = identity(True, "False: one sample a row, padded to seq_len.")
     mask_token_zero: bool = identity(
-        False, "True: the token id 0 is never a target, as in the original.", introduced=False
+        False, "True: the token id 0 is never a target, as in InternEvo.", introduced=False
     )
     fixed_random_dataset_seqlen: bool = identity(True, "Random data: every sample is seq_len tokens long.")
     tokenizer_path: OptionalLocation = execution(

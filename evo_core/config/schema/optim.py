@@ -64,7 +64,7 @@ class HybridZeroOptimizerConfig(Block):
 class LossConfig(Block):
     """The training loss: cross-entropy, mean over the targets of a micro-batch, then over a step's micro-batches.
 
-    As in the original a micro-batch without a target counts as 0 in the second mean.
+    As in InternEvo a micro-batch without a target counts as 0 in the second mean.
     """
 
     label_smoothing: Float = identity(0.0, "Share of the target's probability spread over the vocabulary.")

@@ -210,7 +210,7 @@ class TrainConfig(Block):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        if isinstance(data.get("tensorboard"), dict):  # where the original reads it
+        if isinstance(data.get("tensorboard"), dict):  # where InternEvo reads it
             data["monitor"] = merge(data.get("monitor") or {}, {"tensorboard": data.pop("tensorboard")})
         for name in ("model_type", "use_fp32_norm"):
             _follow(data, name, _stated(data, "model", name))

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DataPath = Annotated[
     Path,
     typer.Argument(
-        parser=to_path, help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/."
+        parser=to_path,
+        metavar="PATH",
+        help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -32,7 +34,10 @@ def stats(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count documents and tokens per data type, and show how long documents are."""
+    """Count documents and tokens per data type.
+
+    And show how long documents are.
+    """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.inspection.find import find_shards
     from evo_core.data.inspection.statistics import statistics
@@ -58,7 +63,10 @@ def head(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show samples as text: what is only read, what is trained on, and the raw file they come from."""
+    """Show samples as text.
+
+    What is only read, what is trained on, and the raw file they come from.
+    """
     from evo_core.data.inspection.find import find_shards, find_tokenizer
     from evo_core.data.inspection.sample import read_sample_texts
     from evo_core.data.tokenize.tokenizers import load_tokenizer
@@ -89,16 +97,18 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every offset, length, line and id, a dataset's manifest, and that something of it can be trained on.
+    """Check token files and shards.
+
+    Every offset, length, line and id, a dataset's manifest, and that something of it can be trained on.
 
     Exit status 2 when something is wrong.
     """
+    from evo_core.cores import cores
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.inspection.find import find_lone_metas, find_shards, find_tokenizer
     from evo_core.data.inspection.manifest import compare_with_manifest
     from evo_core.data.inspection.targets import groups_without_targets
     from evo_core.data.inspection.verify import Problem, verify
-    from evo_core.data.tokenize.cores import cores
     from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.errors import DataError
 
@@ -192,13 +202,13 @@ def _print_sample(text: SampleText) -> None:
 
 def _places(text: SampleText) -> str:
     """Each special token, its id and where it is: what else reads like it is text that spells it."""
-    places: dict[tuple[str, int], list[int]] = {}
+    positions: dict[tuple[str, int], list[int]] = {}
     for token in text.special:
-        places.setdefault((token.piece, token.id), []).append(token.at)
+        positions.setdefault((token.piece, token.id), []).append(token.at)
     most = 8
     return "; ".join(
         f"{piece} = {number} at {', '.join(map(str, at[:most]))}{' …' * (len(at) > most)}"
-        for (piece, number), at in places.items()
+        for (piece, number), at in positions.items()
     )
 
 

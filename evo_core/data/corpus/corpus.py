@@ -1,6 +1,6 @@
 """The token shards of a folder as documents of each data type, in an order that how they are grouped does not change.
 
-Where ``origins.json`` lies beside the folder, a type's documents are numbered by (raw file, place in it): a dataset
+Where ``origins.json`` lies beside the folder, a type's documents are numbered by (raw file, number in it): a dataset
 that was refreshed piece by piece, and has other shards for it, is the same as one made at once. Elsewhere they are
 numbered as they lie: file by file in the order of paths.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from evo_core.data.corpus.document_set import DocumentSet, Span, Table, tabulate
 from evo_core.data.corpus.index import Arrays, Index
-from evo_core.data.corpus.token_cache import TokenFile, map_twin, open_token_files
+from evo_core.data.corpus.token_cache import TokenFile, map_cached, open_token_files
 from evo_core.data.shards.folder import bin_files, data_types
 from evo_core.data.shards.format import BinReader
 from evo_core.data.shards.origins import Origins
@@ -85,10 +85,10 @@ def open_corpus(
         types: which of them; None means all.
         vocab_size: ids must be below it.
         min_length: shorter documents are left out.
-        by_origin: False numbers documents as the original does, in the order of `bin_files`, whatever
+        by_origin: False numbers documents as InternEvo does, in the order of `bin_files`, whatever
             ``origins.json`` says.
         first: as for `open_token_files`.
-        index: where the processes of this machine share what they find out; the ids then are in twins.
+        index: where the processes of this machine share what they find out; the ids then are in the token cache.
 
     Raises:
         DataError: a file is missing or damaged, or an id is outside the vocabulary.
@@ -108,7 +108,7 @@ def open_corpus(
         files = iter(opened)
         arrays: dict[str, np.ndarray] = {
             "max_ids": np.array([file.max_id for file in opened], np.int64),
-            "twins": np.array([str(file.twin or "").encode() for file in opened]),
+            "cached": np.array([str(file.cached or "").encode() for file in opened]),
         }
         for number, of_type in enumerate(paths.values()):
             own = [next(files) for _ in of_type]
@@ -126,7 +126,7 @@ def open_corpus(
     if opened:
         ids = iter([file.ids for file in opened])
     else:
-        ids = iter(_mapped_or_decoded(everything, [Path(twin.decode()) for twin in found["twins"].tolist()]))
+        ids = iter(_mapped_or_decoded(everything, [Path(path.decode()) for path in found["cached"].tolist()]))
     corpus = Corpus({}, {}, {})
     for number, (name, of_type) in enumerate(paths.items()):
         table = Table(*(found[f"{number}-{part}"] for part in Table._fields))
@@ -141,7 +141,7 @@ def _below(folder: Path, path: Path) -> str:
 
 
 def _spans_by_origin(folder: Path, files: Sequence[TokenFile]) -> list[Span] | None:
-    """The documents of one type by (raw file, place in it); None where nobody says."""
+    """The documents of one type by (raw file, number in it); None where nobody says."""
     parent, name = folder.absolute().parent, folder.absolute().name
     if not (parent / ORIGINS).is_file():
         return None
@@ -150,9 +150,9 @@ def _spans_by_origin(folder: Path, files: Sequence[TokenFile]) -> list[Span] | N
     return [Span(shards[run.shard], run.start, run.stop) for run in runs]
 
 
-def _mapped_or_decoded(paths: Sequence[Path], twins: Sequence[Path]) -> list[np.ndarray]:
+def _mapped_or_decoded(paths: Sequence[Path], cached_files: Sequence[Path]) -> list[np.ndarray]:
     """The ids of files whose documents another process has listed."""
     try:
-        return [map_twin(twin).ids for twin in twins]
+        return [map_cached(path).ids for path in cached_files]
     except OSError:  # no cache folder there, or it was emptied meanwhile
         return [file.ids for file in open_token_files(paths, in_memory=False)]

@@ -52,8 +52,8 @@ class DocumentSet:
         """See `Documents`; int32, views of the files."""
         at = self._starts[documents]
         files, ids = self.files[documents].tolist(), self._ids
-        places = zip(files, (at + starts).tolist(), (at + stops).tolist(), strict=True)
-        return [ids[file][start:stop] for file, start, stop in places]
+        spans = zip(files, (at + starts).tolist(), (at + stops).tolist(), strict=True)
+        return [ids[file][start:stop] for file, start, stop in spans]
 
 
 class Span(NamedTuple):

@@ -1,6 +1,6 @@
 """Random documents, for runs without data: ``data.train_folder: null``.
 
-The original's dummy set: each document says n and r and then counts r times from 0 to n - 1, so there is
+InternEvo's dummy set: each document says n and r and then counts r times from 0 to n - 1, so there is
 something to learn.
 """
 
@@ -33,8 +33,8 @@ class RandomDocuments:
 
     def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
         """Tokens [starts[i], stops[i]) of each document, int64."""
-        places = zip(documents.tolist(), starts.tolist(), stops.tolist(), strict=True)
-        return [self._tokens(document, start, stop) for document, start, stop in places]
+        spans = zip(documents.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        return [self._tokens(document, start, stop) for document, start, stop in spans]
 
     def _tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         n, r = self._n[document], self._r[document]

@@ -1,11 +1,11 @@
 """Token ids of ``.bin`` files as flat arrays.
 
 JSON is too slow to parse again for every batch. So a folder's files are decoded once: small folders into
-memory, larger ones into binary twins, flat files that all processes of a machine map into memory: a header with a
-checksum of everything, the ids as int32, and of each document how many are trained on and a hash. Opening a twin
-compares the checksum, as fast as the file can be read: one that holds another id than was written is made again. Twins
-live in a cache folder (``$EVO_CACHE``, else ``$XDG_CACHE_HOME/evo``, else ``~/.cache/evo``), are named by a digest of
-the file they stand for, and can be deleted at any time.
+memory, larger ones into the token cache: flat binary files that all processes of a machine map into memory, each a
+header with a checksum of everything, the ids as int32, and of each document how many are trained on and a hash. Opening
+a cached file compares the checksum, as fast as it can be read: one that holds another id than was written is made
+again. The cache is a folder (``$EVO_CACHE``, else ``$XDG_CACHE_HOME/evo``, else ``~/.cache/evo``); its files are named
+by a digest of the ``.bin`` that they stand for, and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class TokenFile:
             first, which nothing comes before.
         hashes: uint64 [documents], of each document's ids.
         max_id: the largest absolute id; -1 where there is no token.
-        twin: the file that `ids` is mapped from; None where they are in memory.
+        cached: the file of the cache that `ids` is mapped from; None where they are in memory.
     """
 
-    def __init__(self, reader: BinReader, content: Content, twin: Path | None = None) -> None:
+    def __init__(self, reader: BinReader, content: Content, cached: Path | None = None) -> None:
         self.path = reader.path
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.lengths)])
         self.ids, self.trained, self.hashes, self.max_id = content
-        self.twin = twin
+        self.cached = cached
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -83,13 +83,13 @@ class TokenFile:
 def open_token_files(paths: Sequence[Path], *, first: int = 0, in_memory: bool = True) -> list[TokenFile]:
     """Open ``.bin`` files, decoding those that no process of this machine has decoded before.
 
-    Many processes may do this at the same time: each twin is decoded by one of them, the others wait for it.
+    Many processes may do this at the same time: each file is decoded by one of them, the others wait for it.
 
     Args:
         paths: the files.
         first: which of them to decode first; processes that start together share the work when each gives
             its rank.
-        in_memory: False makes twins of small folders too.
+        in_memory: False puts small folders into the cache too.
 
     Raises:
         DataError: a file is damaged.
@@ -98,24 +98,24 @@ def open_token_files(paths: Sequence[Path], *, first: int = 0, in_memory: bool =
     if in_memory and sum(path.stat().st_size for path in paths) <= IN_MEMORY_BYTES:
         return [TokenFile(reader, _decoded(reader)) for reader in readers]
     cache = _cache_folder()
-    twins = [cache / f"{file_digest(reader.path)}.tokens" for reader in readers]
-    with _pruning(cache, twins):
+    cached_files = [cache / f"{file_digest(reader.path)}.tokens" for reader in readers]
+    with _pruning(cache, cached_files):
         turn = first % max(len(readers), 1)
         for number in [*range(turn, len(readers)), *range(turn)]:
-            _make_twin(readers[number], twins[number], wait=False)
-        return [_open_twin(reader, twin) for reader, twin in zip(readers, twins, strict=True)]
+            _ensure_cached(readers[number], cached_files[number], wait=False)
+        return [_open_cached(reader, cached) for reader, cached in zip(readers, cached_files, strict=True)]
 
 
-def map_twin(twin: Path) -> Content:
-    """What a complete twin holds, mapped into memory.
+def map_cached(cached: Path) -> Content:
+    """What a complete file of the cache holds, mapped into memory.
 
     Raises:
         OSError: it is not there.
     """
-    with twin.open("rb") as file:
+    with cached.open("rb") as file:
         _, tokens, documents, max_id, _ = _HEADER.unpack(file.read(_HEADER.size))
     # As plain arrays, which slice five times as fast as np.memmap.
-    mapped = np.asarray(np.memmap(twin, np.uint8, "r"))
+    mapped = np.asarray(np.memmap(cached, np.uint8, "r"))
     ends = np.cumsum([_HEADER.size, 4 * tokens, 4 * documents, 8 * documents]).tolist()
     ids, trained, hashes = (mapped[start:end] for start, end in pairwise(ends))
     # Hashes may lie at no multiple of 8 bytes, which numpy copes with.
@@ -173,31 +173,31 @@ def _documents(reader: BinReader) -> Iterator[_Document]:
         yield _Document(ids, trained, xxhash.xxh3_64_intdigest(ids.data), largest if len(ids) else -1)
 
 
-def _open_twin(reader: BinReader, twin: Path) -> TokenFile:
-    """The twin mapped into memory, after a look at its checksum; where the cache cannot hold it, the ids decoded."""
-    if not _make_twin(reader, twin, wait=True, is_there=_is_sound):
+def _open_cached(reader: BinReader, cached: Path) -> TokenFile:
+    """The cached file, mapped, after a look at its checksum; where the cache cannot hold it, the ids decoded."""
+    if not _ensure_cached(reader, cached, wait=True, is_there=_is_sound):
         return TokenFile(reader, _decoded(reader))
     with contextlib.suppress(OSError):
-        os.utime(twin)
-    return TokenFile(reader, map_twin(twin), twin)
+        os.utime(cached)
+    return TokenFile(reader, map_cached(cached), cached)
 
 
-def _make_twin(
-    reader: BinReader, twin: Path, *, wait: bool, is_there: Callable[[Path, BinReader], bool] | None = None
+def _ensure_cached(
+    reader: BinReader, cached: Path, *, wait: bool, is_there: Callable[[Path, BinReader], bool] | None = None
 ) -> bool:
-    """Whether the twin is there, after decoding it here if nobody else is at it.
+    """Whether the cached file is there, after making it here if nobody else is at it.
 
-    The lock only saves work: a twin is renamed into place complete, whoever wrote it.
+    The lock only saves work: a cached file appears complete, whoever wrote it.
     """
     is_there = is_there or _is_complete
-    if is_there(twin, reader):
+    if is_there(cached, reader):
         return True
     try:
-        with locked(twin.with_suffix(".lock"), give_up=lambda: not wait):
-            if not is_there(twin, reader):
-                if _is_complete(twin, reader):
-                    log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, twin)
-                _write_twin(reader, twin)
+        with locked(cached.with_suffix(".lock"), give_up=lambda: not wait):
+            if not is_there(cached, reader):
+                if _is_complete(cached, reader):
+                    log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, cached)
+                _write_cached(reader, cached)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -207,9 +207,9 @@ def _make_twin(
     return True
 
 
-def _write_twin(reader: BinReader, twin: Path) -> None:
+def _write_cached(reader: BinReader, cached: Path) -> None:
     content, checksum, max_id = _empty(reader), xxhash.xxh3_128(), -1
-    with replacing(twin, durable=False) as draft, draft.open("wb", buffering=1 << 20) as file:
+    with replacing(cached, durable=False) as draft, draft.open("wb", buffering=1 << 20) as file:
         file.write(bytes(_HEADER.size))
         for number, document in enumerate(_documents(reader)):
             file.write(document.ids.data)
@@ -229,10 +229,10 @@ def _header(tokens: int, documents: int, max_id: int, checksum: xxhash.xxh3_128)
     return _HEADER.pack(_MAGIC, tokens, documents, max_id, checksum.digest())
 
 
-def _is_complete(twin: Path, reader: BinReader) -> bool:
+def _is_complete(cached: Path, reader: BinReader) -> bool:
     expected = (_MAGIC, int(reader.lengths.sum()), len(reader))
     try:
-        with twin.open("rb") as file:
+        with cached.open("rb") as file:
             *stored, _, _ = _HEADER.unpack(file.read(_HEADER.size))
             size = os.fstat(file.fileno()).st_size
     except (OSError, struct.error):
@@ -241,14 +241,14 @@ def _is_complete(twin: Path, reader: BinReader) -> bool:
     return tuple(stored) == expected and size == _HEADER.size + 4 * tokens + (4 + 8) * documents
 
 
-def _is_sound(twin: Path, reader: BinReader) -> bool:
-    """Whether the twin is complete and holds what was written."""
-    if not _is_complete(twin, reader):
+def _is_sound(cached: Path, reader: BinReader) -> bool:
+    """Whether the cached file is complete and holds what was written."""
+    if not _is_complete(cached, reader):
         return False
     try:
-        with twin.open("rb") as file:
+        with cached.open("rb") as file:
             stored = file.read(_HEADER.size)
-        content, checksum = map_twin(twin), xxhash.xxh3_128()
+        content, checksum = map_cached(cached), xxhash.xxh3_128()
     except OSError:  # somebody cleared the cache meanwhile
         return False
     for array in (content.ids, content.trained, content.hashes):
@@ -267,8 +267,8 @@ def _cache_folder() -> Path:
 
 @contextlib.contextmanager
 def _pruning(cache: Path, in_use: Sequence[Path]) -> Iterator[None]:
-    """If this adds twins, remove those that nobody has opened for a month."""
-    adds = not all(twin.exists() for twin in in_use)
+    """If this adds files to the cache, remove those that nobody has opened for a month."""
+    adds = not all(cached.exists() for cached in in_use)
     yield
     if not adds:
         return

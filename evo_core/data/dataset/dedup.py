@@ -95,9 +95,9 @@ class NearDuplicates:
         of = np.repeat(np.arange(len(documents)), counts)
         starts = np.arange(len(of)) - offsets[of] + (np.cumsum(lengths) - lengths)[of]
         hashes = np.zeros(len(of), np.uint64)
-        for place in range(self.shingle):
-            within = place < lengths[of]
-            hashes[within] = _mixed(hashes[within] + ids[starts[within] + place])
+        for nth in range(self.shingle):
+            within = nth < lengths[of]
+            hashes[within] = _mixed(hashes[within] + ids[starts[within] + nth])
         return hashes, offsets.astype(np.uint64)
 
 
@@ -108,11 +108,11 @@ def exact_duplicates(hashes: np.ndarray, active: np.ndarray) -> np.ndarray:
         hashes: uint64 [documents, 2], in the order of the dataset.
         active: bool [documents]; others are no copies and have none.
     """
-    places = np.flatnonzero(active)
-    keys = np.ascontiguousarray(hashes[places]).view([("high", np.uint64), ("low", np.uint64)]).ravel()
+    documents = np.flatnonzero(active)
+    keys = np.ascontiguousarray(hashes[documents]).view([("high", np.uint64), ("low", np.uint64)]).ravel()
     _, first = np.unique(keys, return_index=True)
     copies = active.copy()
-    copies[places[first]] = False
+    copies[documents[first]] = False
     return copies
 
 
@@ -123,33 +123,33 @@ def near_duplicates(signatures: np.ndarray, active: np.ndarray, settings: NearDu
         signatures: uint16 [documents, permutations], in the order of the dataset; may be memory-mapped.
         active: bool [documents]; others are not compared.
     """
-    places = np.flatnonzero(active)
-    buckets = _shared_buckets(signatures, places, settings)
+    compared = np.flatnonzero(active)
+    buckets = _shared_buckets(signatures, compared, settings)
     removed = np.zeros(len(active), bool)
     staying: dict[int, list[int]] = {}
-    for place, of_document in buckets:
+    for document, of_document in buckets:
         rivals = sorted({rival for bucket in of_document for rival in staying.get(bucket, ())})
         if rivals:
-            overlap = (signatures[rivals] == signatures[place]).mean(axis=1)
+            overlap = (signatures[rivals] == signatures[document]).mean(axis=1)
             if overlap.max() >= settings.threshold:
-                removed[place] = True
+                removed[document] = True
                 continue
         for bucket in of_document:
-            staying.setdefault(bucket, []).append(place)
+            staying.setdefault(bucket, []).append(document)
     return removed
 
 
 def _shared_buckets(
-    signatures: np.ndarray, places: np.ndarray, settings: NearDuplicates
+    signatures: np.ndarray, compared: np.ndarray, settings: NearDuplicates
 ) -> Iterator[tuple[int, list[int]]]:
     """(document, numbers of its buckets) in order, without the buckets that hold one document alone."""
-    hashes = _band_hashes(signatures, places, settings)
+    hashes = _band_hashes(signatures, compared, settings)
     documents, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     first = 0
     for band in range(hashes.shape[1]):
         _, bucket, counts = np.unique(hashes[:, band], return_inverse=True, return_counts=True)
         shared = np.flatnonzero(counts[bucket] > 1)
-        documents.append(places[shared])
+        documents.append(compared[shared])
         numbers.append(bucket[shared] + first)
         first += len(counts)
     of, bucket = np.concatenate(documents), np.concatenate(numbers)
@@ -160,13 +160,13 @@ def _shared_buckets(
         yield int(of[start]), bucket[start:stop].tolist()
 
 
-def _band_hashes(signatures: np.ndarray, places: np.ndarray, settings: NearDuplicates) -> np.ndarray:
-    """uint64 [len(places), bands]; reads the signatures once, some rows at a time."""
+def _band_hashes(signatures: np.ndarray, documents: np.ndarray, settings: NearDuplicates) -> np.ndarray:
+    """uint64 [len(documents), bands]; reads the signatures once, some rows at a time."""
     bands, width = settings.bands()
-    hashes = np.zeros((len(places), bands), np.uint64)
-    for start in range(0, len(places), _BATCH_ROWS):
+    hashes = np.zeros((len(documents), bands), np.uint64)
+    for start in range(0, len(documents), _BATCH_ROWS):
         batch = slice(start, start + _BATCH_ROWS)
-        rows = signatures[places[batch], : bands * width].reshape(-1, bands, width)
+        rows = signatures[documents[batch], : bands * width].reshape(-1, bands, width)
         for column in range(width):
             hashes[batch] = _mixed(hashes[batch] + rows[:, :, column])
     return hashes

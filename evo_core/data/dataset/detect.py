@@ -23,7 +23,7 @@ HEAD_TOKENS = 256
 
 CODE, OTHER = "code", "other"
 
-# Chinese and its relatives are one type, under the name that the original's folders have.
+# Chinese and its relatives are one type, under the name that InternEvo's folders have.
 _NAMES = {"zh": "cn", "yue": "cn", "wuu": "cn", "lzh": "cn", "zxx": OTHER}
 
 # Below this probability py3langid is guessing: numbers, tables and single words end up there.

@@ -105,5 +105,5 @@ def _recorded_types(reader: BinReader) -> DocumentTypes:
 
 def _numbered(types: list[str]) -> DocumentTypes:
     names = sorted(set(types))
-    number = {name: place for place, name in enumerate(names)}
-    return DocumentTypes(tuple(names), np.array([number[name] for name in types], np.int16))
+    numbers = {name: number for number, name in enumerate(names)}
+    return DocumentTypes(tuple(names), np.array([numbers[name] for name in types], np.int16))

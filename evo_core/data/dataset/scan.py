@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from evo_core.cores import cores
 from evo_core.data.dataset.dedup import NearDuplicates
 from evo_core.data.dataset.routing import Routing, document_types
 from evo_core.data.shards.format import BinReader, encode_line
-from evo_core.data.tokenize.cores import cores
 from evo_core.process import die_with_parent
 
 # Less than this many bytes are read faster here than in processes that must start first.

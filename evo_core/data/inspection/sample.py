@@ -35,7 +35,7 @@ class SpecialToken:
     """A special token in a document: an id of its own, which text that spells it does not have.
 
     Attributes:
-        at: its place among the tokens, from 1.
+        at: its position among the tokens, from 1.
         id: without its minus.
         piece: its name.
     """

@@ -5,9 +5,9 @@ and over. A text is one document, with begin and end token where the tokenizer h
 tokens is left out. Documents are packed greedily: one after the other until the next does not fit into the pack, which
 begins the next one; the rest of a pack is padding.
 
-The cursor is the data set's own state and how many documents were taken since, so a run goes on where it
-stopped without reading again what it has seen. It points among the documents of one rank: the number of
-data-parallel ranks cannot change.
+The data cursor is the data set's own state and how many documents were taken since, so a run goes on where it stopped
+without reading again what it has seen. It points into the documents of one rank: the number of data-parallel ranks
+cannot change.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class StreamData:
     """Batches of one data-parallel rank, drawn one after the other.
 
     Attributes:
-        types: data types, as in the original a single one.
+        types: data types, as in InternEvo a single one.
         digest: of the data set and of how it becomes batches.
         trained: nobody knows how many tokens are trained on before they are read.
 
     Args:
         cfg: the training job.
-        dp_rank, dp_size: this rank's place among the data-parallel ranks.
+        dp_rank, dp_size: this data-parallel rank, and how many there are.
 
     Raises:
         DataError: the data set or the tokenizer cannot be opened, or does not fit the model.
@@ -90,7 +90,7 @@ class StreamData:
         self.digest = _digest(cfg, tokenizer)
 
     def draw(self, step: int) -> tuple[Batch, Any]:
-        """This rank's micro-batches of a step, and the cursor behind them, as plain data.
+        """This rank's micro-batches of a step, and the data cursor after them, as plain data.
 
         The steps must be asked for one after the other, from 0 or from where `restore` went on.
         """
@@ -146,7 +146,7 @@ class _Documents:
     """The endless documents of one rank, tokenized some at a time.
 
     Attributes:
-        nulls: records passed over so far because null stands in the place of their text.
+        nulls: records passed over so far because null stands where their text should.
         emptied: texts passed over so far because the tokenizer leaves nothing of them, blank ones among them.
     """
 

@@ -1,4 +1,4 @@
-"""The order of the original (``data.packing: internevo``): packs of one file each, whose tails are dropped.
+"""InternEvo's order (``data.packing: internevo``): packs of one file each, whose tails are dropped.
 
 Each file's documents are shuffled by ``RandomState(1024)``, put behind each other and cut into packs; what is left at
 the end of a file is never seen. An epoch is one permutation of all files' packs by ``RandomState(seed)``, whose state
@@ -114,14 +114,14 @@ class InternevoOrder:
 
         self._order = Epochs(index or Index(), "packs", order, kept=2)
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """(type, number of the pack among that type's) at a place in the global order."""
-        epoch = self.epoch_of(place)
-        at = place if epoch == 0 else (place - self._first) % self._length
+    def locate(self, position: int) -> tuple[int, int]:
+        """(type, number of the pack among that type's) at a position in the global order."""
+        epoch = self.epoch_of(position)
+        at = position if epoch == 0 else (position - self._first) % self._length
         pack = int(self._order(epoch)["packs"][at])
         data_type = int(np.searchsorted(self._bounds, pack, side="right")) - 1
         return data_type, pack - int(self._bounds[data_type])
 
-    def epoch_of(self, place: int) -> int:
-        """The pass over the data that a place belongs to."""
-        return 0 if place < self._first else 1 + (place - self._first) // self._length
+    def epoch_of(self, position: int) -> int:
+        """The pass over the data that a position belongs to."""
+        return 0 if position < self._first else 1 + (position - self._first) // self._length

@@ -1,14 +1,14 @@
 """Mixing data types by explicit weights (``data.type_weights``), at random access.
 
-Every `PERIOD` places of the global order hold a fixed number of packs of each type: type t has
+Every `PERIOD` positions of the global order hold a fixed number of packs of each type: type t has
 
     q_t = PERIOD * w_t / sum(w),
 
 rounded to whole numbers by the largest remainder, and at least 1 where w_t > 0. In period b they lie in the order of
 a random permutation that depends on (seed, b). The packs of a type come in the order of its stream, one after the
 other, so a type with a large weight runs through its documents several times, in another order each time, while one
-with a small weight has not ended. Place p is pack b * q_t + r of its type's stream, where b = p // PERIOD and r counts
-the places of that type before it in the period.
+with a small weight has not ended. Position p is pack b * q_t + r of its type's stream, where b = p // PERIOD and r
+counts the positions of that type before it in the period.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class WeightedOrder:
 
         self._period = Epochs(index or Index(), "mix", period, kept=2)
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """(type, pack of that type's stream) at a place in the global order."""
-        number, at = divmod(place, PERIOD)
+    def locate(self, position: int) -> tuple[int, int]:
+        """(type, pack of that type's stream) at a position in the global order."""
+        number, at = divmod(position, PERIOD)
         period = self._period(number)
         data_type = int(period["types"][at])
         return data_type, number * self._shares[data_type] + int(period["earlier"][at])
 
-    def epoch_of(self, place: int) -> int:
+    def epoch_of(self, position: int) -> int:
         """Passes over the type that is used up first."""
-        return int(place / PERIOD / self._passes)
+        return int(position / PERIOD / self._passes)

@@ -1,4 +1,4 @@
-"""The order in which training sees the data: a function of (seed, data), computed at any place of it.
+"""The order in which training sees the data: a function of (seed, data), computed at any position of it.
 
 Each data type is an endless stream of tokens: its documents in a random order, then again in another order,
 one permutation per epoch. Pack k of a type is tokens [k * P, (k + 1) * P) of its stream, P the packed length,
@@ -143,9 +143,9 @@ class RowStream:
 
     def pieces(self, number: int) -> Pieces:
         """The documents of a pack, a row each."""
-        places = np.arange(number * self.per_pack, (number + 1) * self.per_pack)
-        epochs, at = np.divmod(places, self.size)
-        documents = np.empty(len(places), np.int64)
+        positions = np.arange(number * self.per_pack, (number + 1) * self.per_pack)
+        epochs, at = np.divmod(positions, self.size)
+        documents = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
             documents[chosen] = self._ordered(epoch)["documents"][at[chosen]]
@@ -161,11 +161,11 @@ def shuffled(documents: int, seed: int, name: str) -> Callable[[int], np.ndarray
 class Order(Protocol):
     """The global order of packs."""
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """(type, pack of that type's stream) at a place in the order."""
+    def locate(self, position: int) -> tuple[int, int]:
+        """(type, pack of that type's stream) at a position in the order."""
 
-    def epoch_of(self, place: int) -> int:
-        """The pass over the data that a place belongs to."""
+    def epoch_of(self, position: int) -> int:
+        """The pass over the data that a position belongs to."""
 
 
 class PackOrder:
@@ -182,7 +182,7 @@ class PackOrder:
         if sum(sizes) < 1:
             raise ValueError("an order of nothing")
         self._sizes, self._per_pack = tuple(sizes), per_pack
-        self._newest = (0, 0, self.packs_before(1))  # the epoch asked for last, its first place and its end
+        self._newest = (0, 0, self.packs_before(1))  # the epoch asked for last, its first position and its end
 
         def order(epoch: int) -> dict[str, np.ndarray]:
             count = self.packs_before(epoch + 1) - self.packs_before(epoch)
@@ -194,27 +194,27 @@ class PackOrder:
         """Packs in the epochs before this one."""
         return sum(self._first_pack(number, epoch) for number in range(len(self._sizes)))
 
-    def epoch_of(self, place: int) -> int:
-        """The epoch of a place in the global order."""
+    def epoch_of(self, position: int) -> int:
+        """The epoch of a position in the global order."""
         epoch, first, end = self._newest
-        if first <= place < end:
+        if first <= position < end:
             return epoch
         # An epoch has at most `types` packs fewer before it than its tokens would fill.
-        low = place * self._per_pack // sum(self._sizes)
-        high = (place + len(self._sizes) + 1) * self._per_pack // sum(self._sizes) + 1
+        low = position * self._per_pack // sum(self._sizes)
+        high = (position + len(self._sizes) + 1) * self._per_pack // sum(self._sizes) + 1
         while low < high - 1:
             middle = (low + high) // 2
-            if self.packs_before(middle) <= place:
+            if self.packs_before(middle) <= position:
                 low = middle
             else:
                 high = middle
         self._newest = low, self.packs_before(low), self.packs_before(low + 1)
         return low
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """(type, pack of that type's stream) at a place in the global order."""
-        epoch = self.epoch_of(place)
-        item = int(self._order(epoch)["packs"][place - self.packs_before(epoch)])
+    def locate(self, position: int) -> tuple[int, int]:
+        """(type, pack of that type's stream) at a position in the global order."""
+        epoch = self.epoch_of(position)
+        item = int(self._order(epoch)["packs"][position - self.packs_before(epoch)])
         for number in range(len(self._sizes)):
             first = self._first_pack(number, epoch)
             count = self._first_pack(number, epoch + 1) - first

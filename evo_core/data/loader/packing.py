@@ -91,7 +91,7 @@ def pack(
         packed_length: a multiple of seq_len.
         seq_len: tokens of the longest sequence.
         into_one, rows: see the module.
-        mask_token_zero: True makes token 0 no label, as the original does.
+        mask_token_zero: True makes token 0 no label, as InternEvo does.
         out: int64 [3, packed_length], where the pack's three arrays are put; None makes them.
     """
     length = int(pieces.lengths.sum())

@@ -29,7 +29,8 @@ class Source(Protocol):
     Attributes:
         types: data types; their positions are the type ids of a batch.
         digest: of the data and their order.
-        sequential: whether steps must be drawn one after the other; then a checkpoint keeps a cursor.
+        sequential: whether steps must be drawn one after the other; then there is a cursor to keep. Data at random
+            access find a step's batch by its number.
         trained: by data type how many tokens are trained on; None where that is not known before they are read.
     """
 
@@ -46,7 +47,7 @@ class Source(Protocol):
     def trained(self) -> Mapping[str, int] | None: ...
 
     def draw(self, step: int) -> tuple[Batch, Any]:
-        """A step's batch, and the cursor behind it: plain data that says where the next step begins."""
+        """A step's batch, and the data cursor after it: plain data that say what comes next."""
 
     def restore(self, cursor: Any) -> None:
         """Go on from a cursor that `draw` gave."""
@@ -70,7 +71,8 @@ class Prefetch:
         workers: threads that draw batches; 0 draws each when it is asked for.
 
     Attributes:
-        cursor: behind the batch handed out last; None where the step says where to go on.
+        cursor: the data cursor after the batch handed out last, not after those drawn ahead; None where the step says
+            what comes next.
     """
 
     def __init__(self, data: Source, first: int, stop: int, *, workers: int) -> None:

@@ -49,7 +49,7 @@ class TrainData:
 
     Args:
         cfg: the training job.
-        dp_rank, dp_size: this rank's place among the data-parallel ranks.
+        dp_rank, dp_size: this data-parallel rank, and how many there are.
 
     Raises:
         DataError: there is no data, a file is damaged, or an id is outside model.vocab_size.
@@ -81,17 +81,18 @@ class TrainData:
     def batch(self, step: int) -> Batch:
         """This rank's micro-batches of a step, counted from 0 (skipped steps count as well)."""
         data = self._data
-        places = range(self._batch_size.before(step) + self._dp_rank, self._batch_size.before(step + 1), self._dp_size)
-        arrays = np.empty((4, len(places), data.packed_length), np.int64)
+        first, end = self._batch_size.before(step), self._batch_size.before(step + 1)
+        positions = range(first + self._dp_rank, end, self._dp_size)
+        arrays = np.empty((4, len(positions), data.packed_length), np.int64)
         parts = []
-        for row, place in enumerate(places):
-            type_id, number = self._order.locate(place)
+        for row, position in enumerate(positions):
+            type_id, number = self._order.locate(position)
             parts.append(self._streams[type_id].pieces(number))
             arrays[3, row] = type_id
         # Every pack is full: all of them are made at once, as a long one.
         packed = pack(
             Pieces.joined(parts),
-            packed_length=len(places) * data.packed_length,
+            packed_length=len(positions) * data.packed_length,
             seq_len=data.seq_len,
             into_one=data.pack_sample_into_one,
             rows=not data.use_packed_dataset,
@@ -103,7 +104,7 @@ class TrainData:
         return Batch(input_ids, labels, positions, type_ids, cu_seqlens)
 
     def draw(self, step: int) -> tuple[Batch, None]:
-        """A step's batch, and no cursor: the step says where to go on."""
+        """A step's batch; no cursor, since the step says what comes next."""
         batch = self.batch(step)
         if not self._looked:
             self._looked = True
@@ -191,12 +192,12 @@ def _random_sets(cfg: TrainConfig) -> _Sets:
 
 def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> _Sets:
     data = cfg.data
-    original = data.packing == "internevo"
+    by_file = data.packing == "internevo"
     corpus = open_corpus(
         folder,
         vocab_size=cfg.model.vocab_size,
         min_length=MinLength(data.min_length, data.min_length_dict),
-        by_origin=not original,
+        by_origin=not by_file,
         first=dp_rank,
         index=index if data.use_shm else None,
     )
@@ -206,7 +207,7 @@ def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> _
         if not len(documents):
             log.warning("data type %s has no document of at least min_length %d tokens", name, data.min_length)
     contents: dict[str, object] = dict(corpus.digests)
-    if original:  # here it matters where a file ends
+    if by_file:  # here it matters where a file ends
         contents = {n: [d, np.bincount(corpus.documents[n].files).tolist()] for n, d in corpus.digests.items()}
     return list(corpus.documents.values()), corpus.trained, _digest(cfg, contents)
 

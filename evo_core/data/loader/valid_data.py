@@ -45,7 +45,7 @@ def validation_batches(
 
     A document is cut into windows of seq_len inputs, each seen without what is before it; windows stay whole
     and fill packs of seq_len * micro_bsz, so what a token is predicted from depends on neither micro_bsz nor
-    the number of ranks. Free places are padding, labelled -100, as are tokens that are context (negative ids).
+    the number of ranks. What stays free is padding, labelled -100, as are tokens that are context (negative ids).
 
     Every rank gets the same number of batches, the last of which may be padding alone on some ranks: sum over
     labels and divide once at the end.
@@ -54,7 +54,7 @@ def validation_batches(
         folder: folder of token shards; None gives random data.
         data_type: one of `data_types(folder)`.
         seq_len, micro_bsz: shape of a batch.
-        dp_rank, dp_size: this rank's place among the data-parallel ranks.
+        dp_rank, dp_size: this data-parallel rank, and how many there are.
         mask_token_zero: True makes token 0 no label.
         vocab_size: ids must be below it.
 
@@ -113,9 +113,9 @@ def _fill(windows: list[Window], packed_length: int) -> list[list[Window]]:
     packs: list[list[Window]] = []
     free: list[tuple[int, int]] = []  # (free tokens, pack), sorted
     for window in sorted(windows, key=lambda window: -window.length):
-        place = bisect_left(free, (window.length, -1))
-        if place < len(free):
-            room, number = free.pop(place)
+        tightest = bisect_left(free, (window.length, -1))  # the pack with the least room that still holds it
+        if tightest < len(free):
+            room, number = free.pop(tightest)
         else:
             room, number = packed_length, len(packs)
             packs.append([])

@@ -4,7 +4,7 @@ Two readings of a file:
 
 - text: a ``.txt`` file has a document per line that is not blank, stripped; ``.jsonl``, ``.json`` (a list of
   records, or one record) and ``.parquet`` give the named fields of each record: texts, or lists of lines.
-- internevo: what the original tool feeds to its tokenizer. ``.txt`` as above; each ``.jsonl`` line whole with
+- internevo: what InternEvo's tool feeds to its tokenizer. ``.txt`` as above; each ``.jsonl`` line whole with
   its newline; each record of a ``.json`` list written again by ``json.dumps``.
 
 A file may be on disk or in an object store (`evo_core.storage.files`). Memory does not grow with its size.
@@ -92,7 +92,7 @@ class DocumentReader(Iterator[str]):
         if kind == ".json":
             return self._json_list(mode)
         if mode == "internevo":
-            raise DataError("the original reads .txt, .json and .jsonl alone", file=self.path, hint="use mode text")
+            raise DataError("InternEvo reads .txt, .json and .jsonl alone", file=self.path, hint="use mode text")
         return self._parquet()
 
     def _text_lines(self) -> Iterator[str]:
@@ -263,8 +263,8 @@ def read_records(
         on_bytes: called with the bytes of the file that are read, piece by piece (still packed).
 
     Raises:
-        DataError: it is not JSON from some place on; what comes before has been given then. Behind that
-            place nothing can be told apart, so there is nothing to skip to.
+        DataError: it is not JSON from some point on; what comes before has been given then. Behind that
+            point nothing can be told apart, so there is nothing to skip to.
     """
     try:
         for _, record in read_json_list(chunks(path, on_bytes=on_bytes), most_bytes=max_record_bytes):

@@ -2,7 +2,7 @@
 
 What is no list is one record, or several behind each other, as in a file of lines that is named ``.json``.
 
-Records are parsed by Python's own JSON reader (which the original tool uses too) from a window of the text that grows
+Records are parsed by Python's own JSON reader (which InternEvo's tool uses too) from a window of the text that grows
 only where a record does not fit.
 """
 
@@ -137,7 +137,7 @@ class _Window:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.window = ""
         self.position = 0
-        self._lines, self._counted = 0, 0  # newlines before this place of the window
+        self._lines, self._counted = 0, 0  # newlines before this point of the window
 
     def more(self, characters: int) -> bool:
         """Read on by at least as many characters, giving up what is before the position; False at the end."""

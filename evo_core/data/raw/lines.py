@@ -51,7 +51,7 @@ def lines(
         if end is not None and at >= end:
             return
         at += size
-        # Returns end a line as well, as in Python's text files, which the original tool reads through.
+        # Returns end a line as well, as in Python's text files, which InternEvo's tool reads through.
         for line in [None] if content is None else _split_at_returns(content):
             number += 1
             if line is not None and number == 1 and not start:

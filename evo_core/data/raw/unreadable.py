@@ -1,10 +1,10 @@
-"""What stands in the place of a record that cannot be read, so that those behind it can."""
+"""What stands instead of a record that cannot be read, so that those behind it can."""
 
 from __future__ import annotations
 
 
 class UnreadableRecord:
-    """Stands in the place of a record that cannot be read.
+    """Stands instead of a record that cannot be read.
 
     Attributes:
         message: why.

@@ -1,5 +1,6 @@
-"""Records of instructions and conversations to samples in which only the answers are trained on.
+"""Fine-tuning data. In: instructions or conversations. Out: token files in which only the answers are trained on.
 
-`formats` finds a format by name: `alpaca`, `chat` or a user's function. A format makes `pieces` of a record, `encode`
-makes the ids of a sample of them, `write` turns files of records into token files.
+`records` reads the files; `formats` finds a format by its name: `alpaca`, `chat` (by a Jinja template), `sharegpt`, or
+a user's function. A format makes `pieces` of a record, some of them trained on; `encode` makes the ids of a sample of
+them, `samples` does so for whole files on all cores, and `write` puts them into token files, split or not.
 """

@@ -1,4 +1,4 @@
-"""Alpaca records, ``{"instruction": …, "input": …, "output": …}``, as the original's tool writes them::
+"""Alpaca records, ``{"instruction": …, "input": …, "output": …}``, as InternEvo's tool writes them::
 
     bos  −("<|User|>:" instruction ["\\n" input] eoh newline)  −("<|Bot|>:")  output eoa newline  eos
 

@@ -71,7 +71,7 @@ class SampleEncoder:
         return found
 
     def encode_batch(self, records: Sequence[Any]) -> list[Sample | RecordError]:
-        """`encode` for several records at once, which is faster; errors stand in the place of their samples."""
+        """`encode` for several records at once, which is faster; errors stand instead of their samples."""
         pieces = [self._pieces(record) for record in records]
         good = [found for found in pieces if not isinstance(found, RecordError)]
         samples = iter(self._samples(good))

@@ -22,7 +22,7 @@ RECORD_FILES = (".parquet", *_SUFFIXES, *(suffix + packed for suffix in _SUFFIXE
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordPosition:
     """Where a record stands: a line of a ``.jsonl``, or the n-th record of another file, from 1."""
 
     file: Path
@@ -36,7 +36,7 @@ class Place:
         return DataError(f"record {self.number}: {message}", file=self.file)
 
 
-class RecordReader(Iterator[tuple[Place, Any]]):
+class RecordReader(Iterator[tuple[RecordPosition, Any]]):
     """Iterates over the records of one file, in its order; blank lines are passed over.
 
     Attributes:
@@ -60,12 +60,12 @@ class RecordReader(Iterator[tuple[Place, Any]]):
         else:
             self._records = self._lines() if _kind(path) == ".jsonl" else self._list()
 
-    def __next__(self) -> tuple[Place, Any]:
+    def __next__(self) -> tuple[RecordPosition, Any]:
         return next(self._records)
 
     # The internevo reading gives every line of a .jsonl.
 
-    def _lines(self) -> Iterator[tuple[Place, Any]]:
+    def _lines(self) -> Iterator[tuple[RecordPosition, Any]]:
         texts = read_documents(self.path, mode="internevo", on_error=self._on_error)
         size = self.path.stat().st_size if self.path.suffix.lower() == ".jsonl" else 0
         lines = read = 0
@@ -73,11 +73,11 @@ class RecordReader(Iterator[tuple[Place, Any]]):
             lines, read = lines + 1, read + len(text.encode())
             self.done = read / size if size else 0.0
             if text.strip():
-                yield from self._parsed(text, Place(self.path, lines + texts.skipped, is_line=True))
+                yield from self._parsed(text, RecordPosition(self.path, lines + texts.skipped, is_line=True))
         self.skipped += texts.skipped
         self.first_error = self.first_error or texts.first_error
 
-    def _list(self) -> Iterator[tuple[Place, Any]]:
+    def _list(self) -> Iterator[tuple[RecordPosition, Any]]:
         size = self.path.stat().st_size if self.path.suffix.lower() == ".json" else 0
         read = 0
 
@@ -89,26 +89,26 @@ class RecordReader(Iterator[tuple[Place, Any]]):
             self.done = read / size if size else 0.0
             yield from self._readable(number, record)
 
-    def _parsed(self, text: str, place: Place) -> Iterator[tuple[Place, Any]]:
+    def _parsed(self, text: str, position: RecordPosition) -> Iterator[tuple[RecordPosition, Any]]:
         try:
             record = parse(text)
         except ValueError as error:
-            self._reject(place.error(f"not JSON, or cut off ({error})"))
+            self._reject(position.error(f"not JSON, or cut off ({error})"))
         else:
-            yield place, record
+            yield position, record
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RecordPosition, Any]]:
         records = ParquetRecords(self.path)
         for number, record in enumerate(records, 1):
             self.done = number / records.rows
             yield from self._readable(number, record)
 
-    def _readable(self, number: int, record: Any) -> Iterator[tuple[Place, Any]]:
-        place = Place(self.path, number, is_line=False)
+    def _readable(self, number: int, record: Any) -> Iterator[tuple[RecordPosition, Any]]:
+        position = RecordPosition(self.path, number, is_line=False)
         if isinstance(record, UnreadableRecord):
-            self._reject(place.error(record.message))
+            self._reject(position.error(record.message))
         else:
-            yield place, record
+            yield position, record
 
     def _reject(self, error: DataError) -> None:
         if self._on_error == "raise":

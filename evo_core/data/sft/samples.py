@@ -17,7 +17,7 @@ from evo_core.data.raw.documents import OnError
 from evo_core.data.sft.encode import Sample, SampleEncoder
 from evo_core.data.sft.formats import find_format
 from evo_core.data.sft.pieces import NoRoomError, RecordError
-from evo_core.data.sft.records import Place, RecordReader
+from evo_core.data.sft.records import RecordPosition, RecordReader
 from evo_core.data.shards.format import encode_line
 from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import DataError
@@ -147,7 +147,7 @@ class _Batch:
 
     file: int
     done: float
-    records: list[tuple[Place, Any]]
+    records: list[tuple[RecordPosition, Any]]
 
 
 _Encoded = tuple[bytes, int, int, bool] | DataError | None
@@ -207,16 +207,16 @@ def _result(future: Future[list[_Encoded]], batch: _Batch, encoder: SampleEncode
         return _encode(encoder, batch.records)
 
 
-def _encode(encoder: SampleEncoder, records: list[tuple[Place, Any]]) -> list[_Encoded]:
+def _encode(encoder: SampleEncoder, records: list[tuple[RecordPosition, Any]]) -> list[_Encoded]:
     samples = encoder.encode_batch([record for _, record in records])
-    return [_as_line(place, found) for (place, _), found in zip(records, samples, strict=True)]
+    return [_as_line(position, found) for (position, _), found in zip(records, samples, strict=True)]
 
 
-def _as_line(place: Place, found: Sample | RecordError) -> _Encoded:
+def _as_line(position: RecordPosition, found: Sample | RecordError) -> _Encoded:
     if isinstance(found, NoRoomError):
         return None
     if isinstance(found, RecordError):
-        return place.error(str(found))
+        return position.error(str(found))
     return encode_line(found.ids), len(found.ids), found.trained, found.cut
 
 
@@ -230,5 +230,5 @@ def _start(settings: SftSettings) -> None:
     _encoder_here = settings.encoder()
 
 
-def _encode_here(records: list[tuple[Place, Any]]) -> list[_Encoded]:
+def _encode_here(records: list[tuple[RecordPosition, Any]]) -> list[_Encoded]:
     return _encode(_encoder_here, records)

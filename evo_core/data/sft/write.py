@@ -91,7 +91,7 @@ def write_sft_dataset(
         train/en/dataset.bin(.meta)   valid/en/dataset.bin(.meta)   tokenizer/…   origins.json
 
     The valid part are ``int(split_ratio * samples)`` samples drawn without replacement; the others are the train
-    part. Files of an earlier run at the same place are replaced.
+    part. Files of an earlier run of the same name are replaced.
 
     Args:
         files: see `evo_core.data.sft.records`.
@@ -158,7 +158,7 @@ def _staging(output: Path) -> Iterator[Path]:
 
 
 def _publish(staging: Path, output: Path, data_type: str) -> None:
-    """Move what is complete to its place; only renames, so that a full disk cannot leave half of it."""
+    """Move what is complete to its name; only renames, so that a full disk cannot leave half of it."""
     delete(output / "tokenizer")
     bins = [Path(split, data_type, _NAME) for split in SPLITS]
     stale = [path for of_bin in bins for path in (meta_path(output / of_bin), output / of_bin)]
@@ -220,7 +220,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _held_out(samples: int, split_ratio: float, seed: int, files: Sequence[Path], skipped: Skipped) -> np.ndarray:
-    """bool [samples]: what the original draws, without the repetitions."""
+    """bool [samples]: what InternEvo draws, without the repetitions."""
     if not samples:
         reasons = [f"{skipped.count:,} wrong, the first: {skipped.first}"] if skipped.count else []
         if skipped.no_room:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evo_core.errors import DataError
 
-# The types of random data, as in the original; only the first has samples.
+# The types of random data, as in InternEvo; only the first has samples.
 RANDOM_TYPES = ("en", "cn", "code")
 
 
@@ -40,7 +40,7 @@ def data_types(folder: str | Path | None) -> tuple[str, ...]:
 
 
 def bin_files(folder: str | Path, data_type: str) -> list[Path]:
-    """The ``.bin`` files of a type in the original's order: those of a folder by name, then those of its sub-folders.
+    """The ``.bin`` files of a type in InternEvo's order: those of a folder by name, then those of its sub-folders.
 
     Raises:
         DataError: there is none.

@@ -5,11 +5,11 @@
     {"origins": ["a.txt", "b.jsonl"],
      "shards": {"train/cn/train_000.bin": [[0, 0, 0], [120, 1, 35]]}}
 
-says that the first shard's documents 0 to 119 come from ``a.txt`` and are its first ones of this type and side, and
+says that the first shard's documents 0 to 119 come from ``a.txt`` and are its first ones of this type and split, and
 that the others come from ``b.jsonl`` and follow on 35 others of that file. Names are sorted, so a smaller number is
 an earlier name.
 
-The contract with a reader: documents of one type and side are ordered by (origin, place in it). Within a shard they
+The contract with a reader: documents of one type and split are ordered by (origin, position in it). Within a shard they
 lie in that order. Which shard a document lies in says nothing: a refresh keeps shards and adds others, so that two
 datasets with the same documents may group them differently. `Origins.in_order` gives the one order that both have.
 """
@@ -38,11 +38,11 @@ class Run(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """As in the file: a run's first document in the shard, the number of its origin, and its place in that."""
+    """As in the file: a run's first document in the shard, the number of its origin, and its position in that."""
 
     document: int
     origin: int
-    place: int
+    position: int
 
 
 class Origins:
@@ -62,16 +62,16 @@ class Origins:
         """All shards, by their paths below the folder."""
         return tuple(self._entries)
 
-    def add(self, shard: str, document: int, origin: str, place: int) -> None:
+    def add(self, shard: str, document: int, origin: str, position: int) -> None:
         """Say where a run begins; runs in the order of their documents.
 
         Args:
             shard: the shard's path below the folder, like ``train/cn/train_000.bin``.
             document: the run's first document in the shard, from 0.
             origin: one of the names.
-            place: documents of this origin, type and side that come before it.
+            position: documents of this origin, type and split that come before it.
         """
-        self._entries.setdefault(shard, []).append(_Entry(document, self._number[origin], place))
+        self._entries.setdefault(shard, []).append(_Entry(document, self._number[origin], position))
 
     def of(self, shard: str, document: int) -> str:
         """The raw file of a document.
@@ -91,7 +91,7 @@ class Origins:
         return list(dict.fromkeys(self._names[entry.origin] for entry in self._of(shard)))
 
     def in_order(self, documents: Mapping[str, int]) -> list[Run]:
-        """The runs of some shards of one type and side in the order that does not depend on the grouping.
+        """The runs of some shards of one type and split in the order that does not depend on the grouping.
 
         Args:
             documents: path of a shard below the folder to how many documents it has.
@@ -104,7 +104,7 @@ class Origins:
             entries = self._of(shard)
             stops = [*(entry.document for entry in entries[1:]), count]
             for entry, stop in zip(entries, stops, strict=True):
-                runs.append((entry.origin, entry.place, Run(shard, entry.document, stop)))
+                runs.append((entry.origin, entry.position, Run(shard, entry.document, stop)))
         return [run for _, _, run in sorted(runs)]
 
     def save(self, folder: str | Path) -> None:
@@ -126,9 +126,9 @@ class Origins:
             names = content["origins"]
             result = cls(names)
             for number, (shard, entries) in enumerate(content["shards"].items()):
-                for document, origin, *place in entries:
-                    # The first datasets had no places: there the order of the shards is that of the documents.
-                    result.add(shard, document, names[origin], place[0] if place else number)
+                for document, origin, *position in entries:
+                    # The first datasets had no positions: there the order of the shards is that of the documents.
+                    result.add(shard, document, names[origin], position[0] if position else number)
         except FileNotFoundError:
             raise DataError("this folder does not say where its documents come from", file=path) from None
         except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError) as error:

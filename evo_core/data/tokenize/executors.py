@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 
-from evo_core.data.tokenize.cores import cores
+from evo_core.cores import cores
 from evo_core.errors import DataError
 from evo_core.process import die_with_parent
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from evo_core.cores import cores
 from evo_core.data.raw.documents import can_be_split
 from evo_core.data.shards.format import write_error
-from evo_core.data.tokenize.cores import cores
 from evo_core.data.tokenize.executors import WorkDone, dask_executor, one_thread, process_pool
 from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec, join, tokenize_into
 from evo_core.errors import DataError
@@ -115,7 +115,7 @@ def tokenize_files(
     Args:
         specs: one per file, with different outputs.
         workers: processes of the pool; None is one a core. With an executor: how many it has, to cut large files by.
-        executor: what carries out the work in place of a pool. It is not shut down.
+        executor: what carries out the work in part_id of a pool. It is not shut down.
         on_done: called with (number of the spec, result) as soon as its output is there.
         on_progress: see `Progress`.
         stop: set to end early.
@@ -227,7 +227,7 @@ def _run(
             clear_drafts(folder)
 
     parts = [((n, m), part) for n, output in enumerate(outputs) for m, part in enumerate(output.parts)]
-    parts.sort(key=lambda placed: -placed[1].size)
+    parts.sort(key=lambda entry: -entry[1].size)
     with contextlib.ExitStack() as stack:
         stack.callback(_clean, outputs, finished)
         try:
@@ -256,11 +256,12 @@ def _run(
     return [finished[n] for n in range(len(outputs))]
 
 
-_Place = tuple[int, int]
-_Results = Generator[tuple[_Place, TokenizeResult], None, None]
+_PartId = tuple[int, int]
+"""(number of the output, number of the part in it)"""
+_Results = Generator[tuple[_PartId, TokenizeResult], None, None]
 
 
-def _here(parts: Sequence[tuple[_Place, _Part]], tick: Callable[[], None], on_progress: Progress | None) -> _Results:
+def _here(parts: Sequence[tuple[_PartId, _Part]], tick: Callable[[], None], on_progress: Progress | None) -> _Results:
     """Do the parts in this process."""
     total, before, tokens_before = sum(part.size for _, part in parts), 0.0, 0
 
@@ -268,15 +269,15 @@ def _here(parts: Sequence[tuple[_Place, _Part]], tick: Callable[[], None], on_pr
         if on_progress is not None:
             on_progress((before + _read(part, number, share)) / total, tokens_before + tokens)
 
-    for place, part in parts:
+    for part_id, part in parts:
         tick()
         result = tokenize_into(part.specs, part.output, durable=not part.hidden, on_batch=partial(tell, part))
         before, tokens_before = before + part.size, tokens_before + result.tokens
-        yield place, result
+        yield part_id, result
 
 
 def _spread(
-    parts: Sequence[tuple[_Place, _Part]], executor: Executor, tick: Callable[[], None], *, grace: float
+    parts: Sequence[tuple[_PartId, _Part]], executor: Executor, tick: Callable[[], None], *, grace: float
 ) -> _Results:
     """Do the parts in the workers of an executor.
 
@@ -285,16 +286,16 @@ def _spread(
     Args:
         grace: for so many seconds at most.
     """
-    pending: dict[Future[TokenizeResult], tuple[_Place, _Part]] = {}
+    pending: dict[Future[TokenizeResult], tuple[_PartId, _Part]] = {}
     try:
-        for place, part in parts:
-            pending[executor.submit(_work, part)] = (place, part)
+        for part_id, part in parts:
+            pending[executor.submit(_work, part)] = (part_id, part)
         while pending:
             ended, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
             tick()
             for future in ended:
-                place, _ = pending.pop(future)
-                yield place, future.result()
+                part_id, _ = pending.pop(future)
+                yield part_id, future.result()
     except BrokenProcessPool:
         raise DataError(
             "a process that tokenizes was ended from outside; the system does that when memory runs out",

@@ -28,7 +28,7 @@ class TokenizeSpec:
         output: the ``.bin`` to write; ``.bin.meta`` goes beside it.
         tokenizer: a tokenizer's file or folder.
         text_keys: fields of a record that make its document.
-        mode: ``text``, or ``internevo`` for the original tool's reading of JSON.
+        mode: ``text``, or ``internevo`` to read JSON as InternEvo's tool does.
         bos, eos: whether a document begins with the begin id and ends with the end id.
         on_error: ``raise`` at the first wrong record, or ``skip`` and count them.
         type_key: field of a record that names its data type; ``.bin.types`` then goes beside the ``.bin`` as well.
@@ -107,13 +107,13 @@ def tokenize_into(
             for texts, names in _batches(readers[-1]):
                 # Asking whether a text is ASCII costs nothing, encoding it only to measure it does.
                 size += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-                for place, ids in enumerate(tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos)):
+                for number_in_batch, ids in enumerate(tokenizer.encode_batch(texts, bos=spec.bos, eos=spec.eos)):
                     if len(ids) == spec.bos + spec.eos:  # of a zero-width space, say, some tokenizers leave nothing
                         blank += 1
                     else:
                         writer.write(ids)
                         if names:
-                            types.add(names[place], 1, len(ids))
+                            types.add(names[number_in_batch], 1, len(ids))
                 if on_batch is not None:
                     on_batch(number, readers[-1].done, writer.tokens)
         _put_types(writer, types, specs)

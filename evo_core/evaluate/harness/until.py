@@ -10,10 +10,11 @@ from torch import nn
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.generate.batch import Batch, Row, random_numbers
-from evo_core.generate.continuation import check_model, evaluating
+from evo_core.generate.continuation import check_model
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids
 from evo_core.generate.sampling import Sampling
+from evo_core.model.evaluating import evaluating
 
 MAX_NEW_TOKENS = 256
 """lm-eval's own default of ``max_gen_toks``."""

@@ -55,7 +55,7 @@ _EXPERT = re.compile(r"blocks\.(\d+)\.mlp\.moe_layer\.experts\.wrapped_experts\.
 
 
 def write_internevo(weights: Weights, folder: Path) -> None:
-    """Write a folder that the original system loads at tensor and pipeline size 1.
+    """Write a folder that InternEvo loads at tensor and pipeline size 1.
 
     Args:
         folder: an empty one.

@@ -120,7 +120,7 @@ def test_modes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     call(raw, "--output", out, "--tokenizer", tokenizer.path, "--mode", "internevo")
     assert decoded(out, tokenizer) == ['{"text": "a"}\n']
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"the original reads \.txt, \.json and \.jsonl alone"):
+    with pytest.raises(DataError, match=r"InternEvo reads \.txt, \.json and \.jsonl alone"):
         call(tmp_path / "a.parquet", "--output", out, "--tokenizer", tokenizer.path, "--mode", "internevo")
 
 

@@ -78,7 +78,7 @@ def test_many_ranks_build_it_once(tmp_path: Path, folder: Path) -> None:
     for process in ranks:
         process.join(30)
     made = [name for _, names, _ in found for name in names]
-    assert len([name for name in made if "corpus" in name]) == 10, "two types' tables, digests, ids and twins, once"
+    assert len([name for name in made if "corpus" in name]) == 10, "two types' tables, digests, ids and cache, once"
     for rank, _, result in found:
         assert result == rows(TrainData(job(folder), dp_rank=rank, dp_size=4))
     assert left(shm) == []

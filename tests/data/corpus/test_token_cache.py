@@ -61,24 +61,24 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path, paths: list[Path]) -> N
 
 def test_a_damaged_twin_is_made_again(tmp_path: Path, paths: list[Path]) -> None:
     open_token_files(paths)
-    for twin in _cached(tmp_path):
-        twin.write_bytes(twin.read_bytes()[:-3])
+    for cached in _cached(tmp_path):
+        cached.write_bytes(cached.read_bytes()[:-3])
     assert [_documents(file) for file in open_token_files(paths)] == FILES
 
 
 @pytest.mark.parametrize(
-    "place", [24, 64, 64 + 4 * 70, -1, -20], ids=["largest id", "first id", "an id", "hash", "trained"]
+    "offset", [24, 64, 64 + 4 * 70, -1, -20], ids=["largest id", "first id", "an id", "hash", "trained"]
 )
 def test_a_twin_that_says_another_thing_is_made_again(
-    place: int, tmp_path: Path, paths: list[Path], caplog: pytest.LogCaptureFixture
+    offset: int, tmp_path: Path, paths: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = open_token_files(paths)[0]
-    (twin,) = [path for path in _cached(tmp_path) if path == first.twin]
+    (cached,) = [path for path in _cached(tmp_path) if path == first.cached]
     expected = (first.ids.tolist(), first.hashes.tolist(), first.trained.tolist(), first.max_id)
-    content = bytearray(twin.read_bytes())
-    content[place] ^= 64
+    content = bytearray(cached.read_bytes())
+    content[offset] ^= 64
     del first
-    twin.write_bytes(content)
+    cached.write_bytes(content)
     again = open_token_files(paths)[0]
     assert (again.ids.tolist(), again.hashes.tolist(), again.trained.tolist(), again.max_id) == expected
     assert f"the token cache of {paths[0]} was damaged, and is made again" in caplog.text
@@ -97,12 +97,12 @@ def test_a_batch_never_holds_a_wrong_id_of_the_cache(tmp_path: Path) -> None:
         return rows
 
     expected = batch()
-    (twin,) = _cached(tmp_path)
+    (cached,) = _cached(tmp_path)
     shared: dict[str, Any] = {"use_shm": True, "shm_path": str(tmp_path / "shm")}
     for options in ({}, shared):
-        content = bytearray(twin.read_bytes())
+        content = bytearray(cached.read_bytes())
         content[64:164] = bytes(100)
-        twin.write_bytes(content)
+        cached.write_bytes(content)
         assert batch(**options) == expected
     assert len(_cached(tmp_path)) == 1 and path.exists()
 

@@ -12,7 +12,6 @@ from evo_core.data.shards.format import BinReader
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenize_file import TokenizeSpec, tokenize_file
 from evo_core.data.tokenize.tokenizers import Tokenizer
-from evo_core.data.trace import find_text
 from evo_core.errors import DataError
 from tests.data.corpora import CHINESE, CODE, ENGLISH, numbered, read_bin, write_bin
 
@@ -164,11 +163,20 @@ def test_a_sentence_is_traced_to_its_file(tmp_path: Path, tokenizer: Tokenizer) 
         tokenize_file(TokenizeSpec(tmp_path / name, tmp_path / f"{name}.bin", tokenizer.path))
         sources.append(ShardSource("mixed", tmp_path / f"{name}.bin", name))
     write_shards(sources, tmp_path / "out", valid_fraction=0.3, shard_tokens=10**6)
-    found = list(find_text(tmp_path / "out", tokenizer, "努力追逐"))
-    assert [entry.origin for entry in found] == ["a.txt"]
-    reader = BinReader(tmp_path / "out" / found[0].shard)
-    assert "努力追逐" in tokenizer.decode(reader.tokens(found[0].document).tolist())
-    assert list(find_text(tmp_path / "out", tokenizer, "not there")) == []
+    origins = Origins.load(tmp_path / "out")
+
+    def traced(text: str) -> list[str]:
+        """The raw files of the documents that hold the text."""
+        readers = {shard: BinReader(tmp_path / "out" / shard) for shard in origins.shards}
+        return [
+            origins.of(shard, document)
+            for shard, reader in readers.items()
+            for document in range(len(reader))
+            if text in tokenizer.decode(reader.tokens(document).tolist())
+        ]
+
+    assert traced("努力追逐") == ["a.txt"]
+    assert traced("not there") == []
 
 
 def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ def variant(document: list[int], changes: int, seed: int) -> list[int]:
     """The document with some tokens replaced by others that occur nowhere else."""
     random = np.random.RandomState(seed)
     changed = list(document)
-    for place in random.choice(len(document), changes, replace=False):
-        changed[place] = 10**6 + int(random.randint(10**6))
+    for position in random.choice(len(document), changes, replace=False):
+        changed[position] = 10**6 + int(random.randint(10**6))
     return changed
 
 
@@ -108,10 +108,10 @@ def test_exact_copies() -> None:
     active = random.rand(200) < 0.8
     copies = exact_duplicates(hashes, active)
     seen: set[tuple[int, ...]] = set()
-    for place in range(200):
-        key = tuple(hashes[place].tolist())
-        assert copies[place] == (active[place] and key in seen)
-        if active[place]:
+    for document in range(200):
+        key = tuple(hashes[document].tolist())
+        assert copies[document] == (active[document] and key in seen)
+        if active[document]:
             seen.add(key)
     assert not exact_duplicates(np.zeros((0, 2), np.uint64), np.zeros(0, bool)).any()
 

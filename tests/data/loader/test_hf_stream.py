@@ -129,7 +129,7 @@ def test_ranks_share_the_texts(tmp_path: Path, tokenizer: Tokenizer, files: int,
 def test_it_goes_on_from_any_cursor(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, stop: int, ahead: int, buffer: int, ranks: int
 ) -> None:
-    """Texts are tokenized in small groups here, so that cursors point into the middle of them and at their ends."""
+    """Texts are tokenized in small groups here, so that cursors lie in the middle of them and at their ends."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hf_stream, "_TEXTS", buffer)
         content = texts(31)
@@ -233,8 +233,8 @@ def test_the_shipped_configurations_are_the_tutorials(tmp_path: Path, tokenizer:
     )
     assert (data.seq_len, data.micro_num, data.micro_bsz, data.min_length) == (2048, 1, 1, 50)
     stories = write_files(tmp_path / "d", [texts(200, longest=200)])
-    places = [f"data.train_folder={stories}", f"data.tokenizer_path={tokenizer.path}"]
-    batch = StreamData(load_config(folder / "tinystories.py", places), dp_rank=0, dp_size=1).draw(0)[0]
+    overrides = [f"data.train_folder={stories}", f"data.tokenizer_path={tokenizer.path}"]
+    batch = StreamData(load_config(folder / "tinystories.py", overrides), dp_rank=0, dp_size=1).draw(0)[0]
     assert batch.input_ids.shape == (1, 2048)
     assert int(batch.cu_seqlens[0].diff()[:-1].min()) >= 50
 

@@ -1,4 +1,4 @@
-"""The global order: every pack once, mixed in proportion, reproducible at any place."""
+"""The global order: every pack once, mixed in proportion, reproducible at any position."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def test_every_key_has_its_own_permutation() -> None:
 def test_every_pack_of_every_type_comes_once(tokens: list[int], packed_length: int, seed: int) -> None:
     order = PackOrder(tokens, packed_length, seed)
     epochs = 6
-    places = order.packs_before(epochs)
-    seen = [order.locate(place) for place in range(places)]
+    positions = order.packs_before(epochs)
+    seen = [order.locate(position) for position in range(positions)]
     expected = [(n, k) for n, count in enumerate(tokens) for k in range(epochs * count // packed_length)]
     assert sorted(seen) == expected
-    for place in range(places):
-        epoch = order.epoch_of(place)
-        assert order.packs_before(epoch) <= place < order.packs_before(epoch + 1)
-        number, k = seen[place]
+    for position in range(positions):
+        epoch = order.epoch_of(position)
+        assert order.packs_before(epoch) <= position < order.packs_before(epoch + 1)
+        number, k = seen[position]
         assert epoch * tokens[number] // packed_length <= k < (epoch + 1) * tokens[number] // packed_length
 
 
 def test_types_mix_in_proportion() -> None:
     order = PackOrder([9000, 1000], 10, 0)
-    first = Counter(order.locate(place)[0] for place in range(500))
+    first = Counter(order.locate(position)[0] for position in range(500))
     assert 30 < first[1] < 75
-    assert [order.locate(place) for place in range(20)] == [
-        PackOrder([9000, 1000], 10, 0).locate(place) for place in range(20)
+    assert [order.locate(position) for position in range(20)] == [
+        PackOrder([9000, 1000], 10, 0).locate(position) for position in range(20)
     ]
 
 

@@ -1,6 +1,6 @@
 """For every way to pack: no token is lost or invented, and no label comes from another document.
 
-Every token of a corpus has an id of its own, so a batch says of each of its places which token it is. Held-out data
+Every token of a corpus has an id of its own, so a batch says of each of its positions which token it is. Held-out data
 are tried in test_valid_data, streams in test_hf_stream as well.
 """
 
@@ -51,7 +51,7 @@ def flat(types: dict[str, list[Documents]]) -> Documents:
     return [document for files in types.values() for documents in files for document in documents]
 
 
-class Places:
+class KnownTokens:
     """What a corpus says of each token: the one after it, and its document."""
 
     def __init__(self, documents: Documents) -> None:
@@ -87,7 +87,7 @@ def open_data(folder: str, types: dict[str, list[Documents]], shape: Shape, **da
 @settings(max_examples=60)
 def test_packed(types: dict[str, list[Documents]], shape: Shape, into_one: bool, masked: bool, micro_num: int) -> None:
     documents = flat(types)
-    places, tokens, packed_length = Places(documents), sum(map(len, documents)), shape[0] * shape[1]
+    known, tokens, packed_length = KnownTokens(documents), sum(map(len, documents)), shape[0] * shape[1]
     by_type = [[abs(token) for document in flat({name: files}) for token in document] for name, files in types.items()]
     with tempfile.TemporaryDirectory() as folder:
         options = {"pack_sample_into_one": into_one, "mask_token_zero": masked, "micro_num": micro_num}
@@ -99,15 +99,15 @@ def test_packed(types: dict[str, list[Documents]], shape: Shape, into_one: bool,
         for step in range(steps):
             for ids, labels, positions, type_ids, cuts in micro_batches(data.batch(step)):
                 seen.update(ids)
-                assert labels == [places.label(token, masked) for token in ids]
+                assert labels == [known.label(token, masked) for token in ids]
                 check_sequences(cuts, positions, shape[0], packed_length)
                 if into_one:
                     assert cuts == list(range(0, packed_length + 1, shape[0]))
                 else:
                     for start, end in itertools.pairwise(cuts):
-                        assert len({places.document[token] for token in ids[start:end]}) == 1
+                        assert len({known.document[token] for token in ids[start:end]}) == 1
                 assert len(set(type_ids)) == 1
-        assert set(seen) == set(places.document), "every token of every file, however small"
+        assert set(seen) == set(known.document), "every token of every file, however small"
         for own in by_type:
             counts = [seen[token] for token in own]
             assert max(counts) - min(counts) <= 3, "alike, but for packs that reach into the next epoch"
@@ -137,7 +137,7 @@ def test_one_type_packed_is_its_documents_again_and_again(
 def test_unpacked(types: dict[str, list[Documents]], shape: Shape, masked: bool) -> None:
     seq_len, micro_bsz = shape
     documents = flat(types)
-    places = Places([document[:seq_len] for document in documents])
+    known = KnownTokens([document[:seq_len] for document in documents])
     by_first = {abs(document[0]): document[:seq_len] for document in documents}
     count = len(documents)
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def test_unpacked(types: dict[str, list[Documents]], shape: Shape, masked: bool)
                     document = by_first[ids[start]]
                     padding = [IGNORE] * (seq_len - len(document))
                     assert ids[start:end] == [abs(token) for token in document] + [0] * len(padding)
-                    expected = [places.label(abs(token), masked) for token in document]
+                    expected = [known.label(abs(token), masked) for token in document]
                     assert labels[start:end] == expected + padding
                     seen[ids[start]] += 1
         assert set(seen) == set(by_first), "a row for every document"
@@ -159,12 +159,12 @@ def test_unpacked(types: dict[str, list[Documents]], shape: Shape, masked: bool)
 
 @given(corpora(), SHAPES, st.integers(1, 2), st.booleans())
 @settings(max_examples=40)
-def test_original_order_drops_tails_and_nothing_else(
+def test_internevos_order_drops_tails_and_nothing_else(
     types: dict[str, list[Documents]], shape: Shape, micro_num: int, into_one: bool
 ) -> None:
     packed_length = shape[0] * shape[1]
     documents = flat(types)
-    places = Places(documents)
+    known = KnownTokens(documents)
     sizes = [sum(map(len, file)) for files in types.values() for file in files]
     packs = sum(size // packed_length for size in sizes)
     steps = packs // micro_num
@@ -178,7 +178,7 @@ def test_original_order_drops_tails_and_nothing_else(
             for step in range(epoch * steps, (epoch + 1) * steps):
                 for ids, labels, positions, _, cuts in micro_batches(data.batch(step)):
                     seen.update(ids)
-                    assert labels == [places.label(token) for token in ids]
+                    assert labels == [known.label(token) for token in ids]
                     check_sequences(cuts, positions, shape[0], packed_length)
             assert set(seen.values()) == {1}, "nothing twice"
             assert len(seen) == steps * micro_num * packed_length
@@ -191,7 +191,7 @@ def test_original_order_drops_tails_and_nothing_else(
 @given(corpora(), SHAPES, st.integers(1, 3))
 @settings(max_examples=30)
 def test_held_out(types: dict[str, list[Documents]], shape: Shape, ranks: int) -> None:
-    places = Places(flat(types))
+    known = KnownTokens(flat(types))
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), types)
         seen: Counter[tuple[int, int]] = Counter()
@@ -202,7 +202,7 @@ def test_held_out(types: dict[str, list[Documents]], shape: Shape, ranks: int) -
             for ids, labels, positions, _, cuts in itertools.chain.from_iterable(map(micro_batches, batches)):
                 seen.update((token, label) for token, label in zip(ids, labels, strict=True) if label != IGNORE)
                 check_sequences(cuts, positions, shape[0], shape[0] * shape[1])
-    assert seen == Counter((token, b) for token, b in places.following.items() if b >= 0)
+    assert seen == Counter((token, b) for token, b in known.following.items() if b >= 0)
 
 
 class Letters(Tokenizer):
@@ -234,7 +234,7 @@ def test_stream(lengths: list[int], shape: Shape, ranks: int) -> None:
     # From the letter 0x4e00 on there are 20,992 Chinese characters.
     starts = np.cumsum([0x4E00, *lengths]).tolist()
     documents = [list(range(start, start + length)) for start, length in zip(starts, lengths, strict=False)]
-    places = Places([document[:seq_len] for document in documents])
+    known = KnownTokens([document[:seq_len] for document in documents])
     if len(documents) < ranks:
         return
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -250,7 +250,7 @@ def test_stream(lengths: list[int], shape: Shape, ranks: int) -> None:
             while len(ids_seen) < 3 * sum(map(len, own)):
                 for ids, labels, positions, _, cuts in micro_batches(data.draw(0)[0]):
                     ids_seen += [token for token in ids if token]
-                    assert labels == [places.label(token) for token in ids]
+                    assert labels == [known.label(token) for token in ids]
                     check_sequences(cuts, positions, seq_len, packed_length)
             endless = itertools.islice(itertools.cycle(itertools.chain.from_iterable(own)), len(ids_seen))
             assert ids_seen == list(endless), "every text, cut to seq_len, in its order"

@@ -169,7 +169,7 @@ def test_token_zero(tmp_path: Path) -> None:
     assert masked.batch(0).input_ids[0, :4].tolist() == [5, 0, 6, 7]
 
 
-def test_a_later_file_of_the_original_reads(tmp_path: Path) -> None:
+def test_a_later_file_of_internevo_reads(tmp_path: Path) -> None:
     write_bin(tmp_path / "d" / "en" / "deep" / "x.bin", [[1, 2, 3]], meta_dtype=np.int32)
     assert TrainData(job(tmp_path / "d"), dp_rank=0, dp_size=1).tokens == {"en": 3}
 

@@ -1,4 +1,4 @@
-"""Which documents come when: weights, the original's order, and an order that grouping into shards does not change."""
+"""Which documents come when: weights, InternEvo's order, and an order that grouping into shards does not change."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_shares_are_the_weights_rounded(weights: list[float]) -> None:
 def test_weighted_packs_come_in_the_order_of_their_stream() -> None:
     order = WeightedOrder([3, 0, 1], [100, 100, 10], 10, seed=1)
     following = [0, 0, 0]
-    for place in range(3 * PERIOD // 2):
-        data_type, number = order.locate(place)
+    for position in range(3 * PERIOD // 2):
+        data_type, number = order.locate(position)
         assert number == following[data_type]
         following[data_type] += 1
     assert following[1] == 0
@@ -85,7 +85,7 @@ def test_weighted_packs_come_in_the_order_of_their_stream() -> None:
     again = WeightedOrder([3, 0, 1], [100, 100, 10], 10, seed=1)
     assert [again.locate(PERIOD + n) for n in (5, 0)] == [order.locate(PERIOD + n) for n in (5, 0)]
     assert order.epoch_of(0) == 0
-    assert order.epoch_of(PERIOD) == PERIOD // 4  # the third type has one pack, and a quarter of the places
+    assert order.epoch_of(PERIOD) == PERIOD // 4  # the third type has one pack, and a quarter of the positions
 
 
 def test_a_small_type_with_a_large_weight_is_repeated(tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_a_min_length_for_some_files(tmp_path: Path, caplog: pytest.LogCaptureFi
         tokens(min_length_dict={"/en/": 1, "_001": 2})
 
 
-# ---- the original's order, from its description alone
+# ---- InternEvo's order, from its description alone
 
 
-def original_packs(folder: Path, packed_length: int, min_length: int) -> list[list[int]]:
-    """The tokens of all packs, files in the order in which the original walks through folders."""
+def internevo_packs(folder: Path, packed_length: int, min_length: int) -> list[list[int]]:
+    """The tokens of all packs, files in the order in which InternEvo walks through folders."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
@@ -161,7 +161,9 @@ def original_packs(folder: Path, packed_length: int, min_length: int) -> list[li
     return packs
 
 
-def original_batches(count: int, micro_num: int, dp: int, seed: int, sizes: Iterator[int]) -> Iterator[list[list[int]]]:
+def internevo_batches(
+    count: int, micro_num: int, dp: int, seed: int, sizes: Iterator[int]
+) -> Iterator[list[list[int]]]:
     """The packs of each step for each rank; `sizes` are micro-batches of the steps, micro_num in the end."""
     random = np.random.RandomState(seed)
     size = next(sizes)
@@ -183,12 +185,12 @@ def original_batches(count: int, micro_num: int, dp: int, seed: int, sizes: Iter
 
 
 @pytest.mark.parametrize(("micro_num", "dp", "rampup"), [(1, 1, ""), (3, 1, ""), (2, 2, ""), (4, 2, "2 1 3")])
-def test_the_original_order(folder: Path, micro_num: int, dp: int, rampup: str) -> None:
+def test_internevos_order(folder: Path, micro_num: int, dp: int, rampup: str) -> None:
     cfg = job(folder, packing="internevo", micro_num=micro_num, min_length=3, seed=11, rampup_batch_size=rampup)
     ranks = [TrainData(cfg, dp_rank=rank, dp_size=dp) for rank in range(dp)]
-    packs = original_packs(folder, 16, 3)
+    packs = internevo_packs(folder, 16, 3)
     sizes = (min(2 + step // 3, 4) if rampup else micro_num for step in range(10**9))
-    expected = original_batches(len(packs), micro_num, dp, 11, sizes)
+    expected = internevo_batches(len(packs), micro_num, dp, 11, sizes)
     steps = 3 * len(packs) // (micro_num * dp)
     batches = [[[packs[n] for n in own] for own in next(expected)] for _ in range(steps)]
     assert [[rank.batch(step).input_ids.tolist() for rank in ranks] for step in range(steps)] == batches
@@ -197,14 +199,14 @@ def test_the_original_order(folder: Path, micro_num: int, dp: int, rampup: str) 
     assert ranks[0].epoch(steps) in (2, 3)
 
 
-def test_the_original_reads_the_files_of_a_folder_before_its_sub_folders(tmp_path: Path) -> None:
+def test_internevo_reads_the_files_of_a_folder_before_its_sub_folders(tmp_path: Path) -> None:
     documents = numbered(100, first=20)
     names = ["en/a", "en/sub/x", "en/z", "cn/b/y", "cn/a/z", "cn/c", "en/sub/deep/b"]
     for number, name in enumerate(names):
         write_bin(tmp_path / f"train/{name}.bin", documents[number::7])
     assert [path.name[0] for path in bin_files(tmp_path / "train", "en")] == ["a", "z", "x", "b"]
     data = TrainData(job(tmp_path / "train", packing="internevo"), dp_rank=0, dp_size=1)
-    packs = original_packs(tmp_path / "train", 16, 0)
+    packs = internevo_packs(tmp_path / "train", 16, 0)
     order = np.random.RandomState(7).permutation(len(packs))
     assert [data.batch(step).input_ids.tolist() for step in range(len(packs))] == [[packs[n]] for n in order]
 
@@ -287,11 +289,11 @@ def test_without_origins_files_count(tmp_path: Path) -> None:
     assert first.digest == second.digest != third.digest
 
 
-def test_the_original_order_goes_by_files_whatever_their_origins(tmp_path: Path) -> None:
+def test_internevos_order_goes_by_files_whatever_their_origins(tmp_path: Path) -> None:
     content = numbered(60, first=20)
     documents = {"b.txt": content[:30], "a.txt": content[30:]}
     root = dataset(tmp_path / "one", [[("b.txt", 30)], [("a.txt", 30)]], documents)
     data = TrainData(job(root / "train", packing="internevo"), dp_rank=0, dp_size=1)
-    packs = original_packs(root / "train", 16, 0)
+    packs = internevo_packs(root / "train", 16, 0)
     order = np.random.RandomState(7).permutation(len(packs))
     assert data.batch(0).input_ids.tolist() == [packs[order[0]]]

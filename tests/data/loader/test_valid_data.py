@@ -16,7 +16,7 @@ from tests.data.corpora import numbered, write_folder
 
 
 def _targets(batches: list[Batch]) -> Counter[tuple[int, int]]:
-    """(input, label) of every place that is trained on."""
+    """(input, label) of every position that is trained on."""
     pairs: Counter[tuple[int, int]] = Counter()
     for batch in batches:
         kept = batch.labels >= 0

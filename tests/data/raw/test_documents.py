@@ -87,7 +87,7 @@ def test_lines_of_text_are_joined(name: str, tmp_path: Path) -> None:
     assert list(documents) == ["t\nline one\nline two"]
 
 
-def test_internevo_reads_json_as_the_original(tmp_path: Path) -> None:
+def test_mode_internevo_reads_json_as_internevos_tool(tmp_path: Path) -> None:
     record = {"text": "你好", "n": [1, 2]}
     jsonl = _file(tmp_path, "a.jsonl", b'{"text":"a"}\r\n\n{"text":"b"}')
     assert list(read_documents(jsonl, mode="internevo")) == ['{"text":"a"}\n', "\n", '{"text":"b"}']

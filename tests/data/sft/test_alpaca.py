@@ -1,4 +1,4 @@
-"""Alpaca samples, against the description of the original's tool written down once more."""
+"""Alpaca samples, against the description of InternEvo's tool written down once more."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def expected(record: dict[str, Any], model: sentencepiece.SentencePieceProcessor, ids: dict[str, int]) -> list[int]:
-    """A sample as the original's tool makes it."""
+    """A sample as InternEvo's tool makes it."""
     user = f"<|User|>:{record['instruction']}"
     if record["input"] != "":
         user += "\n" + record["input"]
@@ -66,7 +66,7 @@ def test_equal_to_the_description_with_internlms_model(tmp_path: Path) -> None:
     check(tmp_path, Path(os.environ["EVO_INTERNLM_TOKENIZER"]), {"eoh": 103167, "eoa": 103166, "nl": 13})
 
 
-def test_cut_like_the_original(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_cut_like_internevo(tmp_path: Path, tokenizer: Tokenizer) -> None:
     out = write(tmp_path, tokenizer.path, split_ratio=0)
     whole = read_bin(out / "train/en/dataset.bin")[3]
     result = write_sft_dataset(

@@ -75,7 +75,7 @@ def test_where_the_cut_falls(length: int, ids: list[int] | None, tokenizer: Toke
         assert found == Sample(ids, sum(i > 0 for i in ids), cut=length < 14)
 
 
-def test_the_originals_format_ends_where_it_is_cut_inside_an_answer(tokenizer: Tokenizer) -> None:
+def test_internevos_format_ends_where_it_is_cut_inside_an_answer(tokenizer: Tokenizer) -> None:
     def cut(length: int) -> Sample | RecordError:
         return encoder(tokenizer, *TURNS, max_length=length, end_of_cut=True).encode_batch([{}])[0]
 

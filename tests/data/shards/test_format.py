@@ -20,7 +20,7 @@ from tests.data.corpora import read_bin, write_bin
 DOCUMENTS = [[1, 2, 3], [0], [70000, -5, -0, 12]]
 
 
-def test_bytes_are_what_the_original_writes(tmp_path: Path) -> None:
+def test_bytes_are_what_internevo_writes(tmp_path: Path) -> None:
     path = tmp_path / "cn" / "train_000.bin"
     with BinWriter(path) as writer:
         for document in DOCUMENTS:

@@ -1,4 +1,4 @@
-"""Mode internevo against a second writing of what the original's ``tools/tokenizer.py`` is documented to do."""
+"""Mode internevo against a second writing of what InternEvo's ``tools/tokenizer.py`` is documented to do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from evo_core.data.tokenize.tokenizers import Tokenizer
 from tests.data.corpora import CHINESE, CODE, ENGLISH
 
 
-def original_tool(text_input_path: Path, bin_output_path: Path, model: Path, bos: bool, eos: bool) -> None:
-    """As the original: text mode, SentencePiece with bos and eos, and the meta made by reading the .bin again.
+def internevo_tool(text_input_path: Path, bin_output_path: Path, model: Path, bos: bool, eos: bool) -> None:
+    """As InternEvo: text mode, SentencePiece with bos and eos, and the meta made by reading the .bin again.
 
-    The original always adds both ids, appends to a .bin that is there, and writes an int32 meta.
+    InternEvo always adds both ids, appends to a .bin that is there, and writes an int32 meta.
     """
     import sentencepiece
 
@@ -66,14 +66,14 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("marks", [True, False], ids=["bos and eos", "neither"])
-def test_the_bin_is_byte_for_byte_the_originals(tmp_path: Path, tokenizer: Tokenizer, name: str, marks: bool) -> None:
+def test_the_bin_is_byte_for_byte_internevos(tmp_path: Path, tokenizer: Tokenizer, name: str, marks: bool) -> None:
     raw = tmp_path / name
     raw.write_bytes(FILES[name])
-    original_tool(raw, tmp_path / "original.bin", tokenizer.path, marks, marks)
+    internevo_tool(raw, tmp_path / "internevo.bin", tokenizer.path, marks, marks)
     spec = TokenizeSpec(raw, tmp_path / "ours.bin", tokenizer.path, mode="internevo", bos=marks, eos=marks)
     tokenize_file(spec)
-    assert (tmp_path / "ours.bin").read_bytes() == (tmp_path / "original.bin").read_bytes()
-    ours, original = np.load(tmp_path / "ours.bin.meta"), np.load(tmp_path / "original.bin.meta")
+    assert (tmp_path / "ours.bin").read_bytes() == (tmp_path / "internevo.bin").read_bytes()
+    ours, original = np.load(tmp_path / "ours.bin.meta"), np.load(tmp_path / "internevo.bin.meta")
     assert ours.dtype == np.int64
     assert ours.tolist() == original.tolist()
 

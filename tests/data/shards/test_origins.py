@@ -27,7 +27,7 @@ def test_as_written(tmp_path: Path) -> None:
     assert loaded.shards == ("train/en/train_000.bin",)
 
 
-def test_the_order_is_that_of_names_and_places(tmp_path: Path) -> None:
+def test_the_order_is_that_of_names_and_positions(tmp_path: Path) -> None:
     origins = Origins(["a", "b", "c"])
     origins.add("x", 0, "b", 0)
     origins.add("x", 2, "c", 5)
@@ -42,7 +42,7 @@ def test_the_order_is_that_of_names_and_places(tmp_path: Path) -> None:
         origins.in_order({"z": 1})
 
 
-def test_datasets_of_before_there_were_places(tmp_path: Path) -> None:
+def test_datasets_of_before_there_were_positions(tmp_path: Path) -> None:
     (tmp_path / "origins.json").write_text(
         json.dumps({"origins": ["b", "a"], "shards": {"x": [[0, 1], [2, 0]], "y": [[0, 0]]}})
     )

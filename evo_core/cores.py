@@ -1,4 +1,4 @@
-"""How many processes work on data side by side."""
+"""How many cores there are to work on."""
 
 from __future__ import annotations
 
