@@ -87,7 +87,7 @@ def shard(
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.dataset.build import write_shards
     from evo_core.data.dataset.dedup import NearDuplicates
-    from evo_core.data.dataset.routing import Routing
+    from evo_core.data.dataset.routing import TypeRouting
 
     if route == Route.DETECT and tokenizer is None:
         raise DataError("to detect types, tokens must be decoded", key="--tokenizer", hint="name their tokenizer")
@@ -102,7 +102,7 @@ def shard(
             valid_fraction=valid_fraction,
             shard_tokens=shard_tokens,
             seed=seed,
-            routing=Routing(route.value, tokenizer, taken, others.value),
+            routing=TypeRouting(route.value, tokenizer, taken, others.value),
             dedup=dedup.value,
             near=NearDuplicates(near_threshold),
             workers=workers,

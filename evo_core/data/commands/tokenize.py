@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evo_core.data.commands.flags import OnError
 from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
@@ -24,13 +25,6 @@ class Mode(StrEnum):
 
     TEXT = "text"
     INTERNEVO = "internevo"
-
-
-class OnError(StrEnum):
-    """What to do with a wrong record."""
-
-    RAISE = "raise"
-    SKIP = "skip"
 
 
 def tokenize(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evo_core.data.commands.flags import OnError
 from evo_core.data.commands.paths import to_path
 
 if TYPE_CHECKING:
     from evo_core.data.sft.write import SftResult
-
-
-class OnError(StrEnum):
-    """What to do with a wrong record."""
-
-    RAISE = "raise"
-    SKIP = "skip"
 
 
 def tokenize_sft(
