@@ -15,13 +15,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from evo_core.errors import UserError
 from evo_core.parallel.environment import restarts
 from evo_core.process import die_with_launcher
+from evo_core.storage.files import create_file, write_file
 
 USER_ERROR = 2
 """Exit status of a mistake of the user's; a crash is 1."""
@@ -144,14 +145,9 @@ def _leave_error(folder: Path | None, error: BaseException) -> None:
     if (earlier := _read(path)) is not None and earlier.get("attempt", 0) < restarts(os.environ):
         _replace(path, content)
         return
-    draft = folder / f".error.json.{socket.gethostname()}.{os.getpid()}"
-    try:
-        draft.write_text(json.dumps(content))
-        os.link(draft, path)
-    except OSError:
-        pass  # another rank was first, or the folder is gone: the message on stderr remains
-    finally:
-        draft.unlink(missing_ok=True)
+    with suppress(OSError):  # the folder is gone: the message on stderr remains
+        if folder.is_dir():
+            create_file(path, json.dumps(content), durable=False)
 
 
 def _forget_error(folder: Path) -> None:
@@ -175,9 +171,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that a reader sees the old content or the new, never half of it."""
-    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(content))
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)  # news are not worth ending a job for
+    with suppress(OSError):  # news are not worth ending a job for
+        if path.parent.is_dir():  # whoever waited has cleared it away otherwise
+            write_file(path, json.dumps(content), durable=False)

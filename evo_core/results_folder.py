@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evo_core.errors import UserError
+from evo_core.storage.local import try_writing
 
 
 @contextmanager
@@ -32,14 +32,12 @@ def check_folder(folder: Path, key: str) -> None:
     Raises:
         UserError: they cannot.
     """
-    probe = folder / f".probe.{os.getpid()}"
     with writing(folder, key):
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"0")
+            try_writing(folder)
         finally:
             with suppress(OSError):
-                probe.unlink(missing_ok=True)
                 for made in missing:
                     made.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from evo_core.errors import ConfigError
+from evo_core.storage.files import copy_file
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import LaunchRuntime
@@ -92,9 +92,7 @@ class TaskScores(Kind[Params, LaunchRuntime]):
         """
         params, copy = ctx.params, ctx.folder / TASKS
         for file in _files(params.folder):
-            target = copy / file.relative_to(params.folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            copy_file(file, copy / file.relative_to(params.folder))
         if digest(copy) != params.digest:
             message = "the task files changed while the run was starting"
             raise ConfigError(message, file=params.folder, hint="run again when they are complete")

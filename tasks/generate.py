@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from evo_core.errors import ConfigError
+from evo_core.storage.files import write_file
 from tasks import kind
 from tasks.kind import Input, Kind, StepContext
 from tasks.launch.job_file import write_job
@@ -80,5 +81,5 @@ class Samples(Kind[Params, LaunchRuntime]):
         samples = ctx.folder / SAMPLES
         rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
         typed = [{"type": type_, **row} for type_, row in zip(types, rows, strict=True)]
-        samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in typed), encoding="utf-8")
+        write_file(samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in typed))
         return {"samples": len(typed), "tokens": sum(len(row["ids"]) for row in typed)}

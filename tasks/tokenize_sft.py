@@ -7,7 +7,6 @@ artifact as it takes that of `data.tokenize`, and splits it.
 from __future__ import annotations
 
 import multiprocessing
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
-from evo_core.storage.files import open_file
+from evo_core.storage.files import copy_file
 from evo_core.storage.location import is_remote
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
@@ -239,8 +238,7 @@ def _local(file: RawFile, folder: Path) -> Iterator[Path]:
         return
     fetched = folder / f".raw.{Path(file.path).name}"
     try:
-        with open_file(file.uri) as source, fetched.open("wb") as target:
-            shutil.copyfileobj(source, target, 8 << 20)
+        copy_file(file.uri, fetched)
         yield fetched
     finally:
         fetched.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 
 from evo_core.errors import ConfigError
-from evo_core.storage.files import link_or_copy, link_tree
+from evo_core.storage.files import copy_file, link_or_copy, link_tree
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.job_file import write_job
@@ -165,7 +165,7 @@ def _run_folder(work: Path, attempt: int) -> Path:
         run.mkdir(parents=True)
         earlier = sorted(work.glob("run-*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
         if earlier:
-            shutil.copy2(earlier[-1], run / METRICS)
+            copy_file(earlier[-1], run / METRICS)
             if (events := earlier[-1].parent / "tensorboard").is_dir():
                 shutil.copytree(events, run / "tensorboard")
     return run

@@ -19,12 +19,9 @@ from evo_core.placement import Placed, Ranks, Rectangle, Sizes, tiling_fault
 _SHOWN = 3
 
 
-class _Held(NamedTuple):
-    """A piece that a rank holds: who holds it too, as this rank says, and its checksum where somebody does."""
-
-    where: Rectangle
-    ranks: Ranks
-    checksum: int | None
+_Held = tuple[Sizes, Sizes, Ranks, int | None]
+"""A piece that a rank holds: offsets, sizes, the ranks that hold it, as this one says, and where these are several its
+checksum. Plain tuples, for rank 0 of many gets a hundred thousand."""
 
 
 class _Tensor(NamedTuple):
@@ -51,7 +48,10 @@ def _described(tensors: Mapping[str, Placed]) -> dict[str, _Tensor]:
     described = {}
     for name, placed in tensors.items():
         pieces = placed.placement.pieces
-        held = [_Held(piece.where, piece.ranks, next(sums) if len(piece.ranks) > 1 else None) for piece in pieces]
+        held = [
+            (piece.where.offsets, piece.where.sizes, piece.ranks, next(sums) if len(piece.ranks) > 1 else None)
+            for piece in pieces
+        ]
         dtype = str(placed.local.dtype).removeprefix("torch.")
         described[name] = _Tensor(placed.placement.shape, dtype, held)
     return described
@@ -77,19 +77,19 @@ def _faults(name: str, there: Mapping[int, _Tensor]) -> Iterator[str]:
     if len(kinds) > 1:
         yield f"{name} is {_differing(kinds)}"
         return
-    held: dict[Rectangle, list[tuple[int, _Held]]] = defaultdict(list)
+    held: dict[tuple[Sizes, Sizes], list[tuple[int, Ranks, int | None]]] = defaultdict(list)
     for rank, tensor in there.items():
-        for piece in tensor.pieces:
-            held[piece.where].append((rank, piece))
+        for offsets, sizes, ranks, value in tensor.pieces:
+            held[offsets, sizes].append((rank, ranks, value))
     shape = next(iter(there.values())).shape
-    if fault := tiling_fault(shape, held):
+    if fault := tiling_fault(shape, (Rectangle(*where) for where in held)):
         yield f"{name} is not whole: {fault}"
         return
     for where, holders in held.items():
-        ranks = tuple(rank for rank, _ in holders)
-        if said := {piece.ranks for _, piece in holders} - {ranks}:
-            yield f"{name}{where} is held by {_ranks(ranks)}, and said to be by {_ranks(min(said))}"
-        values = _by_value({rank: piece.checksum for rank, piece in holders})
+        holding = tuple(rank for rank, _, _ in holders)
+        if said := {ranks for _, ranks, _ in holders} - {holding}:
+            yield f"{name}{Rectangle(*where)} is held by {_ranks(holding)}, and said to be by {_ranks(min(said))}"
+        values = _by_value({rank: value for rank, _, value in holders})
         if len(values) > 1:
             groups = " than on ".join(_ranks(group) for group in values.values())
             yield f"{name} has other values on {groups}"

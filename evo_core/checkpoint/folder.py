@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,9 @@ from pathlib import Path
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
+from evo_core.storage.atomic import clear_drafts
+from evo_core.storage.files import delete
+from evo_core.storage.local import try_writing
 
 MANIFEST = "manifest.json"
 SNAPSHOTS = "snapshot"
@@ -138,8 +139,7 @@ def prepare(root: Path) -> None:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
+        try_writing(root)
     except OSError as error:
         reason = "is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise CheckpointError(f"no checkpoint can be saved there: {reason}", file=root) from error
@@ -155,6 +155,7 @@ def create(root: Path, step: int, run: Run = UNKNOWN, *, snapshot: bool = False)
     attempt = 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_drafts(folder)  # a kill in the middle of removing one leaves what may be large
         while True:
             path = folder / (str(step) if attempt == 1 else f"{step}-{attempt}")
             try:
@@ -208,5 +209,5 @@ def remove_old(root: Path, keep: int | None, run: Run = UNKNOWN) -> None:
 
 def remove(path: Path) -> None:
     """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete."""
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    delete(path / MANIFEST)
+    delete(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import CheckpointError
+from evo_core.storage.files import write_file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,4 +30,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write settings as people read them."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

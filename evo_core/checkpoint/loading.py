@@ -22,7 +22,7 @@ from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 
 if TYPE_CHECKING:
-    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.optim.protocol import Optimizer
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,7 @@ def newest_sound(root: Path, run: Run | None = None) -> tuple[Path, Run] | None:
     return None
 
 
-def load(
-    folder: Path, model: nn.Module, optimizer: HybridZeroOptimizer, content: Collection[str] = ("all",)
-) -> TrainState:
+def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collection[str] = ("all",)) -> TrainState:
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
@@ -139,7 +137,7 @@ def take_ending(folder: Path, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _load_optimizer(folder: Path, optimizer: HybridZeroOptimizer, *, flat: bool) -> bool:
+def _load_optimizer(folder: Path, optimizer: Optimizer, *, flat: bool) -> bool:
     """Read the moments, and master values where both sides have them; tells whether they were there."""
     if not folder.is_dir():
         raise CheckpointError(

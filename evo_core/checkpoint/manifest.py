@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,8 +14,9 @@ from typing import Any
 from evo_core.checkpoint import train_state
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.errors import CheckpointError
+from evo_core.storage.files import create_file
 
-FORMAT = 1
+FORMAT = 2
 """That is written. In format 1 the states of the optimizer are vectors; in format 2 they have the shapes of weights."""
 
 READABLE = (1, 2)
@@ -73,17 +75,14 @@ def file_record(path: Path) -> FileRecord:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Complete a checkpoint: the manifest appears whole, and only where there is none."""
-    draft = folder / f".{MANIFEST}.{os.getpid()}"
-    with draft.open("w") as stream:
-        json.dump({"format": manifest.format, **asdict(manifest)}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    try:
-        os.link(draft, folder / MANIFEST)
-    finally:
-        draft.unlink()
-    _sync_folder(folder)
+    """Complete a checkpoint: the manifest appears whole, and only where there is none.
+
+    Raises:
+        OSError: it cannot be written, or there is one.
+    """
+    path = folder / MANIFEST
+    if not create_file(path, json.dumps({"format": manifest.format, **asdict(manifest)}, indent=1)):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -184,11 +183,3 @@ def damage(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
     return problems
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

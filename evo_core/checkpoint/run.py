@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evo_core.storage.files import write_file
+
 FILE = "run.json"
 
 
@@ -41,7 +43,7 @@ class Run:
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a new checkpoint folder, with the time."""
-        (checkpoint / FILE).write_text(json.dumps({**asdict(self), "saved": time.time()}))
+        write_file(checkpoint / FILE, json.dumps({**asdict(self), "saved": time.time()}))
 
     @classmethod
     def read(cls, checkpoint: Path) -> Run | None:

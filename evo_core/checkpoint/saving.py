@@ -6,7 +6,6 @@ folder is removed, for it takes up room.
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +20,14 @@ from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
 from evo_core.checkpoint.manifest import CONFIG, TOKENIZER, FileRecord, Manifest, file_record, write_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, placed, write_tensors
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.placement import Placed
+from evo_core.storage.local import try_writing
 from evo_core.storage.location import is_hub_id
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def save(
     root: Path,
     cfg: TrainConfig,
     model: nn.Module,
-    optimizer_state: Mapping[str, torch.Tensor | Placed],
+    optimizer_state: Mapping[str, Placed],
     state: TrainState,
     *,
     snapshot: bool = False,
@@ -53,7 +53,7 @@ def save(
     Args:
         root: the save folder.
         model: its weights are written once, shared out over the ranks.
-        optimizer_state: as `HybridZeroOptimizer.state` gives it.
+        optimizer_state: as `Optimizer.state` gives it.
         state: where the run is.
         snapshot: write it among the snapshots, of which the newest two are kept.
         run: whose it is.
@@ -65,7 +65,7 @@ def save(
         CheckpointError: it cannot be written, or ranks have different values of one tensor; on every rank.
     """
     tensors = {MODEL: model_tensors(model), OPTIMIZER: optimizer_state}
-    check_agreement(placed({f"{part}/{name}": t for part, named in tensors.items() for name, t in named.items()}))
+    check_agreement({f"{part}/{name}": placed for part, named in tensors.items() for name, placed in named.items()})
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot))
     try:
         _fill(folder, cfg, tensors, state, ending=getattr(model, "ending", ()))
@@ -82,7 +82,7 @@ def save(
 def _fill(
     folder: Path,
     cfg: TrainConfig,
-    tensors: Mapping[str, Mapping[str, torch.Tensor | Placed]],
+    tensors: Mapping[str, Mapping[str, Placed]],
     state: TrainState,
     *,
     ending: Iterable[int],
@@ -118,7 +118,7 @@ def _written(folder: Path, write: Callable[[], T]) -> T:
         raise CheckpointError(_cannot(error.strerror or str(error)), file=folder) from error
 
 
-def _write_tensors(folder: Path, part: str, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
+def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Placed]) -> None:
     """Write tensors into a part of the checkpoint, from all ranks; where one of them fails, all are told the same.
 
     Raises:
@@ -152,15 +152,10 @@ def _refusal(folder: Path, failures: Sequence[BaseException]) -> str | None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
         return f"a file may have {limit} bytes here (ulimit -f)"
-    probe = folder / f".probe.{os.getpid()}"
     try:
-        with probe.open("wb") as stream:
-            stream.write(bytes(_PROBE_BYTES))
-            os.fsync(stream.fileno())
+        try_writing(folder, _PROBE_BYTES)
     except OSError as refused:
         return refused.strerror or str(refused)
-    finally:
-        probe.unlink(missing_ok=True)
     return None
 
 

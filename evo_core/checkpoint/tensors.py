@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +28,6 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
     return {
         name: tensor if isinstance(tensor, Placed) else Placed(tensor, Placement.whole(tensor.shape, ranks))
         for name, tensor in tensors.items()
-        if not _is_dtensor(tensor)
     }
 
 
@@ -41,8 +39,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) ->
 
     here = placed(tensors)
     own = own_parts(here, dist.get_rank())
-    items: dict[str, Any] = {n: t for n, t in tensors.items() if _is_dtensor(t)}
-    items |= {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
+    items = {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
     dcp.save(items, storage_writer=dcp.FileSystemWriter(folder))
 
 
@@ -60,19 +57,13 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, 
     """
     import torch.distributed.checkpoint as dcp
 
-    from evo_core.checkpoint.parts import Parts
     from evo_core.checkpoint.stored import Reader
 
     reader = Reader(folder)
-    stored = {name: tuple(entry.size) for name, entry in reader.tensors().items()}
     here = placed(tensors)
-    items: dict[str, Any] = {n: t for n, t in tensors.items() if _is_dtensor(t)}
     wanted = {name: flat_shape(shape) if flat else shape for name, shape in _shapes(here).items()}
-    _compare(folder, wanted | {n: tuple(t.shape) for n, t in items.items()}, stored)
-    for name, shape in wanted.items():
-        if math.prod(shape):
-            pieces = flat_parts(here[name]) if flat else ((piece.where, view) for piece, view in here[name].pieces())
-            items[name] = Parts(shape, here[name].local.dtype, pieces)
+    _compare(folder, wanted, {name: tuple(entry.size) for name, entry in reader.tensors().items()})
+    items = {name: _readable(here[name], flat) for name, shape in wanted.items() if math.prod(shape)}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -82,6 +73,16 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, 
         cause = next(iter(error.failures.values()))[0]
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise CheckpointError(f"cannot be read: {first}", file=folder) from error
+
+
+def _readable(tensor: Placed, flat: bool) -> torch.Tensor:
+    """A tensor as torch's planner reads one."""
+    from evo_core.checkpoint.parts import Parts
+
+    shape, dtype = tensor.placement.shape, tensor.local.dtype
+    if flat:
+        return Parts(flat_shape(shape), dtype, flat_parts(tensor))
+    return Parts(shape, dtype, ((piece.where, view) for piece, view in tensor.pieces()))
 
 
 def read_model(folder: Path, model: nn.Module) -> None:
@@ -121,10 +122,6 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     from evo_core.checkpoint.stored import Reader
 
     return {name: tuple(entry.size) for name, entry in Reader(folder).tensors().items()}
-
-
-def _is_dtensor(tensor: Any) -> bool:
-    return type(tensor).__name__ == "DTensor"
 
 
 def _shapes(tensors: Mapping[str, Placed]) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.errors import CheckpointError
+from evo_core.storage.files import write_file
 
 FILE = "train_state.json"
 
@@ -49,7 +50,7 @@ class TrainState:
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a checkpoint folder."""
-        (checkpoint / FILE).write_text(json.dumps(asdict(self), indent=1))
+        write_file(checkpoint / FILE, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, checkpoint: Path) -> TrainState:

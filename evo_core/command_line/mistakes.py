@@ -28,10 +28,19 @@ def mistake(error: Any) -> ConfigError:
     if param is not None and not error.message:
         return ConfigError("is required", key=_name(param), hint=_help_of(error.ctx, "says more"))
     if param is not None:
-        return ConfigError(_sentence(error.message), key=_name(param))
-    if unknown := re.match(r"No such command '(.*)'", error.message, re.DOTALL):
-        return _unknown(unknown[1], error.ctx.command.commands, "command", error.ctx)
+        return ConfigError(_sentence(_about_the_value(error)), key=_name(param))
+    if unknown := re.match(r"No such command (['\"])(.*?)\1\.?(?= Did you mean|$)", error.message, re.DOTALL):
+        return _unknown(unknown[2], error.ctx.command.commands, "command", error.ctx)
     return ConfigError(_sentence(error.format_message()), hint=_help_of(error.ctx, "says what it takes"))
+
+
+def _about_the_value(error: Any) -> str:
+    """Newer releases of the library check values by pydantic, whose sentences leave out what was given."""
+    text = error.message.removeprefix("Value error, ")
+    if not text.startswith("Input should be") or not hasattr(error.__cause__, "errors"):
+        return text
+    given = error.__cause__.errors()[0]["input"]
+    return f"{given!r}{text.removeprefix('Input').partition(', unable to parse')[0]}"
 
 
 def _unknown(given: str, known: Any, what: str, context: Any) -> ConfigError:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evo_core.config.fields import Leaf, is_set, leaves, value_at
 from evo_core.config.identity import plain, put
 from evo_core.config.references import as_literal
 from evo_core.config.yaml_file import dump_yaml
+from evo_core.storage.files import write_file
+from evo_core.storage.location import Location
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
@@ -51,9 +51,6 @@ def to_yaml(config: TrainConfig) -> str:
     return dump_yaml(to_plain(config))
 
 
-def save_config(config: TrainConfig, path: str | Path) -> None:
+def save_config(config: TrainConfig, path: Location) -> None:
     """Writes the configuration as a YAML file, all of it or nothing."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(to_yaml(config), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, to_yaml(config))

@@ -1,5 +1,6 @@
-"""``python -m evo_core.convert``."""
+"""Entry point of ``python -m evo_core.convert``."""
 
 from evo_core.convert.command import main
 
-main()
+if __name__ == "__main__":
+    main()

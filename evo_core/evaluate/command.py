@@ -12,7 +12,6 @@ import typer
 from evo_core.command_line.launcher_options import Backend, Host, Launcher, Port
 from evo_core.command_line.program import plain_app, run
 from evo_core.errors import ConfigError
-from evo_core.evaluate.compare import comparison_table, record
 from evo_core.evaluate.results import read, table, write
 from evo_core.job import report_progress
 from evo_core.results_folder import check_folder
@@ -68,7 +67,7 @@ def evaluate_command(
     host: Host = None,
     port: Port = None,
 ) -> None:
-    """Evaluate a model on held-out text and on task files, and put two evaluations side by side.
+    """Evaluate a model on held-out text and on task files.
 
     \b
     --model CKPT --data FOLDER      loss, perplexity and accuracy per type, with
@@ -88,6 +87,8 @@ def evaluate_command(
             raise ConfigError("is a folder, not a file to write", file=results, key="--output")
         check_folder(results.parent, "--output")
     if model is None:
+        from evo_core.evaluate.compare import comparison_table, record
+
         a, b = (read(local_path(file, "--compare")) for file in compare or ())
         if results is not None:
             write(results, record(a, b))

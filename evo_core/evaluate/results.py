@@ -7,13 +7,13 @@ type, `evo_core.evaluate.holdout`), ``tasks``, ``groups`` and ``harness`` (`evo_
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evo_core.errors import DataError
 from evo_core.results_folder import writing
+from evo_core.storage.files import write_file
 
 
 def write(path: Path, scores: Mapping[str, Any]) -> None:
@@ -22,14 +22,8 @@ def write(path: Path, scores: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path, "--output"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_text(json.dumps(scores, indent=1))
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_file(path, json.dumps(scores, indent=1))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""``python -m evo_core.generate``."""
+"""Entry point of ``python -m evo_core.generate``."""
 
 from evo_core.generate.command import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -33,10 +33,10 @@ def generate_command(
     host: Host = None,
     port: Port = None,
 ) -> None:
-    """Let a model continue prompts: the `generation` block of a configuration.
+    """Let a model continue prompts.
 
-    On several ranks (torchrun, srun) every rank holds the model and takes its share of the prompts; rank 0 writes the
-    one output.
+    The `generation` block of the configuration says how. On several ranks (torchrun, srun) every rank holds the model
+    and takes its share of the prompts; rank 0 writes the one output.
     """
     from evo_core.config import load_config
     from evo_core.config.locations import unprefixed_save

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 
 from evo_core.data.shards.format import BinWriter
 from evo_core.generate.continuation import Generation
+from evo_core.storage.files import write_file
 
 
 def write_samples(folder: Path, sets: Sequence[tuple[str | None, Sequence[Generation]]]) -> None:
@@ -28,8 +28,8 @@ def write_samples(folder: Path, sets: Sequence[tuple[str | None, Sequence[Genera
                 for generation in generations:
                     writer.write([*generation.prompt_ids, *generation.ids])
     every = [generation for _, generations in sets for generation in generations]
-    _write(folder / "samples.md", markdown(every))
-    _write(folder / "samples.jsonl", "".join(json.dumps(_line(g), ensure_ascii=False) + "\n" for g in every))
+    write_file(folder / "samples.md", markdown(every))
+    write_file(folder / "samples.jsonl", "".join(json.dumps(_line(g), ensure_ascii=False) + "\n" for g in every))
 
 
 def markdown(generations: Sequence[Generation]) -> str:
@@ -54,12 +54,3 @@ def _fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}\n"
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -285,15 +285,14 @@ class Decoder(AliasedModule):
             moe_loss: scalar, the balance losses of the stages before, to which this one's are added.
         """
         documents = Documents(cu_seqlens, max_seqlen)
-        hidden, balance = self._run(input_ids, positions, documents, None, None, draws)
-        if balance is not None and moe_loss is not None:
-            balance = moe_loss + balance
+        hidden, moe_loss = self._run(input_ids, positions, documents, None, None, draws, moe_loss)
         if self.head is None:
-            return ModelOutput(hidden=hidden, moe_loss=balance)
+            return ModelOutput(hidden=hidden, moe_loss=moe_loss)
         if labels is None:
-            return ModelOutput(logits=self.head.logits(hidden), moe_loss=balance)
+            return ModelOutput(logits=self.head.logits(hidden), moe_loss=moe_loss)
+        # Not by way of logits, which for a whole sequence are the largest tensor of the model.
         loss, nll, hit = self.head.loss(hidden, labels, label_smoothing)
-        return ModelOutput(loss=loss, nll=nll, hit=hit, moe_loss=balance)
+        return ModelOutput(loss=loss, nll=nll, hit=hit, moe_loss=moe_loss)
 
     def rotation(self, positions: Tensor, base: float | Tensor | None = None) -> Rotary:
         """The rotation at positions [T]; another base than the block's stretches the positions (Dynamic NTK)."""
@@ -326,7 +325,7 @@ class Decoder(AliasedModule):
             cache: keys and values of earlier tokens, for generation.
             rotation: of these tokens; None is the usual one at their positions.
         """
-        return self._run(input_ids, positions, documents, cache, rotation, None)[0]
+        return self._run(input_ids, positions, documents, cache, rotation, None, None)[0]
 
     def _run(
         self,
@@ -336,8 +335,9 @@ class Decoder(AliasedModule):
         cache: AttentionCache | None,
         rotation: Rotary | None,
         draws: Draws | None,
+        moe_loss: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`hidden`, and the sum of the blocks' balance losses."""
+        """`hidden`, and ``moe_loss`` with the blocks' balance losses added."""
         if not self.training:
             draws = None
         elif draws is None and self.draws:
@@ -346,7 +346,6 @@ class Decoder(AliasedModule):
             x = self._embed(x, draws)
         if rotation is None:
             rotation = self.rotation(positions, self._stretched_base(documents))
-        moe_loss: Tensor | None = None
         for name, block in self.blocks.items():
             number = int(name)
             of_layer = None if draws is None else draws.layer(number)

@@ -1,10 +1,13 @@
-"""First weights: drawn per parameter from (seed, name), so that no rank, layout or order changes them."""
+"""First weights: drawn per parameter from (seed, name), so that no rank, layout or order changes them.
+
+A rank that holds pieces of a tensor draws the whole one and keeps its pieces: a generator cannot begin in the middle.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +17,15 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import Gate, MixtureMLP
 from evo_core.model.ops.norm import Norm
+from evo_core.placement import Placed, Placement
 
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
 
 
-def init_weights(model: nn.Module, model_cfg: ModelConfig | Any, seed: int) -> None:
+def init_weights(
+    model: nn.Module, model_cfg: ModelConfig | Any, seed: int, placements: Mapping[str, Placement] | None = None
+) -> None:
     """Draw the first weights of a model in place.
 
     Matrices are normal (or with ``init_type: uniform`` uniform with the same deviation) with the standard
@@ -29,16 +35,24 @@ def init_weights(model: nn.Module, model_cfg: ModelConfig | Any, seed: int) -> N
     The numbers are drawn in float32 on the CPU and then rounded to the parameter's dtype, so every dtype and
     device starts from the same ones. A model type of one's own is asked to do it by its method
     ``init_weights(seed)``.
+
+    Args:
+        placements: by the parameter's name, what this rank holds of those that it does not hold whole.
+
+    Raises:
+        ValueError: a parameter has not the local shape of its placement.
     """
     if not isinstance(model, Decoder):
         own_init: Any = model.init_weights
         own_init(seed)
         return
     uniform = model_cfg.init_type == "uniform"
+    placements = placements or {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for parameter, std in _deviations(model, model_cfg):
-            draw(parameter, std, seed=seed, name=names[id(parameter)], uniform=uniform)
+            name = names[id(parameter)]
+            draw(parameter, std, seed=seed, name=name, uniform=uniform, placement=placements.get(name))
         for module in model.modules():
             if isinstance(module, Norm):
                 module.weight.fill_(1)
@@ -48,17 +62,38 @@ def init_weights(model: nn.Module, model_cfg: ModelConfig | Any, seed: int) -> N
 
 
 @torch.no_grad()
-def draw(parameter: Tensor, std: float, *, seed: int, name: str, uniform: bool = False) -> None:
-    """Fill one parameter with zero-mean numbers of deviation ``std`` that depend on (seed, name) alone."""
+def draw(
+    parameter: Tensor,
+    std: float,
+    *,
+    seed: int,
+    name: str,
+    uniform: bool = False,
+    placement: Placement | None = None,
+) -> None:
+    """Fill one parameter with zero-mean numbers of deviation ``std`` that depend on (seed, name) alone.
+
+    Args:
+        parameter: of any shape, dtype and device; the numbers are drawn in float32 on the CPU.
+        name: of the parameter in the whole model.
+        uniform: uniform numbers of that deviation, not normal ones.
+        placement: which pieces of a whole tensor it holds; None is all of it.
+
+    Raises:
+        ValueError: it has not the local shape of its placement.
+    """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    values = torch.empty(parameter.shape, dtype=torch.float32)
+    values = torch.empty(parameter.shape if placement is None else placement.shape, dtype=torch.float32)
     if uniform:
         bound = math.sqrt(3) * std
         values.uniform_(-bound, bound, generator=generator)
     else:
         values.normal_(0, std, generator=generator)
-    parameter.copy_(values)
+    if placement is None:
+        parameter.copy_(values)
+    else:
+        Placed(parameter, placement).fill(values)
 
 
 def _deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[nn.Parameter, float]]:
@@ -69,6 +104,7 @@ def _deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[nn.Parameter
         yield model.head.weight, cfg.out_head_init_std
     blocks: Any = model.blocks.items()
     for name, block in blocks:
+        # Each layer adds to the residual stream; the later ones less, so that the sum stays of the size of its parts.
         depth = math.sqrt(2 * (int(name) + 1)) if cfg.use_scaled_init else 1.0
         attention = block.attention
         for linear in (attention.q, attention.k, attention.v) if attention.layout == "split" else (attention.qkv,):

@@ -1,1 +1,4 @@
-"""The optimizer: ZeRO-1 AdamW (`hybrid_zero` over `bucket`), the loss scale and the schedules."""
+"""The optimizer behind `protocol`: ZeRO-1 AdamW (`zero1`) over parameter groups (`groups`) in messages (`bucket`).
+
+Beside it the norm of the gradients, the loss scale and the schedules.
+"""

@@ -1,22 +1,27 @@
-"""A bucket: parameters whose gradients are reduced, and whose values are gathered, in one message.
+"""A bucket: parameters of one group whose gradients are reduced, and whose values are gathered, in one message.
 
-Every parameter is flattened, padded to a multiple of the ZeRO size Z and cut into Z equal slices; rank z of the group
-owns slice z. A bucket lays its slices out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, so
-that one reduce-scatter of the matrix leaves each rank the sum of its row, and one all-gather of rows gives back the
-matrix. The cut is the one of `torch.chunk`, with which a checkpoint is cut again for any other Z.
+Every parameter is cut by its rows: of R rows, rank z of the ZeRO axis owns ``ceil(R / Z)`` from ``z ceil(R / Z)`` on,
+or what is left. So its share is one rectangle of the whole tensor, which a checkpoint can name. The elements of a
+vector are its rows; where there are fewer rows than ranks, the last ranks own nothing of it.
+
+A bucket lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, padded where a share is
+smaller than the first. So one reduce-scatter of the matrix leaves each rank the sum of its row, and one all-gather of
+rows gives back the matrix. In its columns a parameter lies as it does in memory, row after row, padding in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from evo_core.optim.groups import ParameterGroup
 from evo_core.parallel.collectives import Pending, all_gather, reduce_scatter
-from evo_core.parallel.mesh import Mesh
+from evo_core.parallel.mesh import Axis
+from evo_core.placement import Placed, Placement, span
 
 
 @dataclass
@@ -24,8 +29,9 @@ class Slot:
     """The place of one parameter in its bucket.
 
     Attributes:
-        start: first column of the parameter's slices.
-        width: columns, ``ceil(numel / Z)``.
+        start: first column of the parameter's shares.
+        width: columns: the elements of ``ceil(R / Z)`` of its R rows.
+        share: what of it this rank owns.
         filled: whether a gradient has been added since the last reduction.
     """
 
@@ -33,11 +39,17 @@ class Slot:
     param: nn.Parameter
     start: int
     width: int
+    share: Placement
     filled: bool = False
 
     def owned(self, zero_rank: int) -> int:
         """Elements of the parameter, padding not counted, that a rank owns."""
         return max(0, min(self.width, self.param.numel() - zero_rank * self.width))
+
+    def placed(self, row: torch.Tensor) -> Placed:
+        """This rank's share, without padding, of what lies in its row [width of the bucket]."""
+        flat = row[self.start : self.start + self.share.numel]
+        return Placed(flat.view(self.share.local_shape), self.share)
 
     def put(self, matrix: torch.Tensor, flat: torch.Tensor, *, add: bool = False) -> None:
         """Write `flat` [numel] into the parameter's columns of a [Z, width] matrix, or add it to them."""
@@ -50,8 +62,8 @@ class Slot:
             here.copy_(there)
 
     def _pieces(self, matrix: torch.Tensor, flat: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Matching views: the full rows, and the part of the row in which the parameter ends."""
-        rows, rest = divmod(flat.numel(), self.width)
+        """Matching views: the full shares, and the one in which the parameter ends."""
+        rows, rest = divmod(flat.numel(), max(self.width, 1))
         columns = matrix[:, self.start : self.start + self.width]
         yield columns[:rows], flat[: rows * self.width].view(rows, self.width)
         if rest:
@@ -59,26 +71,30 @@ class Slot:
 
 
 class Bucket:
-    """Parameters of one dtype with their gradients, reduced and gathered together.
+    """Parameters of one group and dtype with their gradients, reduced and gathered together.
 
     Args:
-        parameters: names and parameters, all of one dtype.
-        mesh: the ranks.
+        group: over which ranks.
+        parameters: names and parameters, of the group and all of one dtype.
         master_dtype: the type in which gradients are accumulated and reduced.
     """
 
-    def __init__(self, parameters: list[tuple[str, nn.Parameter]], mesh: Mesh, master_dtype: torch.dtype) -> None:
-        self.mesh = mesh
+    def __init__(
+        self, group: ParameterGroup, parameters: Sequence[tuple[str, nn.Parameter]], master_dtype: torch.dtype
+    ) -> None:
+        self.group, self.zero = group, group.zero
         self.slots: list[Slot] = []
         self.width = 0
         for name, param in parameters:
-            width = -(-param.numel() // mesh.zero.size)
-            self.slots.append(Slot(name, param, self.width, width))
+            _, first_end = span(rows := param.shape[0] if param.dim() else 1, 0, self.zero.size)
+            width = first_end * param.numel() // max(rows, 1)
+            self.slots.append(Slot(name, param, self.width, width, group.share(name)))
             self.width += width
         first = parameters[0][1]
         self.dtype, self.device, self.master_dtype = first.dtype, first.device, master_dtype
         self.shared = False
         self.work: Pending | None = None
+        self.unsummed: list[Axis] = []
 
     def owned(self, zero_rank: int) -> int:
         """Elements that a rank owns, padding not counted."""
@@ -87,24 +103,38 @@ class Bucket:
     def attach(self, master: torch.Tensor, grad: torch.Tensor) -> None:
         """Take the rank's row of the master values and of the reduced gradients, both [width], and fill the former."""
         self.master, self.grad = master, grad
-        shape = (self.mesh.zero.size, self.width)
+        shape = (self.zero.size, self.width)
         # With Z = 1 the row is the matrix. With Z > 1 the values are gathered where gradients were, if they fit.
-        self.grads = grad.view(shape) if self.mesh.zero.size == 1 else grad.new_zeros(shape)
+        self.grads = grad.view(shape) if self.zero.size == 1 else grad.new_zeros(shape)
         self.values = self.grads
         if self.dtype != self.master_dtype:
             self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.read_parameters()
-        self.shared = self.mesh.zero.size == 1 and self.dtype == self.master_dtype
+        self.shared = self.zero.size == 1 and self.dtype == self.master_dtype
         if self.shared:  # parameters are views of their own master values: nothing to gather, no second copy
             for slot in self.slots:
                 numel = slot.param.numel()
                 slot.param.data = master[slot.start : slot.start + numel].view(slot.param.shape)
 
+    def share_parameters(self) -> None:
+        """Give every rank that holds these parameters those of the first one: replicas must start alike, bit for bit.
+
+        Axis after axis: after the first all ranks along it are alike, so that the next finds the same everywhere.
+        """
+        axes = [axis for axis in (self.zero, *self.group.replica) if axis.size > 1]
+        if not axes:
+            return
+        flat = torch.cat([slot.param.detach().reshape(-1) for slot in self.slots])
+        for axis in axes:
+            dist.broadcast(flat, dist.get_global_rank(axis.group, 0), group=axis.group)
+        for slot, values in zip(self.slots, flat.split([slot.param.numel() for slot in self.slots]), strict=True):
+            slot.param.data.copy_(values.view(slot.param.shape))
+
     def read_parameters(self) -> None:
         """Set the rank's master values from the parameters."""
         if self.shared:
             return
-        row = self.mesh.zero.rank
+        row = self.zero.rank
         for slot in self.slots:
             owned = slot.owned(row)
             start = row * slot.width
@@ -120,30 +150,32 @@ class Bucket:
             slot.filled = True
 
     def reduce(self) -> None:
-        """Start summing the gradients over the ZeRO group (over the replicas, where the group has one rank)."""
+        """Start summing the gradients over the first of the group's axes: the ZeRO axis, if it has several ranks."""
         for slot in self.slots:
+            self.accumulate(slot)  # a pipeline schedule may set gradients in ways that call no hook
             if not slot.filled:  # no loss depends on it in this step
                 self.grads[:, slot.start : slot.start + slot.width].zero_()
             slot.filled = False
-        if self.mesh.zero.size > 1:
-            self.work = reduce_scatter(self.grad, self.grads.view(-1), self.mesh.zero.group)
-        elif self.mesh.replica.size > 1:
-            self.work = dist.all_reduce(self.grad, group=self.mesh.replica.group, async_op=True)
+        self.unsummed = [axis for axis in self.group.reduce if axis is not self.zero and axis.size > 1]
+        if self.zero.size > 1:
+            self.work = reduce_scatter(self.grad, self.grads.view(-1), self.zero.group)
+        elif self.unsummed:
+            self.work = dist.all_reduce(self.grad, group=self.unsummed.pop(0).group, async_op=True)
 
     def finish_reduce(self) -> None:
-        """Wait for `reduce`, then sum the rank's row over the replicas: `grad` is the sum over all data ranks."""
+        """Wait for `reduce`, then sum the rank's row over the other axes: `grad` is the sum over all of them."""
         if self.work is None:
             return
         self.work.wait()
         self.work = None
-        if self.mesh.zero.size > 1 and self.mesh.replica.size > 1:
-            dist.all_reduce(self.grad, group=self.mesh.replica.group)
+        for axis in self.unsummed:
+            dist.all_reduce(self.grad, group=axis.group)
 
     def gather(self) -> None:
         """Start handing the updated master values to every rank of the ZeRO group."""
-        if self.mesh.zero.size > 1:
+        if self.zero.size > 1:
             row = self.master.to(self.dtype)
-            self.work = all_gather(self.values.view(-1), row, self.mesh.zero.group)
+            self.work = all_gather(self.values.view(-1), row, self.zero.group)
         elif not self.shared:
             self.values.view(-1).copy_(self.master)
 
@@ -157,19 +189,15 @@ class Bucket:
                 slot.take(self.values, slot.param.data.view(-1))
 
 
-def make_buckets(
-    parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh, bucket_size: int, master_dtype: torch.dtype
-) -> list[Bucket]:
+def make_buckets(group: ParameterGroup, bucket_size: int, master_dtype: torch.dtype) -> list[Bucket]:
     """Fill buckets of at most `bucket_size` elements (or one larger parameter), last parameters first.
 
     Backward makes gradients from the last layer to the first, so the first bucket is the first one complete.
     """
     by_dtype: dict[torch.dtype, list[list[tuple[str, nn.Parameter]]]] = {}
-    for name, param in reversed(list(parameters)):
-        if not param.requires_grad:
-            continue
-        groups = by_dtype.setdefault(param.dtype, [[]])
-        if groups[-1] and sum(p.numel() for _, p in groups[-1]) + param.numel() > bucket_size:
-            groups.append([])
-        groups[-1].append((name, param))
-    return [Bucket(group, mesh, master_dtype) for groups in by_dtype.values() for group in groups]
+    for name, param in reversed(list(group.parameters.items())):
+        parts = by_dtype.setdefault(param.dtype, [[]])
+        if parts[-1] and sum(p.numel() for _, p in parts[-1]) + param.numel() > bucket_size:
+            parts.append([])
+        parts[-1].append((name, param))
+    return [Bucket(group, part, master_dtype) for parts in by_dtype.values() for part in parts]

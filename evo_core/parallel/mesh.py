@@ -27,12 +27,16 @@ class Axis:
         rank: this rank's number along it.
         size: how many they are.
         group: their process group, in the order of their numbers.
+        ranks: they, by their numbers in the world.
+        alike: the ranks of the world that have the same number along it as this one.
     """
 
     name: str
     rank: int
     size: int
     group: dist.ProcessGroup
+    ranks: tuple[int, ...]
+    alike: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,22 +77,25 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
     sizes = (degrees.pipeline, degrees.replicas, degrees.zero1, degrees.tensor)
     devices = init_device_mesh(device_type, sizes, mesh_dim_names=("pipeline", "replica", "zero", "tensor"))
 
-    def axis(name: str) -> Axis:
-        return _axis(name, devices[name])
-
+    tensor, data = degrees.tensor, degrees.data
     return Mesh(
-        world=Axis("world", dist.get_rank(), dist.get_world_size(), _default_group()),
-        pipeline=axis("pipeline"),
-        data=_axis("data", devices["replica", "zero"]._flatten("data")),
-        replica=axis("replica"),
-        zero=axis("zero"),
-        tensor=axis("tensor"),
+        world=_axis("world", _default_group(), 1),
+        pipeline=_axis("pipeline", devices.get_group("pipeline"), data * tensor),
+        data=_axis("data", devices["replica", "zero"]._flatten("data").get_group(), tensor),
+        replica=_axis("replica", devices.get_group("replica"), degrees.zero1 * tensor),
+        zero=_axis("zero", devices.get_group("zero"), tensor),
+        tensor=_axis("tensor", devices.get_group("tensor"), 1),
         devices=devices,
     )
 
 
-def _axis(name: str, line: DeviceMesh) -> Axis:
-    return Axis(name, line.get_local_rank(), line.size(), line.get_group())
+def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:
+    """The axis through this rank along which neighbours are `stride` ranks of the world apart."""
+    rank, size = dist.get_rank(), group.size()
+    number = rank // stride % size
+    ranks = tuple(rank + (other - number) * stride for other in range(size))
+    alike = tuple(other for other in range(dist.get_world_size()) if other // stride % size == number)
+    return Axis(name, number, size, group, ranks, alike)
 
 
 def _default_group() -> dist.ProcessGroup:

@@ -1,4 +1,4 @@
-"""``python -m evo_core.serve``."""
+"""Entry point of ``python -m evo_core.serve``."""
 
 from evo_core.serve.command import main
 

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -81,39 +81,47 @@ def new_folder(path: Path, *, durable: bool = True, replace: bool = False) -> It
     Raises:
         OSError: it cannot be written, or something other than an empty folder is there (`filename2` is set then).
     """
-    draft = new_draft(path)
+    draft, old = new_draft(path), draft_name(path)
     draft.mkdir()
     try:
         yield draft
         if durable:
             sync_tree(draft)
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
+        if replace and path.is_dir():
+            path.rename(old)
         draft.rename(path)
         if durable:
             sync(path.parent)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in (draft, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def new_draft(path: Path) -> Path:
-    """A name beside `path` for what shall take its place, in a folder that is there and free of what the dead left."""
+    """`draft_name` in a folder that is there and free of what the dead left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_drafts(path.parent)
+    return draft_name(path)
+
+
+def draft_name(path: Path) -> Path:
+    """A name beside `path`, of this process and never given before, for what shall take its place."""
     name = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
     return path.with_name(f".{name}.{mark()}.{next(_number)}.tmp")
 
 
-def publish(drafts: Iterable[tuple[Path, Path]], *, durable: bool = True) -> None:
+def publish(drafts: Sequence[tuple[Path, Path]], *, stale: Iterable[Path] = (), durable: bool = True) -> None:
     """Give drafts their names, one after the other: whoever sees the last sees them all.
 
     Args:
         drafts: each with its name. All are on the disk before the first is visible.
+        stale: what goes before that, since it would say something else of the new files.
     """
-    drafts = list(drafts)
     if durable:
         for draft, _ in drafts:
             sync(draft)
+    for path in stale:
+        path.unlink(missing_ok=True)
     for draft, path in drafts:
         draft.replace(path)
     if durable:

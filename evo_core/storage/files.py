@@ -20,6 +20,8 @@ from evo_core.storage import atomic, local, s3
 from evo_core.storage.listed import LeaveOut, Listed
 from evo_core.storage.location import Location, is_remote, local_path, path_to_write
 
+_CHUNK = 8 << 20
+
 
 def open_file(location: Location) -> BinaryIO:
     """Open a file for reading bytes; the result can seek.
@@ -149,7 +151,23 @@ def link_or_copy(source: Location, target: Location) -> None:
         LocationError: one of them is in a store.
         OSError: it can be neither linked nor copied.
     """
-    local.link_or_copy(local_path(source), path_to_write(target))
+    local.link_or_copy(_here(source), path_to_write(target))
+
+
+def copy_file(source: Location, target: Location) -> None:
+    """Copy a file's content: unlike a link it keeps what was copied, whatever is written into the source.
+
+    Raises:
+        LocationError: the target is in a store.
+        DataError: the source is in one, and cannot be read.
+        OSError: it cannot be copied.
+    """
+    if not is_remote(source):
+        local.copy_file(_here(source), path_to_write(target))
+        return
+    with open_file(source) as file, path_to_write(target).open("wb") as copy:
+        for chunk in iter(lambda: _chunk(file, source), b""):
+            copy.write(chunk)
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -182,6 +200,15 @@ def _reading(location: Location) -> Iterator[None]:
         raise
     except Exception as error:
         raise read_error(location, error) from error
+
+
+def _chunk(file: BinaryIO, location: Location) -> bytes:
+    with _reading(location):
+        return file.read(_CHUNK)
+
+
+def _here(source: Location) -> Path:
+    return source if isinstance(source, Path) else local_path(source)
 
 
 def _on_disk(root: Path, depth: int | None, leave_out: LeaveOut) -> list[Listed]:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from evo_core.storage.atomic import new_draft, sync
+from evo_core.storage.atomic import draft_name, sync
 from evo_core.storage.listed import AGAIN, DANGLING, HIDDEN, SPECIAL, UNREADABLE, LeaveOut, Listed
 
 
@@ -31,15 +31,21 @@ def list_files(root: Path, depth: int | None, leave_out: LeaveOut) -> list[Liste
 
 
 def delete(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing happens where there is nothing.
+    """Remove a file, or a folder with all that is in it, which nobody sees half removed; nothing happens where there is
+    nothing.
 
     Raises:
         OSError: a file cannot be removed. Of a folder as much goes as can.
     """
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    gone = draft_name(path)
+    try:
+        path.rename(gone)
+    except OSError:  # what may be emptied cannot always be renamed
+        gone = path
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -55,13 +61,23 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, over what is there: a link would share what is written to either later.
+
+    Raises:
+        OSError: it cannot be copied.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
 def try_writing(folder: Path, size: int = 1) -> None:
     """Write a little into a folder that is there, and take it away again.
 
     Raises:
         OSError: the file system refuses.
     """
-    probe = new_draft(folder / "probe")
+    probe = draft_name(folder / "probe")
     try:
         probe.write_bytes(bytes(size))
         sync(probe)  # some file systems find out only here that there is no room

@@ -31,29 +31,49 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
+def wait_for_lock(descriptor: int, *, shared: bool = False, give_up: Callable[[], bool] = bool) -> bool:
+    """`try_lock` until it succeeds; False where `give_up` said yes while another held it.
+
+    Raises:
+        OSError: this file system has no locks.
+    """
+    look = _FIRST_LOOK
+    while not try_lock(descriptor, shared=shared):
+        if give_up():
+            return False
+        time.sleep(look)
+        look = min(2 * look, _LONGEST_LOOK)
+    return True
+
+
 @contextmanager
-def locked(path: Path, *, give_up: Callable[[], bool] = bool, must: bool = True) -> Iterator[int]:
+def locked(
+    path: Path, *, give_up: Callable[[], bool] = bool, given_up: BaseException | None = None, must: bool = True
+) -> Iterator[int]:
     """Hold the lock of a file, made if it is not there, for the block.
 
     Args:
         give_up: asked while another holds it; `bool`, the default, never does.
+        given_up: raised when it said yes; `BlockingIOError` by default.
         must: without it a file system that has no locks is no error.
 
     Yields:
         The lock's descriptor: a child that inherits it holds the lock until it ends.
 
     Raises:
-        BlockingIOError: another holds it, and `give_up` said yes.
+        given_up: another holds it, and `give_up` said yes.
         OSError: the file cannot be made, or its file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        look = _FIRST_LOOK
-        while not _try_lock_if_any(descriptor, must):
-            if give_up():
-                raise BlockingIOError(f"another process holds {path}")
-            time.sleep(look)
-            look = min(2 * look, _LONGEST_LOOK)
+        try:
+            held = wait_for_lock(descriptor, give_up=give_up)
+        except OSError:
+            if must:
+                raise
+            held = True
+        if not held:
+            raise given_up or BlockingIOError(f"another process holds {path}")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -81,13 +101,4 @@ def is_held(path: Path) -> bool:
             # without the file it ended just now, in good order: the file goes before its lock
             return not try_lock(file.fileno()) or not path.exists()
     except FileNotFoundError:  # the same, a moment earlier
-        return True
-
-
-def _try_lock_if_any(descriptor: int, must: bool) -> bool:
-    try:
-        return try_lock(descriptor)
-    except OSError:
-        if must:
-            raise
         return True

@@ -24,7 +24,7 @@ from evo_core.parallel.process_group import Ranks
 from evo_core.storage.location import local_path
 from evo_core.train.metric_log import MetricLog
 from evo_core.train.metrics import StepTotals, Throughput, segments
-from evo_core.train.optimizer import make_optimizer, make_schedules, seed_micro_batch, set_kernels
+from evo_core.train.optimizer import draws_of_micro_batch, make_optimizer, make_schedules, set_kernels
 from evo_core.train.run_log import RunLog, logging_of_run
 from evo_core.train.start import Start, data_cursors, find_start, run_of, save_folder, take_start
 from evo_core.train.startup_log import log_parts, log_ranks
@@ -138,7 +138,7 @@ def _train(
                 optimizer.begin()
                 computing = time.perf_counter()
                 for i in range(batch_micro_num):
-                    seed_micro_batch(cfg.seed, step, i * mesh.data.size + mesh.data.rank)
+                    draws = draws_of_micro_batch(model, cfg.seed, step, i * mesh.data.size + mesh.data.rank)
                     output = model(
                         batch.input_ids[i],
                         batch.positions[i],
@@ -146,6 +146,7 @@ def _train(
                         labels=batch.labels[i],
                         max_seqlen=cut["largest_length"],
                         label_smoothing=cfg.loss.label_smoothing,
+                        **draws,
                     )
                     totals.add_loss(output.loss / batch_micro_num)
                     if output.moe_loss is not None:

@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+from evo_core.model.decoder import Decoder
+from evo_core.model.draws import Draws
+from evo_core.optim.groups import data_parallel
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
+from evo_core.optim.protocol import Optimizer
 from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 
-def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> HybridZeroOptimizer:
+def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
-    return HybridZeroOptimizer(
-        model.named_parameters(),
-        mesh,
+    return Zero1AdamW(
+        [data_parallel(model.named_parameters(), mesh)],
+        mesh.world,
         beta1=cfg.adam.adam_beta1,
         eps=cfg.adam.adam_eps,
         weight_decay=cfg.adam.weight_decay,
@@ -70,8 +74,25 @@ def set_kernels(cfg: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
 
 
+def draws_of_micro_batch(model: nn.Module, seed: int, step: int, number: int) -> dict[str, Draws]:
+    """What the forward pass of a micro-batch is given to draw from (dropout, the choices of a router).
+
+    A shipped family takes `draws`. A model type of one's own takes nothing more, and finds torch's generators seeded.
+
+    Args:
+        number: of the micro-batch among those of the step, over all ranks.
+
+    Returns:
+        Arguments by name.
+    """
+    if isinstance(model, Decoder):
+        return {"draws": Draws(seed, step, number)}
+    seed_micro_batch(seed, step, number)
+    return {}
+
+
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
-    """Make whatever a model draws in a micro-batch (dropout, the choices of a router) a function of its place.
+    """Make what a model draws from torch's own generators in a micro-batch a function of its place.
 
     So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn, and another
     number of ranks draws the same for the same tokens.

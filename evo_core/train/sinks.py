@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from evo_core.results_folder import writing
+from evo_core.storage.files import write_file
 
 FILE = "metrics.jsonl"
 
@@ -27,9 +27,7 @@ class MetricsFile:
         self._path = path
         with writing(path):
             kept = [line for line, number in _steps(path) if number < step]
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            draft.write_text("".join(kept))
-            draft.replace(path)
+            write_file(path, "".join(kept))
             self._stream = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data import Prefetch
     from evo_core.data.loader.prefetch import Source
-    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _located(init: Start) -> Start:
     return replace(init, checkpoint=folder, kind=kind)
 
 
-def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: HybridZeroOptimizer) -> TrainState:
+def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
     """The weights of another system's folder, at the beginning of a run; each rank reads them by itself."""
     weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
     fill_model(model, weights)
@@ -190,7 +190,7 @@ def take_start(
     start: Start,
     cfg: TrainConfig,
     model: nn.Module,
-    optimizer: HybridZeroOptimizer,
+    optimizer: Optimizer,
     data: Source,
     batch_tokens: int,
     mesh: Mesh,

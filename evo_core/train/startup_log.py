@@ -21,7 +21,7 @@ from evo_core.parallel.collectives import gather_objects
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data.loader.prefetch import Source
-    from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+    from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Ranks
 
@@ -58,13 +58,12 @@ def log_parts(
     ranks: Ranks,
     mesh: Mesh,
     model: nn.Module,
-    optimizer: HybridZeroOptimizer,
+    optimizer: Optimizer,
     data: Source,
 ) -> None:
     """Model, data, kernels, and the settings that change nothing here."""
     total = cfg.data.total_steps
-    shares = [sum(bucket.owned(rank) for bucket in optimizer.buckets) for rank in range(mesh.zero.size)]
-    log.info("Number of elements on ranks: %s", shares)
+    log.info("Number of elements on ranks: %s", optimizer.shares)
     log.info(
         "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
         cfg.model_type,

@@ -7,7 +7,6 @@ tensor, then the tensors one behind the other. The library's own writer wants a 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def read_safetensors(path: Path) -> dict[str, Lazy]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Lazy]) -> None:
-    """Write a file and bring it to the disk; in memory is one tensor at a time."""
+    """Write a file into a folder that is not seen yet; in memory is one tensor at a time."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, tensor in tensors.items():
@@ -70,8 +69,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Lazy]) -> None:
         stream.write(text)
         for tensor in tensors.values():
             stream.write(_bytes(tensor.read()))
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _reader(path: Path, file: Any, name: str) -> Callable[[], Tensor]:

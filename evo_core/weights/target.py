@@ -1,14 +1,13 @@
-"""Folders that appear whole: written under a hidden name beside their place, then renamed."""
+"""The folder that converted weights go to: new or empty before, whole afterwards."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from evo_core.errors import CheckpointError
+from evo_core.storage import files as storage
 
 
 def check_free(target: Path) -> None:
@@ -32,30 +31,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     target = target.absolute()
     check_free(target)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        with storage.new_folder(target) as draft:
+            yield draft
     except OSError as error:
-        raise CheckpointError(f"cannot be written: {error.strerror}", file=target) from error
-    try:
-        yield draft
-        _sync(draft)
-        draft.rename(target)  # onto nothing, or onto an empty folder
-        _sync(target.parent)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename2 is not None:
+        if error.filename2 is not None:
             raise CheckpointError("is there already: it came while this was written", file=target) from error
-        if isinstance(error, OSError):
-            raise CheckpointError(f"cannot be written: {error.strerror or error}", file=target) from error
-        raise
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise CheckpointError(f"cannot be written: {error.strerror or error}", file=target) from error

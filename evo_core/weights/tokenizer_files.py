@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evo_core.errors import DataError
+from evo_core.storage.files import copy_file, write_file
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenizers import Tokenizer
@@ -57,11 +57,11 @@ def copy_tokenizer(source: Path, folder: Path) -> Tokenizer:
         name = file.name
         if file.suffix != ".json" and not (source.is_dir() and (source / "tokenizer.json").is_file()):
             name = "tokenizer.model"  # the name by which everyone finds it
-        shutil.copyfile(file, folder / name)
+        copy_file(file, folder / name)
     if source.is_dir():
         for name in _COMPANIONS:
             if (source / name).is_file() and not (folder / name).exists():
-                shutil.copyfile(source / name, folder / name)
+                copy_file(source / name, folder / name)
     return load_tokenizer(folder)
 
 
@@ -99,7 +99,7 @@ def describe_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             "%s: no tokenizer.json gives the same ids: transformers will read the model as Llama's", tokenizer.path
         )
         settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": tokenizer.bos_id is not None}
-    config.write_text(json.dumps(settings, indent=2))
+    write_file(config, json.dumps(settings, indent=2))
 
 
 def put_begin_token(folder: Path) -> None:
@@ -111,7 +111,7 @@ def put_begin_token(folder: Path) -> None:
         return
     begin, config = tokenizer.piece(tokenizer.bos_id), folder / "tokenizer_config.json"
     settings = json.loads(config.read_bytes()) if config.is_file() else {}
-    config.write_text(json.dumps({**settings, "bos_token": begin, "add_bos_token": True}, indent=2))
+    write_file(config, json.dumps({**settings, "bos_token": begin, "add_bos_token": True}, indent=2))
     if tokenizer.path.suffix == ".json":
         _put_before(tokenizer.path, begin, tokenizer.bos_id)
 

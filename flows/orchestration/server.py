@@ -7,7 +7,6 @@ that later runs on the same root report to it. Both listen on the loopback inter
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from evo_core.errors import UserError
 from evo_core.process import die_with_parent, stop_signals
+from evo_core.storage.lock import locked
 from flows.orchestration.address import answers, around_proxies, checked_api, is_loopback, serves
 from flows.show.tensorboard import link_models
 from tasks.launch.launcher import Stopped
@@ -128,8 +128,9 @@ def running_server(
     with store_must_take(home):
         home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    with (home / "starting.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the same database at once break it
+    stopped = Stopped("stopped while another server was starting")
+    # two that make the same database at once break it: the second waits until the first has made it
+    with locked(home / "starting.lock", give_up=bool if stop is None else stop.is_set, given_up=stopped, must=False):
         process = _spawn(command, home / "server.log", server_environment(home, api))
         try:
             meanwhile()
@@ -169,8 +170,17 @@ def serve_ui(root: str | Path | None = None) -> None:
     if (running := recorded_api_url(home)) is not None:
         page = running.removesuffix("/api")
         raise UserError(f"evo ui is already running for {store.root}: {page}", hint="end that one first")
+    with store_must_take(home):
+        home.mkdir(parents=True, exist_ok=True)
     for number in stop_signals():
         signal.signal(number, signal.default_int_handler)
+    starting = UserError(f"evo ui is already starting for {store.root}", hint="end that one first")
+    # a second one would share the database of the first, and take its record away at its own end
+    with locked(home / "ui.lock", give_up=lambda: True, given_up=starting, must=False):
+        _serve_ui(store, home, runs)
+
+
+def _serve_ui(store: Store, home: Path, runs: Path) -> None:
     try:
         print(f"opening {store.root} ...", flush=True)
         with running_server(home, free_port(PREFECT_PORT)) as api, running_tensorboard(runs) as tensorboard:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evo_core.storage.files import write_file
+
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
@@ -24,6 +26,5 @@ def write_job(job: TrainConfig, settings: Mapping[str, Any], path: Path) -> None
         for block in blocks:
             here = here.setdefault(block, {})
         here[name] = as_literal(value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_yaml(data), encoding="utf-8")
+    write_file(path, dump_yaml(data))
     load_config(path)

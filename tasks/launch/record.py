@@ -7,19 +7,16 @@ on, learns from it which job belongs to the key, which attempt it works for and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evo_core.storage.lock import locked
 from tasks.store.json_file import read_object, write_json
 
 RECORD = "job.json"
-_LOCK_LOOK = 0.1
 
 
 class JobRecord(BaseModel):
@@ -104,22 +101,6 @@ def submission_lock(state: Path, give_up: Callable[[], bool]) -> Iterator[int]:
         BlockingIOError: another process holds it, and `give_up` said yes.
     """
     state.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(state / "submit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        while not _locked(descriptor):
-            if give_up():
-                raise BlockingIOError(f"another process submits the job of {state}")
-            time.sleep(_LOCK_LOOK)
+    busy = BlockingIOError(f"another process submits the job of {state}")
+    with locked(state / "submit.lock", give_up=give_up, given_up=busy, must=False) as descriptor:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # no locks on this file system
-    return True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.config.suggest import suggest
+from evo_core.storage.files import write_file
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, job_error, size_of
@@ -201,7 +202,7 @@ class SlurmLauncher:
         )
         arguments = sbatch_arguments(self.cluster, job, record.name)
         script = job.state / f"job-{job.attempt}.sh"
-        script.write_text(batch_script(self.cluster, job, arguments), encoding="utf-8")
+        write_file(script, batch_script(self.cluster, job, arguments))
         self._clear(job)
         write_json(job.state / OFFSET, {"offset": record.log_start})
         # The intent before the deed: whoever dies from here on leaves a name by which the job is found.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from typing import Any
 
+from evo_core.storage.files import copy_file
 from tasks.kind import StepContext
 from tasks.launch import launcher_for
 from tasks.launch.launcher import Job, LaunchRuntime, Stopped
@@ -43,4 +43,4 @@ def launch(ctx: StepContext[Any, Any], module: str, *args: str) -> None:
         if local:
             _one_local_job.release()
     if job.log.exists():
-        shutil.copy2(job.log, ctx.folder / "log.txt")
+        copy_file(job.log, ctx.folder / "log.txt")

@@ -25,6 +25,7 @@ def new_attempt(home: Path) -> tuple[int, Path]:
     """A fresh, empty attempt folder and its number."""
     attempts = home / "attempts"
     attempts.mkdir(parents=True, exist_ok=True)
+    clear_drafts(attempts)
     number = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
     while True:
         number += 1

@@ -22,6 +22,10 @@ def axes(zero1: int, **parallel: Any) -> dict[str, Any]:
         assert axis.name == name
         everyone = dist.get_process_group_ranks(axis.group)
         assert (len(everyone), everyone[axis.rank]) == (axis.size, dist.get_rank())
+        assert axis.ranks == tuple(everyone)
+        numbers: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(numbers, axis.rank)
+        assert axis.alike == tuple(rank for rank, number in enumerate(numbers) if number == axis.rank)
         assert sum_over(axis) == sum(everyone)
     members = {name: dist.get_process_group_ranks(axis.group) for name, axis in found.items()}
     return members | {"log": mesh.is_log_rank}

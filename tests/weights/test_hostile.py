@@ -25,9 +25,10 @@ from evo_core.config import load_config
 from evo_core.convert.command import main as convert
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
-from evo_core.optim.hybrid_zero import HybridZeroOptimizer
+from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.weights import open_weights
 from evo_core.weights.pickles import read_settings
+from tests.optim.optimizers import zero1_adamw
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 from tests.weights.models import model
@@ -39,8 +40,8 @@ model: {num_layers: 1, hidden_size: 16, num_attention_heads: 2, num_kv_attention
 """
 
 
-def optimizer_of(made: Any) -> HybridZeroOptimizer:
-    return HybridZeroOptimizer(made.named_parameters(), mesh_of(1), bucket_size=1000)
+def optimizer_of(made: Any) -> Zero1AdamW:
+    return zero1_adamw(made, mesh_of(1), bucket_size=1000)
 
 
 @pytest.fixture(scope="module")

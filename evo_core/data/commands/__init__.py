@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import typer
-
+from evo_core.command_line.program import plain_app
 from evo_core.data.commands.flags import DataCommand
 from evo_core.data.commands.inspect import head, stats, verify
 from evo_core.data.commands.shard import shard
 from evo_core.data.commands.tokenize import tokenize
 from evo_core.data.commands.tokenize_sft import tokenize_sft
 
-app = typer.Typer(
-    name="data",
-    help="Text to token files and shards, and what is in them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = plain_app("data", "Text to token files and shards, and what is in them.")
 _COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize,
     "tokenize-sft": tokenize_sft,

@@ -1,20 +1,12 @@
-"""Flags that several commands have; and mistakes told by the names of flags, where what finds them knows settings."""
+"""Mistakes on the command line are told by the names of its flags: what finds them knows the names of settings."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 from typer.core import TyperCommand
 
 from evo_core.errors import UserError
-
-
-class OnError(StrEnum):
-    """What to do with a wrong record."""
-
-    RAISE = "raise"
-    SKIP = "skip"
 
 
 class DataCommand(TyperCommand):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DataPath = Annotated[
     Path,
     typer.Argument(
-        parser=to_path, help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/."
+        parser=to_path,
+        metavar="PATH",
+        help="A .bin, a folder of data types (en/, cn/, …), or a dataset with train/ and valid/.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -32,7 +34,10 @@ def stats(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count documents and tokens per data type, and show how long documents are."""
+    """Count documents and tokens per data type.
+
+    And show how long documents are.
+    """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.inspection.find import find_shards
     from evo_core.data.inspection.statistics import statistics
@@ -58,7 +63,10 @@ def head(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show samples as text: what is only read, what is trained on, and the raw file they come from."""
+    """Show samples as text.
+
+    What is only read, what is trained on, and the raw file they come from.
+    """
     from evo_core.data.inspection.find import find_shards, find_tokenizer
     from evo_core.data.inspection.sample import decode_documents
     from evo_core.data.tokenize.tokenizers import load_tokenizer
@@ -89,7 +97,9 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every offset, length, line and id, a dataset's manifest, and that something of it can be trained on.
+    """Check token files and shards.
+
+    Every offset, length, line and id, a dataset's manifest, and that something of it can be trained on.
 
     Exit status 2 when something is wrong.
     """

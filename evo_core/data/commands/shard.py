@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,32 +17,9 @@ if TYPE_CHECKING:
     from evo_core.data.dataset.inventory import ShardSource
 
 
-class Route(StrEnum):
-    """How documents get their types."""
-
-    PATH = "path"
-    FIELD = "field"
-    DETECT = "detect"
-
-
-class Others(StrEnum):
-    """What to do with documents of other types."""
-
-    ERROR = "error"
-    DROP = "drop"
-
-
-class Dedup(StrEnum):
-    """Which repeated documents are left out."""
-
-    NONE = "none"
-    EXACT = "exact"
-    NEAR = "near"
-
-
 def shard(
     inputs: Annotated[
-        list[Path], typer.Argument(parser=to_path, metavar="INPUT...", help="Token files (.bin), or folders of them.")
+        list[Path], typer.Argument(parser=to_path, metavar="INPUT", help="Token files (.bin), or folders of them.")
     ],
     output: Annotated[
         Path,
@@ -62,19 +36,21 @@ def shard(
         ),
     ] = None,
     route: Annotated[
-        Route,
+        Literal["path", "field", "detect"],
         typer.Option(
             help="path: by --type-map, else by the first folder; field: by what `tokenize --type-key` "
             "recorded; detect: language or code, seen from the text."
         ),
-    ] = Route.PATH,
+    ] = "path",
     types: Annotated[str | None, typer.Option(help="Types to take, like cn,en,code. [default: all]")] = None,
     others: Annotated[
-        Others, typer.Option(help="Documents of other types: an error, or drop and count.")
-    ] = Others.ERROR,
+        Literal["error", "drop"], typer.Option(help="Documents of other types: an error, or drop and count.")
+    ] = "error",
     valid_fraction: Annotated[float, typer.Option(help="Share of the documents held out in valid/.")] = 0.01,
     shard_tokens: Annotated[int, typer.Option(help="Target size of a shard in tokens.")] = 100_000_000,
-    dedup: Annotated[Dedup, typer.Option(help="Leave out exact copies, or near ones as well.")] = Dedup.NONE,
+    dedup: Annotated[
+        Literal["none", "exact", "near"], typer.Option(help="Leave out exact copies, or near ones as well.")
+    ] = "none",
     near_threshold: Annotated[float, typer.Option(help="Least share of 5-token runs in common for near.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Holds out another part.")] = 0,
     tokenizer: Annotated[
@@ -83,18 +59,21 @@ def shard(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. [default: one a core]")] = None,
 ) -> None:
-    """Pack token files into shards of one type each, with a held-out part."""
+    """Pack token files into shards of one type each.
+
+    A part of every type is held out.
+    """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.dataset.build import write_shards
     from evo_core.data.dataset.dedup import NearDuplicates
     from evo_core.data.dataset.routing import TypeRouting
 
-    if route == Route.DETECT and tokenizer is None:
+    if route == "detect" and tokenizer is None:
         raise DataError("to detect types, tokens must be decoded", key="--tokenizer", hint="name their tokenizer")
-    if type_map and route != Route.PATH:
-        raise DataError(f"has no effect with --route {route.value}", key="--type-map", hint="leave one of them out")
+    if type_map and route != "path":
+        raise DataError(f"has no effect with --route {route}", key="--type-map", hint="leave one of them out")
     taken = frozenset(name for name in (types or "").split(",") if name) or None
-    sources = find_sources(inputs, read_type_map(type_map or []) if route == Route.PATH else None)
+    sources = find_sources(inputs, read_type_map(type_map or []) if route == "path" else None)
     with _hidden_beside(output) as folder, token_bar("sharding") as show:
         statistics = write_shards(
             sources,
@@ -102,8 +81,8 @@ def shard(
             valid_fraction=valid_fraction,
             shard_tokens=shard_tokens,
             seed=seed,
-            routing=TypeRouting(route.value, tokenizer, taken, others.value),
-            dedup=dedup.value,
+            routing=TypeRouting(route, tokenizer, taken, others),
+            dedup=dedup,
             near=NearDuplicates(near_threshold),
             workers=workers,
             on_progress=lambda phase, done, total: show(*_share(phase, done, total)),
@@ -196,15 +175,12 @@ def _bin_files(given: Path) -> list[Path]:
 @contextlib.contextmanager
 def _hidden_beside(output: Path) -> Iterator[Path]:
     """A folder that takes the name `output` when all went well, and is gone when not."""
+    from evo_core.storage.files import new_folder
+
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError("is in use", file=output, hint="name a new or an empty folder")
-    folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
+    with new_folder(output.absolute()) as folder:
         yield folder
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _share(phase: str, done: int, total: int) -> tuple[float, int]:

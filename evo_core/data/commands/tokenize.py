@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from evo_core.data.commands.flags import OnError
 from evo_core.data.commands.paths import to_path
 from evo_core.errors import DataError
 
@@ -20,18 +18,11 @@ if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenize_file import TokenizeResult
 
 
-class Mode(StrEnum):
-    """How JSON is read."""
-
-    TEXT = "text"
-    INTERNEVO = "internevo"
-
-
 def tokenize(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Files (.txt, .jsonl, .json, also .gz, .zst; .parquet), folders of them, patterns, or s3:// URIs.",
         ),
     ] = None,
@@ -50,8 +41,9 @@ def tokenize(
         typer.Option(metavar="PATH", help="SentencePiece .model, tokenizer.json, a folder with one, or a hub id."),
     ] = None,
     mode: Annotated[
-        Mode, typer.Option(help="text: the fields named; internevo: JSON as InternEvo's tools/tokenizer.py reads it.")
-    ] = Mode.TEXT,
+        Literal["text", "internevo"],
+        typer.Option(help="text: the fields named; internevo: JSON as InternEvo's tools/tokenizer.py reads it."),
+    ] = "text",
     bos: Annotated[bool, typer.Option(help="Begin each document with the begin id.")] = True,
     eos: Annotated[bool, typer.Option(help="End each document with the end id.")] = True,
     text_key: Annotated[
@@ -60,7 +52,9 @@ def tokenize(
     type_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Field that names a document's type, for `shard --route field`.")
     ] = None,
-    on_error: Annotated[OnError, typer.Option(help="Stop at a wrong record, or skip it and count.")] = OnError.RAISE,
+    on_error: Annotated[
+        Literal["raise", "skip"], typer.Option(help="Stop at a wrong record, or skip it and count.")
+    ] = "raise",
     max_record_bytes: Annotated[
         int, typer.Option(min=1, help="A longer line or record is wrong. [default: 16 MiB]", show_default=False)
     ] = 16 << 20,
@@ -72,9 +66,10 @@ def tokenize(
         str | None, typer.Option("--text_input_path", help="InternEvo's spelling of INPUT.", hidden=True)
     ] = None,
 ) -> None:
-    """Tokenize text, file after file in the order given, into one token file.
+    """Tokenize text into one token file.
 
-    What is there under the output's name is replaced when all went well, and never appended to.
+    File after file, in the order given. What is there under the output's name is replaced when all went well, and
+    never appended to.
     """
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.tokenize.fan_out import dask_executor, tokenize_together
@@ -98,10 +93,10 @@ def tokenize(
             output=output,
             tokenizer=model.path,
             text_keys=tuple(text_key or ["text"]),
-            mode=mode.value,
+            mode=mode,
             bos=bos,
             eos=eos,
-            on_error=on_error.value,
+            on_error=on_error,
             type_key=type_key,
             max_record_bytes=max_record_bytes,
         )

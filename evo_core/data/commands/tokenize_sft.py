@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from evo_core.data.commands.flags import OnError
 from evo_core.data.commands.paths import to_path
 
 if TYPE_CHECKING:
@@ -18,12 +17,18 @@ def tokenize_sft(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, a folder of them, or a pattern."
+            metavar="DATASET",
+            help="Records: a .json, .jsonl (also .gz, .zst) or .parquet file, a folder of them, or a pattern.",
         ),
     ],
-    output_folder: Annotated[Path, typer.Argument(parser=to_path, help="Gets train/, valid/ and tokenizer/.")],
+    output_folder: Annotated[
+        Path, typer.Argument(parser=to_path, metavar="OUTPUT", help="Gets train/, valid/ and tokenizer/.")
+    ],
     tokenizer: Annotated[
-        Path, typer.Argument(parser=to_path, help="SentencePiece .model, tokenizer.json, or a folder with one.")
+        Path,
+        typer.Argument(
+            parser=to_path, metavar="TOKENIZER", help="SentencePiece .model, tokenizer.json, or a folder with one."
+        ),
     ],
     split_ratio: Annotated[
         float, typer.Option("--split-ratio", "--split_ratio", help="Share of the samples held out in valid/; 0: none.")
@@ -50,10 +55,12 @@ def tokenize_sft(
     eos: Annotated[
         bool | None, typer.Option("--eos/--no-eos", help="End id. [default: yes, with a chat template no]")
     ] = None,
-    on_error: Annotated[OnError, typer.Option(help="Stop at a wrong record, or skip it and count.")] = OnError.RAISE,
+    on_error: Annotated[
+        Literal["raise", "skip"], typer.Option(help="Stop at a wrong record, or skip it and count.")
+    ] = "raise",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
 ) -> None:
-    """Make fine-tuning data: samples in which only the answers are trained on.
+    """Make fine-tuning data: only the answers are trained on.
 
     alpaca reads {instruction, input, output}; chat reads {messages: [{role, content}, …]} and sharegpt
     {conversations: [{from, value}, …]} through a chat template.
@@ -73,7 +80,7 @@ def tokenize_sft(
         max_length=max_length,
         bos=bos,
         eos=eos,
-        on_error=on_error.value,
+        on_error=on_error,
     )
     with token_bar("tokenizing") as on_progress:
         result = write_sft_dataset(

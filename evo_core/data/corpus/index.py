@@ -9,9 +9,7 @@ the folder, and folders that nobody holds any more, after a crash, are removed b
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from evo_core.errors import ConfigError
+from evo_core.storage.files import delete, new_folder
 from evo_core.storage.location import local_path
+from evo_core.storage.lock import locked, try_lock, wait_for_lock
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -99,8 +99,7 @@ class SharedIndex(Index):
         folder = self.folder / name.replace("/", "%")
         while True:
             if not folder.is_dir():
-                with (self.folder / f"{folder.name}.lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                with locked(self.folder / f"{folder.name}.lock"):
                     if not folder.is_dir():
                         _write(folder, make())
             # Another process may be an epoch further and have forgotten it just now.
@@ -109,7 +108,7 @@ class SharedIndex(Index):
 
     def forget(self, name: str) -> None:
         # Whoever still maps the arrays keeps them; whoever asks again computes them again.
-        _remove(self.folder / name.replace("/", "%"))
+        delete(self.folder / name.replace("/", "%"))
 
     def close(self) -> None:
         self._finalizer()
@@ -129,7 +128,7 @@ def _hold(folder: Path) -> int:
         folder.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the last of those who held it
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            wait_for_lock(descriptor, shared=True)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor
@@ -141,8 +140,8 @@ def _leave(folder: Path, descriptor: int, holder: int) -> None:
     if os.getpid() != holder:
         return  # a fork of the holder, which shares its lock
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(folder)
+        if try_lock(descriptor):
+            delete(folder)
     except OSError:
         pass
     finally:
@@ -155,24 +154,13 @@ def _sweep(root: Path) -> None:
         with contextlib.suppress(OSError):
             _leave(folder, os.open(folder / _IN_USE, os.O_RDWR), os.getpid())
     for folder in root.glob(f".{_PREFIX}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, which nobody sees half removed."""
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
-    with contextlib.suppress(OSError):
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        delete(folder)
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    for name, array in arrays.items():
-        np.save(draft / f"{name}.npy", array, allow_pickle=False)
-    draft.rename(folder)
+    with new_folder(folder, durable=False) as draft:
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", array, allow_pickle=False)
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -11,7 +11,6 @@ by a digest of the ``.bin`` that they stand for, and can be deleted at any time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import struct
@@ -25,6 +24,8 @@ import numpy as np
 import xxhash
 
 from evo_core.data.shards.format import BinReader, meta_path
+from evo_core.storage.files import replacing
+from evo_core.storage.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -192,15 +193,13 @@ def _ensure_cached(
     if is_there(cached, reader):
         return True
     try:
-        with cached.with_suffix(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                return False
+        with locked(cached.with_suffix(".lock"), give_up=lambda: not wait):
             if not is_there(cached, reader):
                 if _is_complete(cached, reader):
                     log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, cached)
                 _write_cached(reader, cached)
+    except BlockingIOError:
+        return False
     except OSError as error:
         if wait:
             log.warning("no token cache for %s (%s): it is read into memory", reader.path, error)
@@ -209,24 +208,19 @@ def _ensure_cached(
 
 
 def _write_cached(reader: BinReader, cached: Path) -> None:
-    temporary = cached.with_suffix(f".{os.getpid()}.tmp")
     content, checksum, max_id = _empty(reader), xxhash.xxh3_128(), -1
-    try:
-        with temporary.open("wb", buffering=1 << 20) as file:
-            file.write(bytes(_HEADER.size))
-            for number, document in enumerate(_documents(reader)):
-                file.write(document.ids.data)
-                checksum.update(document.ids.data)
-                content.trained[number], content.hashes[number] = document.trained, document.hash
-                max_id = max(max_id, document.largest)
-            for array in (content.trained, content.hashes):
-                file.write(array.data)
-                checksum.update(array.data)
-            file.seek(0)
-            file.write(_header(int(reader.lengths.sum()), len(reader), max_id, checksum))
-        temporary.replace(cached)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(cached, durable=False) as draft, draft.open("wb", buffering=1 << 20) as file:
+        file.write(bytes(_HEADER.size))
+        for number, document in enumerate(_documents(reader)):
+            file.write(document.ids.data)
+            checksum.update(document.ids.data)
+            content.trained[number], content.hashes[number] = document.trained, document.hash
+            max_id = max(max_id, document.largest)
+        for array in (content.trained, content.hashes):
+            file.write(array.data)
+            checksum.update(array.data)
+        file.seek(0)
+        file.write(_header(int(reader.lengths.sum()), len(reader), max_id, checksum))
 
 
 def _header(tokens: int, documents: int, max_id: int, checksum: xxhash.xxh3_128) -> bytes:

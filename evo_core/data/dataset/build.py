@@ -15,7 +15,6 @@ regrouped, and copies of a document are never in both parts.
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from evo_core.data.dataset.shard_plan import plan_shards
 from evo_core.data.dataset.writer import ShardWriter
 from evo_core.data.shards.origins import ORIGINS, Origins
 from evo_core.errors import DataError
+from evo_core.storage.files import delete, write_file
 
 __all__ = ["SPLITS", "STATISTICS", "PreviousVersion", "ShardSource", "Split", "write_shards"]
 
@@ -113,12 +113,10 @@ def write_shards(
     _check_splits(statistics["types"], valid_fraction, routing.types)
     try:
         statistics["shards"] = _write(sources, inventory, out, shard_tokens, previous, on_progress)
-        (out / STATISTICS).write_bytes(orjson.dumps(statistics, option=orjson.OPT_INDENT_2))
+        write_file(out / STATISTICS, orjson.dumps(statistics, option=orjson.OPT_INDENT_2))
     except BaseException as error:
-        for part in (*SPLITS, FOLDER):
-            shutil.rmtree(out / part, ignore_errors=True)
-        for name in (ORIGINS, STATISTICS):
-            (out / name).unlink(missing_ok=True)
+        for name in (*SPLITS, FOLDER, ORIGINS, STATISTICS):
+            delete(out / name)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 "the disk is full: no shards were left here", file=out, hint="free some space and run again"

@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from evo_core.data.dataset.inventory import FileInventory, Inventory, KnownFile, Selection, ShardSource
+from evo_core.storage.files import write_file
 
 FOLDER, STATISTICS = "refresh", "statistics.json"
 _VERSION = 1
@@ -128,7 +129,7 @@ def save_for_next_version(
     for name, array in {"hashes.npy": inventory.hashes, "signatures.npy": inventory.signatures}.items():
         if array is not None:
             np.save(folder / FOLDER / name, array)
-    (folder / FOLDER / "record.json").write_bytes(orjson.dumps(content))
+    write_file(folder / FOLDER / "record.json", orjson.dumps(content))
 
 
 def _load_array(path: Path) -> np.ndarray | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +15,7 @@ from evo_core.data.dataset.previous_version import Piece, PreviousVersion
 from evo_core.data.dataset.scan import document_line
 from evo_core.data.dataset.shard_plan import PlannedPiece, ShardPlan
 from evo_core.data.shards.format import BinReader, BinWriter, meta_path
+from evo_core.storage.files import link_or_copy
 
 
 @dataclass
@@ -64,7 +63,7 @@ class ShardWriter:
         assert self.previous is not None
         self.pieces[path] = pieces
         for name in (path, f"{path}.meta"):
-            _link_or_copy(self.previous.folder / name, self.out / name)
+            link_or_copy(self.previous.folder / name, self.out / name)
         return self.previous.shards[path]
 
     def _write_shard(self, path: str, plan: ShardPlan, to_write: list[PlannedPiece]) -> dict[str, Any]:
@@ -135,12 +134,3 @@ def shard_digest(path: Path) -> str:
     from blake3 import blake3
 
     return blake3().update_mmap(path).hexdigest()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where it lies on another file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -28,6 +28,7 @@ from evo_core.data.sample.python_source import (
     without_docstrings,
 )
 from evo_core.errors import DataError
+from evo_core.storage.files import write_file
 
 TYPES = ("cn", "code", "en")
 
@@ -100,7 +101,7 @@ def _write(folder: Path, documents: Iterator[SampleDocument], max_bytes: int) ->
 
     def close_part() -> None:
         nonlocal number
-        (folder / f"part_{number:03d}.jsonl").write_bytes(b"".join(part))
+        write_file(folder / f"part_{number:03d}.jsonl", b"".join(part))
         number += 1
         part.clear()
 

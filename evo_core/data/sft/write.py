@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,8 @@ from evo_core.data.shards.format import BinWriter, meta_path
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
-from evo_core.storage.identity import mark
+from evo_core.storage.atomic import new_draft, publish
+from evo_core.storage.files import delete, new_folder, write_file
 
 SPLITS = ("train", "valid")
 _NAME = "dataset.bin"
@@ -147,30 +147,26 @@ def write_sft_dataset(
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """A hidden folder in the output, gone at the end; so is the output if nothing was put there."""
-    staging = output / f".staging.{mark()}.{os.getpid()}.tmp"
-    staging.mkdir(parents=True, exist_ok=True)
+    staging = new_draft(output / "staging")
+    staging.mkdir()
     try:
         yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        delete(staging)
         with suppress(OSError):
             output.rmdir()
 
 
 def _publish(staging: Path, output: Path, data_type: str) -> None:
     """Move what is complete to its name; only renames, so that a full disk cannot leave half of it."""
-    shutil.rmtree(output / "tokenizer", ignore_errors=True)
-    (staging / "tokenizer").rename(output / "tokenizer")
+    delete(output / "tokenizer")
     bins = [Path(split, data_type, _NAME) for split in SPLITS]
-    for path in bins:  # those of an earlier run: its metas would describe other bytes
-        meta_path(output / path).unlink(missing_ok=True)
-        (output / path).unlink(missing_ok=True)
-    for path in bins:
-        if (staging / path).exists():
-            (output / path).parent.mkdir(parents=True, exist_ok=True)
-            (staging / path).rename(output / path)
-            meta_path(staging / path).rename(meta_path(output / path))
-    (staging / "origins.json").rename(output / "origins.json")
+    stale = [path for of_bin in bins for path in (meta_path(output / of_bin), output / of_bin)]
+    made = [Path("tokenizer"), *(path for of_bin in bins for path in (of_bin, meta_path(of_bin))), Path("origins.json")]
+    made = [path for path in made if (staging / path).exists()]
+    for path in made:
+        (output / path).parent.mkdir(parents=True, exist_ok=True)
+    publish([(staging / path, output / path) for path in made], stale=stale)  # an earlier metas described other bytes
 
 
 @contextmanager
@@ -255,15 +251,8 @@ def keep_tokenizer(tokenizer: Tokenizer, settings: SftSettings, folder: Path) ->
 
     It is there in one step. A folder of that name is replaced.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        tokenizer.copy_to(temporary)
+    with new_folder(folder, replace=True) as draft:
+        tokenizer.copy_to(draft)
         if settings.record_format in BY_TEMPLATE:
             template = find_template(tokenizer, settings.chat_template)
-            (temporary / "chat_template.jinja").write_text(template.text, "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_file(draft / "chat_template.jinja", template.text)

@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from evo_core.errors import DataError
-from evo_core.storage.identity import mark
+from evo_core.storage.atomic import new_draft, publish
 
 _PREFIX, _SUFFIX = b'{"tokens": [', b"]}"
 
@@ -45,21 +45,20 @@ class BinWriter:
     """Writes a ``.bin`` and its meta; neither is there before both are complete and on disk.
 
     Use it as a context manager: leaving it normally commits, leaving it by an exception removes what was
-    written. Both files are written under hidden names in the same folder, then renamed, the meta last: a
-    ``.bin`` with its meta is complete.
+    written. Both files are written as drafts beside their places, then renamed, the meta last: a ``.bin`` with its
+    meta is complete.
 
     Args:
-        durable: whether they are on the disk before they are visible. Files that do not outlive the process that
-            asked for them need not be, which saves most of the time of a small one.
+        durable: whether they are on the disk before they are visible (see `evo_core.storage.atomic`). For files that do
+            not outlive the process that asked for them it is most of the time of a small one.
     """
 
     def __init__(self, path: str | Path, *, durable: bool = True) -> None:
         self.path = Path(path)
         self._durable = durable
         self._beside: dict[Path, bytes | None] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self._hidden(self.path)
-        self._file = self._temporary.open("wb", buffering=1 << 20)
+        self._drafts: list[tuple[Path, Path]] = []
+        self._file = self._draft(self.path).open("wb", buffering=1 << 20)
         self._offsets, self._lengths = array("q"), array("q")
         self._offset = 0
         self.tokens = 0
@@ -105,45 +104,29 @@ class BinWriter:
 
     def commit(self) -> None:
         """Make the files durable and visible."""
-        self._sync(self._file)
         self._file.close()
-        meta = np.stack([np.asarray(self._offsets, np.int64), np.asarray(self._lengths, np.int64)], axis=1)
-        temporary_meta = meta_path(self._temporary)
-        with temporary_meta.open("wb") as file:
-            np.save(file, meta)
-            self._sync(file)
         for path, content in self._beside.items():
             if content is not None:
-                with self._hidden(path).open("wb") as file:
-                    file.write(content)
-                    self._sync(file)
+                self._draft(path).write_bytes(content)
+        meta = np.stack([np.asarray(self._offsets, np.int64), np.asarray(self._lengths, np.int64)], axis=1)
+        with self._draft(meta_path(self.path)).open("wb") as file:
+            np.save(file, meta)
         # A meta of an earlier file of this name would describe other bytes: without it there is no such token file.
-        meta_path(self.path).unlink(missing_ok=True)
-        for path, content in self._beside.items():
-            if content is None:
-                path.unlink(missing_ok=True)
-            else:
-                self._hidden(path).replace(path)
-        self._temporary.replace(self.path)
-        temporary_meta.replace(meta_path(self.path))
-        if self._durable:
-            _sync_folder(self.path.parent)
+        stale = [meta_path(self.path), *(path for path, content in self._beside.items() if content is None)]
+        tokens, *beside, meta_file = self._drafts
+        publish([*beside, tokens, meta_file], stale=stale, durable=self._durable)
 
     def abort(self) -> None:
         """Remove what was written."""
         with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be written
             self._file.close()
-        for path in (self._temporary, meta_path(self._temporary), *map(self._hidden, self._beside)):
-            path.unlink(missing_ok=True)
+        for draft, _ in self._drafts:
+            draft.unlink(missing_ok=True)
 
-    @staticmethod
-    def _hidden(path: Path) -> Path:
-        return path.with_name(f".{path.name}.{mark()}.{os.getpid()}.tmp")
-
-    def _sync(self, file: BinaryIO) -> None:
-        file.flush()
-        if self._durable:
-            os.fsync(file.fileno())
+    def _draft(self, path: Path) -> Path:
+        draft = new_draft(path)
+        self._drafts.append((draft, path))
+        return draft
 
     def __enter__(self) -> Self:
         return self
@@ -167,14 +150,6 @@ def write_error(path: Path, error: OSError) -> DataError:
         what = "the file would be larger than is allowed" if error.errno == errno.EFBIG else "the disk is full"
         return DataError(f"{what}: nothing was left here", file=path, hint="free some space and run again")
     return DataError(f"it cannot be written ({error.strerror or error})", file=path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class BinReader:

@@ -16,7 +16,6 @@ datasets with the same documents may group them differently. `Origins.in_order` 
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import NamedTuple, Self
 import orjson
 
 from evo_core.errors import DataError
+from evo_core.storage.files import write_file
 
 ORIGINS = "origins.json"
 
@@ -111,13 +111,7 @@ class Origins:
         """Write ``origins.json`` into a folder of shards, in one step."""
         shards = {shard: [tuple(entry) for entry in entries] for shard, entries in self._entries.items()}
         content = orjson.dumps({"origins": self._names, "shards": shards}) + b"\n"
-        path = Path(folder) / ORIGINS
-        temporary = path.with_name(f".{ORIGINS}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(Path(folder) / ORIGINS, content)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 
 from evo_core.cores import cores
@@ -37,11 +37,11 @@ class WorkDone:
 
 
 @contextlib.contextmanager
-def process_pool(workers: int, work_done: WorkDone, on_killed: Callable[[Sequence[int]], None]) -> Iterator[Executor]:
+def process_pool(workers: int, work_done: WorkDone, on_killed: Callable[[], None]) -> Iterator[Executor]:
     """Processes that die with this one.
 
     Args:
-        on_killed: when the block ends by an error the processes are killed; then called with their ids.
+        on_killed: when the block ends by an error, the processes are killed; called when they are gone.
     """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(work_done,))
@@ -52,7 +52,7 @@ def process_pool(workers: int, work_done: WorkDone, on_killed: Callable[[Sequenc
         for process in processes.values():
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-        on_killed(list(processes))
+        on_killed()
         raise
     pool.shutdown(wait=True)
 

@@ -10,11 +10,8 @@ go into one output are done together; the parts are put behind one another in a 
 from __future__ import annotations
 
 import contextlib
-import glob
 import math
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,8 +25,8 @@ from evo_core.data.shards.format import write_error
 from evo_core.data.tokenize.executors import WorkDone, dask_executor, one_thread, process_pool
 from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec, join, tokenize_into
 from evo_core.errors import DataError
-from evo_core.storage.files import file_size
-from evo_core.storage.identity import mark
+from evo_core.storage.atomic import clear_drafts, draft_name
+from evo_core.storage.files import delete, file_size
 
 __all__ = ["Interrupted", "Progress", "dask_executor", "tokenize_files", "tokenize_together"]
 
@@ -100,13 +97,7 @@ class _Output:
     def clean(self) -> None:
         """Remove the hidden parts."""
         if self.parts[0].hidden:
-            shutil.rmtree(self.parts[0].output.parent, ignore_errors=True)
-
-    def clean_after(self, processes: Sequence[int]) -> None:
-        """Remove what processes that were killed have left beside it."""
-        for number in processes:
-            for left in self.path.parent.glob(f".{glob.escape(self.path.name)}*.{number}.tmp*"):
-                left.unlink(missing_ok=True)
+            delete(self.parts[0].output.parent)
 
 
 def tokenize_files(
@@ -182,7 +173,7 @@ class _Plan:
         share = PART_BYTES if executor is not None and workers is None else self.total / self.workers / PARTS_A_WORKER
         self.cuts = self.workers > 1 or executor is not None
         self.part = min(max(PART_BYTES, share), MOST_PART_BYTES) if self.cuts else math.inf
-        self.lease = folder / f".{uuid.uuid4().hex[:12]}.running"
+        self.lease = draft_name(folder / "running")
 
     def output(self, path: Path, specs: Sequence[TokenizeSpec], sizes: Sequence[int]) -> _Output:
         """The parts of one output."""
@@ -195,7 +186,7 @@ class _Plan:
                 groups += [([of_range], size / len(ranges)) for of_range in ranges]
         if len(groups) == 1:
             return _Output(path, [_Part(tuple(groups[0][0]), path, groups[0][1], False, self.lease)])
-        folder = path.with_name(f".{path.name}.{mark()}.{uuid.uuid4().hex[:12]}.parts")
+        folder = draft_name(path)
         return _Output(
             path,
             [_Part(tuple(part), folder / f"{n}.bin", size, True, self.lease) for n, (part, size) in enumerate(groups)],
@@ -230,10 +221,9 @@ def _run(
             size, count = (done, tokens) if work_done is None else work_done.read()
             on_progress(min(size / plan.total, 1.0), count)
 
-    def on_killed(processes: Sequence[int]) -> None:
-        for number, output in enumerate(outputs):
-            if number not in finished:
-                output.clean_after(processes)
+    def on_killed() -> None:
+        for folder in {output.path.parent for output in outputs}:
+            clear_drafts(folder)
 
     parts = [((n, m), part) for n, output in enumerate(outputs) for m, part in enumerate(output.parts)]
     parts.sort(key=lambda entry: -entry[1].size)

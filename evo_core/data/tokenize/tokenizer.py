@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from evo_core.errors import DataError
+from evo_core.storage.files import copy_file
 
 _COMPANIONS = ("chat_template.jinja",)
 
@@ -115,7 +115,7 @@ class Tokenizer(ABC):
     def copy_to(self, folder: Path) -> None:
         """Copy its files and their companions into a folder."""
         for file in (*self.files, *self.companions):
-            shutil.copyfile(file, folder / file.name)
+            copy_file(file, folder / file.name)
 
     def required(self, token: int | None, name: str) -> int:
         """The id itself.

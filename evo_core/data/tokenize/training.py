@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from evo_core.errors import DataError
+from evo_core.storage.files import write_file
 
 SAMPLE_BYTES = 32 << 20
 
@@ -102,10 +102,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise _explained(error, vocab_size) from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(out)
+    write_file(out, model.getvalue())
     return out
 
 

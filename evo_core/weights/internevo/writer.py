@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,5 +123,3 @@ def _on_disk(tensor: Lazy, scratch: Path) -> Tensor:
 
 def _write(content: Any, path: Path) -> None:
     torch.save(content, path)  # by name: into an open file it would copy each tensor first
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

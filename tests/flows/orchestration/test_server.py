@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sqlite3
+import threading
 import time
 import urllib.request
 from contextlib import closing
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from evo_core.errors import UserError
+from evo_core.storage.lock import locked
 from flows.orchestration import server
+from tasks.launch.launcher import Stopped
+from tasks.store import open_store
 from tests.flows.orchestration.conftest import Api, clean_environment, evo, processes_with, read_until, settled, start
 from tests.flows.orchestration.small import Small
 
@@ -90,6 +94,36 @@ def test_a_process_that_ends_at_once_is_an_error_with_its_last_lines(tmp_path: P
     process = server._spawn(["sh", "-c", "echo the port burns; exit 3"], log, {"PATH": "/bin:/usr/bin"})
     with pytest.raises(UserError, match=r"the thing did not start: it ended with status 3\nthe port burns"):
         server._wait_until(lambda: False, process, log, "the thing")
+
+
+def test_waiting_for_another_server_to_start_hears_a_stop(tmp_path: Path) -> None:
+    home, stop = server.prefect_home(open_store(tmp_path)), threading.Event()
+    home.mkdir(parents=True)
+    threading.Timer(0.5, stop.set).start()
+    begun = time.monotonic()
+    with (
+        locked(home / "starting.lock"),
+        pytest.raises(Stopped, match="another server was starting"),
+        server.ensure_server(tmp_path, stop=stop),
+    ):
+        pass
+    assert time.monotonic() - begun < 20
+    assert not (home / "server.log").exists()
+
+
+def test_a_second_ui_leaves_the_first_alone(tmp_path: Path) -> None:
+    environment, home = clean_environment(tmp_path), tmp_path / "store" / "prefect"
+    home.mkdir(parents=True)
+    with locked(home / "starting.lock"):  # the first stays where its server would start
+        first = start("evo", "ui", "--root", str(tmp_path / "store"), environment=environment)
+        read_until(first, "opening")
+        second = evo("ui", "--root", str(tmp_path / "store"), environment=environment)
+        assert second.returncode == 2 and f"already starting for {tmp_path / 'store'}" in second.stderr
+        assert first.poll() is None
+        first.terminate()
+        said, _ = first.communicate(timeout=60)
+        assert first.returncode == 0 and "ended" in said
+    assert not list(home.glob("server.*"))
 
 
 @pytest.mark.ui

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from evo_core.optim.hybrid_zero import HybridZeroOptimizer, sum_of_squares
+from evo_core.optim.grad_norm import sum_of_squares
 from evo_core.optim.loss_scaler import LossScaler
+from tests.optim.optimizers import zero1_adamw
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
@@ -59,8 +60,8 @@ def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> 
             for p in net.parameters():
                 p.add_(mesh.data.rank)
     net.get_parameter("frozen").data.fill_(1.0)
-    optimizer = HybridZeroOptimizer(
-        net.named_parameters(),
+    optimizer = zero1_adamw(
+        net,
         mesh,
         weight_decay=0.01,
         bucket_size=bucket_size,
@@ -117,7 +118,7 @@ def test_an_overflow_skips_the_update_everywhere_and_lowers_the_scale() -> None:
         mesh = mesh_of(-1)
         net = nn.Linear(4, 4, bias=False).half()
         scaler = LossScaler(scale=8.0, hysteresis=1)
-        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh, scaler=scaler, clip_grad_norm=1.0)
+        optimizer = zero1_adamw(net, mesh, scaler=scaler, clip_grad_norm=1.0)
         before = net.weight.detach().clone()
         optimizer.begin()
         x = torch.full((1, 4), 60000.0 if dist.get_rank() == 1 else 1.0, dtype=torch.float16)
@@ -140,7 +141,7 @@ def test_the_scale_is_divided_out_with_and_without_clipping() -> None:
         torch.manual_seed(1)
         net = nn.Linear(4, 4).bfloat16()
         scaler = LossScaler(scale=scale)
-        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh, scaler=scaler, clip_grad_norm=clip, eps=1e-3)
+        optimizer = zero1_adamw(net, mesh, scaler=scaler, clip_grad_norm=clip, eps=1e-3)
         optimizer.begin()
         optimizer.backward(net(torch.ones(2, 4, dtype=torch.bfloat16)).float().square().mean(), last=True)
         norm = optimizer.reduce(torch.zeros(0, dtype=torch.float64))
@@ -161,7 +162,7 @@ def test_sixteen_bit_parameters_have_a_float32_master() -> None:
         mesh = mesh_of(-1)
         net = nn.Linear(3, 1, bias=False).bfloat16()
         net.weight.data.fill_(1.0)
-        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh, weight_decay=0.0)
+        optimizer = zero1_adamw(net, mesh, weight_decay=0.0)
         for _ in range(20):
             optimizer.begin()
             optimizer.backward(net(torch.ones(1, 3, dtype=torch.bfloat16)).sum(), last=True)
@@ -180,7 +181,7 @@ def test_accumulation_is_in_float32() -> None:
     def body() -> float:
         mesh = mesh_of(-1)
         net = nn.Linear(1, 1, bias=False).bfloat16()
-        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh)
+        optimizer = zero1_adamw(net, mesh)
         optimizer.begin()
         for i in range(257):
             x = torch.ones(1, 1, dtype=torch.bfloat16) * (0.25 if i == 256 else 1.0)
@@ -196,7 +197,7 @@ def test_mixed_types_share_one_optimizer() -> None:
     def body() -> bool:
         mesh = mesh_of(-1)
         net = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.LayerNorm(3))
-        optimizer = HybridZeroOptimizer(net.named_parameters(), mesh)
+        optimizer = zero1_adamw(net, mesh)
         before = [p.detach().clone() for p in net.parameters()]
         optimizer.begin()
         optimizer.backward(net[1](net[0](torch.randn(2, 3).bfloat16()).float()).square().mean(), last=True)
@@ -208,6 +209,60 @@ def test_mixed_types_share_one_optimizer() -> None:
         return all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
     assert run_on_ranks(body, 2) == [True, True]
+
+
+def test_gradients_that_come_without_a_hook_are_taken() -> None:
+    """A zero-bubble schedule sets `.grad` itself; a hook hears of none of it, or of some micro-batches alone."""
+
+    def norm(hooked: int, overlap: bool) -> float:
+        net = small_net(torch.float64)
+        mesh = mesh_of(-1)
+        optimizer = zero1_adamw(net, mesh, bucket_size=20, overlap=overlap)
+        own = micro_batches(0)[mesh.data.rank :: mesh.data.size]
+        params = [param for param in net.parameters() if param.requires_grad]
+        optimizer.begin()
+        for i, (x, y) in enumerate(own):
+            loss = ((net(x) - y) ** 2).mean() / len(own)
+            if i < hooked:
+                optimizer.backward(loss, last=False)
+                continue
+            for param, grad in zip(params, torch.autograd.grad(loss, params, allow_unused=True), strict=True):
+                if grad is not None:
+                    param.grad = grad if param.grad is None else param.grad + grad
+        return optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+
+    def every_way() -> list[float]:
+        return [norm(hooked, overlap) for hooked in (0, 1, 2) for overlap in (False, True)]
+
+    for norms in run_on_ranks(every_way, 2):
+        assert norms == pytest.approx([reference()[0][0]] * 6, rel=1e-12)
+
+
+def test_shares_are_rows_and_may_be_empty() -> None:
+    """Of 5 rows four ranks own 2, 2, 1 and none; of one row, a vector of 3 and a scalar the last ranks own nothing."""
+
+    def body() -> dict[str, tuple[list[int], list[str]]]:
+        net = nn.Module()
+        for name, shape in {"five": (5, 2), "one": (1, 6), "vector": (3,), "scalar": ()}.items():
+            net.register_parameter(name, nn.Parameter(torch.ones(shape)))
+        optimizer = zero1_adamw(net, mesh_of(-1))
+        moments = {name[8:]: placed for name, placed in optimizer.state().items() if name.startswith("exp_avg.")}
+        assert optimizer.shares[dist.get_rank()] == sum(placed.local.numel() for placed in moments.values())
+        return {
+            name: (list(placed.local.shape), [str(piece.where) for piece, _ in placed.pieces()])
+            for name, placed in moments.items()
+        }
+
+    results = run_on_ranks(body, 4)
+    assert [result["five"] for result in results] == [
+        ([2, 2], ["[0:2, 0:2]"]),
+        ([2, 2], ["[2:4, 0:2]"]),
+        ([1, 2], ["[4:5, 0:2]"]),
+        ([0, 2], []),
+    ]
+    assert [result["one"] for result in results] == [([1, 6], ["[0:1, 0:6]"])] + [([0, 6], [])] * 3
+    assert [result["vector"][1] for result in results] == [["[0:1]"], ["[1:2]"], ["[2:3]"], []]
+    assert [result["scalar"] for result in results] == [([], ["[]"])] + [([0], [])] * 3
 
 
 def test_sum_of_squares() -> None:

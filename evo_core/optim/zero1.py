@@ -1,4 +1,4 @@
-"""ZeRO-1 AdamW: every rank of a ZeRO group updates its share of the parameters and hands it to the others.
+"""ZeRO-1 AdamW: every rank of a ZeRO axis updates its share of the parameters and hands it to the others.
 
 The life of a step, the same for one process and for many::
 
@@ -10,45 +10,36 @@ The life of a step, the same for one process and for many::
 
 Rajbhandari et al. 2020 (ZeRO, stage 1); Loshchilov and Hutter 2019 (AdamW). Accumulation, reduction and master values
 are in ``promote_types(dtype, float32)``: fp32 is a floor, so a float64 model is trained in float64.
+
+What it does not know is how the model is cut: each parameter group says over which ranks its gradients are summed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.adamw import adamw
 
 from evo_core.optim.bucket import Slot, make_buckets
+from evo_core.optim.grad_norm import own_square
+from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
-from evo_core.parallel.mesh import Mesh
-
-_NORM_ROW = 4096
-
-
-def sum_of_squares(flat: torch.Tensor) -> torch.Tensor:
-    """Sum of squares of a vector, as a float64 scalar.
-
-    Rows of 4096 are summed in the vector's own type and then together in float64: on a CPU ten times faster than
-    float64 throughout, and 10^-8 off it, where one long fp32 sum is 10^-4 off.
-    """
-    whole = flat.numel() // _NORM_ROW * _NORM_ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _NORM_ROW), dim=1).double()
-    return rows.square().sum() + torch.linalg.vector_norm(flat[whole:]).double().square()
+from evo_core.parallel.mesh import Axis
+from evo_core.placement import Placed
 
 
-class HybridZeroOptimizer:
-    """AdamW over the named parameters of a model, sharded over the ZeRO group of `mesh`.
+class Zero1AdamW:
+    """AdamW over groups of parameters; the state of each is cut over the group's ZeRO axis.
 
-    Creating it gives every rank the parameters of data rank 0.
+    Creating it gives every rank the parameters of the first of those that hold the same.
 
     Args:
-        parameters: as `nn.Module.named_parameters` gives them; those without gradients are left alone.
-        mesh: the ranks.
+        groups: the parameters that are trained, each in one group.
+        world: the ranks over which the norm is summed.
         beta1: Adam's; its beta2 follows a schedule and is given at each step.
         eps: Adam's.
         weight_decay: decoupled, for every parameter, norms and biases included.
@@ -60,8 +51,8 @@ class HybridZeroOptimizer:
 
     def __init__(
         self,
-        parameters: Iterable[tuple[str, nn.Parameter]],
-        mesh: Mesh,
+        groups: Sequence[ParameterGroup],
+        world: Axis,
         *,
         beta1: float = 0.9,
         eps: float = 1e-8,
@@ -71,30 +62,35 @@ class HybridZeroOptimizer:
         scaler: LossScaler | None = None,
         overlap: bool = True,
     ) -> None:
-        named = [(name, param) for name, param in parameters if param.requires_grad]
-        self.mesh, self.clip_grad_norm, self.overlap = mesh, clip_grad_norm, overlap
+        self.groups, self.world = tuple(groups), world
+        self.clip_grad_norm, self.overlap = clip_grad_norm, overlap
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
         self.scaler = scaler or LossScaler(enabled=False)
         self.updates = 0
         self.grad_norm = 0.0
 
-        dtypes = {param.dtype for _, param in named}
-        self.dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
-        self.buckets = make_buckets(named, mesh, bucket_size, self.dtype)
-        self._share_parameters()
-        device = named[0][1].device
-        width = sum(bucket.width for bucket in self.buckets)
-        self.master = torch.zeros(width, dtype=self.dtype, device=device)
-        self.grad = torch.zeros_like(self.master)
-        start = 0
+        params = [param for group in groups for param in group.parameters.values()]
+        self.dtype = functools.reduce(torch.promote_types, {param.dtype for param in params}, torch.float32)
+        buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in groups]
+        self.buckets = list(itertools.chain.from_iterable(buckets_of))
         for bucket in self.buckets:
-            part = slice(start, start + bucket.width)
-            bucket.attach(self.master[part], self.grad[part])
-            start += bucket.width
-
+            bucket.share_parameters()
+        device = params[0].device
+        self.master = torch.zeros(sum(bucket.width for bucket in self.buckets), dtype=self.dtype, device=device)
+        self.grad = torch.zeros_like(self.master)
         self.exp_avg = torch.zeros_like(self.master)
         self.exp_avg_sq = torch.zeros_like(self.master)
         self._count = torch.zeros((), dtype=torch.float32, device=device)
+
+        self._grads: list[tuple[ParameterGroup, torch.Tensor]] = []
+        start = 0
+        for group, buckets in zip(groups, buckets_of, strict=True):
+            first = start
+            for bucket in buckets:
+                part = slice(start, start + bucket.width)
+                bucket.attach(self.master[part], self.grad[part])
+                start += bucket.width
+            self._grads.append((group, self.grad[first:start]))
 
         self._reducing = False
         self._missing = [0] * len(self.buckets)
@@ -103,6 +99,12 @@ class HybridZeroOptimizer:
             for slot in bucket.slots:
                 hook = functools.partial(self._on_gradient, index, slot)
                 slot.param.register_post_accumulate_grad_hook(hook)
+
+    @property
+    def shares(self) -> list[int]:
+        """Elements of the parameters here that each rank of the ZeRO axis updates."""
+        size = max(group.zero.size for group in self.groups)
+        return [sum(bucket.owned(rank) for bucket in self.buckets) for rank in range(size)]
 
     def begin(self) -> None:
         """Start a step."""
@@ -131,12 +133,12 @@ class HybridZeroOptimizer:
         self._reducing = False
         for bucket in self.buckets:
             bucket.finish_reduce()
-        square = sum_of_squares(self.grad) / self.mesh.replica.size  # each replica of a share adds it once
+        square = own_square(self._grads)
         message = torch.cat([totals, square.view(1).to(totals.device)])
-        if self.mesh.world.size > 1:
-            dist.all_reduce(message, group=self.mesh.world.group)
+        if self.world.size > 1:
+            dist.all_reduce(message, group=self.world.group)
         totals.copy_(message[:-1])
-        self.grad_norm = float(message[-1]) ** 0.5 / (self.scaler.scale * self.mesh.data.size)
+        self.grad_norm = float(message[-1]) ** 0.5 / self.scaler.scale
         return self.grad_norm
 
     def step(self, lr: float, beta2: float) -> bool:
@@ -148,24 +150,25 @@ class HybridZeroOptimizer:
         """
         norm = self.grad_norm
         overflow = not (norm < float("inf"))  # nan compares false
-        factor = 1.0 / (self.scaler.scale * self.mesh.data.size)
+        factor = 1.0 / self.scaler.scale
         self.scaler.update(overflow=overflow)
         if overflow:
             return False
         if self.clip_grad_norm > 0:
             factor *= min(1.0, self.clip_grad_norm / (norm + 1e-6))
-        if factor != 1.0:
-            self.grad.mul_(factor)
+        for group, grad in self._grads:
+            if factor != group.divisor:
+                grad.mul_(factor / group.divisor)
         self._adamw(lr, beta2)
         self.updates += 1
         self._publish()
         return True
 
-    def state(self) -> dict[str, DTensor]:
-        """The optimizer's tensors by parameter name, for `torch.distributed.checkpoint`.
+    def state(self) -> dict[str, Placed]:
+        """The optimizer's tensors by parameter name: the rank's share of each, in the optimizer's own memory.
 
-        ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and, where the parameter's own type is narrower, ``master.<name>``:
-        one-dimensional, sharded as `torch.chunk` cuts them. Loading writes into the optimizer's own memory.
+        ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and, where the parameter's own type is narrower, ``master.<name>``,
+        each a part of a tensor of the parameter's shape, in `dtype`.
         """
         sources = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "master": self.master}
         state = {}
@@ -175,7 +178,7 @@ class HybridZeroOptimizer:
                 if kind == "master" and bucket.dtype == self.dtype:
                     continue  # the parameter is its own master value
                 for slot in bucket.slots:
-                    state[f"{kind}.{slot.name}"] = self._shard(slot, flat[start : start + bucket.width])
+                    state[f"{kind}.{slot.name}"] = slot.placed(flat[start : start + bucket.width])
             start += bucket.width
         return state
 
@@ -233,29 +236,3 @@ class HybridZeroOptimizer:
             bucket.gather()
         for bucket in self.buckets:
             bucket.finish_gather()
-
-    def _share_parameters(self) -> None:
-        """Give every data rank the parameters of the first one: replicas must start alike, bit for bit."""
-        if self.mesh.data.size == 1:
-            return
-        source = dist.get_global_rank(self.mesh.data.group, 0)
-        for bucket in self.buckets:
-            flat = torch.cat([slot.param.detach().reshape(-1) for slot in bucket.slots])
-            dist.broadcast(flat, source, group=self.mesh.data.group)
-            for slot, values in zip(
-                bucket.slots, flat.split([slot.param.numel() for slot in bucket.slots]), strict=True
-            ):
-                slot.param.data.copy_(values.view(slot.param.shape))
-
-    def _shard(self, slot: Slot, row: torch.Tensor) -> DTensor:
-        """The rank's slice of one parameter's state, padding cut off, as a piece of a tensor [numel]."""
-        local = row[slot.start : slot.start + slot.owned(self.mesh.zero.rank)]
-        numel = torch.Size([slot.param.numel()])
-        return DTensor.from_local(
-            local,
-            self.mesh.devices["replica", "zero"],
-            [Replicate(), Shard(0)],
-            run_check=False,
-            shape=numel,
-            stride=(1,),
-        )

@@ -1,0 +1,63 @@
+"""What training, checkpoints and the start-up log ask of an optimizer; its parameters may be cut in any way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from evo_core.optim.loss_scaler import LossScaler
+from evo_core.placement import Placed
+
+
+class Optimizer(Protocol):
+    """A step is ``begin``, ``backward`` for each micro-batch, ``reduce``, ``step``.
+
+    Every method is a collective over the ranks that hold the parameters but for `state`.
+
+    Attributes:
+        scaler: the loss scale.
+        updates: updates behind Adam's moments.
+        dtype: of the moments and master values.
+    """
+
+    scaler: LossScaler
+    updates: int
+    dtype: torch.dtype
+
+    @property
+    def shares(self) -> list[int]:
+        """Elements of the parameters here that each rank among those that share the state updates, in their order."""
+
+    def begin(self) -> None:
+        """Start a step."""
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradients of one micro-batch.
+
+        Args:
+            loss: scalar; the gradients of a step are the sum over micro-batches, averaged over data ranks.
+            last: whether it is the step's last, after which nothing is added any more.
+        """
+
+    def reduce(self, totals: torch.Tensor) -> float:
+        """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping.
+
+        Args:
+            totals: [n] float64, any sums of the caller's: summed in place over all ranks.
+        """
+
+    def step(self, lr: float, beta2: float) -> bool:
+        """Update the parameters, unless the norm that `reduce` found is inf or nan; tell whether it did."""
+
+    def state(self) -> Mapping[str, Placed]:
+        """What this rank holds of the tensors that a checkpoint keeps, by name; loading writes into it."""
+
+    def restored(self, *, updates: int, master: bool) -> None:
+        """Make the optimizer fit what a checkpoint has put into the parameters and into `state`.
+
+        Args:
+            updates: number of updates behind the loaded moments, 0 for fresh ones.
+            master: whether the checkpoint held master values; those it did not are taken from the parameters.
+        """

@@ -1,0 +1,265 @@
+"""Files and folders that are written whole or not at all: kills, full disks, many writers at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evo_core.storage import atomic
+from evo_core.storage.files import create_file, new_folder, replacing, write_file
+
+FORK = multiprocessing.get_context("fork")
+
+
+def in_a_process(call: Callable[[], object]) -> int | None:
+    def run() -> None:
+        call()
+        os._exit(0)
+
+    process = FORK.Process(target=run)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_file(path, "语料 \udce9\n")
+    assert path.read_bytes() == "语料 ".encode() + b"\\udce9\n"
+    write_file(str(path), b"\0")
+    assert path.read_bytes() == b"\0"
+    assert names(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", [b"\xe9.json", b"x" * 255, "语".encode() * 85, b"two\nlines", b"~x", b"gs:x"])
+def test_names_of_every_kind(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    write_file(path, "1")
+    assert create_file(path, "2") is False
+    with new_folder(path.with_name(os.fsdecode(name[:-1]) + "d")) as draft:
+        (draft / "file").write_text("3")
+    assert path.read_text() == "1"
+    assert len(names(tmp_path)) == 2
+
+
+def test_the_umask_holds(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "a", "1")
+        create_file(tmp_path / "b", "1")
+        with new_folder(tmp_path / "c"):
+            pass
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "abc"]
+    assert modes == [0o640, 0o640, 0o750]
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to("target")
+    write_file(tmp_path / "link", "other")
+    assert (tmp_path / "target").read_text() == "mine"
+    with replacing(tmp_path / "link", durable=False) as draft:
+        draft.symlink_to("target")
+    assert (tmp_path / "link").read_text() == "mine"
+
+
+def test_a_kill_in_the_middle_of_a_file_leaves_the_old_one(tmp_path: Path) -> None:
+    def half() -> None:
+        with replacing(path) as draft:
+            draft.write_text("ha")
+            die()
+
+    path = tmp_path / "a.txt"
+    write_file(path, "old")
+    assert in_a_process(half) == -signal.SIGKILL
+    assert path.read_text() == "old" and len(names(tmp_path)) == 2
+    write_file(tmp_path / "b.txt", "another")
+    assert names(tmp_path) == ["a.txt", "b.txt"], "the next write into the folder clears the draft"
+
+
+def test_a_kill_in_the_middle_of_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    def half() -> None:
+        with new_folder(path, replace=True) as draft:
+            (draft / "sub").mkdir()
+            (draft / "sub" / "file").write_text("half")
+            die()
+
+    path = tmp_path / "folder"
+    with new_folder(path) as draft:
+        (draft / "file").write_text("old")
+    assert in_a_process(half) == -signal.SIGKILL
+    assert names(path) == ["file"] and len(names(tmp_path)) == 2
+    with new_folder(path, replace=True) as draft:
+        (draft / "other").write_text("new")
+    assert names(tmp_path) == ["folder"] and names(path) == ["other"]
+
+
+@pytest.mark.faults
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    def for_ever() -> None:
+        while True:
+            for letter in "ab":
+                write_file(tmp_path / "file", letter * 100_000, durable=False)
+
+    for number in range(12):
+        process = FORK.Process(target=for_ever)
+        process.start()
+        while not (tmp_path / "file").exists():
+            time.sleep(0.001)
+        time.sleep(random.Random(number).uniform(0, 0.02))
+        process.kill()
+        process.join(30)
+        content = (tmp_path / "file").read_text()
+        assert content in ("a" * 100_000, "b" * 100_000)
+    atomic.clear_drafts(tmp_path)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("unnamed", [True, False], ids=["files without a name", "drafts"])
+def test_of_eight_that_create_a_file_one_wins(tmp_path: Path, unnamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not unnamed:  # as on NFS
+        monkeypatch.setattr(atomic, "UNNAMED", os.O_DIRECTORY)
+    begin, results = FORK.Barrier(8), FORK.SimpleQueue()
+
+    def create(number: int) -> None:
+        for turn in range(20):
+            begin.wait(60)
+            results.put((turn, number, create_file(tmp_path / f"{turn}.json", str(number) * 5000)))
+
+    processes = [FORK.Process(target=create, args=(number,)) for number in range(8)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in range(8 * 20)]
+    for process in processes:
+        process.join(60)
+    winners = sorted((turn, number) for turn, number, made in found if made)
+    assert [turn for turn, _ in winners] == list(range(20))
+    for turn, number in winners:
+        assert (tmp_path / f"{turn}.json").read_text() == str(number) * 5000
+    assert len(names(tmp_path)) == 20
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    def without_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        for write in (write_file, create_file):
+            with pytest.raises(OSError):
+                write(tmp_path / ("a" if write is write_file else "new"), "x" * 10_000)
+        with pytest.raises(OSError), new_folder(tmp_path / "folder") as draft:
+            (draft / "file").write_text("x" * 10_000)
+
+    write_file(tmp_path / "a", "before")
+    assert in_a_process(without_room) == 0
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "before"
+
+
+def test_a_folder_that_may_not_be_written_keeps_what_it_has(tmp_path: Path) -> None:
+    def as_nobody() -> None:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        with pytest.raises(PermissionError):
+            write_file(folder / "a", "after")
+        with pytest.raises(PermissionError), new_folder(folder / "new"):
+            raise AssertionError
+
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(0o755)  # pytest's own, which nobody else may enter
+    folder = tmp_path / "folder"
+    write_file(folder / "a", "before")
+    folder.chmod(0o555)
+    assert in_a_process(as_nobody) == 0
+    folder.chmod(0o755)
+    assert names(folder) == ["a"] and (folder / "a").read_text() == "before"
+
+
+def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with new_folder(tmp_path / "taken") as draft:
+        (draft / "file").write_text("1")
+    with pytest.raises(OSError) as caught, new_folder(tmp_path / "taken"):
+        pass
+    assert caught.value.filename2 is not None
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "other"):
+        raise RuntimeError
+    assert names(tmp_path) == ["taken"] and names(tmp_path / "taken") == ["file"]
+
+
+def test_what_is_durable_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(("folder" if name == tmp_path.name else "draft", path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    path = tmp_path / "file"
+    write_file(path, "1")
+    assert synced == [("draft", False), ("folder", True)]
+    path.unlink()
+    synced.clear()
+    create_file(path, "1")
+    assert synced == [("draft", False), ("folder", True)]
+    path = tmp_path / "made"
+    synced.clear()
+    with new_folder(path) as draft:
+        (draft / "file").write_text("1")
+    assert synced == [("draft", False), ("draft", False), ("folder", True)]
+    synced.clear()
+    write_file(tmp_path / "cache", "1", durable=False)
+    create_file(tmp_path / "other", "1", durable=False)
+    with new_folder(tmp_path / "index", durable=False):
+        pass
+    assert synced == []
+
+
+def test_files_that_belong_together_get_their_names_in_order(tmp_path: Path) -> None:
+    old, drafts = (
+        tmp_path / "a.meta",
+        [(atomic.new_draft(tmp_path / name), tmp_path / name) for name in ("a", "a.meta")],
+    )
+    old.write_text("of the old a")
+    for draft, path in drafts:
+        draft.write_text(path.name)
+    atomic.publish(drafts, stale=[old])
+    assert names(tmp_path) == ["a", "a.meta"] and old.read_text() == "a.meta"
+
+
+def test_only_drafts_of_the_dead_are_cleared(tmp_path: Path) -> None:
+    mine = atomic.new_draft(tmp_path / "a")
+    elsewhere = tmp_path / ".a.77-88-00000000.0.tmp"
+    folder = tmp_path / ".a.77-88-00000000.1.tmp"
+    foreign = tmp_path / ".somebody.else.tmp"
+    for path in (mine, elsewhere, foreign, folder / "sub" / "file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    long_ago = time.time() - 2 * 86400
+    for path in (mine, elsewhere, foreign, folder, folder / "sub"):
+        os.utime(path, (long_ago, long_ago))
+    atomic.clear_drafts(tmp_path)
+    assert mine.exists() and foreign.exists() and not elsewhere.exists()
+    assert folder.exists(), "something in it is new: its writer, on another machine, is at work"
+    os.utime(folder / "sub" / "file", (long_ago, long_ago))
+    atomic.clear_drafts(tmp_path)
+    assert not folder.exists() and mine.exists()
