@@ -33,7 +33,7 @@ from evo_core.data.dataset.inventory import (
     take_inventory,
 )
 from evo_core.data.dataset.previous_version import FOLDER, STATISTICS, PreviousVersion, save_for_next_version
-from evo_core.data.dataset.routing import Routing, check_type_name
+from evo_core.data.dataset.routing import TypeRouting, check_type_name
 from evo_core.data.dataset.shard_plan import plan_shards
 from evo_core.data.dataset.writer import ShardWriter
 from evo_core.data.shards.origins import ORIGINS, Origins
@@ -54,7 +54,7 @@ def write_shards(
     valid_fraction: float,
     shard_tokens: int,
     seed: int = 0,
-    routing: Routing | None = None,
+    routing: TypeRouting | None = None,
     dedup: Dedup = "none",
     near: NearDuplicates | None = None,
     previous: PreviousVersion | None = None,
@@ -96,7 +96,7 @@ def write_shards(
             file is damaged, the disk is full, or `out` is in use. No shards are left in `out` then.
     """
     out = Path(out)
-    routing = routing or Routing()
+    routing = routing or TypeRouting()
     if not 0 <= valid_fraction < 1:
         raise DataError(f"must be at least 0 and below 1, not {valid_fraction}", key="valid_fraction")
     if shard_tokens < 1:
@@ -125,7 +125,7 @@ def write_shards(
     return statistics
 
 
-def _by_origin(sources: Iterable[ShardSource], routing: Routing) -> list[ShardSource]:
+def _by_origin(sources: Iterable[ShardSource], routing: TypeRouting) -> list[ShardSource]:
     ordered = sorted(sources, key=lambda source: source.origin)
     for before, source in zip([None, *ordered], ordered, strict=False):
         if before is not None and before.origin == source.origin:

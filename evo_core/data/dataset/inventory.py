@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from evo_core.data.dataset.dedup import NearDuplicates, exact_duplicates, near_duplicates
-from evo_core.data.dataset.routing import Routing, check_type_name
+from evo_core.data.dataset.routing import TypeRouting, check_type_name
 from evo_core.data.dataset.scan import Scan, ScanSpec, scans
 from evo_core.errors import DataError
 
@@ -51,7 +51,7 @@ class SelectionCriteria:
 
     valid_fraction: float
     seed: int = 0
-    routing: Routing = field(default_factory=Routing)
+    routing: TypeRouting = field(default_factory=TypeRouting)
     dedup: Dedup = "none"
     near: NearDuplicates = field(default_factory=NearDuplicates)
 
@@ -231,7 +231,7 @@ def _scanned(
 
 
 def _file_inventory(
-    source: ShardSource, scan: Scan, routing: Routing, exact: np.ndarray, near: np.ndarray
+    source: ShardSource, scan: Scan, routing: TypeRouting, exact: np.ndarray, near: np.ndarray
 ) -> FileInventory:
     taken = _taken(source, scan, routing)
     repeated = exact | near
@@ -260,7 +260,7 @@ def _file_inventory(
     return FileInventory(len(scan.lengths), _digest(exact, near), tuple(selections), tuple(document_numbers))
 
 
-def _taken(source: ShardSource, scan: Scan, routing: Routing) -> np.ndarray:
+def _taken(source: ShardSource, scan: Scan, routing: TypeRouting) -> np.ndarray:
     """Which documents have a type that is taken, bool [documents].
 
     Raises:

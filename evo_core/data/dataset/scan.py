@@ -16,7 +16,7 @@ import xxhash
 
 from evo_core.cores import cores
 from evo_core.data.dataset.dedup import NearDuplicates
-from evo_core.data.dataset.routing import Routing, document_types
+from evo_core.data.dataset.routing import TypeRouting, document_types
 from evo_core.data.shards.format import BinReader, encode_line
 from evo_core.process import die_with_parent
 
@@ -41,7 +41,7 @@ class ScanSpec:
 
     bin_path: Path
     type: str
-    routing: Routing
+    routing: TypeRouting
     valid_fraction: float
     seed: int
     hashes: bool = False

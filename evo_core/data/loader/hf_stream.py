@@ -81,7 +81,7 @@ class StreamData:
         self._documents = _Documents(
             open_stream(data.train_folder, data.subset_name),
             tokenizer,
-            Part(dp_rank, dp_size),
+            RankShare(dp_rank, dp_size),
             name=self._name,
             text_key=data.text_key,
             min_length=data.min_length,
@@ -135,7 +135,7 @@ class StreamData:
         )
 
 
-class Part(NamedTuple):
+class RankShare(NamedTuple):
     """The part of a data set that a rank reads."""
 
     rank: int
@@ -154,7 +154,7 @@ class _Documents:
         self,
         dataset: IterableDataset,
         tokenizer: Tokenizer,
-        part: Part,
+        part: RankShare,
         *,
         name: str,
         text_key: str,

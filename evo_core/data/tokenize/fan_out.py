@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import uuid
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -173,7 +174,7 @@ class _Plan:
         share = PART_BYTES if executor is not None and workers is None else self.total / self.workers / PARTS_A_WORKER
         self.cuts = self.workers > 1 or executor is not None
         self.part = min(max(PART_BYTES, share), MOST_PART_BYTES) if self.cuts else math.inf
-        self.lease = draft_name(folder / "running")
+        self.lease = folder / f".{uuid.uuid4().hex[:12]}.running"
 
     def output(self, path: Path, specs: Sequence[TokenizeSpec], sizes: Sequence[int]) -> _Output:
         """The parts of one output."""
