@@ -1,42 +1,13 @@
-"""What a training step is measured by: sums over all ranks, and from them the record that is logged.
-
-The record's first fields are those of the original's log line, in its order; the tools people have read them.
-"""
+"""What a training step is measured by: sums over its micro-batches and, in one message, over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evo_core.config import ModelConfig
 from evo_core.evaluate.perplexity import perplexity
 from evo_core.evaluate.sums import sums_by_group
-
-if TYPE_CHECKING:
-    from evo_core.config import TrainConfig
-
-LOG_FIELDS = (
-    "tflops",
-    "step",
-    "loss",
-    "tgs (tokens/gpu/second)",
-    "lr",
-    "loss_scale",
-    "grad_norm",
-    "micro_num",
-    "num_consumed_tokens",
-    "inf_nan_skip_batches",
-    "num_samples_in_batch",
-    "largest_length",
-    "largest_batch",
-    "smallest_batch",
-    "adam_beta2",
-    "fwd_bwd_time",
-)
-"""The original's log line. Ours follow after these."""
 
 _STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(8)
 
@@ -115,62 +86,6 @@ class StepTotals:
         return result
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """How fast steps are, in the original's terms, so that numbers compare.
-
-    tflops per GPU = c {[(8 + 4 m) B S h^2 + 4 B S^2 h] L} / 1 + 6 B S h V, over time * ranks * 10^12, with c = 4 where
-    any block is recomputed in backward, else 3; m = 1.5 mlp_ratio (three matrices); B sequences of S tokens in a step;
-    h, L, V hidden size, layers, vocabulary. It counts attention as if it were not causal and a fraction of recomputed
-    blocks as all of them. Of a model type of a user's own the formula says nothing: ``num_layers`` is 0 then.
-    """
-
-    world_size: int
-    dp: int
-    seq_len: int
-    micro_bsz: int
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    mlp_ratio: float
-    recomputes: bool
-
-    @classmethod
-    def of(cls, cfg: TrainConfig, *, world_size: int, dp: int) -> Throughput:
-        """For a training job on so many ranks."""
-        model = cfg.model
-        ours = isinstance(model, ModelConfig)
-        return cls(
-            world_size=world_size,
-            dp=dp,
-            seq_len=cfg.data.seq_len,
-            micro_bsz=cfg.data.micro_bsz,
-            hidden_size=model.hidden_size if ours else 0,
-            num_layers=model.num_layers if ours else 0,
-            vocab_size=model.vocab_size,
-            mlp_ratio=float(model.mlp_ratio) if ours else 0.0,
-            recomputes=ours and float(model.checkpoint) > 0,
-        )
-
-    def step_tokens(self, micro_num: int) -> int:
-        """Tokens of a step over all ranks."""
-        return micro_num * self.micro_bsz * self.seq_len * self.dp
-
-    def tgs(self, micro_num: int, seconds: float) -> float:
-        """Tokens per rank and second."""
-        return self.step_tokens(micro_num) / self.world_size / seconds
-
-    def tflops(self, micro_num: int, seconds: float) -> float | None:
-        """Teraflops per rank, by the formula above; None where it does not apply."""
-        if self.num_layers == 0:
-            return None
-        b, s, h = self.micro_bsz * micro_num * self.dp, self.seq_len, self.hidden_size
-        passes = 4 if self.recomputes else 3
-        layer = (8 + 4 * 1.5 * self.mlp_ratio) * b * s * h**2 + 4 * b * s**2 * h
-        flops = passes * layer * self.num_layers + 6 * b * s * h * self.vocab_size
-        return flops / (seconds * self.world_size * 1e12)
-
-
 def segments(cu_seqlens: Sequence[torch.Tensor]) -> dict[str, int]:
     """How a step's micro-batches are cut into documents, on this rank.
 
@@ -185,10 +100,3 @@ def segments(cu_seqlens: Sequence[torch.Tensor]) -> dict[str, int]:
         "largest_batch": max(counts),
         "smallest_batch": min(counts),
     }
-
-
-def log_line(record: dict[str, Any]) -> str:
-    """``key=value,key=value,...``: the original's fields in its order, then ours."""
-    ordered = [name for name in LOG_FIELDS if name in record]
-    ordered += [name for name in record if name not in LOG_FIELDS and name != "time"]
-    return ",".join(f"{name}={record[name]}" for name in ordered)

@@ -1,15 +1,11 @@
-"""From a training configuration to the objects of a run."""
+"""The optimizer of a job, with its loss scale, and the schedules of its rates."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from evo_core.model.decoder import Decoder
-from evo_core.model.draws import Draws
 from evo_core.optim.groups import data_parallel
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
 from evo_core.optim.protocol import Optimizer
@@ -66,39 +62,3 @@ def make_schedules(cfg: TrainConfig) -> tuple[CosineWithWarmup, Beta2Schedule]:
         ),
         Beta2Schedule(init_beta2=beta2.init_beta2, c=beta2.c, cur_iter=beta2.cur_iter),
     )
-
-
-def set_kernels(cfg: TrainConfig) -> None:
-    """Process-wide switches of cuDNN. TF32 is switched by building the model."""
-    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
-    torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
-
-
-def draws_of_micro_batch(model: nn.Module, seed: int, step: int, number: int) -> dict[str, Draws]:
-    """What the forward pass of a micro-batch is given to draw from (dropout, the choices of a router).
-
-    A shipped family takes `draws`. A model type of one's own takes nothing more, and finds torch's generators seeded.
-
-    Args:
-        number: of the micro-batch among those of the step, over all ranks.
-
-    Returns:
-        Arguments by name.
-    """
-    if isinstance(model, Decoder):
-        return {"draws": Draws(seed, step, number)}
-    seed_micro_batch(seed, step, number)
-    return {}
-
-
-def seed_micro_batch(seed: int, step: int, number: int) -> None:
-    """Make what a model draws from torch's own generators in a micro-batch a function of its place.
-
-    So there is no random state to keep: a resumed run draws what the uninterrupted one would have drawn, and another
-    number of ranks draws the same for the same tokens.
-
-    Args:
-        number: of the micro-batch among those of the step, over all ranks.
-    """
-    digest = hashlib.sha256(f"{seed}:{step}:{number}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little"))

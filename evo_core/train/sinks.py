@@ -1,17 +1,56 @@
-"""The curve of a run: ``metrics.jsonl``, one line a step, and the same in tensorboard."""
+"""Where the curve of a run goes: ``metrics.jsonl``, one line a step, and the same in tensorboard."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evo_core.results_folder import writing
 from evo_core.storage.files import write_file
+from evo_core.storage.location import local_path
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
 
 FILE = "metrics.jsonl"
+
+
+class Sink(Protocol):
+    """Takes each step's record once, in order, on the one rank that keeps the curve."""
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Take a record as `StepRecord.fields` gives it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+
+    def close(self) -> None:
+        """Write out what is held back; a record that was refused before is no error here."""
+
+
+def open_sinks(cfg: TrainConfig, folder: Path, step: int) -> list[Sink]:
+    """The sinks that a job asks for.
+
+    Args:
+        folder: the run's folder.
+        step: the step the run starts at.
+
+    Raises:
+        UserError: one cannot be written to.
+    """
+    sinks: list[Sink] = [MetricsFile(folder / FILE, step)]
+    if cfg.enable_tb:
+        where = local_path(cfg.tensorboard_folder) if cfg.tensorboard_folder else folder / "tensorboard"
+        board = Tensorboard(where, queue=cfg.monitor.tensorboard.queue_max_length, step=step)
+        board.text("job_name", cfg.shown.job_name)
+        board.text("config", f"```yaml\n{cfg.to_yaml()}\n```")
+        sinks.append(board)
+    return sinks
 
 
 class MetricsFile:
@@ -30,10 +69,10 @@ class MetricsFile:
             write_file(path, "".join(kept))
             self._stream = path.open("a", buffering=1)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, fields: Mapping[str, Any]) -> None:
         """Append a record; numbers that are not finite become null, which JSON can say."""
         with writing(self._path):
-            self._stream.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
+            self._stream.write(json.dumps({k: _finite(v) for k, v in fields.items()}) + "\n")
 
     def close(self) -> None:
         with suppress(OSError):  # of a line that was refused before
@@ -72,14 +111,16 @@ class Tensorboard:
             self._writer = SummaryWriter(str(folder), max_queue=queue, purge_step=step or None)
 
     def text(self, name: str, text: str) -> None:
+        """Record a text."""
         with writing(self._folder):
             self._writer.add_text(name, text)
 
-    def write(self, record: dict[str, Any], step: int) -> None:
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Record every number as a scalar of its name."""
         with writing(self._folder):
-            for name, value in record.items():
+            for name, value in fields.items():
                 if isinstance(value, int | float) and name not in ("step", "time"):
-                    self._writer.add_scalar(name, value, step)
+                    self._writer.add_scalar(name, value, fields["step"])
 
     def close(self) -> None:
         with suppress(OSError):

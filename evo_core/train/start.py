@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -14,17 +14,16 @@ from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.config import local_path
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
+from evo_core.train.checkpointing import save_folder
 from evo_core.weights import Kind, fill_model, locate, open_weights, other_settings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from evo_core.config import TrainConfig
-    from evo_core.data import Prefetch
     from evo_core.data.loader.prefetch import Source
     from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
@@ -232,16 +231,3 @@ def take_start(
     if data.sequential:
         data.restore(state.data_cursors[mesh.data.rank])
     return state
-
-
-def data_cursors(feed: Prefetch, mesh: Mesh) -> list[Any]:
-    """Where each data-parallel rank goes on in its data; every rank must call it."""
-    found = dict(gather_objects((mesh.data.rank, feed.cursor)))
-    return [found[rank] for rank in range(mesh.data.size)]
-
-
-def save_folder(cfg: TrainConfig) -> Path | None:
-    """Where the run saves; None where it saves nothing."""
-    if not cfg.ckpt.enable_save_ckpt or cfg.ckpt.save_ckpt_folder is None:
-        return None
-    return local_path(cfg.ckpt.save_ckpt_folder)

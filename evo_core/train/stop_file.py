@@ -17,10 +17,7 @@ _MOST_CHARACTERS = 10_000
 
 
 class StopFile:
-    """A file with a step number n: n > 0 saves and ends the run at step n (now, if it is past n), n < 0 saves at step
-    -n and goes on, 0 says nothing.
-
-    Every rank must make one.
+    """A file with a step number, whose meaning `checkpointing.Asked` tells. Every rank must make one.
 
     Args:
         path: the file, written with 0 when the run starts; None for none.
@@ -65,13 +62,3 @@ class StopFile:
                 log.warning("stop file %s is not read: %s", self._path, why)
             self._refused = text
             return 0
-
-
-def ends(number: int, step: int) -> bool:
-    """Whether the run ends after `step` steps."""
-    return 0 < number <= step
-
-
-def saves(number: int, step: int) -> bool:
-    """Whether a checkpoint is due after `step` steps."""
-    return ends(number, step) or -number == step > 0

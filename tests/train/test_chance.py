@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evo_core.data import BinWriter
-from evo_core.train.optimizer import seed_micro_batch
+from evo_core.train.chance import seed_micro_batch
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, losses, run
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from evo_core.checkpoint import load_model, newest_complete
 from evo_core.config.identity import identity_of
@@ -179,80 +176,6 @@ def test_evaluation_while_training(tmp_path: Path) -> None:
     for kind in ("cn", "code", "en"):
         for what in ("loss", "acc", "plex"):
             assert two[f"val/{kind}_{what}"] == pytest.approx(one[f"val/{kind}_{what}"], rel=1e-11)
-
-
-def test_a_signal_to_one_rank_stops_all_after_the_step(tmp_path: Path) -> None:
-    def body() -> tuple[bool, int]:
-        def signal_one(step: int) -> None:
-            if step == 4 and dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        before_each_step(signal_one)
-        result = run(job(tmp_path), tmp_path / "run")
-        return result.stopped, result.step
-
-    assert run_on_ranks(body, 2) == [(True, 5)] * 2
-    assert newest_complete(tmp_path / "ckpt") == tmp_path / "ckpt" / "5"
-    assert run(job(tmp_path), tmp_path / "run").step == 8
-    assert len(curve(tmp_path / "run")) == 8
-
-
-@pytest.mark.parametrize(
-    ("number", "step", "saved"),
-    [
-        (5, 5, ["5"]),
-        (1, 3, ["3"]),
-        (-5, 8, ["5", "8"]),
-        (0, 8, ["8"]),
-        ("never", 8, ["8"]),
-        ("9" * 400, 8, ["8"]),
-        ("-" + "9" * 400, 8, ["8"]),
-        ("9" * 5000, 8, ["8"]),
-    ],
-    ids=["ends", "ends now when late", "saves and goes on", "nothing", "no number", "huge", "huge below 0", "absurd"],
-)
-def test_the_stop_file(tmp_path: Path, number: int | str, step: int, saved: list[str]) -> None:
-    path = tmp_path / "control" / "stop"
-    cfg = job(tmp_path, ckpt__stop_file_path=str(path), ckpt__checkpoint_every=100)
-
-    def body() -> tuple[int, bool]:
-        def write(at: int) -> None:
-            if at == 2 and dist.get_rank() == 0:
-                assert path.read_text() == "0\n"  # the run has made it
-                path.write_text(f"{number}\n")
-
-        before_each_step(write)
-        result = run(cfg, tmp_path / "run")
-        return result.step, result.stopped
-
-    assert run_on_ranks(body, 2) == [(step, False)] * 2
-    assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == saved
-
-
-def test_snapshots_are_folders_of_their_own_and_two_are_kept(tmp_path: Path) -> None:
-    cfg = job(tmp_path, data__total_steps=8, ckpt__checkpoint_every=4, ckpt__oss_snapshot_freq=2)
-    run(cfg, tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["4", "8", "snapshot"]
-    assert sorted(p.name for p in (tmp_path / "ckpt" / "snapshot").iterdir()) == ["2", "6"]
-
-
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    run(job(tmp_path, ckpt__checkpoint_every=1, ckpt__keep=2), tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["7", "8"]
-
-
-@pytest.mark.parametrize(("interval", "steps", "times"), [(2, 7, 3), (0, 51, 1), (-3, 49, 0), (100, 8, 0)])
-def test_memory_is_looked_at_every_so_many_steps(tmp_path: Path, interval: int, steps: int, times: int) -> None:
-    """0 and less mean 50, as in the original."""
-    settings = {"ckpt__enable_save_ckpt": False, "data__total_steps": steps, "data__global_batch_tokens": 32}
-    run(job(tmp_path, data__empty_cache_and_diag_interval=interval, **settings), tmp_path / "run")
-    assert (tmp_path / "run" / "train.log").read_text().count("memory of rank 0: peak resident memory") == times
-
-
-def test_nothing_is_saved_where_saving_is_off(tmp_path: Path) -> None:
-    result = run(job(tmp_path, ckpt__enable_save_ckpt=False), tmp_path / "run")
-    assert result.checkpoint is None
-    assert not (tmp_path / "ckpt").exists()
 
 
 def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:

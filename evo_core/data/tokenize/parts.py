@@ -7,6 +7,7 @@ parts of an output lie in a hidden folder beside it, and are put behind one anot
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -103,7 +104,8 @@ class Cutting:
         share = PART_BYTES if executor is not None and workers is None else self.total / self.workers / PARTS_A_WORKER
         self.cuts = self.workers > 1 or executor is not None
         self.part = min(max(PART_BYTES, share), MOST_PART_BYTES) if self.cuts else math.inf
-        self.lease = draft_name(folder / "running")
+        # No draft, which whoever tidies up would take for garbage: what it says is true while this process lives.
+        self.lease = folder / f".{uuid.uuid4().hex[:12]}.running"
 
     def output(self, path: Path, specs: Sequence[TokenizeSpec], sizes: Sequence[int]) -> Output:
         """The parts of one output."""

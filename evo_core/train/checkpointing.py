@@ -1,0 +1,177 @@
+"""When a run saves and ends, and how it saves: the one place that the loop asks.
+
+A save is due at a cadence, at the last step, and where someone asks for it from outside: a signal to any rank, or a
+number in the stop file (`stop_file`). What a rank hears travels with the sums of a step, so that all ranks know the
+same after it and decide alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from evo_core.checkpoint import TrainState, save
+from evo_core.parallel.collectives import gather_objects
+from evo_core.storage.location import local_path
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evo_core.checkpoint.run import Run
+    from evo_core.config import TrainConfig
+    from evo_core.data import Prefetch
+    from evo_core.optim.protocol import Optimizer
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.parallel.process_group import Stop
+    from evo_core.train.stop_file import StopFile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of a run from outside.
+
+    Attributes:
+        stop: a signal told it to stop.
+        stop_file: the number in the stop file: n > 0 saves and ends the run at step n (now, if it is past n), n < 0
+            saves at step -n and goes on, 0 says nothing.
+    """
+
+    stop: bool = False
+    stop_file: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done after a step.
+
+    Attributes:
+        save: write a checkpoint, or a snapshot, of which only the newest two are kept; or nothing.
+        end: what ends the run here; None where it goes on, or is at its last step.
+    """
+
+    save: Literal["checkpoint", "snapshot"] | None = None
+    end: Literal["signal", "stop file"] | None = None
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When a run saves and ends, as a function of the steps done and of what was asked.
+
+    Attributes:
+        every: steps between two checkpoints.
+        snapshot_every: steps between two snapshots; 1 or less takes none.
+        total_steps: the last one is saved too.
+        saves: whether the run saves at all.
+    """
+
+    every: int | float
+    snapshot_every: int | float
+    total_steps: int
+    saves: bool = True
+
+    @classmethod
+    def of(cls, cfg: TrainConfig) -> Cadence:
+        """The job's."""
+        ckpt = cfg.ckpt
+        return cls(ckpt.checkpoint_every, ckpt.oss_snapshot_freq, cfg.data.total_steps, save_folder(cfg) is not None)
+
+    def decide(self, done: int, asked: Asked) -> Decision:
+        """What is to be done after `done` steps."""
+        end: Literal["signal", "stop file"] | None = None
+        if asked.stop:
+            end = "signal"
+        elif 0 < asked.stop_file <= done:
+            end = "stop file"
+        if not self.saves:
+            return Decision(None, end)
+        if end or -asked.stop_file == done or done % self.every == 0 or done == self.total_steps:
+            return Decision("checkpoint", end)
+        if self.snapshot_every > 1 and done % self.snapshot_every == 0:
+            return Decision("snapshot", end)
+        return Decision(None, end)
+
+
+class Checkpointing:
+    """What the loop asks about saving: whether to, and to do it. Every rank must make one.
+
+    Args:
+        cfg: the job.
+        run: whose the checkpoints are.
+        mesh: the ranks.
+        model, optimizer: what is saved.
+        stop: set by a signal to this rank.
+        stop_file: the stop file as this rank reads it.
+        newest: the checkpoint that the run goes on from; None for a run that begins.
+
+    Attributes:
+        newest: the newest checkpoint of the run; None where it has none.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        run: Run,
+        mesh: Mesh,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        stop: Stop,
+        stop_file: StopFile,
+        newest: Path | None,
+    ) -> None:
+        self._cfg, self._run, self._mesh = cfg, run, mesh
+        self._model, self._optimizer = model, optimizer
+        self._folder, self._cadence = save_folder(cfg), Cadence.of(cfg)
+        self._stop, self._stop_file = stop, stop_file
+        self.newest = newest
+
+    def asked(self) -> Asked:
+        """What this rank alone has heard so far."""
+        return Asked(self._stop.requested, self._stop_file.read())
+
+    def decide(self, done: int, asked: Asked) -> Decision:
+        """What is to be done after `done` steps, given what all ranks together have heard."""
+        return self._cadence.decide(done, asked)
+
+    def save(self, state: TrainState, batches: Prefetch, *, snapshot: bool) -> None:
+        """Write a checkpoint of now; every rank must call it.
+
+        Args:
+            state: where the run is; what optimizer and data know of it is filled in here.
+            batches: where the next batch comes from.
+            snapshot: write it among the snapshots.
+
+        Raises:
+            CheckpointError: it cannot be written, on every rank.
+        """
+        assert self._folder is not None
+        began = time.perf_counter()
+        state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
+        state.data_cursors = data_cursors(batches, self._mesh)
+        tensors = self._optimizer.state()
+        self.newest = save(self._folder, self._cfg, self._model, tensors, state, snapshot=snapshot, run=self._run)
+        log.info("saved %s in %.1f s", self.newest, time.perf_counter() - began)
+
+
+def data_cursors(batches: Prefetch, mesh: Mesh) -> list[Any]:
+    """Where each data-parallel rank goes on in data that are read one after the other; every rank must call it.
+
+    Returns:
+        Nothing where the step says where to go on.
+    """
+    if batches.cursor is None:
+        return []
+    cursors = dict(gather_objects((mesh.data.rank, batches.cursor)))
+    return [cursors[rank] for rank in range(mesh.data.size)]
+
+
+def save_folder(cfg: TrainConfig) -> Path | None:
+    """Where the run saves; None where it saves nothing."""
+    if not cfg.ckpt.enable_save_ckpt or cfg.ckpt.save_ckpt_folder is None:
+        return None
+    return local_path(cfg.ckpt.save_ckpt_folder)

@@ -1,0 +1,150 @@
+"""From the configuration of a job to the parts of a run: everything that there is before the first step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evo_core.checkpoint import TrainState
+from evo_core.data import Prefetch, open_source
+from evo_core.errors import ConfigError
+from evo_core.model import build_model, compile_blocks, init_weights
+from evo_core.parallel.collectives import on_first
+from evo_core.train.checkpointing import Checkpointing
+from evo_core.train.metric_log import MetricLog
+from evo_core.train.optimizer import make_optimizer
+from evo_core.train.start import find_start, run_of, take_start
+from evo_core.train.startup_log import log_parts, log_ranks
+from evo_core.train.step import TrainStep
+from evo_core.train.stop_file import StopFile
+from evo_core.train.throughput import Throughput
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+    from evo_core.data.loader.prefetch import Source
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.parallel.process_group import Ranks
+    from evo_core.train.run_log import RunLog
+    from evo_core.train.start import Start
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """The parts of a run, made and loaded, on one rank.
+
+    Attributes:
+        folder: where its log and curve go.
+        data: this rank's batches by step.
+        step: what is done with a batch.
+        saving: when and how it saves.
+        state: where it is; changes with every step.
+    """
+
+    cfg: TrainConfig
+    ranks: Ranks
+    mesh: Mesh
+    folder: Path
+    data: Source
+    step: TrainStep
+    saving: Checkpointing
+    state: TrainState
+
+    def batches(self) -> Prefetch:
+        """The batches that are left, drawn ahead; a context manager, whose end also closes `data`."""
+        data = self.cfg.data
+        return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker)
+
+    def metric_log(self) -> MetricLog:
+        """What takes the records of the steps that are left; a context manager."""
+        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank)
+
+
+def make_run(
+    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, mesh: Mesh, lines: RunLog
+) -> TrainRun:
+    """Make the parts of a run and load what it starts from; every rank must call it.
+
+    Args:
+        folder: where log and curve go; None as in `loop.train`.
+        init: what to start from where there is nothing to resume.
+        lines: the log, which from here on is kept in the folder.
+
+    Raises:
+        UserError: configuration, data or checkpoint do not fit.
+    """
+    set_kernels(cfg)
+    start = find_start(cfg, init, first=mesh.is_log_rank)
+    folder = run_folder(cfg, folder, start)
+    lines.keep_in(folder)
+    log_ranks(cfg, ranks, mesh, folder)
+
+    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
+    model = make_model(cfg, ranks.device, drawn=start is None)
+    optimizer = make_optimizer(cfg, model, mesh)
+    speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
+    batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
+    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
+    state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
+    state.folder = str(folder.absolute())
+    log_parts(cfg, ranks, mesh, model, optimizer, data)
+
+    saving = Checkpointing(
+        cfg,
+        run_of(start, cfg),
+        mesh,
+        model,
+        optimizer,
+        stop=ranks.stop,
+        stop_file=StopFile(cfg.ckpt.stop_file_path, reads=mesh.is_log_rank),
+        newest=start.checkpoint if start is not None and start.resumes else None,
+    )
+    step = TrainStep(cfg, mesh, model, optimizer, speed=speed, types=data.types, device=ranks.device)
+    return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state)
+
+
+def make_model(cfg: TrainConfig, device: torch.device, *, drawn: bool) -> nn.Module:
+    """The model of a job, its blocks compiled where the job says so.
+
+    Args:
+        drawn: whether to draw first weights; else they are left to be loaded.
+    """
+    model = build_model(cfg.model, device=device)
+    if drawn:
+        init_weights(model, cfg.model, cfg.seed)
+    if getattr(cfg.model, "compile", False):  # a model type of a user's own need not have the setting
+        log.info("%d blocks are compiled in the first step", compile_blocks(model))
+    return model
+
+
+def run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> Path:
+    """The run's folder, made: the one asked for, else that of the resumed run, else a new one.
+
+    Raises:
+        ConfigError: it cannot be made, or `job_name` cannot be a folder's.
+    """
+    if folder is None and start is not None and start.resumes:
+        before = TrainState.read(start.checkpoint).folder
+        folder = Path(before) if before and Path(before).is_dir() else None
+    if folder is None:  # named by one rank: clocks differ
+        name = cfg.run_name
+        folder = on_first(lambda: Path("RUN") / name / time.strftime("%m-%d-%H.%M.%S"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "name a folder for log and curve with --folder, or start where one can be made"
+        raise ConfigError(f"cannot be made: {error.strerror}", file=folder, hint=hint) from error
+    return folder
+
+
+def set_kernels(cfg: TrainConfig) -> None:
+    """Process-wide switches of cuDNN. TF32 is switched by building the model."""
+    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
+    torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
