@@ -19,9 +19,9 @@ from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
 from tasks.launch.pace import Pace
+from tasks.raw.token_objects import TOKENS, read_index
 from tasks.store import Artifact
 from tasks.store.earlier import earlier, most_alike
-from tasks.tokenize import TOKENS, read_index
 from tasks.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Shard(Kind[Params, Runtime]):
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
         from evo_core.data.dataset.build import write_shards
         from evo_core.data.dataset.dedup import NearDuplicates
-        from evo_core.data.dataset.routing import Routing
+        from evo_core.data.dataset.routing import TypeRouting
 
         params, tokens = ctx.params, ctx.inputs["tokens"]
         sources = self._sources(ctx)
@@ -147,7 +147,7 @@ class Shard(Kind[Params, Runtime]):
                 valid_fraction=params.valid_fraction,
                 shard_tokens=params.shard_tokens,
                 seed=params.seed,
-                routing=Routing(params.route, tokens.path / TOKENIZER, types, params.others),
+                routing=TypeRouting(params.route, tokens.path / TOKENIZER, types, params.others),
                 dedup=params.dedup,
                 near=NearDuplicates(**params.near.model_dump()),
                 previous=previous,

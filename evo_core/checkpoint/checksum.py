@@ -5,7 +5,6 @@ Bits are compared, not values: 0 and -0 differ, and a NaN equals itself.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -36,8 +35,8 @@ def hashed(tensor: Tensor) -> int:
 def weighed(tensor: Tensor) -> Tensor:
     """The sum of a tensor's bits, as integers times odd weights that grow with their place.
 
-    One element that differs always shows, and so do two that are exchanged less than four million places apart;
-    anything else goes unseen once in 2^64.
+    One element of up to 32 bits that differs always shows, and so do two that are exchanged less than four million
+    places apart; anything else goes unseen once in 2^64.
 
     Returns:
         A scalar, int64, on the tensor's device; nothing waits for it.
@@ -45,12 +44,7 @@ def weighed(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     integers = flat.view(_INTEGERS.get(flat.element_size(), torch.int32))  # of 64 bits none is lost: two of 32 each
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    weights = _weights(flat.device)
+    weights = torch.arange(1, 2 * min(_CHUNK, integers.numel()) + 1, 2, device=flat.device)
     for chunk in integers.split(_CHUNK):
         total = total * _FACTOR + (chunk * weights[: chunk.numel()]).sum()
     return total
-
-
-@functools.lru_cache(maxsize=1)
-def _weights(device: torch.device) -> Tensor:
-    return torch.arange(1, 2 * _CHUNK, 2, device=device)

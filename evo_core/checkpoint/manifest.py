@@ -94,10 +94,12 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_twins)
-        if type(raw["format"]) is not int or raw["format"] not in READABLE:
+        if type(raw["format"]) is not int:
+            raise ValueError("its format is no number")
+        if raw["format"] not in READABLE:
             readable = " and ".join(map(str, READABLE))
-            message = f"written by another version of Evo: of format {raw['format']!r}, and this one reads {readable}"
-            raise CheckpointError(message, file=path, hint="take a newer Evo")
+            message = f"written by another version of Evo, in format {raw['format']}; this one reads {readable}"
+            raise CheckpointError(message, file=path, hint="read it with the version that wrote it")
         files = {_inside(name): _record(**record) for name, record in raw.pop("files").items()}
         manifest = Manifest(**raw, files=files)
         if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):

@@ -14,7 +14,7 @@ Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One score of both.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
     same: bool
 
 
-def compare(a: Results, b: Results) -> list[Row]:
+def compare(a: Results, b: Results) -> list[Comparison]:
     """The scores that both results have, in the order of the first."""
     return [*_holdout(a, b), *_tasks(a, b)]
 
@@ -57,7 +57,7 @@ def _both(a: Results, b: Results) -> list[tuple[Results, Results]]:
     return [(a, b), (b, a)]
 
 
-def _holdout(a: Results, b: Results) -> Iterator[Row]:
+def _holdout(a: Results, b: Results) -> Iterator[Comparison]:
     for name, one in a.get("model", {}).items():
         other = b.get("model", {}).get(name)
         if other is None:
@@ -73,7 +73,7 @@ def _holdout(a: Results, b: Results) -> Iterator[Row]:
             yield _row(name, metric, one[metric], other[metric], errors, paired, same)
 
 
-def _tasks(a: Results, b: Results) -> Iterator[Row]:
+def _tasks(a: Results, b: Results) -> Iterator[Comparison]:
     for kind in ("tasks", "groups"):
         for name, one in a.get(kind, {}).items():
             other = b.get(kind, {}).get(name)
@@ -101,11 +101,11 @@ def _row(
     errors: tuple[float | None, float | None],
     paired: float | None,
     same: bool,
-) -> Row:
+) -> Comparison:
     error = paired
     if error is None and errors[0] is not None and errors[1] is not None:
         error = math.hypot(errors[0], errors[1])
-    return Row(of, metric, a, b, *errors, b - a, error, paired is not None, same)
+    return Comparison(of, metric, a, b, *errors, b - a, error, paired is not None, same)
 
 
 def _mean_stderr(values: Sequence[float]) -> float | None:
@@ -142,7 +142,7 @@ def comparison_table(a: Results, b: Results) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Comparison) -> list[str]:
     a, b, difference = _shown(row.a, row.a_stderr), _shown(row.b, row.b_stderr), _shown(row.difference, row.stderr, "+")
     return [row.of, row.metric, a, b, difference, "" if row.same else "not the same data"]
 

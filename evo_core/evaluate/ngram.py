@@ -34,7 +34,7 @@ _FIT_EVERY = 10
 
 
 @dataclass(frozen=True)
-class Score:
+class NgramScore:
     """How well a model predicts held-out tokens.
 
     Attributes:
@@ -108,8 +108,8 @@ class NgramModel:
         if not len(self._pairs):
             return np.zeros(len(pairs.targets), np.int64)
         keys = self._pair_keys(pairs)
-        places = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
-        return np.where(self._pairs[places] == keys, self._pair_counts[places], 0)
+        positions = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
+        return np.where(self._pairs[positions] == keys, self._pair_counts[positions], 0)
 
     def _pair_keys(self, pairs: Pairs) -> np.ndarray:
         return pairs.previous * self._vocab_size + pairs.targets
@@ -120,14 +120,14 @@ class Baselines:
     """Scores of both models on each type and on all types together.
 
     Attributes:
-        types: for each type ``{"unigram": Score, "bigram": Score}``.
+        types: for each type ``{"unigram": NgramScore, "bigram": NgramScore}``.
         total: the same over the tokens of all types.
         train_tokens: targets counted.
         k, b: the smoothing constants chosen.
     """
 
-    types: Mapping[str, Mapping[str, Score]]
-    total: Mapping[str, Score]
+    types: Mapping[str, Mapping[str, NgramScore]]
+    total: Mapping[str, NgramScore]
     train_tokens: int
     k: float
     b: float
@@ -192,15 +192,15 @@ def ngram_baselines(
     return Baselines(types, total, len(counted.targets), model.k, model.b)
 
 
-def _scores(model: NgramModel, pairs: Pairs) -> dict[str, Score]:
+def _scores(model: NgramModel, pairs: Pairs) -> dict[str, NgramScore]:
     tokens = len(pairs.targets)
     return {
-        "unigram": Score(_loss(model.unigram(pairs)), tokens),
-        "bigram": Score(_loss(model.bigram(pairs)), tokens),
+        "unigram": NgramScore(_loss(model.unigram(pairs)), tokens),
+        "bigram": NgramScore(_loss(model.bigram(pairs)), tokens),
     }
 
 
-def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+def _plain(scores: Mapping[str, NgramScore]) -> dict[str, dict[str, float]]:
     return {
         name: {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
         for name, score in scores.items()
@@ -218,8 +218,8 @@ def _pairs(file: TokenFile, chosen: np.ndarray, mask_token_zero: bool) -> Pairs:
     is_target = ids >= (1 if mask_token_zero else 0)
     lengths = bounds[:, 1] - bounds[:, 0]
     is_target[(np.cumsum(lengths) - lengths)[lengths > 0]] = False  # a document's first token
-    places = np.flatnonzero(is_target)
-    return Pairs(np.abs(ids[places - 1]).astype(np.int64), ids[places].astype(np.int64))
+    positions = np.flatnonzero(is_target)
+    return Pairs(np.abs(ids[positions - 1]).astype(np.int64), ids[positions].astype(np.int64))
 
 
 def _joined(parts: list[Pairs]) -> Pairs:

@@ -73,7 +73,7 @@ def random_numbers(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-class Batch:
+class DecodingBatch:
     """Rows that are continued together.
 
     Args:
@@ -143,12 +143,12 @@ class Batch:
         return chosen
 
     def _note_log_probs(self, logits: Tensor, rows: Sequence[Row], chosen: Tensor) -> None:
-        asking = [place for place, row in enumerate(rows) if row.log_probs is not None and row.failed is None]
+        asking = [at for at, row in enumerate(rows) if row.log_probs is not None and row.failed is None]
         if asking:
             wide = logits[asking].to(torch.promote_types(logits.dtype, torch.float32))
             of_chosen = wide.log_softmax(-1).gather(1, chosen[asking, None])
-            for place, value in zip(asking, of_chosen.flatten().tolist(), strict=True):
-                rows[place].log_probs.append(value)  # type: ignore[union-attr]
+            for at, value in zip(asking, of_chosen.flatten().tolist(), strict=True):
+                rows[at].log_probs.append(value)  # type: ignore[union-attr]
 
     def _uniform(self, rows: Sequence[Row]) -> Tensor:
         numbers = [0.0 if row.draws is None else _draw(row.draws) for row in rows]
@@ -156,11 +156,11 @@ class Batch:
 
     def _let_go(self, unwanted: Collection[Row] = ()) -> None:
         """Rows that are done, or not wanted any more, leave."""
-        leaving = [place for place, row in enumerate(self.rows) if row.done or row in unwanted]
+        leaving = [at for at, row in enumerate(self.rows) if row.done or row in unwanted]
         if not leaving:
             return
         order = self._cache.drop(leaving)
-        self.rows = [self.rows[place] for place in order]
+        self.rows = [self.rows[at] for at in order]
         self._last = self._last[torch.tensor(order, dtype=torch.int64, device=self._last.device)]
         self._rows_changed()
 
@@ -168,9 +168,9 @@ class Batch:
         self._seen: Tensor | None = None
         if any(row.sampling.repetition_penalty != 1 for row in self.rows):
             self._seen = torch.zeros(len(self.rows), self.drawable, dtype=torch.bool, device=self.forward.device)
-            for place, row in enumerate(self.rows):
+            for at, row in enumerate(self.rows):
                 known = [token for token in (*row.prompt, *row.new) if token < self.drawable]
-                self._seen[place, torch.tensor(known, dtype=torch.int64)] = True
+                self._seen[at, torch.tensor(known, dtype=torch.int64)] = True
         self._settings = self._settings_of(self.rows)
 
     def _settings_of(self, rows: Sequence[Row]) -> RowSettings:

@@ -119,7 +119,7 @@ class BeamSearch:
             logits = self.forward.step(torch.tensor(last, device=self.forward.device), cache)
 
     def _lengthen(self, search: _Prompt, logits: Tensor) -> list[int]:
-        """Give every beam of a prompt one more token; the place of each new beam's parent among the old ones."""
+        """Give every beam of a prompt one more token; the position of each new beam's parent among the old ones."""
         row, beams, power = search.row, search.beams, search.row.sampling.length_penalty
         if not logits[:, : self.drawable].amax(-1).isfinite().all():
             row.failed = not_finite(len(row.prompt) + len(beams[0].tokens))
@@ -140,13 +140,13 @@ class BeamSearch:
         parents: list[int] = []
         longer: list[Beam] = []
         last = len(row.prompt) + len(beams[0].tokens) + 1 >= row.limit
-        for place, (index, total) in enumerate(zip(chosen.tolist(), values.tolist(), strict=True)):
+        for rank, (index, total) in enumerate(zip(chosen.tolist(), values.tolist(), strict=True)):
             if total == -math.inf or len(longer) == self.num_beams:
                 break
             parent, token = divmod(index, scores.shape[1])
             beam = Beam([*beams[parent].tokens, token], total)
             if token in self.ending or last:
-                if place < self.num_beams:
+                if rank < self.num_beams:
                     search.offer(beam, power)
             else:
                 longer.append(beam)
@@ -161,9 +161,9 @@ class BeamSearch:
         seen = None
         if sampling.repetition_penalty != 1:
             seen = torch.zeros(len(beams), self.drawable, dtype=torch.bool, device=logits.device)
-            for place, beam in enumerate(beams):
+            for number, beam in enumerate(beams):
                 known = [token for token in (*row.prompt, *beam.tokens) if token < self.drawable]
-                seen[place, torch.tensor(known, dtype=torch.int64)] = True
+                seen[number, torch.tensor(known, dtype=torch.int64)] = True
         none = torch.empty(0, dtype=torch.int64, device=logits.device)
         scores = penalise(logits[:, : self.drawable], seen, None, none, settings)
         if row.draws is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from evo_core.errors import ConfigError, DataError
-from evo_core.generate.batch import Batch, Row, random_numbers
+from evo_core.generate.batch import DecodingBatch, Row, random_numbers
 from evo_core.generate.beams import BeamSearch
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
@@ -86,7 +86,7 @@ def generate(
             the tokenizer's, if it has one.
         batch_size: prompts at a time.
         seed: of the draws.
-        indices: number of each prompt, of which its draws depend; its place in ``prompts`` by default.
+        indices: number of each prompt, of which its draws depend; its position in ``prompts`` by default.
         dynamic_ntk: stretch the rotary base beyond the trained length; None as the model's settings say.
         progress: called after every token with (prompts done, tokens generated).
 
@@ -156,7 +156,7 @@ class _Run:
             search = BeamSearch(self.forward, self.ending, self.drawable, num_beams, dynamic_ntk=dynamic_ntk)
             search.run(live, self._count)
             return
-        batch = Batch(self.forward, self.ending, self.drawable, dynamic_ntk=dynamic_ntk)
+        batch = DecodingBatch(self.forward, self.ending, self.drawable, dynamic_ntk=dynamic_ntk)
         batch.add(live)
         going = len(batch.rows)
         self._count(len(live) - going, len(live))

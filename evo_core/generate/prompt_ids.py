@@ -30,7 +30,7 @@ def ids_of(
     A text that spells a special token is text; a prompt with special tokens is given as ids, or as a conversation.
 
     Args:
-        number: its place, for messages.
+        number: its position, for messages.
         bos_id: put before a text; None takes what the tokenizer begins texts with.
         pad_id: None takes the tokenizer's, if it has one.
 

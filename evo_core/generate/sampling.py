@@ -148,7 +148,7 @@ def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
 
 
 def most_likely(scores: Tensor) -> Tensor:
-    """The place of the largest of scores [B, V] in each row [B], the first where there are several."""
+    """The position of the largest of scores [B, V] in each row [B], the first where there are several."""
     if scores.device.type == "cpu":  # numpy's search uses vector instructions and is many times faster
         return torch.from_numpy(scores.numpy().argmax(-1))
     return scores.argmax(-1)
@@ -165,7 +165,7 @@ def choose(scores: Tensor, rows: RowSettings, uniform: Tensor | None) -> Tensor:
         return most_likely(scores)
     probability, ids = distribution(scores, rows)
     cumulative = probability.double().cumsum(-1)
-    place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    position = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     last = (probability > 0).sum(-1, keepdim=True).clamp(min=1) - 1  # of scores that are no numbers the first
-    chosen = ids.gather(1, torch.minimum(place, last)).squeeze(1)
+    chosen = ids.gather(1, torch.minimum(position, last)).squeeze(1)
     return chosen if rows.drawn is None else torch.where(rows.drawn, chosen, ids[:, 0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from evo_core.errors import CheckpointError, DataError
-from evo_core.generate.batch import Batch, Row, random_numbers
+from evo_core.generate.batch import DecodingBatch, Row, random_numbers
 from evo_core.generate.continuation import check_model
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
@@ -110,11 +110,11 @@ def stream(
     wanted = decoder.cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
     stretched = wanted and limit > decoder.cfg.max_position_embeddings
     ending = ending_ids(eos_id, decoder, tokenizer)
-    batch = Batch(Forward(decoder), ending, drawable(decoder, tokenizer), dynamic_ntk=stretched)
+    batch = DecodingBatch(Forward(decoder), ending, drawable(decoder, tokenizer), dynamic_ntk=stretched)
     return _pieces(decoder, batch, row, TextStream(tokenizer, row.prompt))
 
 
-def _pieces(model: nn.Module, batch: Batch, row: Row, text: TextStream) -> Iterator[str]:
+def _pieces(model: nn.Module, batch: DecodingBatch, row: Row, text: TextStream) -> Iterator[str]:
     advance: Callable[[], None] = partial(batch.add, [row])
     while not row.done:
         with evaluating(model):

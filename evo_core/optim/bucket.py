@@ -26,7 +26,7 @@ from evo_core.placement import Placed, Placement, span
 
 @dataclass
 class Slot:
-    """The place of one parameter in its bucket.
+    """The columns of one parameter in its bucket.
 
     Attributes:
         start: first column of the parameter's shares.

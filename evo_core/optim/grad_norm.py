@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
-from evo_core.optim.groups import ParameterGroup
+from evo_core.placement import Piece
+
+Counted = tuple[Tensor, float]
+"""Gradients of any shape, and the factor of their squares in the square of the global norm."""
 
 _NORM_ROW = 4096
 
 
-def sum_of_squares(flat: torch.Tensor) -> torch.Tensor:
+def sum_of_squares(flat: Tensor) -> Tensor:
     """Sum of squares of a vector [n], as a float64 scalar.
 
     Rows of 4096 are summed in the vector's own type and then together in float64: on a CPU ten times faster than
@@ -22,14 +26,21 @@ def sum_of_squares(flat: torch.Tensor) -> torch.Tensor:
     return rows.square().sum() + torch.linalg.vector_norm(flat[whole:]).double().square()
 
 
-def own_square(shares: Iterable[tuple[ParameterGroup, torch.Tensor]]) -> torch.Tensor:
-    """What this rank adds to the square of the global norm, as a float64 scalar.
-
-    Every rank that holds a share adds its part of it, so that the sum over all ranks has each share once.
+def counted(grad: Tensor, pieces: Iterable[tuple[Piece, Tensor]], divisor: int) -> list[Counted]:
+    """What a group's gradients on this rank count in the square of the global norm: each piece once over all ranks.
 
     Args:
-        shares: groups and the rank's sums of their gradients [n], not yet divided.
+        grad: [n] sums of gradients, zero where no piece lies.
+        pieces: all that lie there, each with its view of `grad`.
+        divisor: what the sums are to be divided by.
     """
-    return sum(  # type: ignore[return-value]  # there is a group
-        sum_of_squares(grad) * (group.norm_weight / group.divisor**2) for group, grad in shares
-    )
+    pieces = list(pieces)
+    holders = {len(piece.ranks) for piece, _ in pieces}
+    if len(holders) <= 1:  # as almost everywhere: no view of its own for each parameter
+        return [(grad, 1 / max(holders, default=1) / divisor**2)]
+    return [(view, 1 / len(piece.ranks) / divisor**2) for piece, view in pieces]
+
+
+def own_square(parts: Iterable[Counted]) -> Tensor:
+    """What this rank adds to the square of the global norm, as a float64 scalar."""
+    return torch.stack([sum_of_squares(grad.reshape(-1)) * weight for grad, weight in parts]).sum()

@@ -13,7 +13,6 @@ How a model is cut over ranks decides this, not the optimizer. With the axes of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from evo_core.placement import Placement
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are reduced, cut and counted alike.
+    """Parameters whose gradients are summed, and whose state is cut, alike.
 
     Attributes:
         parameters: by name, those that have gradients, in the order of the model.
@@ -33,7 +32,9 @@ class ParameterGroup:
         divisor: what the sum is divided by to be the gradient of the step's loss, a mean over data ranks.
         zero: the axis over which their state is cut: each of its ranks updates a share, and hands it to the others.
         replica: the axes along which ranks hold the same share; they start alike, and make the same updates.
-        placements: what this rank holds of each parameter, by name.
+        placements: what this rank holds of each parameter, by name. In the global norm each piece counts once, by an
+            equal part on each rank that holds it, so that a parameter may have pieces on more ranks than others, as
+            key and value heads that are on several tensor ranks.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -42,11 +43,6 @@ class ParameterGroup:
     zero: Axis
     replica: tuple[Axis, ...]
     placements: Mapping[str, Placement]
-
-    @property
-    def norm_weight(self) -> float:
-        """What a rank's share counts in the global norm: each of its replicas adds its part."""
-        return 1 / math.prod(axis.size for axis in self.replica)
 
     def share(self, name: str) -> Placement:
         """What this rank holds of the state of a parameter: a run of the parameter's rows, by `placement.span`."""

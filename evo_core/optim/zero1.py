@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch.optim.adamw import adamw
 
-from evo_core.optim.bucket import Slot, make_buckets
-from evo_core.optim.grad_norm import own_square
+from evo_core.optim.bucket import Bucket, Slot, make_buckets
+from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.parallel.mesh import Axis
-from evo_core.placement import Placed
+from evo_core.placement import Piece, Placed
 
 
 class Zero1AdamW:
@@ -73,8 +73,6 @@ class Zero1AdamW:
         self.dtype = functools.reduce(torch.promote_types, {param.dtype for param in params}, torch.float32)
         buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in groups]
         self.buckets = list(itertools.chain.from_iterable(buckets_of))
-        for bucket in self.buckets:
-            bucket.share_parameters()
         device = params[0].device
         self.master = torch.zeros(sum(bucket.width for bucket in self.buckets), dtype=self.dtype, device=device)
         self.grad = torch.zeros_like(self.master)
@@ -82,15 +80,16 @@ class Zero1AdamW:
         self.exp_avg_sq = torch.zeros_like(self.master)
         self._count = torch.zeros((), dtype=torch.float32, device=device)
 
-        self._grads: list[tuple[ParameterGroup, torch.Tensor]] = []
-        start = 0
-        for group, buckets in zip(groups, buckets_of, strict=True):
-            first = start
-            for bucket in buckets:
-                part = slice(start, start + bucket.width)
-                bucket.attach(self.master[part], self.grad[part])
-                start += bucket.width
-            self._grads.append((group, self.grad[first:start]))
+        for bucket, part in self._parts():
+            bucket.share_parameters()
+            bucket.attach(self.master[part], self.grad[part])
+        sizes = [sum(bucket.width for bucket in buckets) for buckets in buckets_of]
+        self._grads = list(zip(groups, self.grad.split(sizes), strict=True))
+        self._counted = [
+            part
+            for (group, grad), buckets in zip(self._grads, buckets_of, strict=True)
+            for part in counted(grad, _gradient_pieces(buckets), group.divisor)
+        ]
 
         self._reducing = False
         self._missing = [0] * len(self.buckets)
@@ -133,7 +132,7 @@ class Zero1AdamW:
         self._reducing = False
         for bucket in self.buckets:
             bucket.finish_reduce()
-        square = own_square(self._grads)
+        square = own_square(self._counted)
         message = torch.cat([totals, square.view(1).to(totals.device)])
         if self.world.size > 1:
             dist.all_reduce(message, group=self.world.group)
@@ -172,14 +171,12 @@ class Zero1AdamW:
         """
         sources = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "master": self.master}
         state = {}
-        start = 0
-        for bucket in self.buckets:
+        for bucket, part in self._parts():
             for kind, flat in sources.items():
                 if kind == "master" and bucket.dtype == self.dtype:
                     continue  # the parameter is its own master value
                 for slot in bucket.slots:
-                    state[f"{kind}.{slot.name}"] = slot.placed(flat[start : start + bucket.width])
-            start += bucket.width
+                    state[f"{kind}.{slot.name}"] = slot.placed(flat[part])
         return state
 
     def restored(self, *, updates: int, master: bool) -> None:
@@ -194,6 +191,13 @@ class Zero1AdamW:
         for bucket in self.buckets:
             if not (master and bucket.dtype != self.dtype):
                 bucket.read_parameters()
+
+    def _parts(self) -> Iterator[tuple[Bucket, slice]]:
+        """Each bucket with its part of the rank's vectors, in which they lie one behind another."""
+        start = 0
+        for bucket in self.buckets:
+            yield bucket, slice(start, start + bucket.width)
+            start += bucket.width
 
     @torch.no_grad()
     def _adamw(self, lr: float, beta2: float) -> None:
@@ -236,3 +240,10 @@ class Zero1AdamW:
             bucket.gather()
         for bucket in self.buckets:
             bucket.finish_gather()
+
+
+def _gradient_pieces(buckets: Iterable[Bucket]) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Each piece of the rank's shares, with the gradients in it."""
+    for bucket in buckets:
+        for slot in bucket.slots:
+            yield from slot.placed(bucket.grad).pieces()

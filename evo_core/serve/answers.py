@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evo_core.serve.engine import Event, Piece
+from evo_core.serve.engine import Event, TokenText
 
 _LONGEST_MESSAGE = 1000
 """Characters of an error's message: what a client sent may be in it, and may be long."""
@@ -72,7 +72,7 @@ class Answer:
     texts: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
-    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    pieces: dict[int, list[TokenText]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
@@ -130,7 +130,7 @@ class Answer:
         """The last chunk of a stream that asked for usage."""
         return sse(self._frame(self._chunk_kind) | {"choices": [], "usage": self.usage()})
 
-    def _log_probs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    def _log_probs(self, pieces: Sequence[TokenText]) -> dict[str, Any] | None:
         if not self.log_probs:
             return None
         values = [max(piece.log_prob, _LEAST_LOG_PROB) for piece in pieces]
@@ -141,7 +141,7 @@ class Answer:
             "text_offset": [piece.offset for piece in pieces],
         }
 
-    def _chunk(self, number: int, said: Any, reason: str | None, pieces: Sequence[Piece] = ()) -> str:
+    def _chunk(self, number: int, said: Any, reason: str | None, pieces: Sequence[TokenText] = ()) -> str:
         choice: dict[str, Any] = {"index": number, "delta" if self.chat else "text": said}
         choice |= {"logprobs": self._log_probs(pieces), "finish_reason": reason}
         return sse(self._frame(self._chunk_kind) | {"choices": [choice]})

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from evo_core.generate.batch import Batch, Row
+from evo_core.generate.batch import DecodingBatch, Row
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable
 from evo_core.generate.streaming import TextStream
@@ -37,7 +37,7 @@ class Busy(Exception):
     """Too many requests wait already."""
 
 
-class Piece(NamedTuple):
+class TokenText(NamedTuple):
     """A token's share of a continuation's text: the text itself, where it begins, and its log-probability in nats."""
 
     text: str
@@ -59,7 +59,7 @@ class Event:
     text: str
     finish_reason: str | None = None
     tokens: int = 0
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[TokenText, ...] = ()
     error: str | None = None
     status: int = 200
 
@@ -68,7 +68,7 @@ class Choice:
     """One continuation that a request asked for.
 
     Args:
-        number: its place in the answer.
+        number: its position in the answer.
         row: prompt, limit and settings.
         tokenizer: turns its tokens into text.
         stops: texts that end it.
@@ -87,7 +87,7 @@ class Choice:
     ) -> None:
         self.number, self.row, self.dynamic_ntk, self.tell = number, row, dynamic_ntk, tell
         self._text, self._stops = TextStream(tokenizer, row.prompt), StopTexts(stops)
-        self._pieces: list[Piece] = []
+        self._pieces: list[TokenText] = []
         self._read = self._told = 0
         self.ended = False
 
@@ -122,13 +122,13 @@ class Choice:
     def _decoded(self, text: str, *, last: bool = False) -> str:
         """Note whose text that is: the newest token's, or at the end more of the last one's."""
         if self.row.log_probs and not last:
-            self._pieces.append(Piece(text, self._read, self.row.log_probs[-1]))
+            self._pieces.append(TokenText(text, self._read, self.row.log_probs[-1]))
         elif self._pieces and text:
             self._pieces[-1] = self._pieces[-1]._replace(text=self._pieces[-1].text + text)
         self._read += len(text)
         return text
 
-    def _certain_pieces(self) -> tuple[Piece, ...]:
+    def _certain_pieces(self) -> tuple[TokenText, ...]:
         """Those tokens not told yet whose text has been told as a whole; at the end also the one that was cut."""
         whole = [piece for piece in self._pieces if piece.offset + len(piece.text) <= self._told]
         rest = self._pieces[len(whole) :]
@@ -215,8 +215,8 @@ class Engine:
             self._unwanted.update(choice for choice in choices if not choice.ended)
             self._changed.notify()
 
-    def _batch(self, stretched: bool) -> Batch:
-        return Batch(self._forward, self._ending, self._drawable, dynamic_ntk=stretched)
+    def _batch(self, stretched: bool) -> DecodingBatch:
+        return DecodingBatch(self._forward, self._ending, self._drawable, dynamic_ntk=stretched)
 
     def _run(self) -> None:
         going = True

@@ -269,11 +269,11 @@ def read_request(kind: type[Kind], body: Any) -> Kind:
         return kind.model_validate(body)
     except ValidationError as errors:
         first = errors.errors(include_url=False, include_input=False)[0]
-        place = [str(part)[:_LONGEST_NAME] for part in first["loc"]]
+        path = [str(part)[:_LONGEST_NAME] for part in first["loc"]]
         message = first["msg"].removeprefix("Value error, ")
         if isinstance(error := first.get("ctx", {}).get("error"), FieldError):
-            place.append(error.field)
+            path.append(error.field)
         if first["type"] == "extra_forbidden":
             message = "there is no such field here"
-        param = ".".join(place)
+        param = ".".join(path)
         raise ApiError(400, f"{param}: {message}", param=param) from None

@@ -57,10 +57,10 @@ class StopTexts:
     def push(self, piece: str) -> str:
         """What is certain to stand before any stop text."""
         text = self._held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
+        starts = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if starts:
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(starts)]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -19,7 +19,7 @@ class StepTotals:
     micro-batches with the sums of their means of negative log-likelihood and of hits, then negative log-likelihood
     [n], hits [n] and targets [n] of each of the n data types.
 
-    The loss of a step is a mean over its micro-batches of their means over targets, as in the original; ``acc`` and
+    The loss of a step is a mean over its micro-batches of their means over targets, as in InternEvo; ``acc`` and
     ``perplexity`` are of the same mean. A micro-batch without a target counts as 0 in it.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ import pytest
 import torch
 
 from evo_core.checkpoint import load_model
+from evo_core.checkpoint.tensors import stored_shapes
 from evo_core.config import TrainConfig, load_config
+from evo_core.weights import build, open_weights
 from tests.ranks import run_on_ranks
 from tests.train.jobs import losses, run
 
@@ -54,6 +57,24 @@ def test_its_weights_are_read_bit_for_bit(written: Written) -> None:
     model, tokenizer = load_model(written.folder)
     assert tokenizer is None
     assert {name: digest(tensor) for name, tensor in model.state_dict().items()} == written.expected["weights"]
+
+
+def test_what_converts_them_reads_it_too(written: Written) -> None:
+    """`open_weights` is what conversion, and starting a run from weights, read by."""
+    made = build(open_weights(written.folder))
+    assert {name: digest(tensor) for name, tensor in made.state_dict().items()} == written.expected["weights"]
+
+
+def test_what_is_saved_next_is_of_format_2(written: Written, tmp_path: Path) -> None:
+    before, folder = stored_shapes(written.folder / "optimizer"), written.folder.parent / "8"
+    run_on_ranks(run, 2, written.job("bfloat16"), tmp_path / "run")
+    weights, states = stored_shapes(folder / "model"), stored_shapes(folder / "optimizer")
+    assert json.loads((folder / "manifest.json").read_text())["format"] == 2
+    assert states == {
+        f"{kind}.{name}": shape for kind in ("exp_avg", "exp_avg_sq", "master") for name, shape in weights.items()
+    }
+    assert before == {name: (math.prod(shape),) for name, shape in states.items()}
+    load_model(folder)
 
 
 @pytest.mark.parametrize(("dtype", "elsewhere"), [("bfloat16", 1e-3), ("float32", 1e-6)])

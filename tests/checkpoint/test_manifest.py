@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from evo_core.checkpoint.manifest import read_manifest
 from evo_core.errors import CheckpointError
 from evo_core.weights import open_weights
 from evo_core.weights.loading import load_model, read_config
@@ -35,6 +36,18 @@ def size_as_text(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.parametrize("format", [0, 3, 99])
+def test_other_formats_are_refused_in_a_sentence(tmp_path: Path, format: int) -> None:
+    content = {"format": format, "step": 3, "tokens": 5, "data_digest": "", "files": {}, "more": True}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    said = (
+        rf"another version of Evo, in format {format}; this one reads 1 and 2 \(read it with the version that wrote it"
+    )
+    for read in (load_model, open_weights, read_manifest):
+        with pytest.raises(CheckpointError, match=said):
+            read(tmp_path)
+
+
 WAYS: dict[str, Change] = {
     "a list": lambda manifest: [manifest],
     "no object": lambda manifest: 3,
@@ -55,6 +68,7 @@ WAYS: dict[str, Change] = {
     "fewer than no steps": lambda manifest: manifest | {"step": -1},
     "a tokenizer elsewhere": lambda manifest: manifest | {"tokenizer": "../../tokenizer"},
     "a tokenizer that is a number": lambda manifest: manifest | {"tokenizer": 7},
+    "a format that is no number": lambda manifest: manifest | {"format": "2"},
     "an unknown key": lambda manifest: manifest | {"stp": 8},
 }
 TEXTS = {

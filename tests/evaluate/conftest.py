@@ -11,6 +11,7 @@ from evo_core.checkpoint import TrainState, save
 from evo_core.config import TrainConfig
 from evo_core.data.tokenize.tokenizers import load_tokenizer, train_sentencepiece
 from evo_core.model import build_model
+from evo_core.placement import Placed, Placement
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks
 
@@ -44,7 +45,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step in (1, 2):
             model = build_model(cfg.model)
             randomise(model, seed=step, scale=0.5)
-            save(root / "ckpt", cfg, model, {"moment": torch.zeros(1)}, TrainState(step=step))
+            save(
+                root / "ckpt",
+                cfg,
+                model,
+                {"moment": Placed(torch.zeros(1), Placement.whole((1,), [0]))},
+                TrainState(step=step),
+            )
 
     run_on_ranks(write, 1)
     return root / "ckpt"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evo_core.generate import generate, kv_cache
-from evo_core.generate.batch import Batch, Row
+from evo_core.generate.batch import DecodingBatch, Row
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
 from evo_core.generate.sampling import Sampling
@@ -71,7 +71,7 @@ def test_short_path_and_modules_agree_while_rows_join_and_leave(ahead: int, monk
     assert short._short
     modules._short = False
     rng = random.Random(0)
-    batches = [Batch(forward, [], 61) for forward in (short, modules)]
+    batches = [DecodingBatch(forward, [], 61) for forward in (short, modules)]
     expected: dict[tuple[int, ...], list[int]] = {}
     rows: list[list[Row]] = [[], []]
     for _ in range(6):

@@ -18,6 +18,7 @@ from evo_core.checkpoint import TrainState, save
 from evo_core.config import load_config
 from evo_core.generate.command import main
 from evo_core.model import build_model
+from evo_core.placement import Placed, Placement
 from tests.generate.conftest import Trained
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks
@@ -84,7 +85,13 @@ def test_the_generate_line_of_the_readme(folder: Path, trained: Trained, tmp_pat
         cfg = load_config("configs/train/7B_sft.py", small)
         model = build_model(cfg.model)
         randomise(model, seed=1, scale=0.5)
-        save(folder / "llm_ckpts", cfg, model, {"moment": torch.zeros(1)}, TrainState(step=1))
+        save(
+            folder / "llm_ckpts",
+            cfg,
+            model,
+            {"moment": Placed(torch.zeros(1), Placement.whole((1,), [0]))},
+            TrainState(step=1),
+        )
 
     run_on_ranks(train, 1)
     main(["--config", "configs/train/7B_sft.py"])

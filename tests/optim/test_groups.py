@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Axis, Mesh
-from evo_core.placement import Placed, Placement, Rectangle, tiling_fault
+from evo_core.placement import Placed, Placement, Rectangle, Span, span, tiling_fault
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
@@ -143,28 +143,36 @@ class _Join(torch.autograd.Function):
         return grad.chunk(ctx.axis.size)[ctx.axis.rank], None
 
 
-LAYER = {"up": (8, 6), "down": (5, 8), "scale": (6,), "gain": (1,), "shift": (6,)}
+LAYER = {"up": (8, 6), "down": (5, 8), "fused": (10, 6), "scale": (6,), "gain": (1,), "shift": (6,)}
 
 
 def layer_loss(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    h = torch.tanh((x + params["shift"]) * params["scale"] @ params["up"].T)
+    x = (x + params["shift"]) * params["scale"]
+    q, k = params["fused"].split([8, 2])
+    h = torch.tanh(x @ params["up"].T) * (x @ q.T) * (x @ k.T).mean(1, keepdim=True)
     return ((h @ params["down"].T * params["gain"] - y) ** 2).mean()
 
 
 def tensor_parallel(zero1: int, tensor: int) -> dict[str, Any]:
-    """Matrices cut over the tensor ranks, two vectors with the same gradient on each, one with a part of it on each."""
+    """Matrices cut over the tensor ranks, one of them with rows that all have (as key heads that are fewer than ranks);
+    two vectors with the same gradient on each, one with a part of it on each."""
     mesh = mesh_of(zero1, tensor=tensor)
     axis, everyone = mesh.tensor, mesh.world.ranks
 
     def loss(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         own = x.chunk(axis.size)[axis.rank] + params["shift"]
-        h = _Copy.apply(_Join.apply(own, axis) * params["scale"], axis)
-        out = _Sum.apply(torch.tanh(h @ params["up"].T) @ params["down"].T, axis)
+        x = _Copy.apply(_Join.apply(own, axis) * params["scale"], axis)
+        q, k = params["fused"].split([8 // axis.size, 2])
+        h = torch.tanh(x @ params["up"].T) * (x @ q.T) * (x @ _Copy.apply(k, axis).T).mean(1, keepdim=True)
+        out = _Sum.apply(h @ params["down"].T, axis)
         return ((out * params["gain"] - y) ** 2).mean()
 
     placements = {
         "up": Placement.cut(LAYER["up"], 0, axis.rank, axis.size, mesh.data.ranks),
         "down": Placement.cut(LAYER["down"], 1, axis.rank, axis.size, mesh.data.ranks),
+        "fused": Placement.joined(
+            LAYER["fused"], 0, [Span(*span(8, axis.rank, axis.size), mesh.data.ranks), Span(8, 10, everyone)]
+        ),
         **{name: Placement.whole(LAYER[name], everyone) for name in ("scale", "gain", "shift")},
     }
     first = not (mesh.zero.rank or mesh.replica.rank)
@@ -183,7 +191,7 @@ def tensor_parallel(zero1: int, tensor: int) -> dict[str, Any]:
 
     data = (mesh.zero, mesh.replica)
     groups = [
-        group(("up", "down"), data, (mesh.replica,)),
+        group(("up", "down", "fused"), data, (mesh.replica,)),
         group(("scale", "gain"), data, (mesh.replica, axis)),
         group(("shift",), (*data, axis), (mesh.replica, axis)),
     ]

@@ -52,6 +52,11 @@ def test_an_error_of_the_first_rank_reaches_all() -> None:
     assert run_on_ranks(ask, 2) == ["/x: nothing there (look elsewhere)"] * 2
 
 
+def test_objects_go_to_the_first_rank_alone() -> None:
+    answers = run_on_ranks(lambda: collectives.gather_on_first({"rank": dist.get_rank()}), 3)
+    assert answers == [[{"rank": 0}, {"rank": 1}, {"rank": 2}], [], []]
+
+
 def test_run_on_ranks_passes_on_the_first_error_and_leaves_nobody() -> None:
     def fail() -> None:
         if dist.get_rank() == 1:

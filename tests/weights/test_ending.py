@@ -15,6 +15,7 @@ from evo_core.checkpoint.generation_settings import read_generation
 from evo_core.errors import CheckpointError
 from evo_core.evaluate.harness.until import continue_until
 from evo_core.generate import generate, stream
+from evo_core.placement import Placed, Placement
 from evo_core.serve.api import create_app
 from evo_core.serve.service import Service
 from evo_core.weights import open_weights, write_weights
@@ -131,7 +132,13 @@ def test_a_run_that_starts_from_them_keeps_them(chat: Path, tmp_path: Path) -> N
 
     def write() -> None:
         model, _ = load_model(chat)
-        save(tmp_path / "ckpt", weights.config, model, {"moment": torch.zeros(1)}, TrainState(step=1))
+        save(
+            tmp_path / "ckpt",
+            weights.config,
+            model,
+            {"moment": Placed(torch.zeros(1), Placement.whole((1,), [0]))},
+            TrainState(step=1),
+        )
 
     run_on_ranks(write, 1)
     model, _ = load_model(tmp_path / "ckpt")

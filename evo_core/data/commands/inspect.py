@@ -11,7 +11,7 @@ import typer
 from evo_core.data.commands.paths import to_path
 
 if TYPE_CHECKING:
-    from evo_core.data.inspection.sample import SampleText
+    from evo_core.data.inspection.sample import DecodedDocument
     from evo_core.data.inspection.statistics import Statistics
 
 DataPath = Annotated[
@@ -68,13 +68,13 @@ def head(
     What is only read, what is trained on, and the raw file they come from.
     """
     from evo_core.data.inspection.find import find_shards, find_tokenizer
-    from evo_core.data.inspection.sample import read_sample_texts
+    from evo_core.data.inspection.sample import decode_documents
     from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     shards = find_shards(path)
     known = find_tokenizer(path) if tokenizer is None else load_tokenizer(tokenizer)
     numbers = range(1, count + 1) if sample is None else range(sample, sample + 1)
-    texts = read_sample_texts(shards, numbers, known)
+    texts = decode_documents(shards, numbers, known)
     if as_json:
         _print_json([text.record() for text in texts])
         return
@@ -179,7 +179,7 @@ def _bar(value: int, most: int, width: int = 40) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _print_sample(text: SampleText) -> None:
+def _print_sample(text: DecodedDocument) -> None:
     from rich.text import Text
 
     trained = sum(part.tokens for part in text.parts if part.trained)
@@ -192,7 +192,7 @@ def _print_sample(text: SampleText) -> None:
         print()
         return
     if text.special:
-        _print_rich(Text(f"[special tokens: {_places(text)}]", style="dim"))
+        _print_rich(Text(f"[special tokens: {_positions(text)}]", style="dim"))
     for part in text.parts:
         title = "trained on" if part.trained else "only read"
         _print_rich(Text(f"[{title}: {part.tokens:,}]", style="green" if part.trained else "dim"))
@@ -200,7 +200,7 @@ def _print_sample(text: SampleText) -> None:
     print()
 
 
-def _places(text: SampleText) -> str:
+def _positions(text: DecodedDocument) -> str:
     """Each special token, its id and where it is: what else reads like it is text that spells it."""
     positions: dict[tuple[str, int], list[int]] = {}
     for token in text.special:

@@ -66,7 +66,7 @@ def shard(
     from evo_core.data.commands.bar import token_bar
     from evo_core.data.dataset.build import write_shards
     from evo_core.data.dataset.dedup import NearDuplicates
-    from evo_core.data.dataset.routing import Routing
+    from evo_core.data.dataset.routing import TypeRouting
 
     if route == "detect" and tokenizer is None:
         raise DataError("to detect types, tokens must be decoded", key="--tokenizer", hint="name their tokenizer")
@@ -81,7 +81,7 @@ def shard(
             valid_fraction=valid_fraction,
             shard_tokens=shard_tokens,
             seed=seed,
-            routing=Routing(route, tokenizer, taken, others),
+            routing=TypeRouting(route, tokenizer, taken, others),
             dedup=dedup,
             near=NearDuplicates(near_threshold),
             workers=workers,

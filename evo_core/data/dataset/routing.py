@@ -22,7 +22,7 @@ ROUTES: tuple[str, ...] = get_args(Route)
 
 
 @dataclass(frozen=True)
-class Routing:
+class TypeRouting:
     """How documents get their types; plain values, so that it can be sent to another process.
 
     Attributes:
@@ -65,7 +65,7 @@ def type_of_path(path: str, patterns: Mapping[str, str]) -> str:
     return path.partition("/")[0]
 
 
-def document_types(reader: BinReader, routing: Routing, of_path: str) -> DocumentTypes:
+def document_types(reader: BinReader, routing: TypeRouting, of_path: str) -> DocumentTypes:
     """The type of every document of a token file.
 
     Args:

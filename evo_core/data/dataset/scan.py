@@ -16,7 +16,7 @@ import xxhash
 
 from evo_core.cores import cores
 from evo_core.data.dataset.dedup import NearDuplicates
-from evo_core.data.dataset.routing import Routing, document_types
+from evo_core.data.dataset.routing import TypeRouting, document_types
 from evo_core.data.shards.format import BinReader, encode_line
 from evo_core.process import die_with_parent
 
@@ -41,7 +41,7 @@ class ScanSpec:
 
     bin_path: Path
     type: str
-    routing: Routing
+    routing: TypeRouting
     valid_fraction: float
     seed: int
     hashes: bool = False
@@ -78,7 +78,7 @@ def scan(spec: ScanSpec) -> Scan:
         DataError: the file, its meta or its types are damaged; naming the document.
     """
     reader = BinReader(spec.bin_path)
-    limit = int(spec.valid_fraction * 2**64)
+    limit = int(spec.valid_fraction * 2**64)  # hashes are even over 64 bits: this share of them lies below
     held_out = np.zeros(len(reader), bool)
     hashes = np.zeros((len(reader), 2), np.uint64) if spec.hashes else None
     for document in range(len(reader)):

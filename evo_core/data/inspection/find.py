@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from evo_core.data.shards.folder import files_below
+from evo_core.data.shards.folder import SPLITS, files_below
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer
 from evo_core.errors import DataError
 
-SPLITS = ("train", "valid")
 _UP = 4  # levels: type folder, train/, the dataset, what it was published in
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardFile:
     """One ``.bin``.
 
     Attributes:
@@ -34,7 +33,7 @@ class Shard:
         return "/".join(filter(None, (self.split, self.type))) or self.path.name
 
 
-def find_shards(path: Path) -> list[Shard]:
+def find_shards(path: Path) -> list[ShardFile]:
     """A ``.bin``, or all of them below a folder (types, or train/ and valid/ with types), sorted by split and path.
 
     Raises:
@@ -43,7 +42,7 @@ def find_shards(path: Path) -> list[Shard]:
     if path.is_file():
         if path.suffix != ".bin":
             raise DataError("not a token file", file=path, hint="give a .bin or a folder")
-        return [Shard(path, "", "")]
+        return [ShardFile(path, "", "")]
     if not path.is_dir():
         raise DataError("there is nothing here", file=path)
     shards = [_shard(file, path) for file in files_below(path, ".bin")]
@@ -81,7 +80,7 @@ def _upwards(path: Path) -> list[Path]:
     return [path, *path.parents][: _UP + 1]
 
 
-def _shard(path: Path, root: Path) -> Shard:
+def _shard(path: Path, root: Path) -> ShardFile:
     parts = path.relative_to(root).parts[:-1]
     if parts and parts[0] in SPLITS:
         split, parts = parts[0], parts[1:]
@@ -89,4 +88,4 @@ def _shard(path: Path, root: Path) -> Shard:
         split = root.name
     else:
         split = ""
-    return Shard(path, split, parts[0] if parts else "" if split else root.absolute().name)
+    return ShardFile(path, split, parts[0] if parts else "" if split else root.absolute().name)

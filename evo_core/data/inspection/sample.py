@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from evo_core.data.inspection.find import Shard, find_origin
+from evo_core.data.inspection.find import ShardFile, find_origin
 from evo_core.data.shards.format import BinReader
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 
 
 @dataclass(frozen=True)
-class Part:
+class DecodedPart:
     """Neighbouring tokens of one sort.
 
     Attributes:
@@ -46,7 +46,7 @@ class SpecialToken:
 
 
 @dataclass(frozen=True)
-class SampleText:
+class DecodedDocument:
     """One document.
 
     Attributes:
@@ -58,11 +58,11 @@ class SampleText:
         special: the special tokens among them; none without a tokenizer.
     """
 
-    shard: Shard
+    shard: ShardFile
     number: int
     origin: str | None
     ids: list[int]
-    parts: list[Part]
+    parts: list[DecodedPart]
     special: list[SpecialToken]
 
     def record(self) -> dict[str, Any]:
@@ -79,7 +79,9 @@ class SampleText:
         }
 
 
-def read_sample_texts(shards: Sequence[Shard], numbers: range, tokenizer: Tokenizer | None) -> Iterator[SampleText]:
+def decode_documents(
+    shards: Sequence[ShardFile], numbers: range, tokenizer: Tokenizer | None
+) -> Iterator[DecodedDocument]:
     """Documents by their numbers, from 1 and counted through all shards.
 
     Raises:
@@ -101,17 +103,17 @@ def read_sample_texts(shards: Sequence[Shard], numbers: range, tokenizer: Tokeni
                     hint="the tokens were made with another tokenizer; name it with --tokenizer",
                 ) from None
             special = _special(ids, tokenizer)
-            yield SampleText(shard, document + 1, find_origin(shard.path, document), ids.tolist(), parts, special)
+            yield DecodedDocument(shard, document + 1, find_origin(shard.path, document), ids.tolist(), parts, special)
         before += len(reader)
     if len(wanted) == len(numbers):
         raise DataError(f"there is no sample {wanted[0]}: there are {before}", file=shards[-1].path)
 
 
-def _parts(ids: np.ndarray, tokenizer: Tokenizer | None) -> list[Part]:
+def _parts(ids: np.ndarray, tokenizer: Tokenizer | None) -> list[DecodedPart]:
     parts = []
     for trained, run in groupby(ids.tolist(), key=lambda token: token >= 0):
         tokens = [abs(token) for token in run]
-        parts.append(Part(trained, len(tokens), None if tokenizer is None else _text(tokens, tokenizer)))
+        parts.append(DecodedPart(trained, len(tokens), None if tokenizer is None else _text(tokens, tokenizer)))
     return parts
 
 

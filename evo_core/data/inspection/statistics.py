@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evo_core.data.inspection.find import Shard
+from evo_core.data.inspection.find import ShardFile
 from evo_core.data.shards.format import BinReader
 
 _CHUNK = 1 << 24
@@ -43,7 +43,7 @@ class Statistics:
 
 
 def statistics(
-    shards: Sequence[Shard],
+    shards: Sequence[ShardFile],
     *,
     trained: bool = False,
     on_progress: Callable[[float, int], None] = lambda share, tokens: None,
@@ -111,7 +111,7 @@ def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     return tuple((low, high, int(count)) for (low, high), count in zip(steps, counts[first:], strict=True))
 
 
-def _minus_signs(shard: Shard) -> int:
+def _minus_signs(shard: ShardFile) -> int:
     """Negative ids in a file: there is no other minus sign in it."""
     count = 0
     with shard.path.open("rb") as file:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from evo_core.data.inspection.find import Shard
+from evo_core.data.inspection.find import ShardFile
 from evo_core.data.inspection.verify import Problem
 from evo_core.data.shards.format import BinReader
 from evo_core.data.shards.targets import NO_TARGETS, has_targets
 from evo_core.errors import DataError
 
 
-def groups_without_targets(path: Path, shards: Sequence[Shard]) -> Iterator[Problem]:
+def groups_without_targets(path: Path, shards: Sequence[ShardFile]) -> Iterator[Problem]:
     """Groups of shards whose documents are context alone; damaged ones are left to who looks for damage.
 
     Args:

@@ -38,7 +38,7 @@ _LEAST_BYTES = 200
 _FILE_BYTES = 256 << 10
 
 
-class Document(NamedTuple):
+class SampleDocument(NamedTuple):
     """A text and where it is from."""
 
     text: str
@@ -93,7 +93,7 @@ def _check(max_bytes: Mapping[str, int]) -> None:
         _novel()
 
 
-def _write(folder: Path, documents: Iterator[Document], max_bytes: int) -> int:
+def _write(folder: Path, documents: Iterator[SampleDocument], max_bytes: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
     part: list[bytes] = []
@@ -120,12 +120,12 @@ def _write(folder: Path, documents: Iterator[Document], max_bytes: int) -> int:
     return written
 
 
-def _grouped(parts: Iterator[str], source: str, separator: str) -> Iterator[Document]:
+def _grouped(parts: Iterator[str], source: str, separator: str) -> Iterator[SampleDocument]:
     """Consecutive parts joined to documents of about `_DOCUMENT_BYTES`; crumbs are left out."""
     group: list[str] = []
 
-    def joined() -> Document:
-        return Document(separator.join(group).strip("\n"), source)
+    def joined() -> SampleDocument:
+        return SampleDocument(separator.join(group).strip("\n"), source)
 
     for part in parts:
         group.append(part)
@@ -136,14 +136,14 @@ def _grouped(parts: Iterator[str], source: str, separator: str) -> Iterator[Docu
         yield joined()
 
 
-def _code() -> Iterator[Document]:
+def _code() -> Iterator[SampleDocument]:
     for file in standard_library():
         source = read_source(file)
         if source is not None:
             yield from _grouped(top_level_parts(without_docstrings(source)), _module(file), "")
 
 
-def _english() -> Iterator[Document]:
+def _english() -> Iterator[SampleDocument]:
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
@@ -158,7 +158,7 @@ def _english() -> Iterator[Document]:
         yield from _grouped(iter(new), f"docstrings of {_module(file)}", "\n\n")
 
 
-def _chinese() -> Iterator[Document]:
+def _chinese() -> Iterator[SampleDocument]:
     chapters = json.loads(_novel().read_bytes())
     for number, chapter in enumerate(chapters, 1):
         paragraphs = (line.strip() for line in chapter.split("\n"))

@@ -29,7 +29,7 @@ from evo_core.storage.files import write_file
 ORIGINS = "origins.json"
 
 
-class Run(NamedTuple):
+class DocumentRun(NamedTuple):
     """Documents [start, stop) of a shard, all from one raw file."""
 
     shard: str
@@ -90,7 +90,7 @@ class Origins:
         """All raw files of a shard, in the order of their documents."""
         return list(dict.fromkeys(self._names[entry.origin] for entry in self._of(shard)))
 
-    def in_order(self, documents: Mapping[str, int]) -> list[Run]:
+    def in_order(self, documents: Mapping[str, int]) -> list[DocumentRun]:
         """The runs of some shards of one type and split in the order that does not depend on the grouping.
 
         Args:
@@ -104,7 +104,7 @@ class Origins:
             entries = self._of(shard)
             stops = [*(entry.document for entry in entries[1:]), count]
             for entry, stop in zip(entries, stops, strict=True):
-                runs.append((entry.origin, entry.position, Run(shard, entry.document, stop)))
+                runs.append((entry.origin, entry.position, DocumentRun(shard, entry.document, stop)))
         return [run for _, _, run in sorted(runs)]
 
     def save(self, folder: str | Path) -> None:

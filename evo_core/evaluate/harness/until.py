@@ -9,7 +9,7 @@ from torch import nn
 
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import CheckpointError, ConfigError
-from evo_core.generate.batch import Batch, Row, random_numbers
+from evo_core.generate.batch import DecodingBatch, Row, random_numbers
 from evo_core.generate.continuation import check_model
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids
@@ -58,7 +58,7 @@ def continue_until(
     with evaluating(decoder):
         for start in range(0, len(order), batch_size):
             members = [texts[i] for i in order[start : start + batch_size]]
-            batch = Batch(forward, ending, limit)
+            batch = DecodingBatch(forward, ending, limit)
             batch.add([text.row for text in members])
             while batch.rows:
                 batch.remove([text.row for text in members if text.row in batch.rows and text.is_stopped()])

@@ -10,7 +10,7 @@ import pytest
 
 from evo_core.data.dataset.build import ShardSource, write_shards
 from evo_core.data.dataset.detect import Detector
-from evo_core.data.dataset.routing import Routing, type_of_path
+from evo_core.data.dataset.routing import TypeRouting, type_of_path
 from evo_core.data.dataset.scan import ScanSpec, scan
 from evo_core.data.shards.format import BinReader, BinWriter
 from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer
@@ -68,7 +68,7 @@ def test_detection_looks_at_tokens(tmp_path: Path) -> None:
     # The head of the Chinese text is cut within a character: a byte is a token here.
     long = [("感恩生活中的每一个细节，才能真正体会到幸福的滋味。" * 30), "word " * 2 + TEXTS["en"][0] * 20]
     path = _bin(tmp_path / "a.bin", [*long, TEXTS["code"][0]], tokenizer)
-    spec = ScanSpec(path, "", Routing("detect", TOKENIZER), 0.1, 0)
+    spec = ScanSpec(path, "", TypeRouting("detect", TOKENIZER), 0.1, 0)
     found = scan(spec)
     assert [found.types[number] for number in found.type_numbers] == ["cn", "en", "code"]
     again = scan(spec)
@@ -80,7 +80,7 @@ def _detected(folder: Path, **options: object) -> tuple[Path, dict]:
     texts = [text for of_type in TEXTS.values() for text in of_type]
     source = ShardSource("", _bin(folder / "mixed.bin", texts, tokenizer), "mixed.jsonl")
     out = folder / f"out{len(list(folder.iterdir()))}"
-    routing = Routing("detect", TOKENIZER, **options)  # type: ignore[arg-type]
+    routing = TypeRouting("detect", TOKENIZER, **options)  # type: ignore[arg-type]
     return out, write_shards([source], out, valid_fraction=0, shard_tokens=10**6, routing=routing)
 
 
@@ -111,7 +111,7 @@ def test_types_that_the_records_name(tmp_path: Path) -> None:
     # As the tokenizer leaves them: runs of (first document, type).
     Path(f"{path}.types").write_text(json.dumps({"types": ["en", "cn"], "runs": [[0, 0], [2, 1], [4, 0]]}))
     source = ShardSource("", path, "a.jsonl")
-    write_shards([source], tmp_path / "out", valid_fraction=0, shard_tokens=100, routing=Routing("field"))
+    write_shards([source], tmp_path / "out", valid_fraction=0, shard_tokens=100, routing=TypeRouting("field"))
     assert read_bin(tmp_path / "out" / "train" / "en" / "train_000.bin") == [[1], [2], [5]]
     assert read_bin(tmp_path / "out" / "train" / "cn" / "train_000.bin") == [[3, 3], [4]]
 
@@ -120,7 +120,7 @@ def test_a_record_may_not_name_a_folder_elsewhere(tmp_path: Path) -> None:
     path = write_bin(tmp_path / "a.bin", [[1], [2]])
     Path(f"{path}.types").write_text(json.dumps({"types": ["../x"], "runs": [[0, 0]]}))
     for types in (None, frozenset({"../x"})):
-        routing = Routing("field", types=types)
+        routing = TypeRouting("field", types=types)
         with pytest.raises(DataError, match="no name for a data type"):
             write_shards(
                 [ShardSource("", path, "a")], tmp_path / "out", valid_fraction=0, shard_tokens=9, routing=routing
@@ -132,11 +132,11 @@ def test_types_of_another_file(tmp_path: Path, runs: list[list[int]]) -> None:
     path = write_bin(tmp_path / "a.bin", [[1], [2]])
     Path(f"{path}.types").write_text(json.dumps({"types": ["en"], "runs": runs}))
     with pytest.raises(DataError, match=r"a.bin.types: the types do not fit the 2 documents of a.bin"):
-        scan(ScanSpec(path, "", Routing("field"), 0, 0))
+        scan(ScanSpec(path, "", TypeRouting("field"), 0, 0))
 
 
 def test_a_tokenizer_is_needed_to_detect(tmp_path: Path) -> None:
     path = write_bin(tmp_path / "a.bin", [[1]])
     with pytest.raises(DataError, match="a tokenizer is needed"):
-        scan(ScanSpec(path, "", Routing("detect"), 0, 0))
+        scan(ScanSpec(path, "", TypeRouting("detect"), 0, 0))
     assert len(BinReader(path)) == 1

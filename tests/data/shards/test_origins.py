@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evo_core.data.shards.origins import Origins, Run
+from evo_core.data.shards.origins import DocumentRun, Origins
 from evo_core.errors import DataError
 
 
@@ -35,9 +35,15 @@ def test_the_order_is_that_of_names_and_positions(tmp_path: Path) -> None:
     origins.add("y", 1, "b", 2)
     origins.add("y", 4, "c", 0)
     origins.save(tmp_path)
-    wanted = [Run("y", 0, 1), Run("x", 0, 2), Run("y", 1, 4), Run("y", 4, 9), Run("x", 2, 6)]
+    wanted = [
+        DocumentRun("y", 0, 1),
+        DocumentRun("x", 0, 2),
+        DocumentRun("y", 1, 4),
+        DocumentRun("y", 4, 9),
+        DocumentRun("x", 2, 6),
+    ]
     assert Origins.load(tmp_path).in_order({"x": 6, "y": 9}) == wanted
-    assert Origins.load(tmp_path).in_order({"x": 6}) == [Run("x", 0, 2), Run("x", 2, 6)]
+    assert Origins.load(tmp_path).in_order({"x": 6}) == [DocumentRun("x", 0, 2), DocumentRun("x", 2, 6)]
     with pytest.raises(DataError, match="not among the shards"):
         origins.in_order({"z": 1})
 
@@ -48,4 +54,8 @@ def test_datasets_of_before_there_were_positions(tmp_path: Path) -> None:
     )
     origins = Origins.load(tmp_path)
     assert origins.of("x", 1) == "a"
-    assert origins.in_order({"y": 3, "x": 4}) == [Run("x", 0, 2), Run("x", 2, 4), Run("y", 0, 3)]
+    assert origins.in_order({"y": 3, "x": 4}) == [
+        DocumentRun("x", 0, 2),
+        DocumentRun("x", 2, 4),
+        DocumentRun("y", 0, 3),
+    ]
