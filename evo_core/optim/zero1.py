@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.adamw import adamw
 
+from evo_core.errors import ConfigError
 from evo_core.optim.bucket import Bucket, Slot, make_buckets
 from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
@@ -46,7 +47,8 @@ class Zero1AdamW:
         bucket_size: elements in one gradient message.
         clip_grad_norm: largest global gradient norm; 0 clips nothing.
         scaler: the loss scale; None for none.
-        overlap: start reducing a bucket while backward still works on others.
+        overlap: start reducing a bucket while backward still works on others. Each parameter's gradient must then be
+            whole when backward first hands it over (`reduce` refuses others).
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Zero1AdamW:
         overlap: bool = True,
     ) -> None:
         self.groups, self.world = tuple(groups), world
-        self.clip_grad_norm, self.overlap = clip_grad_norm, overlap
+        self.clip_grad_norm, self.overlap = clip_grad_norm, overlap and world.size > 1
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
         self.scaler = scaler or LossScaler(enabled=False)
         self.updates = 0
@@ -92,7 +94,7 @@ class Zero1AdamW:
         ]
 
         self._reducing = False
-        self._missing = [0] * len(self.buckets)
+        self._missing: list[set[str]] = [set() for _ in self.buckets]
         self._launched = 0
         for index, bucket in enumerate(self.buckets):
             for slot in bucket.slots:
@@ -118,7 +120,7 @@ class Zero1AdamW:
         """
         if last:
             self._reducing = self.overlap
-            self._missing = [len(bucket.slots) for bucket in self.buckets]
+            self._missing = [{slot.name for slot in bucket.slots} for bucket in self.buckets]
         (loss * self.scaler.scale if self.scaler.enabled else loss).backward()
 
     def reduce(self, totals: torch.Tensor) -> float:
@@ -127,11 +129,15 @@ class Zero1AdamW:
         Args:
             totals: [n] float64, any sums of the caller's: summed in place over all ranks, in the same message
                 as the norm.
+
+        Raises:
+            ConfigError: with `overlap`, a gradient came in parts, the last of them after its bucket was reduced.
         """
         self._launch(len(self.buckets))
         self._reducing = False
         for bucket in self.buckets:
             bucket.finish_reduce()
+        self._refuse_late()
         square = own_square(self._counted)
         message = torch.cat([totals, square.view(1).to(totals.device)])
         if self.world.size > 1:
@@ -221,14 +227,26 @@ class Zero1AdamW:
 
     def _on_gradient(self, index: int, slot: Slot, param: torch.Tensor) -> None:
         """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last."""
+        if index < self._launched:
+            return  # too late: it stays where it is, for `reduce` to find
         self.buckets[index].accumulate(slot)
-        self._missing[index] -= 1
+        self._missing[index].discard(slot.name)
         if self._reducing:
             # Buckets are reduced in one order on every rank, whatever order gradients come in.
             ready = self._launched
-            while ready < len(self.buckets) and self._missing[ready] == 0:
+            while ready < len(self.buckets) and not self._missing[ready]:
                 ready += 1
             self._launch(ready)
+
+    def _refuse_late(self) -> None:
+        """Refuse gradients that came after their bucket was reduced: without them the sum is wrong."""
+        late = [slot.name for bucket in self.buckets for slot in bucket.slots if slot.param.grad is not None]
+        if late:
+            raise ConfigError(
+                f"the gradient of {late[0]} came in parts, as from checkpointing with use_reentrant=True",
+                key="hybrid_zero_optimizer.overlap_sync_grad",
+                hint="set it to false, or checkpoint with use_reentrant=False",
+            )
 
     def _launch(self, upto: int) -> None:
         for bucket in self.buckets[self._launched : upto]:

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from evo_core.errors import ConfigError
 from evo_core.optim.grad_norm import sum_of_squares
 from evo_core.optim.loss_scaler import LossScaler
 from tests.optim.optimizers import zero1_adamw
@@ -236,6 +238,51 @@ def test_gradients_that_come_without_a_hook_are_taken() -> None:
 
     for norms in run_on_ranks(every_way, 2):
         assert norms == pytest.approx([reference()[0][0]] * 6, rel=1e-12)
+
+
+class RunTwice(nn.Module):
+    """One layer at two depths, recomputed at each in a backward pass of its own: autograd hands its gradient over
+    twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.shared = (nn.Linear(4, 4, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, *, reentrant: bool | None) -> torch.Tensor:
+        x = self.first(x)
+        for _ in range(2):
+            x = self.shared(x) if reentrant is None else checkpoint(self.shared, x, use_reentrant=reentrant)
+            x = torch.tanh(x)
+        return x
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("bucket_size", [1, 1000])
+def test_a_gradient_that_comes_in_parts_is_whole_or_refused(ranks: int, bucket_size: int) -> None:
+    def norms(overlap: bool, reentrant: bool | None) -> list[float]:
+        net, mesh = RunTwice(), mesh_of(-1)
+        optimizer = zero1_adamw(net, mesh, bucket_size=bucket_size, overlap=overlap)
+        x, norms = torch.linspace(-1, 1, 8, dtype=torch.float64).view(2, 4), []
+        for _ in range(2):
+            optimizer.begin()
+            for last in (False, True):
+                optimizer.backward(net(x, reentrant=reentrant).square().mean(), last=last)
+            norms.append(optimizer.reduce(torch.zeros(0, dtype=torch.float64)))
+            optimizer.step(LR, 0.95)
+        return norms
+
+    def every_way() -> bool:
+        right = pytest.approx(norms(False, None), rel=1e-12)
+        for overlap, reentrant in ((False, True), (False, False), (True, False)):
+            assert norms(overlap, reentrant) == right
+        if ranks > 1 and bucket_size == 1:  # reduced before the second part comes
+            with pytest.raises(ConfigError, match=r"overlap_sync_grad: the gradient of shared\.\w+ came in parts"):
+                norms(True, True)
+            return True
+        return norms(True, True) == right
+
+    assert all(run_on_ranks(every_way, ranks))
 
 
 def test_shares_are_rows_and_may_be_empty() -> None:
