@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.adamw import adamw
 
+from evo_core.errors import ConfigError
 from evo_core.optim.bucket import Bucket, Slot, make_buckets
 from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
@@ -92,7 +93,7 @@ class Zero1AdamW:
         ]
 
         self._reducing = False
-        self._missing = [0] * len(self.buckets)
+        self._missing: list[set[str]] = [set() for _ in self.buckets]
         self._launched = 0
         for index, bucket in enumerate(self.buckets):
             for slot in bucket.slots:
@@ -115,10 +116,13 @@ class Zero1AdamW:
         Args:
             loss: scalar; the gradients of a step are the sum over micro-batches, averaged over data ranks.
             last: whether it is the step's last, after which nothing is added any more.
+
+        Raises:
+            ConfigError: a gradient came in several parts, and its bucket was reduced after the first.
         """
         if last:
             self._reducing = self.overlap
-            self._missing = [len(bucket.slots) for bucket in self.buckets]
+            self._missing = [{slot.name for slot in bucket.slots} for bucket in self.buckets]
         (loss * self.scaler.scale if self.scaler.enabled else loss).backward()
 
     def reduce(self, totals: torch.Tensor) -> float:
@@ -220,13 +224,24 @@ class Zero1AdamW:
         )
 
     def _on_gradient(self, index: int, slot: Slot, param: torch.Tensor) -> None:
-        """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last."""
+        """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last.
+
+        Raises:
+            ConfigError: the bucket is being reduced already.
+        """
+        if self._reducing and index < self._launched:
+            # As reentrant checkpointing makes them of a layer that is used twice: each use is a backward of its own.
+            raise ConfigError(
+                f"the gradient of {slot.name} comes in several parts, and the first is being reduced already",
+                key="hybrid_zero_optimizer.overlap_sync_grad",
+                hint="set it to false, or recompute with use_reentrant=False in the model",
+            )
         self.buckets[index].accumulate(slot)
-        self._missing[index] -= 1
+        self._missing[index].discard(slot.name)
         if self._reducing:
             # Buckets are reduced in one order on every rank, whatever order gradients come in.
             ready = self._launched
-            while ready < len(self.buckets) and self._missing[ready] == 0:
+            while ready < len(self.buckets) and not self._missing[ready]:
                 ready += 1
             self._launch(ready)
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from evo_core.errors import ConfigError
 from evo_core.optim.grad_norm import sum_of_squares
 from evo_core.optim.loss_scaler import LossScaler
 from tests.optim.optimizers import zero1_adamw
@@ -236,6 +238,48 @@ def test_gradients_that_come_without_a_hook_are_taken() -> None:
 
     for norms in run_on_ranks(every_way, 2):
         assert norms == pytest.approx([reference()[0][0]] * 6, rel=1e-12)
+
+
+class Repeated(nn.Module):
+    """One layer that is recomputed twice, each time in a backward pass of its own: its gradients come in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            x = checkpoint(self.layer, x, use_reentrant=True)
+        return self.last(x).square().mean()
+
+
+def gradients_in_parts(overlap: bool, bucket_size: int) -> float | str:
+    net, x = Repeated(), torch.ones(2, 4).requires_grad_()
+    optimizer = zero1_adamw(net, mesh_of(-1), bucket_size=bucket_size, overlap=overlap)
+    norms = []
+    for _ in range(2):
+        optimizer.begin()
+        try:
+            optimizer.backward(net(x), last=True)
+        except ConfigError as error:
+            return str(error)
+        norms.append(optimizer.reduce(torch.zeros(0, dtype=torch.float64)))
+    assert norms[0] == norms[1]
+    return norms[0]
+
+
+def test_gradients_that_come_in_parts_are_summed_or_refused() -> None:
+    """A bucket that is under way takes no more: what came later would be lost, and added to the next step."""
+    net = Repeated()
+    net(torch.ones(2, 4).requires_grad_()).backward()
+    expected = float(nn.utils.get_total_norm([param.grad for param in net.parameters() if param.grad is not None]))
+    for norm in run_on_ranks(gradients_in_parts, 2, False, 10**9):
+        assert norm == pytest.approx(expected, rel=1e-6)
+    for message in run_on_ranks(gradients_in_parts, 2, True, 1):
+        assert isinstance(message, str)
+        assert "layer." in message
+        assert "overlap_sync_grad" in message
 
 
 def test_shares_are_rows_and_may_be_empty() -> None:
