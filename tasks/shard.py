@@ -19,9 +19,9 @@ from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch.launcher import Stopped
 from tasks.launch.pace import Pace
+from tasks.raw.token_objects import TOKENS, read_index
 from tasks.store import Artifact
 from tasks.store.earlier import earlier, most_alike
-from tasks.tokenize import TOKENS, read_index
 from tasks.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:

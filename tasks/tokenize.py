@@ -23,21 +23,16 @@ from tasks.launch.launcher import Stopped
 from tasks.launch.pace import Pace
 from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
+from tasks.raw.token_objects import DONE, INDEX, TOKENS, index_rows, object_ids, read_index
 from tasks.raw.unchanged import StillAsListed
 from tasks.store import Artifact, Store
-from tasks.store.digests import combine
 from tasks.store.earlier import earlier, most_alike
-from tasks.store.json_file import read_json, read_object, write_json
+from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
 from tasks.tokenizer import TOKENIZER, keep_tokenizer
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec
-
-INDEX = "index.json"
-TOKENS = "tokens.bin"
-DONE = "object.json"
-"""Written last into an object's folder: the object is there once this is."""
 
 COUNTS = ("documents", "tokens", "skipped", "blank")
 
@@ -146,10 +141,7 @@ class Tokenize(Kind[Params, Runtime]):
         reused = len(set(ids)) - len(missing)
         ctx.say(f"{len(missing)} of {len(files)} files to tokenize, {reused} found in the store")
         counts |= _tokenize(ctx, missing, tokenizer)
-        index = [
-            {**_as_row(file), "object": object_id, **counts[object_id]}
-            for object_id, file in zip(ids, files, strict=True)
-        ]
+        index = index_rows(files, ids, counts)
         write_json(ctx.folder / INDEX, index, indent=None)
         return {
             "files": len(files),
@@ -161,7 +153,7 @@ class Tokenize(Kind[Params, Runtime]):
         }
 
     def _object_ids(self, params: Params, files: list[RawFile], tokenizer: str) -> list[str]:
-        """For each file, what its tokens depend on: its content, its format, the tokenizer and the parameters."""
+        """For each file, what its tokens depend on: `object_ids` of the tokenizer and the parameters."""
         settings = params.model_dump(mode="json", exclude={"tokenizer"})
         settings = {k: v for k, v in settings.items() if not (k in self.introduced and v == self.introduced[k])}
         same = [
@@ -169,28 +161,7 @@ class Tokenize(Kind[Params, Runtime]):
             ("kind", f"{self.name} {self.version}"),
             *((name, repr(value)) for name, value in settings.items()),
         ]
-        return [combine([("file", file.digest), ("suffix", _suffix(file.path)), *same]) for file in files]
-
-
-def read_index(tokens: Artifact) -> list[dict[str, Any]]:
-    """The rows of a tokens artifact: ``path``, ``uri``, ``digest``, ``bytes``, ``object``, and the object's counts.
-
-    Raises:
-        DataError: it has no index.
-    """
-    rows = read_json(tokens.path / INDEX)
-    if rows is None:
-        raise DataError(f"a tokens artifact without {INDEX}", file=tokens.path)
-    return rows
-
-
-def _suffix(path: str) -> str:
-    """What a file's name says of its format: ``.jsonl.zst``."""
-    return "".join(f".{part}" for part in path.rpartition("/")[2].lstrip(".").split(".")[1:][-2:])
-
-
-def _as_row(file: RawFile) -> dict[str, Any]:
-    return {"path": file.path, "uri": file.uri, "digest": file.digest, "bytes": file.size}
+        return object_ids(files, same)
 
 
 def _known_counts(ctx: StepContext[Params, Runtime], kind_: Tokenize, ids: set[str]) -> dict[str, dict[str, Any]]:

@@ -24,11 +24,11 @@ from tasks.launch.launcher import Stopped
 from tasks.launch.pace import Pace
 from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
+from tasks.raw.token_objects import DONE, INDEX, TOKENS, index_rows, object_ids
 from tasks.raw.unchanged import StillAsListed
-from tasks.store.digests import combine, digest_file
+from tasks.store.digests import digest_file
 from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
-from tasks.tokenize import DONE, INDEX, TOKENS
 from tasks.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:
@@ -121,22 +121,15 @@ class TokenizeSft(Kind[Params, Runtime]):
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         same = [("tokenizer", tokenizer), ("kind", f"{self.name} {self.version}")]
         same += [(name, repr(value)) for name, value in self.identity(ctx.params, ctx.runtime).items()]
-        ids = {
-            file.path: combine([("file", file.digest), ("suffix", "".join(Path(file.path).suffixes[-2:])), *same])
-            for file in files
-        }
-        ctx.objects.update(ids.values())
-        counts = {i: found for i in ids.values() if (found := read_object(ctx.store.object(i) / DONE)) is not None}
+        ids = object_ids(files, same)
+        ctx.objects.update(ids)
+        counts = {i: found for i in ids if (found := read_object(ctx.store.object(i) / DONE)) is not None}
         if ctx.anew:
             counts = {i: found for i, found in counts.items() if is_whole(ctx.store.object(i), DONE)}
-        missing = {ids[file.path]: file for file in files if ids[file.path] not in counts}
+        missing = {i: file for i, file in zip(ids, files, strict=True) if i not in counts}
         ctx.say(f"{len(missing)} of {len(files)} files to tokenize, {len(counts)} found in the store")
         counts |= _tokenize(ctx, missing, settings)
-        rows: list[dict[str, Any]] = [
-            {"path": file.path, "uri": file.uri, "digest": file.digest, "bytes": file.size, "object": ids[file.path]}
-            | counts[ids[file.path]]
-            for file in files
-        ]
+        rows = index_rows(files, ids, counts)
         write_json(ctx.folder / INDEX, rows)
         names = ("documents", "tokens", "trained", "cut", "no_room", "skipped")
         totals = {name: sum(row[name] for row in rows) for name in names}

@@ -17,7 +17,7 @@ from evo_core.parallel.collectives import gather_on_first, on_first
 from evo_core.placement import Placed, Ranks, Rectangle, Sizes, tiling_fault
 
 _SHOWN = 3
-
+"""Faults that the error spells out."""
 
 _Held = tuple[Sizes, Sizes, Ranks, int | None]
 """A piece that a rank holds: offsets, sizes, the ranks that hold it, as this one says, and where these are several its

@@ -5,7 +5,6 @@ Bits are compared, not values: 0 and -0 differ, and a NaN equals itself.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +19,10 @@ _INTEGERS = {1: torch.int8, 2: torch.int16}
 
 
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """One number for each tensor, of 64 bits. Tensors on a GPU are read there, and one message brings their numbers."""
+    """One number for each tensor, of any shape, of 64 bits.
+
+    Tensors on a GPU are read there, and one message brings their numbers.
+    """
     host = {n: hashed(tensor) for n, tensor in enumerate(tensors) if tensor.device.type == "cpu"}
     device = [n for n in range(len(tensors)) if n not in host]
     if device:
@@ -29,15 +31,17 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def hashed(tensor: Tensor) -> int:
-    """XXH3 of a tensor's bytes, row by row: on a CPU several times faster than what torch could compute."""
+    """XXH3 of the bytes of a tensor of any shape, row by row: on a CPU several times faster than
+    what torch could compute."""
     return xxhash.xxh3_64_intdigest(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def weighed(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits, as integers times odd weights that grow with their place.
+    """The sum of the bits of a tensor of any shape, a scalar int64: as integers times odd weights that
+    grow with their place.
 
-    One element that differs always shows, and so do two that are exchanged less than four million places apart;
-    anything else goes unseen once in 2^64.
+    One element of up to 32 bits that differs always shows, and so do two that are exchanged less than four million
+    places apart; anything else goes unseen once in 2^64.
 
     Returns:
         A scalar, int64, on the tensor's device; nothing waits for it.
@@ -45,12 +49,7 @@ def weighed(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     integers = flat.view(_INTEGERS.get(flat.element_size(), torch.int32))  # of 64 bits none is lost: two of 32 each
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    weights = _weights(flat.device)
+    weights = torch.arange(1, 2 * min(_CHUNK, integers.numel()) + 1, 2, device=flat.device)
     for chunk in integers.split(_CHUNK):
         total = total * _FACTOR + (chunk * weights[: chunk.numel()]).sum()
     return total
-
-
-@functools.lru_cache(maxsize=1)
-def _weights(device: torch.device) -> Tensor:
-    return torch.arange(1, 2 * _CHUNK, 2, device=device)

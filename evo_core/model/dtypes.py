@@ -24,6 +24,9 @@ def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     """The torch dtype of a config's ``model.dtype``: ``"torch.bfloat16"``, ``"half"``, ``"torch.tf32"``...
 
     tf32 is float32 whose matrix products run in TF32 (`allow_tf32`).
+
+    Raises:
+        ConfigError: no such dtype.
     """
     if isinstance(name, torch.dtype):
         return name

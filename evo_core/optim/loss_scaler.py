@@ -71,5 +71,5 @@ class LossScaler:
 
 
 def needs_scaling(dtype: torch.dtype) -> bool:
-    """Whether a model of this type trains with a loss scale: the 16-bit types do, as in the original."""
+    """Whether a model of this type trains with a loss scale: the 16-bit types do, as in InternEvo."""
     return dtype in (torch.float16, torch.bfloat16)

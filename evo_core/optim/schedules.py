@@ -47,7 +47,7 @@ class CosineWithWarmup:
 class Beta2Schedule:
     """Adam's beta2: ``max(init_beta2, 1 - k ** -c)`` at update k; constant where c is zero or less.
 
-    As in the original k is counted up after each update, so that the first one is made with `init_beta2` wherever
+    As in InternEvo k is counted up after each update, so that the first one is made with `init_beta2` wherever
     the count begins.
 
     Args:

@@ -1,9 +1,9 @@
 """The mesh of ranks: who works with whom, one axis for each way of sharing the work.
 
-Rank order is InternEvo's: tensor ranks are neighbours, then data, and pipeline stages are the slowest. Inside the
-data ranks a ZeRO group is a run of neighbours (the ranks of one machine, where they fit), and the ranks with the same
-number in every ZeRO group are replicas of each other. With ranks counted through [pipeline, replica, zero, tensor]
-every axis is one of these directions, or two flattened.
+Rank order is InternEvo's: tensor ranks are neighbours, then data, and pipeline stages are the slowest. Inside the data
+ranks a ZeRO group is a run of neighbours (the ranks of one machine, where they fit), and the ranks with the same number
+in every ZeRO group are replicas of each other. With ranks counted through [pipeline, replica, zero, tensor] every axis
+is one of these directions, or two flattened.
 
 Nobody else makes process groups of these ranks: whoever talks to some of them is given an axis.
 """

@@ -19,7 +19,7 @@ class StepTotals:
     micro-batches with the sums of their means of negative log-likelihood and of hits, then negative log-likelihood
     [n], hits [n] and targets [n] of each of the n data types.
 
-    The loss of a step is a mean over its micro-batches of their means over targets, as in the original; ``acc`` and
+    The loss of a step is a mean over its micro-batches of their means over targets, as in InternEvo; ``acc`` and
     ``perplexity`` are of the same mean. A micro-batch without a target counts as 0 in it.
 
     Args:
@@ -88,6 +88,9 @@ class StepTotals:
 
 def segments(cu_seqlens: Sequence[torch.Tensor]) -> dict[str, int]:
     """How a step's micro-batches are cut into documents, on this rank.
+
+    Args:
+        cu_seqlens: of each micro-batch [documents + 1], where its documents begin and end.
 
     Returns:
         ``num_samples_in_batch``: documents in all; ``largest_length``: tokens of the longest; ``largest_batch`` and

@@ -25,7 +25,7 @@ LOG_FIELDS = (
     "adam_beta2",
     "fwd_bwd_time",
 )
-"""internevo's log line, which people's tools read. Our fields follow after these."""
+"""InternEvo's log line, which people's tools read. Our fields follow after these."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class StepRecord:
 
 
 def log_line(fields: dict[str, Any]) -> str:
-    """``key=value,key=value,...``: internevo's fields in its order, then ours."""
+    """``key=value,key=value,...``: InternEvo's fields in its order, then ours."""
     ordered = [name for name in LOG_FIELDS if name in fields]
     ordered += [name for name in fields if name not in LOG_FIELDS and name != "time"]
     return ",".join(f"{name}={fields[name]}" for name in ordered)

@@ -125,23 +125,27 @@ def make_model(cfg: TrainConfig, device: torch.device, *, drawn: bool) -> nn.Mod
 
 
 def run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> Path:
-    """The run's folder, made: the one asked for, else that of the resumed run, else a new one.
+    """The run's folder, made: the one asked for, else that of the resumed run, else a new one. Every rank must call it.
 
     Raises:
         ConfigError: it cannot be made, or `job_name` cannot be a folder's.
     """
-    if folder is None and start is not None and start.resumes:
-        before = TrainState.read(start.checkpoint).folder
-        folder = Path(before) if before and Path(before).is_dir() else None
-    if folder is None:  # named by one rank: clocks differ
-        name = cfg.run_name
-        folder = on_first(lambda: Path("RUN") / name / time.strftime("%m-%d-%H.%M.%S"))
+    if folder is None:  # found by one rank: clocks differ, and not every machine may see the folder there was
+        folder = on_first(lambda: _folder_before(start) or Path("RUN") / cfg.run_name / time.strftime("%m-%d-%H.%M.%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         hint = "name a folder for log and curve with --folder, or start where one can be made"
         raise ConfigError(f"cannot be made: {error.strerror}", file=folder, hint=hint) from error
     return folder
+
+
+def _folder_before(start: Start | None) -> Path | None:
+    """The folder of the run that is resumed, where it is still there."""
+    if start is None or not start.resumes:
+        return None
+    before = TrainState.read(start.checkpoint).folder
+    return Path(before) if before and Path(before).is_dir() else None
 
 
 def set_kernels(cfg: TrainConfig) -> None:

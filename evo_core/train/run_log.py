@@ -1,4 +1,4 @@
-"""Log lines in the original's form, from one rank, to the console and to the run's folder."""
+"""Log lines in InternEvo's form, from one rank, to the console and to the run's folder."""
 
 from __future__ import annotations
 

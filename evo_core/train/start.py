@@ -146,7 +146,7 @@ _KINDS: dict[str | None, tuple[Kind, ...]] = {
     "hf_llama": ("hf",),
     "hf_model": ("hf",),
 }
-"""The formats that a ``ckpt_type`` may mean; ours goes by the original's name too."""
+"""The formats that a ``ckpt_type`` may mean; ours goes by InternEvo's name too."""
 
 
 def _located(init: Start) -> Start:

@@ -1,4 +1,4 @@
-"""How fast steps are: tokens per rank and second, and teraflops by internevo's formula."""
+"""How fast steps are: tokens per rank and second, and teraflops by InternEvo's formula."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast steps are, in internevo's terms, so that numbers compare.
+    """How fast steps are, in InternEvo's terms, so that numbers compare.
 
     tflops per GPU = c {[(8 + 4 m) B S h^2 + 4 B S^2 h] L} / 1 + 6 B S h V, over time * ranks * 10^12, with c = 4 where
     any block is recomputed in backward, else 3; m = 1.5 mlp_ratio (three matrices); B sequences of S tokens in a step;

@@ -10,10 +10,11 @@ import torch
 
 from evo_core.generate.forward import Forward
 from evo_core.model import Decoder, build_model, init_weights
+from evo_core.model.cutting import allocate, keep_stage
 from evo_core.model.draws import Draws
 from evo_core.model.families import FAMILIES
 from evo_core.model.ops.norm import Norm
-from evo_core.model.stage import Stage, allocate, keep_stage
+from evo_core.model.stage import Stage
 from tests.model.configs import packed, randomise, tiny
 
 LENGTHS = [5, 1, 9, 2]

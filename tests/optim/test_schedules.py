@@ -54,7 +54,7 @@ def test_beta2() -> None:
 
 
 class _OriginalBeta2:
-    """The original's scheduler, from its description: Adam begins with its own beta2, and the count goes up first."""
+    """InternEvo's scheduler, from its description: Adam begins with its own beta2, and the count goes up first."""
 
     def __init__(self, init_beta2: float, c: float, cur_iter: int) -> None:
         self.k = 0 if cur_iter == -1 else cur_iter

@@ -1,4 +1,4 @@
-"""The original's own configuration, with only its size constants replaced, trains as its log shows."""
+"""InternEvo's own configuration, with only its size constants replaced, trains as its log shows."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.train.jobs import job, run
 
 @pytest.mark.parametrize(("interval", "steps", "times"), [(2, 7, 3), (0, 51, 1), (-3, 49, 0), (100, 8, 0)])
 def test_memory_is_looked_at_every_so_many_steps(tmp_path: Path, interval: int, steps: int, times: int) -> None:
-    """0 and less mean 50, as in the original."""
+    """0 and less mean 50, as in InternEvo."""
     settings = {"ckpt__enable_save_ckpt": False, "data__total_steps": steps, "data__global_batch_tokens": 32}
     run(job(tmp_path, data__empty_cache_and_diag_interval=interval, **settings), tmp_path / "run")
     assert (tmp_path / "run" / "train.log").read_text().count("memory of rank 0: peak resident memory") == times

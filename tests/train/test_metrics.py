@@ -42,7 +42,7 @@ def test_totals_travel_in_one_vector() -> None:
 
 
 def test_loss_accuracy_and_perplexity_are_of_one_mean() -> None:
-    """Over micro-batches, each a mean over its targets; one without a target counts as 0, as in the original."""
+    """Over micro-batches, each a mean over its targets; one without a target counts as 0, as in InternEvo."""
     totals = StepTotals(("cn", "en"), torch.device("cpu"))
     micro_batches = [([1.0, 3.0, 0.0], [True, False, False], [5, 6, -100]), ([0.0] * 3, [False] * 3, [-100] * 3)]
     micro_batches.append(([6.0, 0.0, 0.0], [True, False, False], [5, -100, -100]))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from evo_core.checkpoint import load_model
+from evo_core.checkpoint import TrainState, load_model
 from evo_core.errors import CheckpointError
 from evo_core.train import train
+from evo_core.train.run import run_folder
 from evo_core.train.start import Start
+from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, run
 
 SCHEDULE = {"total_steps": 8, "warmup_ratio": 0.25, "eta_min": 1e-3}
@@ -73,6 +77,20 @@ def test_auto_resume_does_not_read_load_ckpt_info_and_warns(tmp_path: Path, caps
     run(job(tmp_path, data__total_steps=1, ckpt__load_ckpt_info=info, ckpt__auto_resume=True), tmp_path / "run")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
     assert "from scratch; load_ckpt_info (local:/nowhere) is not read: set auto_resume to False" in line
+
+
+def test_all_ranks_go_on_in_the_folder_that_the_first_one_sees(tmp_path: Path) -> None:
+    """On a disk that each machine has for itself the others do not see it."""
+    TrainState(folder="/proc/self/cwd/run").write(tmp_path)
+    (tmp_path / "0" / "run").mkdir(parents=True)
+    (tmp_path / "1").mkdir()
+    cfg = job(tmp_path)
+
+    def body() -> str:
+        os.chdir(tmp_path / str(dist.get_rank()))
+        return str(run_folder(cfg, None, Start(tmp_path, ("all",), resumes=True)))
+
+    assert run_on_ranks(body, 2) == ["/proc/self/cwd/run"] * 2
 
 
 def start_from(tmp_path: Path, path: Path, content: list[str], **changes: Any) -> list[Any]:

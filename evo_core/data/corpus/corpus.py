@@ -14,17 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evo_core.data.corpus.document_set import DocumentSet, Span, Table, tabulate
+from evo_core.data.corpus.document_set import DocumentSet, DocumentSpan, Table, tabulate
 from evo_core.data.corpus.index import Arrays, Index
 from evo_core.data.corpus.token_cache import TokenFile, map_cached, open_token_files
 from evo_core.data.shards.folder import bin_files, data_types
 from evo_core.data.shards.format import BinReader
-from evo_core.data.shards.origins import Origins
+from evo_core.data.shards.origins import ORIGINS, Origins
 from evo_core.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-ORIGINS = "origins.json"
 
 
 class MinLength(NamedTuple):
@@ -94,8 +92,7 @@ def open_corpus(
         DataError: a file is missing or damaged, or an id is outside the vocabulary.
         ConfigError: a file matches several keys of min_length_dict.
     """
-    types = data_types(folder) if types is None else types
-    paths = {name: bin_files(folder, name) for name in types}
+    paths = {name: bin_files(folder, name) for name in (data_types(folder) if types is None else types)}
     if by_origin:
         paths = {name: sorted(of_type) for name, of_type in paths.items()}
     everything = [path for of_type in paths.values() for path in of_type]
@@ -104,50 +101,73 @@ def open_corpus(
     opened: list[TokenFile] = []
 
     def tables() -> Arrays:
+        # Only the process that works the tables out opens the files for it; the others find their ids in the cache.
         opened.extend(open_token_files(everything, first=first, in_memory=index is None))
-        files = iter(opened)
-        arrays: dict[str, np.ndarray] = {
-            "max_ids": np.array([file.max_id for file in opened], np.int64),
-            "cached": np.array([str(file.cached or "").encode() for file in opened]),
-        }
-        for number, of_type in enumerate(paths.values()):
-            own = [next(files) for _ in of_type]
-            spans = _spans_by_origin(folder, own) if by_origin else None
-            table, digest, trained = tabulate(own, [min_length.of(_below(folder, path)) for path in of_type], spans)
-            arrays |= {f"{number}-{part}": array for part, array in table._asdict().items()}
-            arrays[f"{number}-digest-and-trained"] = np.array([digest.encode(), str(trained).encode()])
-        return arrays
+        return _tables(folder, paths, opened, min_length, by_origin=by_origin)
 
     found = (index or Index()).arrays("corpus", tables)
     if vocab_size is not None:
-        for path, max_id in zip(everything, found["max_ids"].tolist(), strict=True):
-            if max_id >= vocab_size:
-                BinReader(path).check(vocab_size)
+        _check_ids(everything, found["max_ids"].tolist(), vocab_size)
     if opened:
-        ids = iter([file.ids for file in opened])
+        ids = [file.ids for file in opened]
     else:
-        ids = iter(_mapped_or_decoded(everything, [Path(path.decode()) for path in found["cached"].tolist()]))
-    corpus = Corpus({}, {}, {})
+        ids = _mapped_or_decoded(everything, [Path(path.decode()) for path in found["cached"].tolist()])
+    return _corpus(paths, found, ids)
+
+
+def _tables(
+    folder: Path,
+    paths: Mapping[str, Sequence[Path]],
+    opened: Sequence[TokenFile],
+    min_length: MinLength,
+    *,
+    by_origin: bool,
+) -> Arrays:
+    """What is known of all documents, as arrays that processes can share: see `_corpus`, which reads them."""
+    files = iter(opened)
+    arrays: dict[str, np.ndarray] = {
+        "max_ids": np.array([file.max_id for file in opened], np.int64),
+        "cached": np.array([str(file.cached or "").encode() for file in opened]),
+    }
+    for number, of_type in enumerate(paths.values()):
+        own = [next(files) for _ in of_type]
+        spans = _spans_by_origin(folder, own) if by_origin else None
+        table, digest, trained = tabulate(own, [min_length.of(_below(folder, path)) for path in of_type], spans)
+        arrays |= {f"{number}-{part}": array for part, array in table._asdict().items()}
+        arrays[f"{number}-digest-and-trained"] = np.array([digest.encode(), str(trained).encode()])
+    return arrays
+
+
+def _corpus(paths: Mapping[str, Sequence[Path]], found: Arrays, ids: Sequence[np.ndarray]) -> Corpus:
+    """The corpus that `_tables` tells of, with the ids of its files: int32 [tokens] of each."""
+    corpus, files = Corpus({}, {}, {}), iter(ids)
     for number, (name, of_type) in enumerate(paths.items()):
         table = Table(*(found[f"{number}-{part}"] for part in Table._fields))
-        corpus.documents[name] = DocumentSet([next(ids) for _ in of_type], table)
+        corpus.documents[name] = DocumentSet([next(files) for _ in of_type], table)
         digest, trained = found[f"{number}-digest-and-trained"].tolist()
         corpus.digests[name], corpus.trained[name] = digest.decode(), int(trained)
     return corpus
+
+
+def _check_ids(paths: Sequence[Path], max_ids: Sequence[int], vocab_size: int) -> None:
+    """Look for the id that is too large only where there is one: a look at every document takes as long as decoding."""
+    for path, max_id in zip(paths, max_ids, strict=True):
+        if max_id >= vocab_size:
+            BinReader(path).check(vocab_size)
 
 
 def _below(folder: Path, path: Path) -> str:
     return f"/{path.relative_to(folder).as_posix()}"
 
 
-def _spans_by_origin(folder: Path, files: Sequence[TokenFile]) -> list[Span] | None:
+def _spans_by_origin(folder: Path, files: Sequence[TokenFile]) -> list[DocumentSpan] | None:
     """The documents of one type by (raw file, number in it); None where nobody says."""
     parent, name = folder.absolute().parent, folder.absolute().name
     if not (parent / ORIGINS).is_file():
         return None
     shards = {name + _below(folder, file.path): number for number, file in enumerate(files)}
     runs = Origins.load(parent).in_order({shard: len(files[number]) for shard, number in shards.items()})
-    return [Span(shards[run.shard], run.start, run.stop) for run in runs]
+    return [DocumentSpan(shards[run.shard], run.start, run.stop) for run in runs]
 
 
 def _mapped_or_decoded(paths: Sequence[Path], cached_files: Sequence[Path]) -> list[np.ndarray]:

@@ -22,7 +22,14 @@ class Documents(Protocol):
     def lengths(self) -> np.ndarray: ...
 
     def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
-        """Tokens [starts[i], stops[i]) of document documents[i], for each i; any integer type, may be views."""
+        """Tokens [starts[i], stops[i]) of document documents[i], for each i.
+
+        Args:
+            documents, starts, stops: int64 [n].
+
+        Returns:
+            n arrays [stops[i] - starts[i]] of any integer type; they may be views, not to be written to.
+        """
 
 
 class Table(NamedTuple):
@@ -49,14 +56,14 @@ class DocumentSet:
         return len(self.lengths)
 
     def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
-        """See `Documents`; int32, views of the files."""
+        """See `Documents`; int32 [stops[i] - starts[i]], views of the files."""
         at = self._starts[documents]
         files, ids = self.files[documents].tolist(), self._ids
         spans = zip(files, (at + starts).tolist(), (at + stops).tolist(), strict=True)
         return [ids[file][start:stop] for file, start, stop in spans]
 
 
-class Span(NamedTuple):
+class DocumentSpan(NamedTuple):
     """Documents [start, stop) of a file, given by its number."""
 
     file: int
@@ -65,7 +72,7 @@ class Span(NamedTuple):
 
 
 def tabulate(
-    files: Sequence[TokenFile], min_lengths: Sequence[int], spans: Sequence[Span] | None = None
+    files: Sequence[TokenFile], min_lengths: Sequence[int], spans: Sequence[DocumentSpan] | None = None
 ) -> tuple[Table, str, int]:
     """The documents of some files that are long enough; empty ones never are.
 
@@ -99,7 +106,7 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([*arrays, np.zeros(0, dtype)])
 
 
-def _ranges(file_starts: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+def _ranges(file_starts: np.ndarray, spans: Sequence[DocumentSpan]) -> np.ndarray:
     """The numbers of the spans' documents among those of all files behind each other, int64."""
     files, starts, stops = np.array(spans, np.int64).reshape(-1, 3).T
     counts = stops - starts

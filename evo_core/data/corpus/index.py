@@ -24,6 +24,7 @@ from evo_core.storage.location import local_path
 from evo_core.storage.lock import locked, try_lock, wait_for_lock
 
 Arrays = Mapping[str, np.ndarray]
+"""By name, of any shape and type: whoever makes them says which."""
 
 _PREFIX = "evo-"
 _IN_USE = "in-use.lock"

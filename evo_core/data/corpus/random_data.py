@@ -32,7 +32,7 @@ class RandomDocuments:
         self.lengths: np.ndarray = np.minimum(counted, seq_len).astype(np.int64)
 
     def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
-        """Tokens [starts[i], stops[i]) of each document, int64."""
+        """See `Documents`; int64 [stops[i] - starts[i]]."""
         spans = zip(documents.tolist(), starts.tolist(), stops.tolist(), strict=True)
         return [self._tokens(document, start, stop) for document, start, stop in spans]
 

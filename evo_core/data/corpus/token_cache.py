@@ -38,7 +38,7 @@ _KEEP_DAYS = 30
 _END_BYTES = 64 << 10
 
 
-class Content(NamedTuple):
+class DecodedFile(NamedTuple):
     """What a file holds, as `TokenFile` has it."""
 
     ids: np.ndarray
@@ -61,7 +61,7 @@ class TokenFile:
         cached: the file of the cache that `ids` is mapped from; None where they are in memory.
     """
 
-    def __init__(self, reader: BinReader, content: Content, cached: Path | None = None) -> None:
+    def __init__(self, reader: BinReader, content: DecodedFile, cached: Path | None = None) -> None:
         self.path = reader.path
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.lengths)])
         self.ids, self.trained, self.hashes, self.max_id = content
@@ -100,13 +100,15 @@ def open_token_files(paths: Sequence[Path], *, first: int = 0, in_memory: bool =
     cache = _cache_folder()
     cached_files = [cache / f"{file_digest(reader.path)}.tokens" for reader in readers]
     with _pruning(cache, cached_files):
+        # First whatever nobody is at yet, each process from another file on; then open all, waiting for those that
+        # others are still decoding. In this pass the header is enough: the checksum is compared when a file is opened.
         turn = first % max(len(readers), 1)
         for number in [*range(turn, len(readers)), *range(turn)]:
             _ensure_cached(readers[number], cached_files[number], wait=False)
         return [_open_cached(reader, cached) for reader, cached in zip(readers, cached_files, strict=True)]
 
 
-def map_cached(cached: Path) -> Content:
+def map_cached(cached: Path) -> DecodedFile:
     """What a complete file of the cache holds, mapped into memory.
 
     Raises:
@@ -119,7 +121,7 @@ def map_cached(cached: Path) -> Content:
     ends = np.cumsum([_HEADER.size, 4 * tokens, 4 * documents, 8 * documents]).tolist()
     ids, trained, hashes = (mapped[start:end] for start, end in pairwise(ends))
     # Hashes may lie at no multiple of 8 bytes, which numpy copes with.
-    return Content(ids.view(np.int32), trained.view(np.int32), hashes.view(np.uint64), max_id)
+    return DecodedFile(ids.view(np.int32), trained.view(np.int32), hashes.view(np.uint64), max_id)
 
 
 def file_digest(path: Path) -> str:
@@ -143,7 +145,7 @@ class _Document(NamedTuple):
     largest: int
 
 
-def _decoded(reader: BinReader) -> Content:
+def _decoded(reader: BinReader) -> DecodedFile:
     content = _empty(reader)
     ids = np.empty(int(reader.lengths.sum()), np.int32)
     at, max_id = 0, -1
@@ -155,9 +157,9 @@ def _decoded(reader: BinReader) -> Content:
     return content._replace(ids=ids, max_id=max_id)
 
 
-def _empty(reader: BinReader) -> Content:
+def _empty(reader: BinReader) -> DecodedFile:
     """Room for what is known of each document."""
-    return Content(np.empty(0, np.int32), np.empty(len(reader), np.int32), np.empty(len(reader), np.uint64), -1)
+    return DecodedFile(np.empty(0, np.int32), np.empty(len(reader), np.int32), np.empty(len(reader), np.uint64), -1)
 
 
 def _documents(reader: BinReader) -> Iterator[_Document]:
@@ -178,7 +180,7 @@ def _open_cached(reader: BinReader, cached: Path) -> TokenFile:
     if not _ensure_cached(reader, cached, wait=True, is_there=_is_sound):
         return TokenFile(reader, _decoded(reader))
     with contextlib.suppress(OSError):
-        os.utime(cached)
+        os.utime(cached)  # it is in use: pruning goes by this time
     return TokenFile(reader, map_cached(cached), cached)
 
 

@@ -24,23 +24,22 @@ import orjson
 from evo_core.data.dataset.dedup import NearDuplicates
 from evo_core.data.dataset.inventory import (
     DROPPED,
-    SPLITS,
     Dedup,
     Inventory,
     SelectionCriteria,
     ShardSource,
-    Split,
     take_inventory,
 )
 from evo_core.data.dataset.previous_version import FOLDER, STATISTICS, PreviousVersion, save_for_next_version
 from evo_core.data.dataset.routing import TypeRouting, check_type_name
 from evo_core.data.dataset.shard_plan import plan_shards
 from evo_core.data.dataset.writer import ShardWriter
+from evo_core.data.shards.folder import SPLITS
 from evo_core.data.shards.origins import ORIGINS, Origins
 from evo_core.errors import DataError
 from evo_core.storage.files import delete, write_file
 
-__all__ = ["SPLITS", "STATISTICS", "PreviousVersion", "ShardSource", "Split", "write_shards"]
+__all__ = ["STATISTICS", "PreviousVersion", "ShardSource", "write_shards"]
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is done (``read`` in bytes, then ``write`` in tokens), how much so far, and how much in all. An
@@ -165,7 +164,7 @@ def _write(
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:
     plans = plan_shards(sources, inventory, shard_tokens, previous)
-    total, done = sum(piece.tokens for plan in plans for piece in plan.to_write), 0
+    total, done = sum(part.tokens for plan in plans for part in plan.to_write), 0
 
     def on_tokens(tokens: int) -> None:
         nonlocal done
@@ -174,15 +173,15 @@ def _write(
 
     writer = ShardWriter(out, sources, inventory.files, shard_tokens, previous, on_tokens)
     shards = [shard for plan in plans for shard in writer.write(plan)]
-    origins = Origins(writer.origin(piece.selection) for pieces in writer.pieces.values() for piece in pieces)
+    origins = Origins(writer.origin(part.selection) for parts in writer.parts.values() for part in parts)
     for shard in shards:
         document = 0
-        for piece in writer.pieces[shard["path"]]:
-            origins.add(shard["path"], document, writer.origin(piece.selection), piece.start)
-            document += piece.stop - piece.start
+        for part in writer.parts[shard["path"]]:
+            origins.add(shard["path"], document, writer.origin(part.selection), part.start)
+            document += part.stop - part.start
     origins.save(out)
     if all(source.object for source in sources):
-        save_for_next_version(out, sources, inventory, writer.pieces)
+        save_for_next_version(out, sources, inventory, writer.parts)
     return shards
 
 

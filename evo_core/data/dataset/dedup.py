@@ -128,6 +128,8 @@ def near_duplicates(signatures: np.ndarray, active: np.ndarray, settings: NearDu
     removed = np.zeros(len(active), bool)
     staying: dict[int, list[int]] = {}
     for document, of_document in buckets:
+        # Compared with those that stay alone: a chain of documents, each a little unlike the one before, would else
+        # remove texts that nothing left is like.
         rivals = sorted({rival for bucket in of_document for rival in staying.get(bucket, ())})
         if rivals:
             overlap = (signatures[rivals] == signatures[document]).mean(axis=1)

@@ -7,6 +7,7 @@ kept beside it, so that only new files are scanned.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +21,7 @@ from evo_core.data.dataset.routing import TypeRouting, check_type_name
 from evo_core.data.dataset.scan import Scan, ScanSpec, scans
 from evo_core.errors import DataError
 
-Split = Literal["train", "valid"]
 Dedup = Literal["none", "exact", "near"]
-SPLITS: tuple[Split, ...] = ("train", "valid")
 DROPPED = "dropped"
 """The split of documents whose type is not taken: counted, never written."""
 
@@ -169,25 +168,14 @@ def _without_repeats(
     counts = [
         known_files[n].inventory.documents if n in known_files else len(new[n].lengths) for n in range(len(sources))
     ]
-    starts = np.cumsum([0, *counts])
-    slices = [slice(start, start + count) for start, count in zip(starts.tolist(), counts, strict=False)]
-    hashes = np.zeros((int(starts[-1]), 2), np.uint64)
-    near = criteria.near if criteria.dedup == "near" else None
-    signatures = np.zeros((len(hashes), near.permutations), np.uint16) if near else None
-    for number, part in enumerate(slices):
-        fingerprints = known_files[number] if number in known_files else new[number]
-        if fingerprints.hashes is not None:
-            hashes[part] = fingerprints.hashes
-        if signatures is not None and fingerprints.signatures is not None:
-            signatures[part] = fingerprints.signatures
-        if number in new:
-            hashes[part][~_taken(sources[number], new[number], criteria.routing)] = 0
-            new[number] = replace(new[number], hashes=None, signatures=None)  # held once
+    ends = itertools.accumulate(counts)
+    slices = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    hashes, signatures = _fingerprints(sources, criteria, slices, known_files, new)
     active = (hashes != 0).any(axis=1)
     exact = exact_duplicates(hashes, active)
     close = np.zeros(len(active), bool)
-    if near is not None and signatures is not None:
-        close = near_duplicates(signatures, active & ~exact, near)
+    if signatures is not None:
+        close = near_duplicates(signatures, active & ~exact, criteria.near)
 
     # A new file that comes earlier in the order, or one that went, changes which documents of a known file are the
     # repeated ones. Which documents its selections were is not kept, so that file is read again.
@@ -202,6 +190,32 @@ def _without_repeats(
         for n, part in enumerate(slices)
     ]
     return Inventory(files, hashes, signatures)
+
+
+def _fingerprints(
+    sources: Sequence[ShardSource],
+    criteria: SelectionCriteria,
+    slices: Sequence[slice],
+    known_files: dict[int, KnownFile],
+    new: dict[int, Scan],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Hashes and signatures of all documents as `Inventory` has them; those of the scans are let go.
+
+    A hash of zeros stands for a document of a type that is dropped: it repeats nothing, and nothing repeats it.
+    """
+    documents = slices[-1].stop if slices else 0
+    hashes = np.zeros((documents, 2), np.uint64)
+    signatures = np.zeros((documents, criteria.near.permutations), np.uint16) if criteria.dedup == "near" else None
+    for number, part in enumerate(slices):
+        fingerprints = known_files[number] if number in known_files else new[number]
+        if fingerprints.hashes is not None:
+            hashes[part] = fingerprints.hashes
+        if signatures is not None and fingerprints.signatures is not None:
+            signatures[part] = fingerprints.signatures
+        if number in new:
+            hashes[part][~_taken(sources[number], new[number], criteria.routing)] = 0
+            new[number] = replace(new[number], hashes=None, signatures=None)  # held once: they are most of the memory
+    return hashes, signatures
 
 
 def _scanned(
@@ -243,6 +257,7 @@ def _file_inventory(
             splits = {DROPPED: of_type}
         for split, here in splits.items():
             kept = np.flatnonzero(here & taken & ~repeated) if split != DROPPED else np.flatnonzero(here)
+            # A file whose documents are all taken for one type and split says so, and needs no hash for a mask.
             selection = Selection(
                 name,
                 split,

@@ -1,7 +1,7 @@
 """What a version of a dataset leaves for the next one: ``refresh/`` in its folder.
 
 ``record.json`` names, by columns, the sources (raw file, token object, documents), the selections taken from them
-(under ``units``), and the pieces of selections each shard is made of. ``hashes.npy`` and ``signatures.npy`` hold the
+(under ``units``), and the parts of selections each shard is made of. ``hashes.npy`` and ``signatures.npy`` hold the
 fingerprints of all documents where repeated ones are removed. One file instead of one for each raw file: a refresh of
 ten thousand files with three new ones opens three.
 """
@@ -23,7 +23,7 @@ FOLDER, STATISTICS = "refresh", "statistics.json"
 _VERSION = 1
 
 
-class Piece(NamedTuple):
+class SelectionPart(NamedTuple):
     """Documents [start, stop) of a selection; selections are numbered in the order of sources, types and splits."""
 
     selection: int
@@ -39,14 +39,14 @@ class PreviousVersion:
         folder: the dataset's folder.
         files: what is known of each source.
         first_selection: the number of each source's first selection.
-        pieces: what each shard is made of, by its path below the folder.
+        parts: what each shard is made of, by its path below the folder.
         shards: each shard's entry in the statistics, by path.
     """
 
     folder: Path
     files: Sequence[FileInventory]
     first_selection: Sequence[int]
-    pieces: Mapping[str, Sequence[Piece]]
+    parts: Mapping[str, Sequence[SelectionPart]]
     shards: Mapping[str, dict[str, Any]]
     _numbers: Mapping[tuple[str, str], int] = field(repr=False)
     _first_document: Sequence[int] = field(repr=False)
@@ -79,7 +79,7 @@ class PreviousVersion:
                 folder,
                 files,
                 first_selection,
-                {path: [Piece(*piece) for piece in pieces] for path, pieces in content["shards"].items()},
+                {path: [SelectionPart(*part) for part in parts] for path, parts in content["shards"].items()},
                 shards,
                 {key: n for n, key in enumerate(zip(sources["origin"], sources["object"], strict=True))},
                 np.cumsum([0, *sources["documents"]]).tolist(),
@@ -109,7 +109,7 @@ class PreviousVersion:
 
 
 def save_for_next_version(
-    folder: Path, sources: Sequence[ShardSource], inventory: Inventory, pieces: Mapping[str, Sequence[Piece]]
+    folder: Path, sources: Sequence[ShardSource], inventory: Inventory, parts: Mapping[str, Sequence[SelectionPart]]
 ) -> None:
     """Write what the next version starts from into a dataset's folder."""
     columns = zip(*inventory.selections(), strict=True)
@@ -123,7 +123,7 @@ def save_for_next_version(
             "units": [len(file.selections) for file in inventory.files],
         },
         "units": dict(zip(Selection._fields, columns, strict=True)),
-        "shards": {path: [tuple(piece) for piece in of_shard] for path, of_shard in pieces.items()},
+        "shards": {path: [tuple(part) for part in of_shard] for path, of_shard in parts.items()},
     }
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for name, array in {"hashes.npy": inventory.hashes, "signatures.npy": inventory.signatures}.items():

@@ -78,7 +78,7 @@ def scan(spec: ScanSpec) -> Scan:
         DataError: the file, its meta or its types are damaged; naming the document.
     """
     reader = BinReader(spec.bin_path)
-    limit = int(spec.valid_fraction * 2**64)
+    limit = int(spec.valid_fraction * 2**64)  # hashes are even over 64 bits: this share of them lies below
     held_out = np.zeros(len(reader), bool)
     hashes = np.zeros((len(reader), 2), np.uint64) if spec.hashes else None
     for document in range(len(reader)):

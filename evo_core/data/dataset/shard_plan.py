@@ -13,24 +13,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evo_core.data.dataset.inventory import DROPPED, SPLITS, Inventory, Selection, ShardSource
-from evo_core.data.dataset.previous_version import Piece, PreviousVersion
+from evo_core.data.dataset.inventory import DROPPED, Inventory, Selection, ShardSource
+from evo_core.data.dataset.previous_version import PreviousVersion, SelectionPart
+from evo_core.data.shards.folder import SPLITS
 
 MAX_SMALL_SHARDS = 8
 """A trade: merging sooner writes the same documents again more often, merging later leaves more small files to open."""
 
 
-class PlannedPiece(NamedTuple):
-    """A piece of a selection that goes into a new shard, and where its documents are read.
+class PlannedPart(NamedTuple):
+    """A part of a selection that goes into a new shard, and where its documents are read.
 
     Attributes:
-        piece: documents [start, stop) of a selection.
+        part: documents [start, stop) of a selection.
         shard: the shard of the previous version that holds it; empty: its token file.
         first: its first document in that shard.
         tokens: about how many tokens it has.
     """
 
-    piece: Piece
+    part: SelectionPart
     shard: str
     first: int
     tokens: int
@@ -48,8 +49,8 @@ class ShardPlan:
 
     type: str
     split: str
-    kept: dict[str, list[Piece]]
-    to_write: list[PlannedPiece]
+    kept: dict[str, list[SelectionPart]]
+    to_write: list[PlannedPart]
 
 
 def plan_shards(
@@ -63,17 +64,17 @@ def plan_shards(
         for split in SPLITS
     }
     renumbered = _renumbered(sources, inventory, previous) if previous else {}
-    for path, pieces in previous.pieces.items() if previous else ():
-        _keep_or_take_apart(path, pieces, previous, renumbered, plans)  # type: ignore[arg-type]
+    for path, parts in previous.parts.items() if previous else ():
+        _keep_or_take_apart(path, parts, previous, renumbered, plans)  # type: ignore[arg-type]
     for plan in plans.values():
         _merge_small(plan, shard_tokens, previous.shards if previous else {})
     carried = set(renumbered.values())
     for number, selection in enumerate(selections):
         if number not in carried and selection.documents and selection.split != DROPPED:
-            whole = PlannedPiece(Piece(number, 0, selection.documents), "", 0, selection.tokens)
+            whole = PlannedPart(SelectionPart(number, 0, selection.documents), "", 0, selection.tokens)
             plans[selection.type, selection.split].to_write.append(whole)
     for plan in plans.values():
-        plan.to_write.sort(key=lambda planned: planned.piece)
+        plan.to_write.sort(key=lambda planned: planned.part)
     return list(plans.values())
 
 
@@ -99,7 +100,7 @@ def _same(selection: Selection) -> tuple[str, str, str]:
 
 def _keep_or_take_apart(
     path: str,
-    pieces: Sequence[Piece],
+    parts: Sequence[SelectionPart],
     previous: PreviousVersion,
     renumbered: Mapping[int, int],
     plans: Mapping[tuple[str, str], ShardPlan],
@@ -109,21 +110,21 @@ def _keep_or_take_apart(
     plan = plans.get((shard["type"], shard["split"]))
     if plan is None:
         return  # nothing of this type is left
-    now = [Piece(renumbered[piece.selection], *piece[1:]) for piece in pieces if piece.selection in renumbered]
-    if len(now) == len(pieces):
+    now = [SelectionPart(renumbered[part.selection], *part[1:]) for part in parts if part.selection in renumbered]
+    if len(now) == len(parts):
         plan.kept[path] = now
         return
-    plan.to_write.extend(_pieces_left(path, pieces, shard, renumbered))
+    plan.to_write.extend(_parts_left(path, parts, shard, renumbered))
 
 
-def _pieces_left(
-    path: str, pieces: Sequence[Piece], shard: Mapping[str, int], renumbered: Mapping[int, int]
-) -> list[PlannedPiece]:
+def _parts_left(
+    path: str, parts: Sequence[SelectionPart], shard: Mapping[str, int], renumbered: Mapping[int, int]
+) -> list[PlannedPart]:
     left, first = [], 0
-    for selection, start, stop in pieces:
+    for selection, start, stop in parts:
         if selection in renumbered:
             tokens = shard["tokens"] * (stop - start) // shard["documents"]
-            left.append(PlannedPiece(Piece(renumbered[selection], start, stop), path, first, tokens))
+            left.append(PlannedPart(SelectionPart(renumbered[selection], start, stop), path, first, tokens))
         first += stop - start
     return left
 
@@ -133,7 +134,5 @@ def _merge_small(plan: ShardPlan, shard_tokens: int, shards: Mapping[str, Mappin
     if len(small) <= MAX_SMALL_SHARDS:
         return
     for path in small:
-        pieces = plan.kept.pop(path)
-        plan.to_write.extend(
-            _pieces_left(path, pieces, shards[path], {piece.selection: piece.selection for piece in pieces})
-        )
+        parts = plan.kept.pop(path)
+        plan.to_write.extend(_parts_left(path, parts, shards[path], {part.selection: part.selection for part in parts}))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from evo_core.data.dataset.inventory import FileInventory, ShardSource
-from evo_core.data.dataset.previous_version import Piece, PreviousVersion
+from evo_core.data.dataset.previous_version import PreviousVersion, SelectionPart
 from evo_core.data.dataset.scan import document_line
-from evo_core.data.dataset.shard_plan import PlannedPiece, ShardPlan
+from evo_core.data.dataset.shard_plan import PlannedPart, ShardPlan
 from evo_core.data.shards.format import BinReader, BinWriter, meta_path
 from evo_core.storage.files import link_or_copy
 
@@ -28,7 +28,7 @@ class ShardWriter:
         shard_tokens: target size; a shard is closed by the document with which it reaches it.
         previous: the version that shards are kept from.
         on_tokens: called with the tokens of documents that were written.
-        pieces: what each shard is made of; filled.
+        parts: what each shard is made of; filled.
     """
 
     out: Path
@@ -37,7 +37,7 @@ class ShardWriter:
     shard_tokens: int
     previous: PreviousVersion | None
     on_tokens: Callable[[int], None]
-    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    parts: dict[str, list[SelectionPart]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._source_of_selection = np.repeat(np.arange(len(self.files)), [len(file.selections) for file in self.files])
@@ -50,7 +50,7 @@ class ShardWriter:
 
     def write(self, plan: ShardPlan) -> list[dict[str, Any]]:
         """Link the shards that are kept, write the others; the manifest's entries, sorted by path."""
-        entries = [self._keep(path, pieces) for path, pieces in plan.kept.items()]
+        entries = [self._keep(path, parts) for path, parts in plan.kept.items()]
         taken = {entry["path"] for entry in entries}
         names = (f"{plan.split}/{plan.type}/train_{number:03d}.bin" for number in range(10**9))
         free = (name for name in names if name not in taken)
@@ -59,16 +59,16 @@ class ShardWriter:
             entries.append(self._write_shard(next(free), plan, to_write))
         return sorted(entries, key=lambda entry: entry["path"])
 
-    def _keep(self, path: str, pieces: list[Piece]) -> dict[str, Any]:
+    def _keep(self, path: str, parts: list[SelectionPart]) -> dict[str, Any]:
         assert self.previous is not None
-        self.pieces[path] = pieces
+        self.parts[path] = parts
         for name in (path, f"{path}.meta"):
             link_or_copy(self.previous.folder / name, self.out / name)
         return self.previous.shards[path]
 
-    def _write_shard(self, path: str, plan: ShardPlan, to_write: list[PlannedPiece]) -> dict[str, Any]:
+    def _write_shard(self, path: str, plan: ShardPlan, to_write: list[PlannedPart]) -> dict[str, Any]:
         """Write one shard; takes what went into it from the beginning of `to_write`."""
-        pieces: list[Piece] = []
+        parts: list[SelectionPart] = []
         with BinWriter(self.out / path) as writer:
             done = 0
             while done < len(to_write) and writer.tokens < self.shard_tokens:
@@ -79,16 +79,16 @@ class ShardWriter:
                     count += 1
                     if writer.tokens >= self.shard_tokens:
                         break
-                selection, start, stop = planned.piece
-                pieces.append(Piece(selection, start, start + count))
+                selection, start, stop = planned.part
+                parts.append(SelectionPart(selection, start, start + count))
                 self.on_tokens(writer.tokens - before)
                 if start + count < stop:
-                    rest = Piece(selection, start + count, stop)
-                    to_write[done] = PlannedPiece(rest, planned.shard, planned.first + count, planned.tokens)
+                    rest = SelectionPart(selection, start + count, stop)
+                    to_write[done] = PlannedPart(rest, planned.shard, planned.first + count, planned.tokens)
                 else:
                     done += 1
             del to_write[:done]
-        self.pieces[path] = _joined(pieces)
+        self.parts[path] = _joined(parts)
         return {
             "path": path,
             "type": plan.type,
@@ -98,12 +98,14 @@ class ShardWriter:
             "bytes": writer.path.stat().st_size,
             "digest": shard_digest(writer.path),
             "meta_digest": shard_digest(meta_path(writer.path)),
-            "origins": list(dict.fromkeys(self.origin(piece.selection) for piece in pieces)),
+            "origins": list(dict.fromkeys(self.origin(part.selection) for part in parts)),
         }
 
-    def _documents(self, planned: PlannedPiece) -> Iterator[tuple[bytes, int]]:
-        """(line, tokens) of each document of a piece."""
-        selection, start, stop = planned.piece
+    def _documents(self, planned: PlannedPart) -> Iterator[tuple[bytes, int]]:
+        """(line, tokens) of each document of a part."""
+        selection, start, stop = planned.part
+        # What a shard of the previous version holds is read from there: which documents of its token file these were
+        # is not kept, and would take a scan of the whole file to find out.
         if planned.shard:
             assert self.previous is not None
             reader = self._open(self.previous.folder / planned.shard)
@@ -118,14 +120,14 @@ class ShardWriter:
             yield document_line(reader, int(document)), int(reader.lengths[document])
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+def _joined(parts: Sequence[SelectionPart]) -> list[SelectionPart]:
     """Pieces without cuts between those that follow on each other."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        if joined and joined[-1].selection == piece.selection and joined[-1].stop == piece.start:
-            joined[-1] = Piece(piece.selection, joined[-1].start, piece.stop)
+    joined: list[SelectionPart] = []
+    for part in parts:
+        if joined and joined[-1].selection == part.selection and joined[-1].stop == part.start:
+            joined[-1] = SelectionPart(part.selection, joined[-1].start, part.stop)
         else:
-            joined.append(piece)
+            joined.append(part)
     return joined
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from evo_core.data.shards.folder import files_below
+from evo_core.data.shards.folder import SPLITS, files_below
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer, load_tokenizer
 from evo_core.errors import DataError
 
-SPLITS = ("train", "valid")
 _UP = 4  # levels: type folder, train/, the dataset, what it was published in
 
 

@@ -16,7 +16,7 @@ from evo_core.errors import DataError
 
 
 @dataclass(frozen=True)
-class Part:
+class DecodedPart:
     """Neighbouring tokens of one sort.
 
     Attributes:
@@ -62,7 +62,7 @@ class DecodedDocument:
     number: int
     origin: str | None
     ids: list[int]
-    parts: list[Part]
+    parts: list[DecodedPart]
     special: list[SpecialToken]
 
     def record(self) -> dict[str, Any]:
@@ -109,11 +109,11 @@ def decode_documents(
         raise DataError(f"there is no sample {wanted[0]}: there are {before}", file=shards[-1].path)
 
 
-def _parts(ids: np.ndarray, tokenizer: Tokenizer | None) -> list[Part]:
+def _parts(ids: np.ndarray, tokenizer: Tokenizer | None) -> list[DecodedPart]:
     parts = []
     for trained, run in groupby(ids.tolist(), key=lambda token: token >= 0):
         tokens = [abs(token) for token in run]
-        parts.append(Part(trained, len(tokens), None if tokenizer is None else _text(tokens, tokenizer)))
+        parts.append(DecodedPart(trained, len(tokens), None if tokenizer is None else _text(tokens, tokenizer)))
     return parts
 
 

@@ -197,12 +197,14 @@ class _Documents:
         self._epoch, self._state = epoch, state
         self._ahead: list[np.ndarray] = []
         self._taken = 0
-        self._found = state is not None
+        self._found = state is not None  # any document at all: without one, the data set would be read over and over
 
     def _read_on(self) -> None:
         """Tokenize some texts more; after the last one begin again."""
         passed = len(self._ahead)
         if passed:
+            # A data set tells its state only where it is now, ahead of what training has taken. So the cursor is the
+            # state before the texts in hand, and how many of their documents were taken.
             self._state = self._dataset.state_dict()
         texts, characters = [], 0
         for text in self._texts:
@@ -228,7 +230,7 @@ class _Documents:
         self.emptied += len(texts) - len(kept)
         documents = ([*begin, *ids, *end] for ids in kept)
         self._ahead = [np.array(ids[: self._max_length], np.int64) for ids in documents if len(ids) >= self._min_length]
-        self._taken -= passed
+        self._taken -= passed  # above 0 only just after `restore`, where groups of texts may be smaller than they were
         self._found = self._found or bool(self._ahead)
 
     def _read(self) -> Iterator[str]:

@@ -34,9 +34,12 @@ def shares(weights: Sequence[float]) -> list[int]:
         raise ValueError("no type has a weight above 0")
     exact = [PERIOD * weight / total for weight in weights]
     result = [max(int(share), 1) if weight else 0 for share, weight in zip(exact, weights, strict=True)]
+    # Packs that rounding down left over go to those that lost the most by it; equal ones in the order of types, so
+    # that the order of the data does not hang on how sorting breaks ties.
     by_remainder = sorted(range(len(exact)), key=lambda t: (result[t] - exact[t], t))
     for t in by_remainder[: max(PERIOD - sum(result), 0)]:
         result[t] += 1
+    # Types with a tiny weight were given 1: where that makes too many, the largest can best do without.
     result[max(range(len(exact)), key=lambda t: result[t])] -= sum(result) - PERIOD
     return result
 
@@ -61,6 +64,7 @@ class WeightedOrder:
 
         def period(number: int) -> dict[str, np.ndarray]:
             mixed = types[permutation(PERIOD, seed, "mix", number)]
+            # By position: packs of the same type before it, which is its number among that type's in this period.
             earlier = np.empty(PERIOD, np.int32)
             for t, share in enumerate(self._shares):
                 earlier[mixed == t] = np.arange(share)

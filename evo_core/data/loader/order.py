@@ -29,12 +29,13 @@ def permutation(length: int, *key: int | str) -> np.ndarray:
 
     numpy never changes the stream of RandomState, so a run resumes in the same order with a later numpy.
     """
+    # Hashed, since generators seeded with neighbouring numbers (epoch 3, epoch 4) begin alike.
     words = np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4")
     return np.random.RandomState(words.astype(np.uint32)).permutation(length)
 
 
 def compact(numbers: np.ndarray) -> np.ndarray:
-    """Numbers from 0 on in half the memory, where they fit."""
+    """A permutation of the numbers from 0 on, int64 [n], in half the memory where they fit: int32 [n]."""
     return numbers.astype(np.int32) if len(numbers) < 2**31 else numbers
 
 
@@ -59,7 +60,7 @@ class TokenStream:
     Args:
         documents: at least one token in all.
         packed_length: tokens of a pack.
-        order: gives the order of documents in an epoch.
+        order: gives the order of documents in an epoch, int64 [documents].
         index: keeps the orders.
         name: of the data type.
     """
@@ -100,6 +101,7 @@ class TokenStream:
     def _of_epoch(self, epoch: int, start: int, stop: int) -> Pieces:
         order = self._ordered(epoch)
         ends = order["ends"]
+        # The documents that hold tokens `start` and `stop - 1`; both are cut to what the pack takes of them.
         first, last = int(ends.searchsorted(start, side="right")), int(ends.searchsorted(stop - 1, side="right"))
         documents = order["documents"][first : last + 1]
         whole = self._documents.lengths[documents]
@@ -108,6 +110,7 @@ class TokenStream:
         stops[-1] = stop - (int(ends[last]) - int(whole[-1]))
         following = np.full(len(whole), IGNORE)
         lengths = stops - starts
+        # A document that is cut off at the end of the pack has a next token, which is the label of the last one here.
         goes_on = stops[-1] < whole[-1]
         stops[-1] += goes_on
         ids = self._documents.read(documents, starts, stops)
@@ -154,7 +157,7 @@ class RowStream:
 
 
 def shuffled(documents: int, seed: int, name: str) -> Callable[[int], np.ndarray]:
-    """The order of a type's documents: another random one in each epoch."""
+    """The order of a type's documents, by epoch: another random permutation in each, int64 [documents]."""
     return lambda epoch: permutation(documents, seed, "documents", name, epoch)
 
 
@@ -182,13 +185,14 @@ class PackOrder:
         if sum(sizes) < 1:
             raise ValueError("an order of nothing")
         self._sizes, self._per_pack = tuple(sizes), per_pack
-        self._newest = (0, 0, self.packs_before(1))  # the epoch asked for last, its first position and its end
+        # The epoch asked for last, its first position and its end: nearly every pack of a run is in the same one.
+        self._newest = (0, 0, self.packs_before(1))
 
         def order(epoch: int) -> dict[str, np.ndarray]:
             count = self.packs_before(epoch + 1) - self.packs_before(epoch)
             return {"packs": compact(permutation(count, seed, "packs", epoch))}
 
-        self._order = Epochs(index or Index(), "packs", order, kept=2)
+        self._order = Epochs(index or Index(), "packs", order, kept=2)  # a step may lie in two
 
     def packs_before(self, epoch: int) -> int:
         """Packs in the epochs before this one."""
@@ -224,6 +228,7 @@ class PackOrder:
         raise AssertionError("the epochs' packs do not add up")
 
     def _first_pack(self, number: int, epoch: int) -> int:
+        # Rounded down: a pack that holds the end of one epoch and the start of the next counts with the later one.
         return epoch * self._sizes[number] // self._per_pack
 
 
@@ -255,7 +260,7 @@ class BatchSize:
         return self.before(max(levels, 0) * self.every)
 
     def before(self, step: int) -> int:
-        """Micro-batches of all earlier steps."""
+        """Micro-batches of all earlier steps; as a sum in closed form, since a resumed run asks for any step."""
         if not self.increment or self.start >= self.full:
             return step * min(self.start, self.full)
         levels = -(-(self.full - self.start) // self.increment)  # growths until it is full

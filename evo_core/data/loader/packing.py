@@ -52,7 +52,7 @@ class Pieces(NamedTuple):
 
     @classmethod
     def whole(cls, ids: Sequence[np.ndarray]) -> Pieces:
-        """Documents as they are."""
+        """Documents as they are: [tokens] of each, of any integer type."""
         return cls(list(ids), np.array([len(part) for part in ids], np.int64), np.full(len(ids), IGNORE))
 
 
@@ -93,6 +93,9 @@ def pack(
         into_one, rows: see the module.
         mask_token_zero: True makes token 0 no label, as InternEvo does.
         out: int64 [3, packed_length], where the pack's three arrays are put; None makes them.
+
+    Raises:
+        ValueError: the pieces do not fit.
     """
     length = int(pieces.lengths.sum())
     if length > packed_length or (rows and len(pieces.ids) * seq_len > packed_length):
@@ -109,15 +112,17 @@ def pack(
             ids[start : start + len(part)] = part
             labels[start : start + len(part) - 1] = part[1:]
     else:
-        if pieces.ids:
+        if pieces.ids:  # copied once, and widened to int64 on the way
             np.concatenate(pieces.ids, out=ids[:length], casting="same_kind")
         ids[length:] = 0
         last = max(length - 1, 0)
         labels[:last] = ids[1 : last + 1]
         labels[last:] = IGNORE
     least = 1 if mask_token_zero else 0
+    # The shift above gave each piece's last token the first one of another document.
     labels[starts + pieces.lengths - 1] = np.where(pieces.following < least, IGNORE, pieces.following)
     if int(ids.min()) < least:  # looking is cheaper than doing, and most data have none of these
+        # Labels before ids: it is the sign that says what is no label, and abs takes it away.
         np.copyto(labels, IGNORE, where=labels < least)
         np.abs(ids, out=ids)
     if into_one or rows:
@@ -131,7 +136,11 @@ def pack(
 
 
 def split(cu_seqlens: np.ndarray, packed_length: int) -> list[np.ndarray]:
-    """The cu_seqlens of each pack, where full packs lie behind each other as one."""
+    """The cu_seqlens of each pack, int32 [sequences + 1] from 0, where full packs lie behind each other as one.
+
+    Args:
+        cu_seqlens: int32 [sequences + 1] of all of them; no sequence may cross the end of a pack.
+    """
     bounds = cu_seqlens.searchsorted(np.arange(0, int(cu_seqlens[-1]) + 1, packed_length)).tolist()
     return [
         cu_seqlens[start : end + 1] - np.int32(row * packed_length) for row, (start, end) in enumerate(pairwise(bounds))
@@ -144,6 +153,8 @@ def _cuts(starts: np.ndarray, lengths: np.ndarray, filled: int, packed_length: i
         starts, lengths = np.append(starts, filled), np.append(lengths, packed_length - filled)
     if int(lengths.max()) <= seq_len:
         return starts
+    # Piece i is cut into counts[i] sequences, the k-th of which starts at starts[i] + k * seq_len. With the sequences
+    # of all pieces numbered in a row, k is that number less `before`, so one arange serves all.
     counts = -(-lengths // seq_len)
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before * seq_len, counts) + seq_len * np.arange(int(counts.sum()))
@@ -153,7 +164,8 @@ _numbers = np.arange(0)
 
 
 def _counted(length: int) -> np.ndarray:
-    """The numbers 0 … length - 1, int64, not to be written to."""
+    """The numbers 0 … length - 1, int64, not to be written to; kept, since every pack needs them."""
+    # Threads that draw batches may both make them longer; each then goes on with what it has in `numbers`.
     global _numbers
     numbers = _numbers
     if len(numbers) < length:

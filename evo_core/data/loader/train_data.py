@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evo_core.data.corpus.corpus import ORIGINS, MinLength, open_corpus
+from evo_core.data.corpus.corpus import MinLength, open_corpus
 from evo_core.data.corpus.document_set import Documents, DocumentSet, Table
 from evo_core.data.corpus.index import Index, SharedIndex
 from evo_core.data.corpus.random_data import TRAIN_DOCUMENTS, RandomDocuments
@@ -22,6 +22,7 @@ from evo_core.data.loader.order import BatchSize, Order, PackOrder, RowStream, S
 from evo_core.data.loader.packing import Pieces, pack, split
 from evo_core.data.shards.folder import RANDOM_TYPES, bin_files, data_types
 from evo_core.data.shards.format import meta_path
+from evo_core.data.shards.origins import ORIGINS
 from evo_core.data.shards.targets import NONE_YET
 from evo_core.errors import ConfigError, DataError
 from evo_core.storage.location import local_path

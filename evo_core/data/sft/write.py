@@ -6,16 +6,18 @@ import errno
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from evo_core.data.sft.chat import find_template
 from evo_core.data.sft.formats import BY_TEMPLATE
 from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
+from evo_core.data.shards.folder import SPLITS
 from evo_core.data.shards.format import BinWriter, meta_path
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer
@@ -23,7 +25,6 @@ from evo_core.errors import DataError
 from evo_core.storage.atomic import new_draft, publish
 from evo_core.storage.files import delete, new_folder, write_file
 
-SPLITS = ("train", "valid")
 _NAME = "dataset.bin"
 
 
@@ -107,14 +108,7 @@ def write_sft_dataset(
         DataError: naming the file and the record; there are too few samples to split; the disk is full; the
             output holds a folder ``tokenizer`` that is not of an earlier run. Nothing is written then.
     """
-    if not 0 <= split_ratio < 1:
-        raise DataError(f"must be at least 0 and below 1, not {split_ratio}", key="split_ratio")
-    if not data_type or data_type.startswith(".") or Path(data_type).name != data_type:
-        raise DataError(f"{data_type!r} is no name for a data type: it names a folder", key="type")
-    if not 0 <= seed < 2**32:
-        raise DataError(f"must be at least 0 and below 2**32, not {seed}", key="seed")
-    if (output / "tokenizer").exists() and not (output / "origins.json").exists():
-        raise DataError("this folder is in the way: no earlier run wrote it", file=output / "tokenizer")
+    _check(output, split_ratio, seed, data_type)
     encoder = settings.encoder()
     result = SftResult(encoder.note)
     samples = read_samples(files, settings, encoder, result.skipped, workers=workers, on_progress=on_progress)
@@ -128,20 +122,53 @@ def write_sft_dataset(
                 result.cut += sample.cut
             held_out = _held_out(len(table), split_ratio, seed, files, result.skipped)
             spool.seek(0)
-            names = _names(files)
-            origins = Origins(names)
-            with ExitStack() as stack:
-                sides = []
-                for split in SPLITS if split_ratio > 0 else SPLITS[:1]:
-                    writer = stack.enter_context(BinWriter(staging / split / data_type / _NAME))
-                    sides.append(_Side(writer, staging, origins))
-                    result.splits[split] = sides[-1].counts
-                for (size, tokens, trained, file), held in zip(table.rows(), held_out, strict=True):
-                    sides[int(held)].write(spool.read(size), tokens, trained, names[file])
+            folders = {split: staging / split / data_type for split in (SPLITS if split_ratio > 0 else SPLITS[:1])}
+            origins = _write_splits(spool, table, held_out, folders, staging, _names(files), result)
         origins.save(staging)
         keep_tokenizer(encoder.tokenizer, settings, staging / "tokenizer")
         _publish(staging, output, data_type)
     return result
+
+
+def _check(output: Path, split_ratio: float, seed: int, data_type: str) -> None:
+    if not 0 <= split_ratio < 1:
+        raise DataError(f"must be at least 0 and below 1, not {split_ratio}", key="split_ratio")
+    if not data_type or data_type.startswith(".") or Path(data_type).name != data_type:
+        raise DataError(f"{data_type!r} is no name for a data type: it names a folder", key="type")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"must be at least 0 and below 2**32, not {seed}", key="seed")
+    if (output / "tokenizer").exists() and not (output / "origins.json").exists():
+        raise DataError("this folder is in the way: no earlier run wrote it", file=output / "tokenizer")
+
+
+def _write_splits(
+    spool: IO[bytes],
+    table: _Table,
+    held_out: np.ndarray,
+    folders: Mapping[str, Path],
+    root: Path,
+    names: Sequence[str],
+    result: SftResult,
+) -> Origins:
+    """Put the samples of a spool into the files of their splits, and count them in the result.
+
+    Args:
+        spool: the lines of all samples behind each other.
+        held_out: bool [samples].
+        folders: of each split, train first.
+        root: what origins name shards from.
+        names: of the files, by their numbers in the table.
+    """
+    origins = Origins(names)
+    with ExitStack() as stack:
+        writers = []
+        for split, folder in folders.items():
+            writer = stack.enter_context(BinWriter(folder / _NAME))
+            writers.append(_SplitWriter(writer, root, origins))
+            result.splits[split] = writers[-1].counts
+        for (size, tokens, trained, file), held in zip(table.rows(), held_out, strict=True):
+            writers[int(held)].write(spool.read(size), tokens, trained, names[file])
+    return origins
 
 
 @contextmanager
@@ -196,7 +223,7 @@ class _Table:
         return zip(values, values, values, values, strict=True)
 
 
-class _Side:
+class _SplitWriter:
     """The train or the valid part while it is written."""
 
     def __init__(self, writer: BinWriter, output: Path, origins: Origins) -> None:

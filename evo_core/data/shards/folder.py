@@ -8,6 +8,9 @@ from pathlib import Path
 
 from evo_core.errors import DataError
 
+SPLITS = ("train", "valid")
+"""The parts of a dataset, each a folder of token shards: what is trained on, and what is held out."""
+
 # The types of random data, as in InternEvo; only the first has samples.
 RANDOM_TYPES = ("en", "cn", "code")
 

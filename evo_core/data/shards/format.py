@@ -34,7 +34,11 @@ def meta_path(path: Path) -> Path:
 
 
 def encode_line(tokens: Sequence[int] | np.ndarray) -> bytes:
-    """A document's line with its newline, as ``json.dumps({"tokens": tokens}) + "\\n"`` writes it."""
+    """A document's line with its newline, as ``json.dumps({"tokens": tokens}) + "\\n"`` writes it.
+
+    Args:
+        tokens: [tokens] ids, of any integer type.
+    """
     if isinstance(tokens, np.ndarray):
         tokens = np.ascontiguousarray(tokens)
     ids = orjson.dumps(tokens, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -69,7 +73,11 @@ class BinWriter:
         return len(self._offsets)
 
     def write(self, tokens: Sequence[int] | np.ndarray) -> None:
-        """Append a document of at least one token."""
+        """Append a document: [tokens] ids of any integer type, at least one.
+
+        Raises:
+            ValueError: there is none.
+        """
         if len(tokens) == 0:
             raise ValueError("a document without tokens")
         self.write_line(encode_line(tokens), len(tokens))

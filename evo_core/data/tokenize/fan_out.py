@@ -3,44 +3,33 @@
 By default a pool of processes, one a core. Any other `concurrent.futures.Executor` does as well, a Dask cluster's
 (`dask_executor`) for one; its workers must see the same folders. The bytes written are the same in every case.
 
-Large plain files are cut into ranges of lines, so that one file uses every core too, and neighbours that are small and
-go into one output are done together; the parts are put behind one another in a hidden folder beside the output.
+`parts` says how the work is cut: one large file uses every core too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
-import uuid
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from evo_core.cores import cores
-from evo_core.data.raw.documents import can_be_split
 from evo_core.data.shards.format import write_error
 from evo_core.data.tokenize.executors import WorkDone, dask_executor, one_thread, process_pool
-from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec, join, tokenize_into
+from evo_core.data.tokenize.parts import Cutting, Output, Part, size_of
+from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec, tokenize_into
 from evo_core.errors import DataError
-from evo_core.storage.atomic import clear_drafts, draft_name
-from evo_core.storage.files import delete, file_size
+from evo_core.storage.atomic import clear_drafts
 
 __all__ = ["Interrupted", "Progress", "dask_executor", "tokenize_files", "tokenize_together"]
 
-PART_BYTES = 8 << 20
-"""Least bytes of a range that a file is cut into: some seconds of work."""
-MOST_PART_BYTES = 64 << 20
-PARTS_A_WORKER = 4
-"""Enough that all workers end at about the same time."""
 HERE_BYTES = 1 << 20
 """Less than this is done sooner in this process than others have started."""
 
-_TICK = 0.2
-_GRACE = 10.0
+_TICK = 0.2  # seconds between two looks at whether to stop
+_GRACE = 10.0  # seconds for workers of an executor, which nobody may kill, to see that their work is not wanted
 
 Progress = Callable[[float, int], None]
 """Called now and then with (share of the bytes done, tokens so far)."""
@@ -52,53 +41,6 @@ class Interrupted(Exception):
 
 class _GivenUp(Exception):
     """Nobody waits for this work any more."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one worker does at a time: raw files, or a range of one, to a token file.
-
-    Attributes:
-        specs: what is tokenized, in order.
-        output: the token file; that of the caller where it is the only part of it, else a hidden one.
-        size: bytes of input.
-        hidden: whether it is a hidden one.
-        lease: while this file is there, somebody waits for the work.
-    """
-
-    specs: tuple[TokenizeSpec, ...]
-    output: Path
-    size: float
-    hidden: bool
-    lease: Path
-
-
-@dataclass
-class _Output:
-    """One ``.bin`` to make of its parts."""
-
-    path: Path
-    parts: list[_Part]
-    results: dict[int, TokenizeResult] = field(default_factory=dict)
-
-    def add(self, number: int, result: TokenizeResult) -> TokenizeResult | None:
-        """Take the result of a part; after the last one, the result of the whole."""
-        self.results[number] = result
-        if len(self.results) < len(self.parts):
-            return None
-        if not self.parts[0].hidden:
-            return result
-        specs = self.parts[0].specs
-        made = join(
-            [part.output for part in self.parts], [r for _, r in sorted(self.results.items())], self.path, specs
-        )
-        self.clean()
-        return made
-
-    def clean(self) -> None:
-        """Remove the hidden parts."""
-        if self.parts[0].hidden:
-            delete(self.parts[0].output.parent)
 
 
 def tokenize_files(
@@ -129,10 +71,10 @@ def tokenize_files(
     """
     if not specs:
         return []
-    sizes = [_size(spec) for spec in specs]
-    plan = _Plan(sizes, workers, executor, specs[0].output.parent)
+    sizes = [size_of(spec) for spec in specs]
+    plan = Cutting(sizes, workers, executor, specs[0].output.parent)
     outputs = [plan.output(spec.output, [spec], [size]) for spec, size in zip(specs, sizes, strict=True)]
-    return _run(outputs, plan, executor, on_done, on_progress, stop)
+    return _run(_Work(outputs, plan, on_done, on_progress, stop), executor)
 
 
 def tokenize_together(
@@ -148,112 +90,10 @@ def tokenize_together(
 
     Args and errors are those of `tokenize_files`; after an error nothing is there.
     """
-    sizes = [_size(spec) for spec in specs]
-    plan = _Plan(sizes, workers, executor, output.parent)
-    return _run([plan.output(output, specs, sizes)], plan, executor, None, on_progress, stop)[0]
-
-
-def _size(spec: TokenizeSpec) -> int:
-    if spec.byte_range is not None:
-        return spec.byte_range[1] - spec.byte_range[0]
-    return max(file_size(spec.input), 1)
-
-
-class _Plan:
-    """How work is cut into parts.
-
-    Attributes:
-        workers: that share it.
-        lease: see `_Part`.
-    """
-
-    def __init__(self, sizes: Sequence[int], workers: int | None, executor: Executor | None, folder: Path) -> None:
-        self.total = sum(sizes)
-        self.workers = workers or cores()
-        # How many workers an executor has is its own affair: many parts serve all.
-        share = PART_BYTES if executor is not None and workers is None else self.total / self.workers / PARTS_A_WORKER
-        self.cuts = self.workers > 1 or executor is not None
-        self.part = min(max(PART_BYTES, share), MOST_PART_BYTES) if self.cuts else math.inf
-        self.lease = folder / f".{uuid.uuid4().hex[:12]}.running"
-
-    def output(self, path: Path, specs: Sequence[TokenizeSpec], sizes: Sequence[int]) -> _Output:
-        """The parts of one output."""
-        groups: list[tuple[list[TokenizeSpec], float]] = []
-        for spec, size in zip(specs, sizes, strict=True):
-            ranges = self._ranges(spec, size)
-            if len(ranges) == 1 and groups and groups[-1][1] + size <= self.part:
-                groups[-1] = ([*groups[-1][0], spec], groups[-1][1] + size)
-            else:
-                groups += [([of_range], size / len(ranges)) for of_range in ranges]
-        if len(groups) == 1:
-            return _Output(path, [_Part(tuple(groups[0][0]), path, groups[0][1], False, self.lease)])
-        folder = draft_name(path)
-        return _Output(
-            path,
-            [_Part(tuple(part), folder / f"{n}.bin", size, True, self.lease) for n, (part, size) in enumerate(groups)],
-        )
-
-    def _ranges(self, spec: TokenizeSpec, size: int) -> list[TokenizeSpec]:
-        """The spec, or where its file is large enough for several workers, ranges of it."""
-        if not self.cuts or spec.byte_range is not None or size < 2 * self.part or not can_be_split(spec.input):
-            return [spec]
-        count = int(-(-size // self.part))
-        edges = [size * number // count for number in range(count)] + [size]
-        return [replace(spec, byte_range=(edges[n], edges[n + 1])) for n in range(count)]
-
-
-def _run(
-    outputs: Sequence[_Output],
-    plan: _Plan,
-    executor: Executor | None,
-    on_done: Callable[[int, TokenizeResult], None] | None,
-    on_progress: Progress | None,
-    stop: threading.Event | None,
-) -> list[TokenizeResult]:
-    """Carry out the parts of all outputs, and finish each output when its last part is done."""
-    finished: dict[int, TokenizeResult] = {}
-    done, tokens = 0.0, 0
-    work_done: WorkDone | None = None
-
-    def tick() -> None:
-        if stop is not None and stop.is_set():
-            raise Interrupted(f"{len(outputs) - len(finished)} files are left to tokenize")
-        if on_progress is not None:
-            size, count = (done, tokens) if work_done is None else work_done.read()
-            on_progress(min(size / plan.total, 1.0), count)
-
-    def on_killed() -> None:
-        for folder in {output.path.parent for output in outputs}:
-            clear_drafts(folder)
-
-    parts = [((n, m), part) for n, output in enumerate(outputs) for m, part in enumerate(output.parts)]
-    parts.sort(key=lambda entry: -entry[1].size)
-    with contextlib.ExitStack() as stack:
-        stack.callback(_clean, outputs, finished)
-        try:
-            plan.lease.parent.mkdir(parents=True, exist_ok=True)
-            plan.lease.touch()
-        except OSError as error:
-            raise write_error(outputs[0].path, error) from error
-        stack.callback(plan.lease.unlink, missing_ok=True)
-        if executor is not None:
-            results = _spread(parts, executor, tick, grace=_GRACE)
-        elif plan.total < HERE_BYTES or (len(parts) == 1 and stop is None):
-            results = _here(parts, tick, on_progress)
-        else:
-            work_done = WorkDone()
-            pool = stack.enter_context(process_pool(min(plan.workers, len(parts)), work_done, on_killed))
-            results = _spread(parts, pool, tick, grace=0)
-        for (n, m), result in stack.enter_context(contextlib.closing(results)):
-            whole = outputs[n].add(m, result)
-            done, tokens = done + outputs[n].parts[m].size, tokens + result.tokens
-            if whole is not None:
-                finished[n] = whole
-                if on_done is not None:
-                    on_done(n, whole)
-        if on_progress is not None:
-            on_progress(1.0, tokens)
-    return [finished[n] for n in range(len(outputs))]
+    sizes = [size_of(spec) for spec in specs]
+    plan = Cutting(sizes, workers, executor, output.parent)
+    work = _Work([plan.output(output, specs, sizes)], plan, None, on_progress, stop)
+    return _run(work, executor)[0]
 
 
 _PartId = tuple[int, int]
@@ -261,11 +101,107 @@ _PartId = tuple[int, int]
 _Results = Generator[tuple[_PartId, TokenizeResult], None, None]
 
 
-def _here(parts: Sequence[tuple[_PartId, _Part]], tick: Callable[[], None], on_progress: Progress | None) -> _Results:
+class _Work:
+    """Outputs on their way.
+
+    Args:
+        outputs: what is made.
+        plan: how they are cut.
+        on_done, on_progress, stop: as for `tokenize_files`.
+
+    Attributes:
+        finished: results of the outputs that are there, by number.
+        shared: counts of the processes of a pool, where one works.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[Output],
+        plan: Cutting,
+        on_done: Callable[[int, TokenizeResult], None] | None,
+        on_progress: Progress | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self.outputs, self.plan = outputs, plan
+        self.finished: dict[int, TokenizeResult] = {}
+        self.shared: WorkDone | None = None
+        self._on_done, self._on_progress, self._stop = on_done, on_progress, stop
+        self._bytes, self._tokens = 0.0, 0
+
+    def results(self, executor: Executor | None, stack: contextlib.ExitStack) -> _Results:
+        """Start the work; a pool of processes, if it takes one, ends with the stack."""
+        parts = [((n, m), part) for n, output in enumerate(self.outputs) for m, part in enumerate(output.parts)]
+        parts.sort(key=lambda entry: -entry[1].size)  # the largest first, or one worker would be at it alone in the end
+        if executor is not None:
+            return _spread(parts, executor, self.tick, grace=_GRACE)
+        # A single part runs in a process of its own where it may have to be stopped: here, only its end can be awaited.
+        if self.plan.total < HERE_BYTES or (len(parts) == 1 and self._stop is None):
+            return _here(parts, self.tick, self._on_progress)
+        self.shared = WorkDone()
+        workers = min(self.plan.workers, len(parts))
+        pool = stack.enter_context(process_pool(workers, self.shared, self.clear_killed))
+        return _spread(parts, pool, self.tick, grace=0)  # the pool's processes are killed: nobody to wait for
+
+    def take(self, part_id: _PartId, result: TokenizeResult) -> None:
+        """The result of a part; after the last one of an output, that output is finished."""
+        number, part = part_id
+        output = self.outputs[number]
+        whole = output.add(part, result)
+        self._bytes, self._tokens = self._bytes + output.parts[part].size, self._tokens + result.tokens
+        if whole is not None:
+            self.finished[number] = whole
+            if self._on_done is not None:
+                self._on_done(number, whole)
+
+    def tick(self) -> None:
+        """Between two looks at the workers: stop if that is asked for, and say how far they are."""
+        if self._stop is not None and self._stop.is_set():
+            raise Interrupted(f"{len(self.outputs) - len(self.finished)} files are left to tokenize")
+        if self._on_progress is not None:
+            size, count = (self._bytes, self._tokens) if self.shared is None else self.shared.read()
+            self._on_progress(min(size / self.plan.total, 1.0), count)
+
+    def end(self) -> None:
+        """Say that all is done."""
+        if self._on_progress is not None:
+            self._on_progress(1.0, self._tokens)
+
+    def clear_killed(self) -> None:
+        """Remove what processes that were killed have left: they had no time to do it themselves."""
+        for folder in {output.path.parent for output in self.outputs}:
+            clear_drafts(folder)
+
+    def clean(self) -> None:
+        """Remove the parts of outputs that are not finished."""
+        for number, output in enumerate(self.outputs):
+            if number not in self.finished:
+                output.clean()
+
+
+def _run(work: _Work, executor: Executor | None) -> list[TokenizeResult]:
+    """Carry out the parts of all outputs, and finish each output when its last part is done."""
+    lease = work.plan.lease
+    with contextlib.ExitStack() as stack:
+        stack.callback(work.clean)
+        try:
+            lease.parent.mkdir(parents=True, exist_ok=True)
+            lease.touch()
+        except OSError as error:
+            raise write_error(work.outputs[0].path, error) from error
+        stack.callback(lease.unlink, missing_ok=True)
+        results = work.results(executor, stack)
+        # Closed before the pool is left: an error in `take` must withdraw what was handed out, as one of a worker does.
+        for part_id, result in stack.enter_context(contextlib.closing(results)):
+            work.take(part_id, result)
+        work.end()
+    return [work.finished[n] for n in range(len(work.outputs))]
+
+
+def _here(parts: Sequence[tuple[_PartId, Part]], tick: Callable[[], None], on_progress: Progress | None) -> _Results:
     """Do the parts in this process."""
     total, before, tokens_before = sum(part.size for _, part in parts), 0.0, 0
 
-    def tell(part: _Part, number: int, share: float, tokens: int) -> None:
+    def tell(part: Part, number: int, share: float, tokens: int) -> None:
         if on_progress is not None:
             on_progress((before + _read(part, number, share)) / total, tokens_before + tokens)
 
@@ -277,7 +213,7 @@ def _here(parts: Sequence[tuple[_PartId, _Part]], tick: Callable[[], None], on_p
 
 
 def _spread(
-    parts: Sequence[tuple[_PartId, _Part]], executor: Executor, tick: Callable[[], None], *, grace: float
+    parts: Sequence[tuple[_PartId, Part]], executor: Executor, tick: Callable[[], None], *, grace: float
 ) -> _Results:
     """Do the parts in the workers of an executor.
 
@@ -286,7 +222,7 @@ def _spread(
     Args:
         grace: for so many seconds at most.
     """
-    pending: dict[Future[TokenizeResult], tuple[_PartId, _Part]] = {}
+    pending: dict[Future[TokenizeResult], tuple[_PartId, Part]] = {}
     try:
         for part_id, part in parts:
             pending[executor.submit(_work, part)] = (part_id, part)
@@ -302,13 +238,14 @@ def _spread(
             hint="use fewer workers",
         ) from None
     except BaseException:
+        # What has begun cannot be cancelled through a future: without the lease it gives up by itself.
         for _, part in pending.values():
             part.lease.unlink(missing_ok=True)
         wait([future for future in pending if not future.cancel()], timeout=grace)
         raise
 
 
-def _work(part: _Part) -> TokenizeResult:
+def _work(part: Part) -> TokenizeResult:
     """Do a part, in a worker."""
     one_thread()
     work_done = WorkDone.of_this_process
@@ -327,17 +264,12 @@ def _work(part: _Part) -> TokenizeResult:
 
     if not part.lease.exists():
         raise _GivenUp
+    # A hidden part is read again at once and then removed: no need to see it onto the disk.
     result = tokenize_into(part.specs, part.output, durable=not part.hidden, on_batch=on_batch)
     tell(part.size, result.tokens)
     return result
 
 
-def _read(part: _Part, number: int, share: float) -> float:
+def _read(part: Part, number: int, share: float) -> float:
     """Bytes of a part that are read: files are taken as equally large."""
     return part.size * (number + share) / len(part.specs)
-
-
-def _clean(outputs: Sequence[_Output], finished: dict[int, TokenizeResult]) -> None:
-    for number, output in enumerate(outputs):
-        if number not in finished:
-            output.clean()

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizer.json``, with the special tokens that the files beside it name or add."""
+    """A ``tokenizer.json``, with the special tokens that the files beside it name or add.
+
+    Raises:
+        DataError: it is no tokenizer, or a file beside it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         import tokenizers

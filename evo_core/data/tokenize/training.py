@@ -53,8 +53,6 @@ def train_sentencepiece(
     Raises:
         DataError: the texts are too few, or the vocabulary too small for its fixed part.
     """
-    import sentencepiece
-
     out = Path(out)
     symbols = [_NEWLINE, *(symbol for symbol in user_symbols if symbol != _NEWLINE)]
     fixed = 3 + len(symbols) + _BYTE_PIECES
@@ -76,10 +74,19 @@ def train_sentencepiece(
             key="vocab_size",
             hint="lower character_coverage or raise vocab_size",
         )
+    model = _trained(_cut_at_others(lines, alphabet), vocab_size=vocab_size, model_type=model_type, symbols=symbols)
+    write_file(out, model)
+    return out
+
+
+def _trained(sentences: Iterator[str], *, vocab_size: int, model_type: str, symbols: list[str]) -> bytes:
+    """The model that SentencePiece makes of sentences."""
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cut_at_others(lines, alphabet),
+            sentence_iterator=sentences,
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab_size,
@@ -102,8 +109,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise _explained(error, vocab_size) from None
-    write_file(out, model.getvalue())
-    return out
+    return model.getvalue()
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ class Family:
     """Names and layout of one family.
 
     The three mappings take the decoder's role of a child module to the name it is registered, and so saved,
-    under: a checkpoint of the original system then holds the same keys. What a family takes for settings that
+    under: a checkpoint of InternEvo then holds the same keys. What a family takes for settings that
     a configuration leaves out (rotary layout, initial deviations) is in evo_core/config/families.py.
     """
 

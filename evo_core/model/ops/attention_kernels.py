@@ -108,7 +108,10 @@ def flash(
     documents: Documents,
     dropout: float,
 ) -> Tensor:
-    """flash-attn of any version. With `cudnn_deterministic` its backward pass gives the same bits every time."""
+    """flash-attn of any version. With `cudnn_deterministic` its backward pass gives the same bits every time.
+
+    q [T, heads, d], k and v [T, kv_heads, d], float16 or bfloat16 -> [T, heads, d].
+    """
     options: dict[str, Any] = {"causal": True}
     if dropout:
         options["dropout_p"] = dropout
@@ -131,7 +134,7 @@ def flash(
 def varlen(
     varlen_attn: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, documents: Documents, dropout: float
 ) -> Tensor:
-    """torch's own; it has no dropout."""
+    """torch's own; it has no dropout. q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
     cu_seqlens, longest = documents.cu_seqlens, documents.max_seqlen
     options: dict[str, object] = {"window_size": (-1, 0)}  # causal
     if q.shape[1] != k.shape[1]:
@@ -144,7 +147,7 @@ def varlen(
 
 
 def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dropout: float) -> Tensor:
-    """One causal call per document."""
+    """One causal call per document. q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
     lengths = documents.lengths
     if len(set(lengths)) == 1:  # equally long documents are one batch
         batch = (len(lengths), lengths[0])

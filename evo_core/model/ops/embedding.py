@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """x itself, whose gradient is multiplied by ``scale``.
+    """x itself [...], whose gradient is multiplied by ``scale``.
 
     GLM-130B (arXiv:2210.02414, section 3.3): ``scale * x + (1 - scale) * stop_gradient(x)``. Written as
     ``detached + scale * (x - detached)``, which in floating point is x exactly.

@@ -45,7 +45,7 @@ class Head(nn.Module):
         return bool(self._tied_to)
 
     def effective_weight(self) -> Tensor:
-        """The matrix that is multiplied with."""
+        """The matrix that is multiplied with: [vocab_size, hidden_size], differentiable."""
         own: Tensor = self._tied_to[0].weight if self._tied_to else self.weight
         weight = scale_gradient(own, self.grad_scale)
         if self.norm_head:

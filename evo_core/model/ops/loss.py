@@ -85,6 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             highest, argmax = logits.max(dim=-1, keepdim=True)
             at_target = logits.gather(1, target)
             mean_logit = logits.mean(dim=-1) if smoothing else None
+            # In place: what was logits is probabilities from here on, and their gradient after that.
             probability = logits.sub_(highest).exp_()
             normaliser = probability.sum(dim=-1, keepdim=True)
             log_normaliser = (highest + normaliser.log()).squeeze(1)

@@ -1,6 +1,6 @@
 """A mixture of experts in place of a block's MLP.
 
-Names of parameters are the original system's: ``moe_layer.gate.wg``, ``moe_layer.experts.wrapped_experts.{e}``, and
+Names of parameters are InternEvo's: ``moe_layer.gate.wg``, ``moe_layer.experts.wrapped_experts.{e}``, and
 with a residual ``residual_mlp`` and ``coefficient``.
 """
 

@@ -100,6 +100,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> 
         partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     else:
         partner = wide.roll(x.shape[-1] // 2, -1)
+    # Contiguous whatever x is (a slice of a fused projection, say): kernels of attention want it so.
     out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
     torch.mul(wide, cos.view(shape), out=out).addcmul_(partner, sin.view(shape), value=sign)
     return out.to(x.dtype)

@@ -1,6 +1,6 @@
 """Which expert reads which token: the routers of a mixture of experts.
 
-GShard (arXiv:2006.16668, in the form of DeepSpeed's that the original system took over): one or two experts a token,
+GShard (arXiv:2006.16668, in the form of DeepSpeed's that InternEvo took over): one or two experts a token,
 each with room for a fixed number of tokens; what does not fit is dropped. MegaBlock (arXiv:2211.15841): any number of
 experts a token and nothing dropped.
 """

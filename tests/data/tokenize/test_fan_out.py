@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from evo_core.data.shards.document_types import read_types
-from evo_core.data.tokenize import fan_out
+from evo_core.data.tokenize import parts
 from evo_core.data.tokenize.fan_out import Interrupted, dask_executor, tokenize_files, tokenize_together
 from evo_core.data.tokenize.tokenize_file import TokenizeSpec, tokenize_file
 from evo_core.data.tokenize.tokenizers import Tokenizer
@@ -45,7 +45,7 @@ def left(folder: Path) -> list[str]:
 def test_a_split_file_is_byte_for_byte_that_of_one_process(
     tmp_path: Path, raw: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(fan_out, "PART_BYTES", 30_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 30_000)
     spec = TokenizeSpec(raw, tmp_path / "out" / "a.bin", tokenizer.path, type_key="lang")
     alone = tokenize_file(TokenizeSpec(raw, tmp_path / "alone.bin", tokenizer.path, type_key="lang"))
     shares: list[float] = []
@@ -78,7 +78,7 @@ def test_a_split_file_is_byte_for_byte_that_of_one_process(
 def test_several_files_into_one_in_their_order(
     tmp_path: Path, raw: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fan_out, "PART_BYTES", 60_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 60_000)
     (tmp_path / "b.txt").write_text("one\ntwo\n")
     specs = [TokenizeSpec(path, tmp_path / "x.bin", tokenizer.path) for path in (tmp_path / "b.txt", raw)]
     result = tokenize_together(specs, tmp_path / "out" / "all.bin", workers=2)
@@ -93,7 +93,7 @@ def test_several_files_into_one_in_their_order(
 def test_an_error_names_the_line_of_the_whole_file_and_leaves_nothing(
     tmp_path: Path, raw: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fan_out, "PART_BYTES", 30_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 30_000)
     with raw.open("a") as file:
         file.write("oops\n")
     with pytest.raises(DataError, match=r"raw\.jsonl:901: not JSON"):
@@ -123,7 +123,7 @@ def test_no_scheduler_at_the_address() -> None:
 def test_neighbours_that_are_small_are_done_together(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fan_out, "PART_BYTES", 1000)
+    monkeypatch.setattr(parts, "PART_BYTES", 1000)
     for number in range(300):
         (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": f"{ENGLISH} {number}"}) + "\n")
     (tmp_path / "7.jsonl").write_text("oops\n")
@@ -154,7 +154,7 @@ def _counted(submit: Callable[..., Any], calls: list[int]) -> Callable[..., Any]
 def test_stopping_a_split_file_leaves_nothing(
     tmp_path: Path, raw: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(fan_out, "PART_BYTES", 10_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
     monkeypatch.setattr("evo_core.data.tokenize.tokenize_file._BATCH_CHARACTERS", 100)
     raw.write_bytes(raw.read_bytes() * 20)
     stop = threading.Event()
