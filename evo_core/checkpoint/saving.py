@@ -29,6 +29,7 @@ from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError, UserError
 from evo_core.parallel.collectives import on_every, on_first
 from evo_core.placement import Placed
+from evo_core.storage.atomic import sync, sync_tree
 from evo_core.storage.local import try_writing
 from evo_core.storage.location import is_hub_id
 
@@ -116,7 +117,14 @@ def _fill(
         files.update(records)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
     manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
-    on_first(lambda: _written(folder, lambda: write_manifest(folder, manifest)))
+    on_first(lambda: _written(folder, lambda: _complete(folder, manifest)))
+
+
+def _complete(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest once all it vouches for is on the disk: torch syncs files of tensors, not their names."""
+    sync_tree(folder)
+    sync(folder.parent)
+    write_manifest(folder, manifest)
 
 
 def _written(folder: Path, write: Callable[[], T]) -> T:

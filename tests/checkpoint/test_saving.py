@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 import torch.distributed as dist
 
@@ -45,6 +48,34 @@ def test_a_tokenizer_that_is_gone_leaves_no_unfinished_folder(tmp_path: Path) ->
     (said,) = set(run_on_ranks(saved, 2, tmp_path, 1, gone))
     assert "gone.model" in said
     assert list((tmp_path / "ckpt").iterdir()) == []
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut would take away, a manifest must not vouch for: contents, and names in folders."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a few words", "to read"]), model_writer=model, vocab_size=32, hard_vocab_limit=False
+    )
+    (tmp_path / "V7.model").write_bytes(model.getvalue())
+    synced: set[Path] = set()
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if not (tmp_path / "ckpt" / "1" / "manifest.json").exists():
+            synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def body() -> set[Path]:
+        monkeypatch.setattr(os, "fsync", watched)
+        saved(tmp_path, 1, JOB + f"data: {{tokenizer_path: {tmp_path / 'V7.model'}}}\n")
+        return synced
+
+    on_disk = set().union(*run_on_ranks(body, 2))
+    folder = tmp_path / "ckpt"
+    assert (folder / "1" / "tokenizer" / "V7.model").is_file()
+    assert {path for path in [folder, *folder.rglob("*")] if path.name != "manifest.json"} <= on_disk
 
 
 @pytest.fixture
