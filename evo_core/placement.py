@@ -50,7 +50,7 @@ class Rectangle:
         return math.prod(self.sizes)
 
     def of(self, whole: Tensor) -> Tensor:
-        """This part of a whole tensor, as a view."""
+        """This part of a whole tensor (of its shape), as a view [*sizes]."""
         return _view(whole, self.offsets, self.sizes)
 
     def overlaps(self, other: Rectangle) -> bool:
@@ -102,7 +102,7 @@ class Piece:
         return self.ranks[0]
 
     def of(self, local: Tensor) -> Tensor:
-        """This piece of the local tensor, as a view."""
+        """This piece of the local tensor (of the placement's local shape), as a view [*where.sizes]."""
         return _view(local, self.at, self.where.sizes)
 
 
@@ -214,12 +214,12 @@ class Placed:
             raise ValueError(f"{list(self.local.shape)} in place of {list(self.placement.local_shape)}")
 
     def pieces(self) -> Iterator[tuple[Piece, Tensor]]:
-        """Each piece, and the view of the local tensor in which it lies."""
+        """Each piece, and the view [*piece.where.sizes] of the local tensor in which it lies."""
         for piece in self.placement.pieces:
             yield piece, piece.of(self.local)
 
     def fill(self, whole: Tensor) -> None:
-        """Copy what belongs here from the whole tensor."""
+        """Copy what belongs here from the whole tensor [*placement.shape]."""
         for piece, view in self.pieces():
             view.copy_(piece.where.of(whole))
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The tensors with NaN or infinite elements, and how many of these: ``norm.weight (3 of 64)``."""
+    """The tensors, of any shape, with NaN or infinite elements, and how many of these: ``norm.weight (3 of 64)``."""
     found = []
     for name, tensor in tensors:
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
@@ -24,7 +24,7 @@ def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path, *, allowed: bool = True) -> None:
-    """Say which tensors of a folder hold NaN or infinite elements.
+    """Say which tensors of a folder, of any shape, hold NaN or infinite elements.
 
     Args:
         allowed: only warn.

@@ -23,7 +23,7 @@ MODEL, OPTIMIZER = "model", "optimizer"
 
 
 def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
-    """What the rank holds of each tensor, where a plain one is whole on every rank."""
+    """What the rank holds of each tensor of any shape, where a plain one is whole on every rank."""
     ranks = range(dist.get_world_size() if dist.is_initialized() else 1)
     return {
         name: tensor if isinstance(tensor, Placed) else Placed(tensor, Placement.whole(tensor.shape, ranks))
@@ -32,7 +32,8 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
-    """Write tensors from all ranks, each piece once; those that several ranks hold by all of these, in equal parts."""
+    """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in
+    equal parts."""
     import torch.distributed.checkpoint as dcp
 
     from evo_core.checkpoint.parts import Parts

@@ -47,7 +47,8 @@ class Zero1AdamW:
         bucket_size: elements in one gradient message.
         clip_grad_norm: largest global gradient norm; 0 clips nothing.
         scaler: the loss scale; None for none.
-        overlap: start reducing a bucket while backward still works on others.
+        overlap: start reducing a bucket while backward still works on others. Each parameter's gradient must then be
+            whole when backward first hands it over (`reduce` refuses others).
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Zero1AdamW:
         overlap: bool = True,
     ) -> None:
         self.groups, self.world = tuple(groups), world
-        self.clip_grad_norm, self.overlap = clip_grad_norm, overlap
+        self.clip_grad_norm, self.overlap = clip_grad_norm, overlap and world.size > 1
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
         self.scaler = scaler or LossScaler(enabled=False)
         self.updates = 0
@@ -116,9 +117,6 @@ class Zero1AdamW:
         Args:
             loss: scalar; the gradients of a step are the sum over micro-batches, averaged over data ranks.
             last: whether it is the step's last, after which nothing is added any more.
-
-        Raises:
-            ConfigError: a gradient came in several parts, and its bucket was reduced after the first.
         """
         if last:
             self._reducing = self.overlap
@@ -131,11 +129,15 @@ class Zero1AdamW:
         Args:
             totals: [n] float64, any sums of the caller's: summed in place over all ranks, in the same message
                 as the norm.
+
+        Raises:
+            ConfigError: with `overlap`, a gradient came in parts, the last of them after its bucket was reduced.
         """
         self._launch(len(self.buckets))
         self._reducing = False
         for bucket in self.buckets:
             bucket.finish_reduce()
+        self._refuse_late()
         square = own_square(self._counted)
         message = torch.cat([totals, square.view(1).to(totals.device)])
         if self.world.size > 1:
@@ -224,18 +226,9 @@ class Zero1AdamW:
         )
 
     def _on_gradient(self, index: int, slot: Slot, param: torch.Tensor) -> None:
-        """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last.
-
-        Raises:
-            ConfigError: the bucket is being reduced already.
-        """
-        if self._reducing and index < self._launched:
-            # As reentrant checkpointing makes them of a layer that is used twice: each use is a backward of its own.
-            raise ConfigError(
-                f"the gradient of {slot.name} comes in several parts, and the first is being reduced already",
-                key="hybrid_zero_optimizer.overlap_sync_grad",
-                hint="set it to false, or recompute with use_reentrant=False in the model",
-            )
+        """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last."""
+        if index < self._launched:
+            return  # too late: it stays where it is, for `reduce` to find
         self.buckets[index].accumulate(slot)
         self._missing[index].discard(slot.name)
         if self._reducing:
@@ -244,6 +237,16 @@ class Zero1AdamW:
             while ready < len(self.buckets) and not self._missing[ready]:
                 ready += 1
             self._launch(ready)
+
+    def _refuse_late(self) -> None:
+        """Refuse gradients that came after their bucket was reduced: without them the sum is wrong."""
+        late = [slot.name for bucket in self.buckets for slot in bucket.slots if slot.param.grad is not None]
+        if late:
+            raise ConfigError(
+                f"the gradient of {late[0]} came in parts, as from checkpointing with use_reentrant=True",
+                key="hybrid_zero_optimizer.overlap_sync_grad",
+                hint="set it to false, or checkpoint with use_reentrant=False",
+            )
 
     def _launch(self, upto: int) -> None:
         for bucket in self.buckets[self._launched : upto]:

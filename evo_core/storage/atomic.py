@@ -13,14 +13,19 @@ When bytes are brought to the disk is said here and nowhere else:
 - ``durable=False``: a kill leaves the old or the new, a power cut may leave an empty file. For what can be made again
   or is out of date in a moment: caches, an index in memory, parts of a file that is being put together, progress.
 - What is merely linked or copied into an attempt is synced when the attempt is sealed (`tasks.store.commit`).
+
+A file system that cannot sync a folder (some of CIFS and FUSE) says so, and is taken at its word: there a power cut may
+take a name that was given just before. A device or a pipe is written into, for nothing could take its place.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +44,11 @@ _NAME_BYTES = 200
 
 # Older versions had drafts of other endings.
 _DRAFT = re.compile(r"\..*\.(?P<mark>\d+-\d+-[0-9a-f]{8})\.[0-9a-f]+\.(tmp|parts)(\.meta)?", re.DOTALL)
+
+_DEVICES = Path("/dev")
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system says that has no way to sync a folder; any other error is that syncing failed."""
 
 _number = itertools.count()
 
@@ -60,9 +70,14 @@ def write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A draft that takes the place of the file `path` when the block ends well, and is gone when it does not.
 
+    Where `path` is a device or a pipe (``/dev/null``, ``/dev/stdout``) it is the draft itself.
+
     Raises:
         OSError: as `write`.
     """
+    if _is_channel(path):
+        yield path
+        return
     draft = new_draft(path)
     try:
         yield draft
@@ -76,11 +91,16 @@ def new_folder(path: Path, *, durable: bool = True, replace: bool = False) -> It
     """A draft that becomes the folder `path` when the block ends well, and is gone when it does not.
 
     Args:
-        replace: remove a folder of that name first. A reader may see neither for a moment.
+        replace: remove a folder of that name first. A reader may see neither for a moment. Without it a link to an
+            empty folder stays, and what it leads to is replaced.
 
     Raises:
-        OSError: it cannot be written, or something other than an empty folder is there (`filename2` is set then).
+        OSError: it cannot be written, or something other than an empty folder is there (`filename2` is set then). Of a
+            folder on which a file system is mounted that is said before there is a draft.
     """
+    path = path if replace else path.resolve()  # no folder can take the place of a link
+    if path.is_mount():
+        raise OSError(errno.EBUSY, "a file system is mounted there: name a folder in it", str(path))
     draft, old = new_draft(path), draft_name(path)
     draft.mkdir()
     try:
@@ -106,7 +126,7 @@ def new_draft(path: Path) -> Path:
 
 def draft_name(path: Path) -> Path:
     """A name beside `path`, of this process and never given before, for what shall take its place."""
-    name = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
+    name = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")  # some file systems take no half a character
     return path.with_name(f".{name}.{mark()}.{next(_number)}.tmp")
 
 
@@ -170,6 +190,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -214,6 +237,17 @@ def clear_drafts(folder: Path) -> None:
             else:
                 with suppress(OSError):
                     Path(entry.path).unlink()
+
+
+def _is_channel(path: Path) -> bool:
+    """Whether a path is one that bytes go through, and not a file or a folder (or nothing yet)."""
+    if path.absolute().parent == _DEVICES:  # /dev/stdout is a link, to a file if it was redirected
+        return path.exists()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_left_behind(draft: Path, mark: str) -> bool:

@@ -89,6 +89,9 @@ class StepTotals:
 def segments(cu_seqlens: Sequence[torch.Tensor]) -> dict[str, int]:
     """How a step's micro-batches are cut into documents, on this rank.
 
+    Args:
+        cu_seqlens: of each micro-batch [documents + 1], where its documents begin and end.
+
     Returns:
         ``num_samples_in_batch``: documents in all; ``largest_length``: tokens of the longest; ``largest_batch`` and
         ``smallest_batch``: most and fewest documents in one micro-batch.

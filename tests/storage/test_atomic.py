@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -80,6 +81,29 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
     with replacing(tmp_path / "link", durable=False) as draft:
         draft.symlink_to("target")
     assert (tmp_path / "link").read_text() == "mine"
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    named = os.open(tmp_path / "pipe", os.O_RDWR)
+    reading, writing = os.pipe()
+    try:
+        write_file(tmp_path / "pipe", "1")
+        with replacing(Path(f"/dev/fd/{writing}")) as draft:
+            draft.write_text("2")
+        assert os.read(named, 10) == b"1" and os.read(reading, 10) == b"2"
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    finally:
+        for descriptor in (named, reading, writing):
+            os.close(descriptor)
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_draft_is_named_by_whole_characters(tmp_path: Path) -> None:
+    """Some file systems refuse a name with half a character."""
+    for number in range(3):
+        drafted = atomic.draft_name(tmp_path / ("x" * number + "语" * 80)).name
+        assert drafted.encode() and len(os.fsencode(drafted)) < 256
 
 
 def test_a_kill_in_the_middle_of_a_file_leaves_the_old_one(tmp_path: Path) -> None:
@@ -202,6 +226,45 @@ def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(tmp_path: Path) ->
     with pytest.raises(RuntimeError), new_folder(tmp_path / "other"):
         raise RuntimeError
     assert names(tmp_path) == ["taken"] and names(tmp_path / "taken") == ["file"]
+
+
+def test_a_link_to_an_empty_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    with new_folder(tmp_path / "link") as draft:
+        (draft / "file").write_text("1")
+    assert (tmp_path / "link").readlink() == Path("elsewhere")
+    assert names(tmp_path / "elsewhere") == ["file"] and names(tmp_path) == ["elsewhere", "link"]
+
+
+def test_a_mounted_folder_is_refused_before_the_work() -> None:
+    with pytest.raises(OSError, match="a file system is mounted there") as caught, new_folder(Path("/proc")):
+        pytest.fail("hours of work")
+    assert caught.value.errno == errno.EBUSY
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    def write_all() -> None:
+        write_file(tmp_path / "a", "1")
+        assert create_file(tmp_path / "b", "1")
+        with new_folder(tmp_path / "c"):
+            pass
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    if code == errno.EINVAL:
+        write_all()
+        assert names(tmp_path) == ["a", "b", "c"]
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            write_all()
 
 
 def test_what_is_durable_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

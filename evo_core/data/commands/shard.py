@@ -177,6 +177,8 @@ def _hidden_beside(output: Path) -> Iterator[Path]:
     """A folder that takes the name `output` when all went well, and is gone when not."""
     from evo_core.storage.files import new_folder
 
+    if output.is_mount():
+        raise DataError("a file system is mounted there", file=output, hint="name a folder in it")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError("is in use", file=output, hint="name a new or an empty folder")
     with new_folder(output.absolute()) as folder:

@@ -97,6 +97,7 @@ def test_an_output_in_use(tokens: Path, tmp_path: Path) -> None:
     assert "is in use" in error(tokens, "--output", tmp_path / "empty")
     (tmp_path / "file").write_text("")
     assert "is in use" in error(tokens, "--output", tmp_path / "file")
+    assert "a file system is mounted there" in error(tokens, "--output", "/proc")
 
 
 def _without_meta(path: Path) -> None:
