@@ -19,7 +19,10 @@ _INTEGERS = {1: torch.int8, 2: torch.int16}
 
 
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """One number for each tensor, of any shape, of 64 bits. Tensors on a GPU are read there, and one message brings their numbers."""
+    """One number for each tensor, of any shape, of 64 bits.
+
+    Tensors on a GPU are read there, and one message brings their numbers.
+    """
     host = {n: hashed(tensor) for n, tensor in enumerate(tensors) if tensor.device.type == "cpu"}
     device = [n for n in range(len(tensors)) if n not in host]
     if device:
@@ -28,12 +31,14 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def hashed(tensor: Tensor) -> int:
-    """XXH3 of the bytes of a tensor of any shape, row by row: on a CPU several times faster than what torch could compute."""
+    """XXH3 of the bytes of a tensor of any shape, row by row: on a CPU several times faster than
+    what torch could compute."""
     return xxhash.xxh3_64_intdigest(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def weighed(tensor: Tensor) -> Tensor:
-    """The sum of the bits of a tensor of any shape, a scalar int64: as integers times odd weights that grow with their place.
+    """The sum of the bits of a tensor of any shape, a scalar int64: as integers times odd weights that
+    grow with their place.
 
     One element of up to 32 bits that differs always shows, and so do two that are exchanged less than four million
     places apart; anything else goes unseen once in 2^64.

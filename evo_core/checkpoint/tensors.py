@@ -32,7 +32,8 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
-    """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in equal parts."""
+    """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in
+    equal parts."""
     import torch.distributed.checkpoint as dcp
 
     from evo_core.checkpoint.parts import Parts
