@@ -3,7 +3,7 @@
 A file or a folder is written as a *draft* beside its place and becomes visible by one rename. What must replace nothing
 becomes visible by one hard link, the one create-if-absent that is atomic with its content on POSIX file systems, NFS
 included. A draft is hidden and named by its process, ``.NAME.PROCESS.N.tmp``: where the block that writes it fails it
-is removed, and what a killed process left goes with the next write into that folder (`clear_drafts`).
+is removed, and what a killed process left goes with a next write into that folder (`clear_drafts`).
 
 When bytes are brought to the disk is said here and nowhere else:
 
@@ -39,6 +39,13 @@ UNNAMED = getattr(os, "O_TMPFILE", os.O_DIRECTORY)
 _OLD_DRAFT = 86400.0
 """Seconds after which a draft counts as left behind where its process cannot be asked for (another machine)."""
 
+_REST = 1e-4
+"""Seconds a file in a folder for which a process that writes there does not look again for drafts of the dead: looking
+at each of ten thousand that are added would cost more than writing them. Of a small folder it is no time at all."""
+
+_REMEMBERED = 1000
+"""Folders of which a process knows when it looked there."""
+
 _NAME_BYTES = 200
 """Of the file's own name in a draft's: a name may have 255 bytes."""
 
@@ -51,6 +58,7 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What a file system says that has no way to sync a folder; any other error is that syncing failed."""
 
 _number = itertools.count()
+_look_again: dict[Path, float] = {}
 
 
 def write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -118,9 +126,12 @@ def new_folder(path: Path, *, durable: bool = True, replace: bool = False) -> It
 
 
 def new_draft(path: Path) -> Path:
-    """`draft_name` in a folder that is there and free of what the dead left."""
+    """`draft_name` in a folder that is there and, looked at now and then, free of what the dead left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_drafts(path.parent)
+    if time.monotonic() >= _look_again.get(path.parent, 0.0):
+        if len(_look_again) >= _REMEMBERED:
+            _look_again.clear()
+        _look_again[path.parent] = time.monotonic() + _REST * clear_drafts(path.parent)
     return draft_name(path)
 
 
@@ -225,10 +236,13 @@ def time_of(folder: Path) -> int:
         return time.time_ns()  # a folder that cannot be written; nothing is taken in it either
 
 
-def clear_drafts(folder: Path) -> None:
-    """Remove the drafts that processes left in a folder which died while they wrote."""
+def clear_drafts(folder: Path) -> int:
+    """Remove the drafts that processes left in a folder which died while they wrote; returns how many files and folders
+    were looked at."""
+    looked_at = 0
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
+            looked_at += 1
             match = _DRAFT.fullmatch(entry.name)
             if match is None or not _is_left_behind(Path(entry.path), match["mark"]):
                 continue
@@ -237,6 +251,7 @@ def clear_drafts(folder: Path) -> None:
             else:
                 with suppress(OSError):
                     Path(entry.path).unlink()
+    return looked_at
 
 
 def _is_channel(path: Path) -> bool:

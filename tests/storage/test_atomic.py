@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_a_kill_in_the_middle_of_a_folder_leaves_the_old_one(tmp_path: Path) -> 
     with new_folder(path, replace=True) as draft:
         (draft / "other").write_text("new")
     assert names(tmp_path) == ["folder"] and names(path) == ["other"]
+
+
+def test_a_large_folder_is_not_read_again_for_each_file_that_is_added(tmp_path: Path) -> None:
+    looks, counts = [], True
+
+    def hear(event: str, args: tuple[object, ...]) -> None:  # an audit hook stays: `counts` says when to listen
+        if counts and event == "os.scandir" and str(args[0]) == str(tmp_path):
+            looks.append(event)
+
+    for number in range(5000):
+        (tmp_path / f"{number}").touch()
+    sys.addaudithook(hear)
+    try:
+        for number in range(200):
+            write_file(tmp_path / f"new-{number}", "1", durable=False)
+    finally:
+        counts = False
+    assert 1 <= len(looks) <= 20, "once, and again when the time that it takes is little beside what has passed"
 
 
 @pytest.mark.faults

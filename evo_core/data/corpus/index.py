@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from evo_core.errors import ConfigError
+from evo_core.storage.atomic import clear_drafts
 from evo_core.storage.files import delete, new_folder
 from evo_core.storage.location import local_path
 from evo_core.storage.lock import locked, try_lock, wait_for_lock
@@ -154,8 +155,7 @@ def _sweep(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             _leave(folder, os.open(folder / _IN_USE, os.O_RDWR), os.getpid())
-    for folder in root.glob(f".{_PREFIX}*"):
-        delete(folder)
+    clear_drafts(root)  # whoever was killed while it removed one
 
 
 def _write(folder: Path, arrays: Arrays) -> None:

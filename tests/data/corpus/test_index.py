@@ -15,6 +15,7 @@ import pytest
 from evo_core.data import TrainData
 from evo_core.data.corpus.index import Epochs, Index, SharedIndex
 from evo_core.errors import ConfigError
+from evo_core.storage.atomic import draft_name
 from tests.data.corpora import job, numbered, write_bin, write_folder
 
 FORK = multiprocessing.get_context("fork")
@@ -101,6 +102,18 @@ def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path, folder: Path)
     assert left(shm) != before
     data.close()
     assert left(shm) == []
+
+
+def test_what_was_killed_while_it_swept_goes_with_the_next(tmp_path: Path) -> None:
+    def marked() -> None:
+        draft_name(draft_name(tmp_path / "evo-key")).mkdir()
+
+    process = FORK.Process(target=marked)
+    process.start()
+    process.join(30)
+    assert [path.name[:6] for path in tmp_path.iterdir()] == ["..evo-"]
+    SharedIndex(tmp_path, "other").close()
+    assert left(tmp_path) == []
 
 
 def test_another_file_is_another_index(tmp_path: Path, folder: Path) -> None:
