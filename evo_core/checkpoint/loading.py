@@ -24,6 +24,8 @@ from evo_core.parallel.collectives import gather_objects, on_first
 if TYPE_CHECKING:
     from evo_core.optim.protocol import Optimizer
 
+_MASTER = "master."
+
 log = logging.getLogger(__name__)
 
 
@@ -113,13 +115,14 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
     if dist.get_rank() == 0:
         check_finite(model.named_parameters(), folder)
     take_ending(folder, model)
-    moments, master = 0, False
+    moments: int = 0
+    masters: Collection[str] = ()
     if "optimizer" in content:
-        master = _load_optimizer(folder / OPTIMIZER, optimizer, flat=read_manifest(folder).format == 1)
+        masters = _load_optimizer(folder / OPTIMIZER, optimizer, flat=read_manifest(folder).format == 1)
         moments = saved.moments
         state.scaler = saved.scaler
         optimizer.scaler.load_state(saved.scaler)
-    optimizer.restored(updates=moments, master=master)
+    optimizer.restored(updates=moments, masters=masters)
     if "scheduler" in content:
         state.updates = saved.updates
     if "sampler" in content:
@@ -137,8 +140,8 @@ def take_ending(folder: Path, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _load_optimizer(folder: Path, optimizer: Optimizer, *, flat: bool) -> bool:
-    """Read the moments, and master values where both sides have them; tells whether they were there."""
+def _load_optimizer(folder: Path, optimizer: Optimizer, *, flat: bool) -> set[str]:
+    """Read the moments, and master values where both sides have them; the names of the parameters that had them."""
     if not folder.is_dir():
         raise CheckpointError(
             "holds weights alone, no states of an optimizer",
@@ -146,9 +149,8 @@ def _load_optimizer(folder: Path, optimizer: Optimizer, *, flat: bool) -> bool:
             key="ckpt.load_ckpt_info.content",
             hint='write content: ["model"]',
         )
-    wanted = optimizer.state()
     stored = stored_shapes(folder)
-    master = {name for name in wanted if name.startswith("master.")}
-    has_master = bool(master) and master <= set(stored)
-    read_tensors(folder, {n: t for n, t in wanted.items() if has_master or n not in master}, flat=flat)
-    return has_master
+    # A parameter that was as wide as its master value, or whose type is another now, has none there.
+    wanted = {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in stored}
+    read_tensors(folder, wanted, flat=flat)
+    return {name.removeprefix(_MASTER) for name in wanted if name.startswith(_MASTER)}

@@ -27,7 +27,7 @@ from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
 from evo_core.errors import CheckpointError, UserError
-from evo_core.parallel.collectives import on_every, on_first
+from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.placement import Placed
 from evo_core.storage.atomic import sync, sync_tree
 from evo_core.storage.local import try_writing
@@ -112,8 +112,9 @@ def _fill(
 
     tokenizer = on_first(lambda: _written(folder, shared))
     files: dict[str, FileRecord] = {}
-    # A barrier too: everything is on disk after it.
-    for records in on_every(lambda: _written(folder, lambda: _own_records(folder))):
+    with failing_together():
+        own = _written(folder, lambda: _own_records(folder))
+    for records in gather_objects(own):
         files.update(records)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
     manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)

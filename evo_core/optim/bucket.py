@@ -11,7 +11,7 @@ rows gives back the matrix. In its columns a parameter lies as it does in memory
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,12 +132,12 @@ class Bucket:
         for slot, values in zip(self.slots, flat.split([slot.param.numel() for slot in self.slots]), strict=True):
             slot.param.data.copy_(values.view(slot.param.shape))
 
-    def read_parameters(self) -> None:
-        """Set the rank's master values from the parameters."""
+    def read_parameters(self, but: Collection[str] = ()) -> None:
+        """Set the rank's master values from the parameters, those of the names in `but` left as they are."""
         if self.shared:
             return
         row = self.zero.rank
-        for slot in self.slots:
+        for slot in (slot for slot in self.slots if slot.name not in but):
             owned = slot.owned(row)
             start = row * slot.width
             flat = slot.param.detach().reshape(-1)[start : start + owned]

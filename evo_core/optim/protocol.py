@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ from evo_core.placement import Placed
 class Optimizer(Protocol):
     """A step is ``begin``, ``backward`` for each micro-batch, ``reduce``, ``step``.
 
-    Every method is a collective over the ranks that hold the parameters but for `state`.
+    Every rank calls every method, in one order; only `state` asks nothing of the other ranks.
 
     Attributes:
         scaler: the loss scale.
@@ -54,10 +54,11 @@ class Optimizer(Protocol):
     def state(self) -> Mapping[str, Placed]:
         """What this rank holds of the tensors that a checkpoint keeps, by name; loading writes into it."""
 
-    def restored(self, *, updates: int, master: bool) -> None:
+    def restored(self, *, updates: int, masters: Collection[str] = ()) -> None:
         """Make the optimizer fit what a checkpoint has put into the parameters and into `state`.
 
         Args:
             updates: number of updates behind the loaded moments, 0 for fresh ones.
-            master: whether the checkpoint held master values; those it did not are taken from the parameters.
+            masters: names of the parameters whose master values it put into `state`; of the others they are taken from
+                the parameters.
         """

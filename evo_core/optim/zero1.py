@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -185,18 +185,18 @@ class Zero1AdamW:
                     state[f"{kind}.{slot.name}"] = slot.placed(flat[part])
         return state
 
-    def restored(self, *, updates: int, master: bool) -> None:
+    def restored(self, *, updates: int, masters: Collection[str] = ()) -> None:
         """Make the optimizer fit tensors that a checkpoint has put into the parameters and into `state`.
 
         Args:
             updates: number of updates behind the loaded moments, 0 for fresh ones.
-            master: whether the checkpoint held master values; those it did not are taken from the parameters.
+            masters: names of the parameters whose master values it put into `state`; of the others they are taken from
+                the parameters.
         """
         self.updates = updates
         self._count.fill_(float(updates))
         for bucket in self.buckets:
-            if not (master and bucket.dtype != self.dtype):
-                bucket.read_parameters()
+            bucket.read_parameters(but=masters)
 
     def _parts(self) -> Iterator[tuple[Bucket, slice]]:
         """Each bucket with its part of the rank's vectors, in which they lie one behind another."""

@@ -6,7 +6,8 @@ names; torch 2.11 has only the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -89,22 +90,20 @@ def gather_objects(value: Any) -> list[Any]:
     return everyone
 
 
-def on_every(find: Callable[[], T]) -> list[T]:
-    """Call a function on every rank and return all results, in rank order, on every rank.
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A block that ends on every rank with the `UserError` of any, of several with the first rank's.
 
-    A `UserError` of any rank is raised on every rank, the first one's of several: a rank that raised alone would leave
-    the others waiting.
+    A rank that raised alone would leave the others waiting for it. So nothing in the block may wait for other ranks.
     """
-    answer: Any = None
+    failure: UserError | None = None
     try:
-        answer = find()
+        yield
     except UserError as error:
-        answer = error
-    answers = gather_objects(answer)
-    for each in answers:
-        if isinstance(each, UserError):
+        failure = error
+    for each in gather_objects(failure):
+        if each is not None:
             raise each
-    return answers
 
 
 def gather_on_first(value: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from evo_core.checkpoint import TrainState
 from evo_core.data import Prefetch, open_source
 from evo_core.errors import ConfigError
 from evo_core.model import build_model, compile_blocks, init_weights
-from evo_core.parallel.collectives import on_first
+from evo_core.parallel.collectives import failing_together, on_first
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.metric_log import MetricLog
 from evo_core.train.optimizer import make_optimizer
@@ -91,7 +91,10 @@ def make_run(
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
-    state = TrainState() if start is None else take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
+    state = TrainState()
+    if start is not None:
+        with failing_together():
+            state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
     log_parts(cfg, ranks, mesh, model, optimizer, data)

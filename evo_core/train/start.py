@@ -177,7 +177,7 @@ def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: O
     """The weights of another system's folder, at the beginning of a run; each rank reads them by itself."""
     weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
     fill_model(model, weights)
-    optimizer.restored(updates=0, master=False)
+    optimizer.restored(updates=0)
     if dist.get_rank() == 0:
         check_finite(model.named_parameters(), start.checkpoint)
         for difference in other_settings(weights.model, cfg.model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,26 @@ def test_all_ranks_go_on_in_the_folder_that_the_first_one_sees(tmp_path: Path) -
         return str(run_folder(cfg, None, Start(tmp_path, ("all",), resumes=True)))
 
     assert run_on_ranks(body, 2) == ["/proc/self/cwd/run"] * 2
+
+
+def test_what_one_rank_cannot_load_ends_all_of_them(tmp_path: Path, trained: Path) -> None:
+    """A copy that is cut on one machine, in the third file by name, of which every second one is compared there."""
+    for rank in "01":
+        shutil.copytree(trained / "8", tmp_path / rank / "ckpt")
+    os.truncate(tmp_path / "1" / "ckpt" / "model" / "__0_0.distcp", 100)
+    info = {"path": "local:/proc/self/cwd/ckpt", "content": ["model"]}
+    cfg = job(
+        tmp_path, ckpt__load_ckpt_info=info, ckpt__auto_resume=False, ckpt__save_ckpt_folder=str(tmp_path / "new")
+    )
+
+    def body() -> str:
+        os.chdir(tmp_path / str(dist.get_rank()))
+        with pytest.raises(CheckpointError) as caught:
+            run(cfg, tmp_path / "run")
+        return str(caught.value)
+
+    (said,) = set(run_on_ranks(body, 2))
+    assert "model/__0_0.distcp: is too short" in said
 
 
 def start_from(tmp_path: Path, path: Path, content: list[str], **changes: Any) -> list[Any]:
