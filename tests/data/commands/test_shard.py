@@ -91,6 +91,15 @@ def test_copies_are_counted_in_the_table(tokens: Path, tmp_path: Path) -> None:
     assert row[-2:] == ["7", "0"]
 
 
+@pytest.mark.parametrize("below", ["file", "file/deeper", "/proc"])
+def test_an_output_that_cannot_be_made(tokens: Path, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / below / "out"
+    message = error(tokens, "--output", out, "--valid-fraction", "0.2", "--shard-tokens", "100")
+    assert message.startswith(f"{out}: it cannot be written (")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["file", "tokens"]
+
+
 def test_an_output_in_use(tokens: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert run(tokens, "--output", tmp_path / "empty", "--valid-fraction", "0.2").exit_code == 0
