@@ -6,8 +6,10 @@ folder is removed, for it takes up room.
 
 from __future__ import annotations
 
+import logging
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,9 +26,10 @@ from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_t
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
-from evo_core.errors import CheckpointError
-from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.errors import CheckpointError, UserError
+from evo_core.parallel.collectives import on_every, on_first
 from evo_core.placement import Placed
+from evo_core.storage.atomic import sync, sync_tree
 from evo_core.storage.local import try_writing
 from evo_core.storage.location import is_hub_id
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 _PROBE_BYTES = 1 << 20
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def save(
@@ -63,20 +68,28 @@ def save(
 
     Raises:
         CheckpointError: it cannot be written, or ranks have different values of one tensor; on every rank.
+        UserError: the tokenizer that goes with the weights cannot be read any more; on every rank.
     """
     tensors = {MODEL: model_tensors(model), OPTIMIZER: optimizer_state}
     check_agreement({f"{part}/{name}": placed for part, named in tensors.items() for name, placed in named.items()})
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot))
     try:
         _fill(folder, cfg, tensors, state, ending=getattr(model, "ending", ()))
-    except CheckpointError:
+    except UserError:
         if dist.get_rank() == 0:
-            folders.remove(folder)
+            with suppress(OSError):  # the reason is the error that is raised
+                folders.remove(folder)
         raise
-    if dist.get_rank() == 0:
-        folders.remove_old(root, cfg.ckpt.keep, run)
-    dist.barrier()  # a checkpoint that `save` has returned is complete for every rank
+    on_first(lambda: _remove_old(root, cfg.ckpt.keep, run))
     return folder
+
+
+def _remove_old(root: Path, keep: int | None, run: Run) -> None:
+    """Remove what is too old; what cannot be is no reason to end a run whose checkpoint is complete."""
+    try:
+        folders.remove_old(root, keep, run)
+    except (OSError, CheckpointError) as error:
+        log.warning("older checkpoints stay in %s: %s", root, error)
 
 
 def _fill(
@@ -99,11 +112,19 @@ def _fill(
 
     tokenizer = on_first(lambda: _written(folder, shared))
     files: dict[str, FileRecord] = {}
-    for records in gather_objects(_own_records(folder)):  # a barrier too: everything is on disk after it
+    # A barrier too: everything is on disk after it.
+    for records in on_every(lambda: _written(folder, lambda: _own_records(folder))):
         files.update(records)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
     manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
-    on_first(lambda: _written(folder, lambda: write_manifest(folder, manifest)))
+    on_first(lambda: _written(folder, lambda: _complete(folder, manifest)))
+
+
+def _complete(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest once all it vouches for is on the disk: torch syncs files of tensors, not their names."""
+    sync_tree(folder)
+    sync(folder.parent)
+    write_manifest(folder, manifest)
 
 
 def _written(folder: Path, write: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from operator import itemgetter
 
 from torch import Tensor
 
@@ -16,19 +17,20 @@ Parts = dict[str, list[tuple[Rectangle, Tensor]]]
 def own_parts(tensors: Mapping[str, Placed], rank: int) -> Parts:
     """What a rank writes of the tensors that it holds.
 
-    All pieces that the same ranks share, laid end to end, are cut at borders of rows into one stretch for each rank, of
-    equal bytes but for a row. So a piece is written in several parts only where a stretch ends in it, and every rank
-    knows its own without asking. Ranks that share pieces must give them under the same names.
+    All pieces that the same ranks share, laid end to end by name and by where they are in the whole tensor, are cut at
+    borders of rows into one stretch for each rank, of equal bytes but for a row. So a piece is written in several parts
+    only where a stretch ends in it, and every rank knows its own without asking. Ranks that share pieces must give them
+    under the same names.
     """
     shared: dict[Ranks, list[tuple[str, Rectangle, Tensor]]] = defaultdict(list)
-    for name in sorted(tensors):
-        for piece, view in tensors[name].pieces():
+    for name, placed in tensors.items():
+        for piece, view in placed.pieces():
             shared[piece.ranks].append((name, piece.where, view))
     parts: Parts = {name: [] for name in tensors}
     for ranks, pieces in shared.items():
         index, total = ranks.index(rank), sum(view.nbytes for _, _, view in pieces)
         start, stop = total * index // len(ranks), total * (index + 1) // len(ranks)
-        for name, where, view in pieces:
+        for name, where, view in sorted(pieces, key=itemgetter(0, 1)):
             if (part := _stretch(where, view, start, stop)) is not None:
                 parts[name].append(part)
             start, stop = start - view.nbytes, stop - view.nbytes

@@ -109,6 +109,8 @@ class Bucket:
         self.values = self.grads
         if self.dtype != self.master_dtype:
             self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        for slot in self.slots:  # values come back as vectors, which a transposed parameter is no view of
+            slot.param.data = slot.param.data.contiguous()
         self.read_parameters()
         self.shared = self.zero.size == 1 and self.dtype == self.master_dtype
         if self.shared:  # parameters are views of their own master values: nothing to gather, no second copy

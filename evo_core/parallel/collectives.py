@@ -89,6 +89,24 @@ def gather_objects(value: Any) -> list[Any]:
     return everyone
 
 
+def on_every(find: Callable[[], T]) -> list[T]:
+    """Call a function on every rank and return all results, in rank order, on every rank.
+
+    A `UserError` of any rank is raised on every rank, the first one's of several: a rank that raised alone would leave
+    the others waiting.
+    """
+    answer: Any = None
+    try:
+        answer = find()
+    except UserError as error:
+        answer = error
+    answers = gather_objects(answer)
+    for each in answers:
+        if isinstance(each, UserError):
+            raise each
+    return answers
+
+
 def gather_on_first(value: Any) -> list[Any]:
     """The plain Python value of every rank, in rank order, on rank 0; nothing on the others."""
     is_first = dist.get_rank() == 0

@@ -58,7 +58,7 @@ class JobOutcome:
 
         Args:
             seen: Slurm's answer; None when it does not know the job.
-            marker: the script's word, when it is no verdict by itself.
+            marker: the script's word, when it decides nothing by itself.
             now: seconds on a clock that never goes back.
         """
         if seen is None:

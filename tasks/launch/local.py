@@ -31,7 +31,7 @@ PROCESS = "local.json"
 _LOOK = 0.2
 _PAUSE = 1.0
 _MARGIN = 25.0
-"""Seconds that the guard may take beyond the grace, to kill and to see that all is gone."""
+"""Seconds that the supervisor may take beyond the grace, to kill and to see that all is gone."""
 
 
 class LocalLauncher:

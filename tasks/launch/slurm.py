@@ -155,22 +155,22 @@ class SlurmLauncher:
 
     def _recorded(self, job: Job, stop: threading.Event, on_line: Callable[[str], None]) -> JobRecord | None:
         """The recorded job if it is the one to follow, None if a new one has to be submitted."""
-        judge = JobOutcome(SETTLE)
+        outcome = JobOutcome(SETTLE)
         for _ in _asking(stop, f"stopped before it was known whether the job of {job.name} still runs"):
             try:
                 record = self._identified(job.state)
                 if record is None:
                     return None
                 marker = exit_marker(job.state, record)
-                end = judge.by_marker(marker)
+                end = outcome.by_marker(marker)
                 if end is None:
                     seen = look_up(self.commands, record)
-                    end = judge.by_slurm(seen, marker, time.monotonic())
+                    end = outcome.by_slurm(seen, marker, time.monotonic())
                     if end is None and seen is not None and seen.state not in ENDS and not record.cancelled:
                         on_line(f"{NOTE}attached to {record}")
                         return record
             except SlurmSilent as silent:
-                judge.silence()
+                outcome.silence()
                 on_line(f"{NOTE}Slurm does not answer ({silent}); asking again")
                 continue
             if end is not None:

@@ -1,6 +1,6 @@
 """Runs one command and sees to it that nothing of it outlives the process that asked for it.
 
-`python guard.py PARENT GRACE COMMAND...` exits as the command does (128 + n for signal n). When PARENT dies, by
+`python supervisor.py PARENT GRACE COMMAND...` exits as the command does (128 + n for signal n). When PARENT dies, by
 `kill -9` too, the command and everything below it is killed at once. SIGTERM is handed to the command; what still
 runs GRACE seconds later is killed. And when the command has ended, whatever it left behind is killed as well:
 torchrun gives each rank a session of its own, so ending a process group would miss them.

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from evo_core.checkpoint.tensors import read_tensors, stored_shapes, write_tensors
 from evo_core.checkpoint.writers import own_parts
-from evo_core.placement import Placed, Placement, Rectangle, tiling_fault
+from evo_core.placement import Placed, Placement, Rectangle, Span, tiling_fault
 from tests.checkpoint.layouts import LAYOUTS, ONE, Layout, held, wholes
 from tests.ranks import run_on_ranks
 
@@ -118,3 +118,16 @@ def test_every_row_has_one_writer(shapes: list[tuple[int, ...]], ranks: list[int
     rows = [each.local[:1].nbytes if each.local.dim() else each.local.nbytes for each in tensors.values()]
     assert max(sizes) - min(sizes) <= 2 * max(rows, default=0) + 1
     assert items <= len(tensors) + len(ranks) - 1
+
+
+def test_ranks_may_hold_shared_pieces_in_other_orders() -> None:
+    """As key and value heads lie that a layout has put together otherwise: who writes what follows from where they are
+    in the whole tensor."""
+    spans = [Span(0, 1, (0, 1)), Span(4, 7, (0, 1)), Span(9, 10, (0, 1))]
+    written = []
+    for rank, order in enumerate([spans, spans[::-1]]):
+        placement = Placement.joined((10, 3), 0, order)
+        placed = Placed(torch.zeros(placement.local_shape), placement)
+        written += [where for where, _ in own_parts({"kv": placed}, rank)["kv"]]
+    rest = [Rectangle((1, 0), (3, 3)), Rectangle((7, 0), (2, 3))]
+    assert tiling_fault((10, 3), [*written, *rest]) is None

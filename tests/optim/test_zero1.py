@@ -240,6 +240,24 @@ def test_gradients_that_come_without_a_hook_are_taken() -> None:
         assert norms == pytest.approx([reference()[0][0]] * 6, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_parameter_that_does_not_lie_row_by_row(dtype: torch.dtype) -> None:
+    def stepped(transposed: bool) -> torch.Tensor:
+        net, start = nn.Module(), torch.arange(15, dtype=dtype).view(5, 3)
+        weight = nn.Parameter(start.t().contiguous().t() if transposed else start.clone())
+        net.register_parameter("weight", weight)
+        optimizer = zero1_adamw(net, mesh_of(-1))
+        for _ in range(2):
+            optimizer.begin()
+            optimizer.backward((weight * start).square().sum(), last=True)
+            optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+            assert optimizer.step(LR, 0.95)
+        return weight.detach()
+
+    for ranks in (1, 2):
+        run_on_ranks(lambda: torch.testing.assert_close(stepped(True), stepped(False), rtol=0, atol=0), ranks)
+
+
 class RunTwice(nn.Module):
     """One layer at two depths, recomputed at each in a backward pass of its own: autograd hands its gradient over
     twice."""

@@ -52,6 +52,22 @@ def test_an_error_of_the_first_rank_reaches_all() -> None:
     assert run_on_ranks(ask, 2) == ["/x: nothing there (look elsewhere)"] * 2
 
 
+def test_what_every_rank_finds_reaches_all_and_so_does_an_error_of_one() -> None:
+    def ask(failing: int | None) -> list[int] | str:
+        def find() -> int:
+            if dist.get_rank() == failing:
+                raise DataError(f"nothing on rank {failing}")
+            return dist.get_rank() * 10
+
+        try:
+            return collectives.on_every(find)
+        except DataError as error:
+            return str(error)
+
+    assert run_on_ranks(ask, 3, None) == [[0, 10, 20]] * 3
+    assert run_on_ranks(ask, 3, 2) == ["nothing on rank 2"] * 3
+
+
 def test_objects_go_to_the_first_rank_alone() -> None:
     answers = run_on_ranks(lambda: collectives.gather_on_first({"rank": dist.get_rank()}), 3)
     assert answers == [[{"rank": 0}, {"rank": 1}, {"rank": 2}], [], []]

@@ -151,6 +151,7 @@ def _result(problems: int) -> str:
 def _print_statistics(found: dict[str, Statistics]) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     has_trained = any(of_group.trained is not None for of_group in found.values())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -163,7 +164,7 @@ def _print_statistics(found: dict[str, Statistics]) -> None:
         row = [f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" for value in values]
         if s.trained is not None:
             row.append(f"{s.trained / max(1, s.tokens):.1%}")
-        table.add_row(group, *row)
+        table.add_row(Text(group), *row)  # a plain string would be read for [markup] and :emoji:
     _print_rich(table)
     every = found.get("all") or next(iter(found.values()))
     most = max((documents for *_, documents in every.histogram), default=0)

@@ -203,6 +203,7 @@ def _print(statistics: dict[str, Any], output: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     removes = any("removed" in of_type for of_type in statistics["types"].values())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -215,7 +216,8 @@ def _print(statistics: dict[str, Any], output: Path) -> None:
         counts = [of_type["documents"], of_type["tokens"]]
         counts += [of_type["train"]["documents"], of_type["valid"]["documents"], shards]
         counts += of_type.get("removed", {}).values()
-        table.add_row(name, *(f"{count:,}" for count in counts))
+        # a plain string would be read for [markup] and :emoji:
+        table.add_row(Text(name), *(f"{count:,}" for count in counts))
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     if dropped := statistics.get("dropped"):

@@ -100,6 +100,15 @@ def test_an_output_that_cannot_be_made(tokens: Path, tmp_path: Path, below: str)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["file", "tokens"]
 
 
+@pytest.mark.parametrize("name", ["a[b]", "[red]cn", ":smile:"])
+def test_tables_show_a_type_as_it_is_named(tmp_path: Path, name: str) -> None:
+    write_bin(tmp_path / "tokens" / name / "a.bin", DOCUMENTS)
+    for words in (["shard", "--output", str(tmp_path / "out")], ["stats"]):
+        result = CliRunner().invoke(app, [*words, str(tmp_path / "tokens")])
+        assert result.exit_code == 0, result.output
+        assert any(line.split()[:1] == [name] for line in result.output.splitlines())
+
+
 def test_an_output_in_use(tokens: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert run(tokens, "--output", tmp_path / "empty", "--valid-fraction", "0.2").exit_code == 0
