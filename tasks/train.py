@@ -167,6 +167,7 @@ def _run_folder(work: Path, attempt: int) -> Path:
         if earlier:
             copy_file(earlier[-1], run / METRICS)
             if (events := earlier[-1].parent / "tensorboard").is_dir():
+                # Nobody reads this folder before the run writes on into it; the whole is synced when it is sealed.
                 shutil.copytree(events, run / "tensorboard")
     return run
 

@@ -120,7 +120,12 @@ def new_folder(path: Path, *, durable: bool = True, replace: bool = False) -> It
             sync_tree(draft)
         if replace and path.is_dir():
             path.rename(old)
-        draft.rename(path)
+        try:
+            draft.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)  # nothing took its place: it stays
+            raise
         if durable:
             sync(path.parent)
     finally:

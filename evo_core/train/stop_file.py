@@ -6,6 +6,7 @@ import logging
 
 from evo_core.errors import ConfigError
 from evo_core.parallel.collectives import on_first
+from evo_core.storage.files import write_file
 from evo_core.storage.location import local_path
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ class StopFile:
         if self._path is None:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("0\n")
+            write_file(self._path, "0\n", durable=False)
         except OSError as error:
             raise ConfigError(
                 f"cannot be written: {error.strerror}", file=self._path, key="ckpt.stop_file_path"

@@ -265,6 +265,15 @@ def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(tmp_path: Path) ->
     assert names(tmp_path) == ["taken"] and names(tmp_path / "taken") == ["file"]
 
 
+def test_a_folder_stays_where_nothing_took_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "a", replace=True, durable=False) as draft:
+        draft.rmdir()
+    assert (tmp_path / "a" / "x").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_link_to_an_empty_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")
