@@ -19,7 +19,7 @@ from evo_core.config import local_path
 from evo_core.errors import CheckpointError
 from evo_core.storage.atomic import clear_drafts
 from evo_core.storage.files import delete
-from evo_core.storage.local import try_writing
+from evo_core.storage.local import try_creating, try_writing
 
 MANIFEST = "manifest.json"
 SNAPSHOTS = "snapshot"
@@ -140,6 +140,7 @@ def prepare(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         try_writing(root)
+        try_creating(root)  # as the manifest, which comes last of all
     except OSError as error:
         reason = "is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise CheckpointError(f"no checkpoint can be saved there: {reason}", file=root) from error

@@ -90,10 +90,25 @@ def read_model(folder: Path, model: nn.Module) -> None:
     """Fill the parameters and buffers of a model; all of them, and nothing may be left over.
 
     Raises:
-        CheckpointError: names or shapes are not those of the model.
+        CheckpointError: names or shapes are not those of the model, or what is one weight in it is two there.
     """
     check_model(folder, model)
     read_tensors(folder, model_tensors(model))
+    _check_tied(folder, model)
+
+
+def _check_tied(folder: Path, model: nn.Module) -> None:
+    """Check that each weight that a model has under several names is the same under all of them in a folder."""
+    first: dict[nn.Parameter, str] = {}
+    kept = model.state_dict()  # some models leave out the second name
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in kept or (before := first.setdefault(parameter, name)) == name:
+            continue
+        for stored in (before, name):
+            there = torch.empty_like(parameter, requires_grad=False)
+            read_tensors(folder, {stored: there})
+            if not torch.allclose(there, parameter, rtol=0, atol=0, equal_nan=True):
+                raise CheckpointError(f"{before} and {name} are two weights there and one in this model", file=folder)
 
 
 def check_model(folder: Path, model: nn.Module) -> None:

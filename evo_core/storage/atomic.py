@@ -57,6 +57,9 @@ _DEVICES = Path("/dev")
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What a file system says that has no way to sync a folder; any other error is that syncing failed."""
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system says that has no hard links."""
+
 _number = itertools.count()
 _look_again: dict[Path, float] = {}
 
@@ -182,7 +185,11 @@ def create(path: Path, content: str | bytes, *, durable: bool = True) -> bool:
 
 
 def link_if_absent(source: Path, target: Path, *, durable: bool = True) -> bool:
-    """Hard-link `source` to `target`; False when something else is there already."""
+    """Hard-link `source` to `target`; False when something else is there already.
+
+    Raises:
+        OSError: it cannot be linked; of a file system without links its text says so.
+    """
     try:
         os.link(source, target)
     except FileExistsError:
@@ -191,6 +198,10 @@ def link_if_absent(source: Path, target: Path, *, durable: bool = True) -> bool:
             return source.samefile(target)
         except FileNotFoundError:
             return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise OSError(error.errno, "no hard link can be made on this file system", str(target)) from error
     if durable:
         sync(target.parent)
     return True

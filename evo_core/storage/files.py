@@ -155,7 +155,8 @@ def link_or_copy(source: Location, target: Location) -> None:
 
 
 def copy_file(source: Location, target: Location) -> None:
-    """Copy a file's content: unlike a link it keeps what was copied, whatever is written into the source.
+    """Copy a file's content: unlike a link it keeps what was copied, whatever is written into the source. Folders that
+    lead to the target are made; a kill may leave half of it.
 
     Raises:
         LocationError: the target is in a store.
@@ -165,7 +166,9 @@ def copy_file(source: Location, target: Location) -> None:
     if not is_remote(source):
         local.copy_file(_here(source), path_to_write(target))
         return
-    with open_file(source) as file, path_to_write(target).open("wb") as copy:
+    path = path_to_write(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_file(source) as file, path.open("wb") as copy:
         for chunk in iter(lambda: _chunk(file, source), b""):
             copy.write(chunk)
 

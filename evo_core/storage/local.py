@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from evo_core.storage.atomic import draft_name, sync
+from evo_core.storage.atomic import create, draft_name, sync
 from evo_core.storage.listed import AGAIN, DANGLING, HIDDEN, SPECIAL, UNREADABLE, LeaveOut, Listed
 
 
@@ -81,6 +81,19 @@ def try_writing(folder: Path, size: int = 1) -> None:
     try:
         probe.write_bytes(bytes(size))
         sync(probe)  # some file systems find out only here that there is no room
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def try_creating(folder: Path) -> None:
+    """The same for files that are made only where there is none (`evo_core.storage.atomic.create`).
+
+    Raises:
+        OSError: the file system refuses, or has no hard links.
+    """
+    probe = draft_name(folder / "probe")
+    try:
+        create(probe, b"", durable=False)
     finally:
         probe.unlink(missing_ok=True)
 

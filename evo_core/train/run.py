@@ -27,7 +27,7 @@ from evo_core.train.throughput import Throughput
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.data.loader.prefetch import Source
+    from evo_core.data.loader.prefetch import BatchSource
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Ranks
     from evo_core.train.run_log import RunLog
@@ -52,7 +52,7 @@ class TrainRun:
     ranks: Ranks
     mesh: Mesh
     folder: Path
-    data: Source
+    data: BatchSource
     step: TrainStep
     saving: Checkpointing
     state: TrainState

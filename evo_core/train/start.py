@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evo_core.config import TrainConfig
-    from evo_core.data.loader.prefetch import Source
+    from evo_core.data.loader.prefetch import BatchSource
     from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
 
@@ -190,7 +190,7 @@ def take_start(
     cfg: TrainConfig,
     model: nn.Module,
     optimizer: Optimizer,
-    data: Source,
+    data: BatchSource,
     batch_tokens: int,
     mesh: Mesh,
 ) -> TrainState:

@@ -20,7 +20,7 @@ from evo_core.parallel.collectives import gather_objects
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
-    from evo_core.data.loader.prefetch import Source
+    from evo_core.data.loader.prefetch import BatchSource
     from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Ranks
@@ -59,7 +59,7 @@ def log_parts(
     mesh: Mesh,
     model: nn.Module,
     optimizer: Optimizer,
-    data: Source,
+    data: BatchSource,
 ) -> None:
     """Model, data, kernels, and the settings that change nothing here."""
     total = cfg.data.total_steps
@@ -90,7 +90,7 @@ def log_parts(
         log.info("set, but without effect here: %s", "; ".join(without))
 
 
-def _say_without_targets(cfg: TrainConfig, data: Source) -> None:
+def _say_without_targets(cfg: TrainConfig, data: BatchSource) -> None:
     if data.trained is not None and not any(data.trained.values()):
         log.warning("data.train_folder %s: %s", cfg.data.train_folder, NO_TARGETS)
     if cfg.data.valid_folder is None or not cfg.data.valid_every:

@@ -40,19 +40,19 @@ class Ancestor:
 
 
 @dataclass(frozen=True)
-class Sample:
+class FoundSample:
     """A generated text that holds the text looked for."""
 
     artifact: Artifact
     row: dict[str, Any]
 
 
-def find_sample(store: Store, text: str) -> Sample | None:
+def find_sample(store: Store, text: str) -> FoundSample | None:
     """The newest generation whose prompt and continuation hold `text`."""
     for artifact in reversed([a for a in store.artifacts() if a.type == "samples"]):
         for row in _rows(artifact.path / "samples.jsonl"):
             if text in f"{row['prompt']}{row['text']}" or text in row["text"]:
-                return Sample(artifact, row)
+                return FoundSample(artifact, row)
     return None
 
 

@@ -49,8 +49,8 @@ def sbatch_arguments(cluster: SlurmCluster, job: Job, name: str) -> list[str]:
     return [*options, "--requeue", *_gpu_options(cluster, job), *cluster.sbatch_args]
 
 
-def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> str:
-    """The text of the script, for `bash`."""
+def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes:
+    """The script, for `bash`, with names of files as the file system has them: they need not be UTF-8."""
     runtime = job.runtime
     references = cluster.references()
     written = {**cluster.variables(), **job.environment}
@@ -66,28 +66,27 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> str:
         "on_walltime": runtime.on_walltime,
         "saving_seconds": str(_notice(cluster, job) - SAVING),
     }
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            f"# {_one_line(job.name)}: written by Evo, submitted with",
-            f"#   sbatch {_one_line(shlex.join(arguments))}",
-            *(f"# {name}: from the submitting environment" for name in sorted(references)),
-            "",
-            *_assignments(settings),
-            *_assignments(exports, "export "),
-            "",
-            _BOOKKEEPING.replace("@NOTE@", NOTE.strip()),
-            "settingup=1",
-            "set -e",
-            *cluster.setup,
-            "set +e",
-            "settingup=''",
-            "",
-            f"command=({shlex.join(_command(cluster, job))})",
-            _RUN_TORCHRUN if cluster.launch == "torchrun" and runtime.ranks > 1 else _RUN_RANKS,
-            _TRIES,
-        ]
-    )
+    lines = [
+        "#!/bin/bash",
+        f"# {_one_line(job.name)}: written by Evo, submitted with",
+        f"#   sbatch {_one_line(shlex.join(arguments))}",
+        *(f"# {name}: from the submitting environment" for name in sorted(references)),
+        "",
+        *_assignments(settings),
+        *_assignments(exports, "export "),
+        "",
+        _BOOKKEEPING.replace("@NOTE@", NOTE.strip()),
+        "settingup=1",
+        "set -e",
+        *cluster.setup,
+        "set +e",
+        "settingup=''",
+        "",
+        f"command=({shlex.join(_command(cluster, job))})",
+        _RUN_TORCHRUN if cluster.launch == "torchrun" and runtime.ranks > 1 else _RUN_RANKS,
+        _TRIES,
+    ]
+    return "\n".join(lines).encode(errors="surrogateescape")
 
 
 def slurm_time(duration: float) -> str:

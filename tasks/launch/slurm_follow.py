@@ -59,7 +59,7 @@ class SlurmFollow:
         offset = (read_object(state / OFFSET) or {}).get("offset", record.log_start)
         self._log = LogFollower(record.log, offset, on_line)
         self._progress = ProgressFollower(state, on_progress)
-        self._judge = JobOutcome(cluster.lost_seconds)
+        self._outcome = JobOutcome(cluster.lost_seconds)
         self._saved, self._saved_at = offset, 0.0
         self._interval, self._ask_at = _FIRST_QUESTION, 0.0
         self._said = ""
@@ -92,7 +92,7 @@ class SlurmFollow:
         self._progress.poll()
         self._save_offset()
         marker = exit_marker(self.state, self.record)
-        end = self._judge.by_marker(marker)
+        end = self._outcome.by_marker(marker)
         now = time.monotonic()
         if end is not None or now < self._ask_at:
             return end
@@ -101,7 +101,7 @@ class SlurmFollow:
         try:
             seen = look_up(self.commands, self.record)
         except SlurmSilent as silent:
-            self._judge.silence()
+            self._outcome.silence()
             self._say(f"Slurm does not answer ({silent}); asking again")
             return None
         if seen is None:
@@ -110,7 +110,7 @@ class SlurmFollow:
             detail = seen.nodes or (seen.reason if seen.reason != "None" else "")
             never = "; as it is asked for it may never start" if seen.reason in NEVER else ""
             self._say(f"{seen.state}{f' ({detail})' if detail else ''}{never}")
-        return self._judge.by_slurm(seen, marker, now)
+        return self._outcome.by_slurm(seen, marker, now)
 
     def _say(self, what: str) -> None:
         if what != self._said:

@@ -16,6 +16,8 @@ _HINTS = {
     errno.EROFS: "choose another store with --root or EVO_ROOT",
     errno.EACCES: "choose another store with --root or EVO_ROOT, or ask for the right to write there",
     errno.EPERM: "choose another store with --root or EVO_ROOT, or ask for the right to write there",
+    errno.ENOTSUP: "choose another store with --root or EVO_ROOT",
+    errno.ENOSYS: "choose another store with --root or EVO_ROOT",
     errno.ENOTDIR: "choose another store with --root or EVO_ROOT",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

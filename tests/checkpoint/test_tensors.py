@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
-from evo_core.checkpoint.tensors import read_model, read_tensors, stored_shapes, write_tensors
+from evo_core.checkpoint.tensors import model_tensors, read_model, read_tensors, stored_shapes, write_tensors
 from evo_core.errors import CheckpointError
 from evo_core.optim.zero1 import Zero1AdamW
 from tests.optim.optimizers import zero1_adamw
@@ -70,6 +70,31 @@ def test_what_is_stored_where(tmp_path: Path) -> None:
     assert shapes["exp_avg.0.weight"] == (3, 5)
     assert shapes["master.1.bias"] == (2,)
     assert len(shapes) == 12
+
+
+class Tied(nn.Module):
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Linear(3, 5, bias=False), nn.Linear(3, 5, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+
+def test_one_weight_under_two_names_is_one_in_the_checkpoint_too(tmp_path: Path) -> None:
+    def save_and_read() -> None:
+        for tied in (True, False):
+            folder, model = tmp_path / str(tied), Tied(tied=tied)
+            write_tensors(folder, model_tensors(model))
+            other = Tied(tied=True)
+            if tied:
+                read_model(folder, other)
+                assert other.head.weight is other.embedding.weight
+                assert torch.equal(other.head.weight, model.head.weight)
+            else:
+                with pytest.raises(CheckpointError, match=r"embedding.weight and head.weight are two weights there"):
+                    read_model(folder, other)
+
+    run_on_ranks(save_and_read, 1)
 
 
 def test_missing_names_wrong_shapes_and_leftovers_are_refused(tmp_path: Path) -> None:

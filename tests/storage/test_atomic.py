@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from evo_core.checkpoint.folder import prepare
+from evo_core.errors import CheckpointError
 from evo_core.storage import atomic
 from evo_core.storage.files import create_file, new_folder, replacing, write_file
 
@@ -199,6 +201,22 @@ def test_of_eight_that_create_a_file_one_wins(tmp_path: Path, unnamed: bool, mon
     for turn, number in winners:
         assert (tmp_path / f"{turn}.json").read_text() == str(number) * 5000
     assert len(names(tmp_path)) == 20
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EROFS])
+def test_a_file_system_without_links_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    reason = os.strerror(code) if code == errno.EROFS else "no hard link can be made on this file system"
+    with pytest.raises(OSError, match=reason):
+        create_file(tmp_path / "a", "1")
+    with pytest.raises(CheckpointError, match=f"no checkpoint can be saved there: {reason}"):
+        prepare(tmp_path)  # a run hears of it when it begins
+    assert names(tmp_path) == []
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def test_reading_in_a_store_is_as_on_disk(s3: S3Server, tmp_path: Path) -> None:
         assert (first.path, first.uri, first.size) == ("a.txt", location, 3) and first.tag
     s3.client().put_object(Bucket=bucket, Key="raw/en/a.txt", Body=b"changed")
     assert files.file_info(f"s3://{bucket}/raw/en/a.txt").tag != first.tag
-    files.copy_file(f"s3://{bucket}/raw/cn/b.txt", tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == b"two"
+    files.copy_file(f"s3://{bucket}/raw/cn/b.txt", tmp_path / "new" / "copy")
+    assert (tmp_path / "new" / "copy").read_bytes() == b"two"
     assert not files.file_exists(f"s3://{bucket}/raw")
     for look in (files.open_file, files.file_size, files.file_info):
         with pytest.raises(DataError, match=r"raw/none: there is no such file"):

@@ -174,15 +174,23 @@ def _bin_files(given: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _hidden_beside(output: Path) -> Iterator[Path]:
-    """A folder that takes the name `output` when all went well, and is gone when not."""
+    """A folder that takes the name `output` when all went well, and is gone when not.
+
+    Raises:
+        DataError: something is there, or it cannot be written.
+    """
+    from evo_core.data.shards.format import write_error
     from evo_core.storage.files import new_folder
 
     if output.is_mount():
         raise DataError("a file system is mounted there", file=output, hint="name a folder in it")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError("is in use", file=output, hint="name a new or an empty folder")
-    with new_folder(output.absolute()) as folder:
-        yield folder
+    try:
+        with new_folder(output.absolute()) as folder:
+            yield folder
+    except OSError as error:
+        raise write_error(output, error) from error
 
 
 def _share(phase: str, done: int, total: int) -> tuple[float, int]:

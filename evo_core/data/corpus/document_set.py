@@ -11,7 +11,7 @@ import xxhash
 from evo_core.data.corpus.token_cache import TokenFile
 
 
-class Documents(Protocol):
+class TokenizedDocuments(Protocol):
     """Tokenized documents, numbered from 0.
 
     Attributes:
@@ -56,7 +56,7 @@ class DocumentSet:
         return len(self.lengths)
 
     def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
-        """See `Documents`; int32 [stops[i] - starts[i]], views of the files."""
+        """See `TokenizedDocuments`; int32 [stops[i] - starts[i]], views of the files."""
         at = self._starts[documents]
         files, ids = self.files[documents].tolist(), self._ids
         spans = zip(files, (at + starts).tolist(), (at + stops).tolist(), strict=True)

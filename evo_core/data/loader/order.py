@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from evo_core.data.corpus.document_set import Documents
+from evo_core.data.corpus.document_set import TokenizedDocuments
 from evo_core.data.corpus.index import Epochs, Index
 from evo_core.data.loader.packing import IGNORE, Pieces
 
@@ -67,7 +67,7 @@ class TokenStream:
 
     def __init__(
         self,
-        documents: Documents,
+        documents: TokenizedDocuments,
         packed_length: int,
         *,
         order: Callable[[int], np.ndarray],
@@ -132,7 +132,7 @@ class RowStream:
 
     def __init__(
         self,
-        documents: Documents,
+        documents: TokenizedDocuments,
         seq_len: int,
         rows: int,
         *,

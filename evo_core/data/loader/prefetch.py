@@ -23,7 +23,7 @@ _AHEAD = 2
 """Batches that each worker may be ahead."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Training data of one rank: `TrainData`, `StreamData`.
 
     Attributes:
@@ -75,7 +75,7 @@ class Prefetch:
             what comes next.
     """
 
-    def __init__(self, data: Source, first: int, stop: int, *, workers: int) -> None:
+    def __init__(self, data: BatchSource, first: int, stop: int, *, workers: int) -> None:
         self._data, self._steps = data, iter(range(first, stop))
         self._next = first
         self.cursor: Any = None
@@ -122,7 +122,7 @@ class Prefetch:
             self._drawn.append(self._pool.submit(self._data.draw, step))
 
 
-def open_source(cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> Source:
+def open_source(cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> BatchSource:
     """The training data of a job, for one of its data-parallel ranks.
 
     Raises:

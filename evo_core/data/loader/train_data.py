@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evo_core.data.corpus.corpus import MinLength, open_corpus
-from evo_core.data.corpus.document_set import Documents, DocumentSet, Table
+from evo_core.data.corpus.document_set import DocumentSet, Table, TokenizedDocuments
 from evo_core.data.corpus.index import Index, SharedIndex
 from evo_core.data.corpus.random_data import TRAIN_DOCUMENTS, RandomDocuments
 from evo_core.data.loader.batch import Batch
@@ -143,7 +143,7 @@ def batch_size(cfg: TrainConfig, dp_size: int) -> BatchSize:
     return BatchSize(full, rampup.start * dp_size, rampup.increment * dp_size, rampup.every)
 
 
-def _stream(cfg: TrainConfig, name: str, documents: Documents, index: Index) -> Stream:
+def _stream(cfg: TrainConfig, name: str, documents: TokenizedDocuments, index: Index) -> Stream:
     data = cfg.data
     if data.packing == "internevo":
         assert isinstance(documents, DocumentSet)
@@ -176,7 +176,7 @@ def _check_weights(weights: dict[str, float], sizes: dict[str, int]) -> None:
         raise ConfigError(f"{empty[0]} has no documents to train on", key=key, hint=f"write {empty[0]}: 0")
 
 
-_Sets = tuple[list[Documents], dict[str, int], str]
+_Sets = tuple[list[TokenizedDocuments], dict[str, int], str]
 """The documents of each type, by type how many of their tokens are trained on, and a digest of the data's order."""
 
 

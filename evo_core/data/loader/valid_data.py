@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evo_core.data.corpus.corpus import open_corpus
-from evo_core.data.corpus.document_set import Documents
+from evo_core.data.corpus.document_set import TokenizedDocuments
 from evo_core.data.corpus.random_data import VALID_DOCUMENTS, RandomDocuments
 from evo_core.data.loader.batch import Batch, stack
 from evo_core.data.loader.packing import Pieces, pack
@@ -82,7 +82,7 @@ def validation_batches(
     return batches()
 
 
-def _documents(folder: str | Path | None, data_type: str, seq_len: int, vocab_size: int | None) -> Documents:
+def _documents(folder: str | Path | None, data_type: str, seq_len: int, vocab_size: int | None) -> TokenizedDocuments:
     if folder is None:
         count = VALID_DOCUMENTS if data_type == RANDOM_TYPES[0] else 0
         return RandomDocuments(
@@ -91,7 +91,7 @@ def _documents(folder: str | Path | None, data_type: str, seq_len: int, vocab_si
     return open_corpus(Path(folder), [data_type], vocab_size=vocab_size).documents[data_type]
 
 
-def _pieces(documents: Documents, windows: list[Window]) -> Pieces:
+def _pieces(documents: TokenizedDocuments, windows: list[Window]) -> Pieces:
     """Windows with the token that follows each."""
     numbers, starts, lengths = np.array(windows, np.int64).reshape(-1, 3).T
     ids = documents.read(numbers, starts, starts + lengths + 1)

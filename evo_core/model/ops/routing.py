@@ -66,7 +66,7 @@ def gshard(
 
     kept = torch.ones_like(experts, dtype=torch.bool)
     if room is not None:
-        kept = _places(experts, count, order) < room
+        kept = _queue_positions(experts, count, order) < room
     weights = probability.gather(1, experts) * kept
     if top_k == 2:  # after the drop: an expert that has room makes up for the other one
         weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).eps)
@@ -90,11 +90,11 @@ def dropless(logits: Tensor, top_k: int) -> Routing:
     return Routing(experts, weights / weights.sum(1, keepdim=True), torch.ones_like(experts, dtype=torch.bool), balance)
 
 
-def _places(experts: Tensor, count: int, order: Tensor | None) -> Tensor:
-    """The place of each choice [T, k] in the queue before its expert; first choices stand before second ones."""
+def _queue_positions(experts: Tensor, count: int, order: Tensor | None) -> Tensor:
+    """The position of each choice [T, k] in the queue before its expert; first choices stand before second ones."""
     queue = experts.t().flatten()
     asking = F.one_hot(queue if order is None else queue[order], count)
-    places = ((asking.cumsum(0) - 1) * asking).sum(1)
+    positions = ((asking.cumsum(0) - 1) * asking).sum(1)
     if order is not None:
-        places = torch.empty_like(places).scatter_(0, order, places)
-    return places.view(experts.shape[1], -1).t()
+        positions = torch.empty_like(positions).scatter_(0, order, positions)
+    return positions.view(experts.shape[1], -1).t()

@@ -91,6 +91,15 @@ def test_copies_are_counted_in_the_table(tokens: Path, tmp_path: Path) -> None:
     assert row[-2:] == ["7", "0"]
 
 
+@pytest.mark.parametrize("below", ["file", "file/deeper", "/proc"])
+def test_an_output_that_cannot_be_made(tokens: Path, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / below / "out"
+    message = error(tokens, "--output", out, "--valid-fraction", "0.2", "--shard-tokens", "100")
+    assert message.startswith(f"{out}: it cannot be written (")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["file", "tokens"]
+
+
 @pytest.mark.parametrize("name", ["a[b]", "[red]cn", ":smile:"])
 def test_tables_show_a_type_as_it_is_named(tmp_path: Path, name: str) -> None:
     write_bin(tmp_path / "tokens" / name / "a.bin", DOCUMENTS)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from evo_core.storage.files import write_file
 from tasks.launch.cluster import SlurmCluster, load_cluster
 from tasks.launch.launcher import Job
 from tasks.launch.script import batch_script, sbatch_arguments, slurm_time
@@ -44,7 +45,7 @@ def cluster(tmp_path: Path, text: str = "") -> SlurmCluster:
 
 def run_script(where: SlurmCluster, job: Job) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     script = job.state / "job.sh"
-    script.write_text(batch_script(where, job, sbatch_arguments(where, job, job.name)))
+    write_file(script, batch_script(where, job, sbatch_arguments(where, job, job.name)))
     slurm = {
         "SLURM_JOB_ID": "12",
         "SLURM_JOB_NODELIST": "node1",
@@ -53,7 +54,13 @@ def run_script(where: SlurmCluster, job: Job) -> tuple[subprocess.CompletedProce
     }
     environment = {**os.environ, **slurm}
     done = subprocess.run(
-        ["bash", str(script)], env=environment, capture_output=True, text=True, timeout=60, check=False
+        ["bash", str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=60,
+        check=False,
     )
     return done, json.loads((job.state / "exit-1.json").read_text())
 
@@ -69,6 +76,13 @@ def test_everything_is_quoted(programs: Path, tmp_path: Path) -> None:
     assert own == "\n".join(NASTY) + "\nNASTY=" + " ".join(NASTY) + "\n"
     assert word == {**word, "job_id": "12", "restart": 0, "reason": "exit", "exit_code": 0, "nodes": "node1"}
     assert word["started"] <= word["ended"]
+
+
+def test_a_folder_whose_name_is_not_utf8(programs: Path, tmp_path: Path) -> None:
+    state = tmp_path / os.fsdecode(b"caf\xe9")
+    state.mkdir()
+    done, word = run_script(cluster(tmp_path), make_job(state, "print:here"))
+    assert (done.returncode, word["reason"]) == (0, "exit"), done.stderr
 
 
 def test_setup_lines_and_container(programs: Path, tmp_path: Path, state: Path) -> None:
