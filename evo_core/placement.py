@@ -98,7 +98,7 @@ class Piece:
 
     @property
     def owner(self) -> int:
-        """The rank that counts it, where it must count once."""
+        """The first of the ranks that hold it, for what one of them does for all."""
         return self.ranks[0]
 
     def of(self, local: Tensor) -> Tensor:

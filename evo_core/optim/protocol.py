@@ -14,7 +14,7 @@ from evo_core.placement import Placed
 class Optimizer(Protocol):
     """A step is ``begin``, ``backward`` for each micro-batch, ``reduce``, ``step``.
 
-    Every rank calls every method, in one order; only `state` asks nothing of the other ranks.
+    Every rank calls every method, in one order; `state` and `restored` ask nothing of the other ranks.
 
     Attributes:
         scaler: the loss scale.

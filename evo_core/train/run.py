@@ -135,11 +135,12 @@ def run_folder(cfg: TrainConfig, folder: Path | None, start: Start | None) -> Pa
     """
     if folder is None:  # found by one rank: clocks differ, and not every machine may see the folder there was
         folder = on_first(lambda: _folder_before(start) or Path("RUN") / cfg.run_name / time.strftime("%m-%d-%H.%M.%S"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        hint = "name a folder for log and curve with --folder, or start where one can be made"
-        raise ConfigError(f"cannot be made: {error.strerror}", file=folder, hint=hint) from error
+    with failing_together():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            hint = "name a folder for log and curve with --folder, or start where one can be made"
+            raise ConfigError(f"cannot be made: {error.strerror}", file=folder, hint=hint) from error
     return folder
 
 

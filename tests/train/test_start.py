@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load_model
-from evo_core.errors import CheckpointError
+from evo_core.errors import CheckpointError, ConfigError
 from evo_core.train import train
 from evo_core.train.run import run_folder
 from evo_core.train.start import Start
@@ -92,6 +92,22 @@ def test_all_ranks_go_on_in_the_folder_that_the_first_one_sees(tmp_path: Path) -
         return str(run_folder(cfg, None, Start(tmp_path, ("all",), resumes=True)))
 
     assert run_on_ranks(body, 2) == ["/proc/self/cwd/run"] * 2
+
+
+def test_a_folder_that_one_rank_cannot_make_ends_all_of_them(tmp_path: Path) -> None:
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    (tmp_path / "1" / "run").write_text("a file")
+    cfg = job(tmp_path)
+
+    def body() -> str:
+        os.chdir(tmp_path / str(dist.get_rank()))
+        with pytest.raises(ConfigError) as caught:
+            run_folder(cfg, Path("run"), None)
+        return str(caught.value)
+
+    (said,) = set(run_on_ranks(body, 2))
+    assert "run: cannot be made: File exists" in said
 
 
 def test_what_one_rank_cannot_load_ends_all_of_them(tmp_path: Path, trained: Path) -> None:
