@@ -49,6 +49,9 @@ class Zero1AdamW:
         scaler: the loss scale; None for none.
         overlap: start reducing a bucket while backward still works on others. Each parameter's gradient must then be
             whole when backward first hands it over (`reduce` refuses others).
+
+    Raises:
+        ConfigError: there is nothing to train.
     """
 
     def __init__(
@@ -72,6 +75,9 @@ class Zero1AdamW:
         self.grad_norm = 0.0
 
         params = [param for group in groups for param in group.parameters.values()]
+        if not params:
+            hint = "the model's code sets requires_grad: leave it True on what is to be trained"
+            raise ConfigError("no parameter of this model is trained", key="model_type", hint=hint)
         self.dtype = functools.reduce(torch.promote_types, {param.dtype for param in params}, torch.float32)
         buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in groups]
         self.buckets = list(itertools.chain.from_iterable(buckets_of))

@@ -303,6 +303,15 @@ def test_a_gradient_that_comes_in_parts_is_whole_or_refused(ranks: int, bucket_s
     assert all(run_on_ranks(every_way, ranks))
 
 
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    def refused() -> str:
+        with pytest.raises(ConfigError, match="no parameter of this model is trained") as caught:
+            zero1_adamw(nn.Linear(2, 2).requires_grad_(False), mesh_of(-1))
+        return str(caught.value)
+
+    assert run_on_ranks(refused, 1)[0].startswith("model_type: ")
+
+
 def test_shares_are_rows_and_may_be_empty() -> None:
     """Of 5 rows four ranks own 2, 2, 1 and none; of one row, a vector of 3 and a scalar the last ranks own nothing."""
 
