@@ -37,7 +37,7 @@ class Parts(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise NotImplementedError(f"{func} of a tensor that is not here as a whole")
+        raise TypeError(f"{func} of a tensor that is not here as a whole")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Parts({list(self.shape)}, {self.dtype}, at {list(self.parts)})"
