@@ -19,7 +19,7 @@ def pairs_to_halves(x: Tensor, head_dim: int) -> Tensor:
 
 
 def halves_to_pairs(x: Tensor, head_dim: int) -> Tensor:
-    """The way back of `pairs_to_halves`, of the same shapes."""
+    """The way back of `pairs_to_halves`: x [heads * head_dim, ...], or [head_dim], to the same shape."""
     return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
