@@ -45,12 +45,18 @@ def check_agreement(tensors: Mapping[str, Placed]) -> None:
 def _described(tensors: Mapping[str, Placed]) -> dict[str, _Tensor]:
     shared = [view for placed in tensors.values() for piece, view in placed.pieces() if len(piece.ranks) > 1]
     sums = iter(checksums(shared))
+    # One object for equal ranks: a pickle holds it once, and not the numbers of a thousand ranks for each piece.
+    same: dict[Ranks, Ranks] = {}
     described = {}
     for name, placed in tensors.items():
-        pieces = placed.placement.pieces
         held = [
-            (piece.where.offsets, piece.where.sizes, piece.ranks, next(sums) if len(piece.ranks) > 1 else None)
-            for piece in pieces
+            (
+                piece.where.offsets,
+                piece.where.sizes,
+                same.setdefault(piece.ranks, piece.ranks),
+                next(sums) if len(piece.ranks) > 1 else None,
+            )
+            for piece in placed.placement.pieces
         ]
         dtype = str(placed.local.dtype).removeprefix("torch.")
         described[name] = _Tensor(placed.placement.shape, dtype, held)

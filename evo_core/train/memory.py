@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def clean_up_interval(cfg: TrainConfig) -> int:
-    """Steps between two clean-ups; as in internevo 0 or less means 50."""
+    """Steps between two clean-ups; as in InternEvo 0 or less means 50."""
     interval = cfg.data.empty_cache_and_diag_interval
     return interval if interval > 0 else 50
 
