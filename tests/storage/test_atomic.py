@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import random
 import resource
@@ -11,7 +10,6 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,19 +18,7 @@ from evo_core.checkpoint.folder import prepare
 from evo_core.errors import CheckpointError
 from evo_core.storage import atomic
 from evo_core.storage.files import create_file, new_folder, replacing, write_file
-
-FORK = multiprocessing.get_context("fork")
-
-
-def in_a_process(call: Callable[[], object]) -> int | None:
-    def run() -> None:
-        call()
-        os._exit(0)
-
-    process = FORK.Process(target=run)
-    process.start()
-    process.join(60)
-    return process.exitcode
+from tests.forked import FORK, in_a_process
 
 
 def die() -> None:

@@ -14,8 +14,8 @@ import pytest
 from evo_core.errors import DataError
 from evo_core.storage import files
 from evo_core.storage.location import LocationError
+from tests.forked import in_a_process
 from tests.s3_server import S3Server
-from tests.storage.test_atomic import in_a_process
 
 SHM = Path("/dev/shm")
 

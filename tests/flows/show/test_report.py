@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from flows.show.report import print_report, report_path, write_report
-from tests.flows.orchestration.browser import colours, open_browser
+from tests.browser import colours, open_browser
 from tests.flows.orchestration.small import Small
 from tests.flows.show.conftest import Run
 

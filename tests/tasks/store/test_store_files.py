@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import multiprocessing
 import os
 import resource
 import signal
@@ -19,20 +18,9 @@ from evo_core.storage.files import link_if_absent
 from tasks.store.digests import DigestMemory
 from tasks.store.json_file import create_json, write_json
 from tasks.store.refs import Refs
+from tests.forked import in_a_process
 
-FORK = multiprocessing.get_context("fork")
 KEY, OTHER_KEY = "1" * 64, "2" * 64
-
-
-def in_a_process(call: Callable[[], object]) -> int | None:
-    def run() -> None:
-        call()
-        os._exit(0)
-
-    process = FORK.Process(target=run)
-    process.start()
-    process.join(60)
-    return process.exitcode
 
 
 def without_room(call: Callable[[], object]) -> None:

@@ -59,6 +59,22 @@ def open_browser() -> Iterator[Browser]:
             chromium.close()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser whose pages ask nobody but this machine."""
+    with open_browser() as opened:
+        yield opened
+        assert opened.hosts == {"127.0.0.1"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where screenshots go: EVO_SCREENSHOTS keeps them."""
+    folder = Path(os.environ.get("EVO_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def colours(png: bytes) -> int:
     """How many different colours a screenshot has: one or two for a blank page, thousands for one with text."""
     import numpy
