@@ -92,6 +92,10 @@ def _no_tensor(config: TrainConfig, device: str) -> bool:
     return config.parallel.tensor.size == 1
 
 
+def _cut_as_head(config: TrainConfig, device: str) -> bool:
+    return config.parallel.tensor.size > 1 and getattr(config.model, "tie_word_embeddings", False)
+
+
 def _no_pipeline(config: TrainConfig, device: str) -> bool:
     return config.parallel.pipeline.size == 1
 
@@ -163,6 +167,7 @@ EFFECTLESS = (
     Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),
     Effectless("model.parallel_output", _no_tensor, "tensor.size is 1"),
     Effectless("model.embed_split_hidden", _no_tensor, "tensor.size is 1"),
+    Effectless("model.embed_split_hidden", _cut_as_head, "the embedding is the head too, which is cut by vocabulary"),
     Effectless("model.mlp_layer_fusion", _always, "w1 and w3 are kept apart"),
     Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
     Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),

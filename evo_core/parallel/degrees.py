@@ -96,8 +96,9 @@ def _indivisible(world_size: int, pipeline: int, name: str, size: int) -> Config
     choices = [f"{name}.size {near}"] if (near := nearest(size, legal)) else []
     multiple = pipeline * size
     ranks = nearest(world_size, [n * multiple for n in range(1, world_size // multiple + 2)])
+    they = f"{world_size} ranks do" if world_size > 1 else "1 rank does"
     return ConfigError(
-        f"{world_size} ranks do not divide into pipeline.size {pipeline} x {name}.size {size}",
+        f"{they} not divide into pipeline.size {pipeline} x {name}.size {size}",
         key=f"parallel.{name}.size" if size > 1 else "parallel.pipeline.size",
         hint="nearest: " + ", or ".join([*choices, f"{ranks} ranks"]),
     )
