@@ -16,6 +16,7 @@ from evo_core.data.loader.shared import shared, shared_batches
 from evo_core.evaluate.blocks import BLOCKS, block_sums, stderr
 from evo_core.evaluate.perplexity import perplexity
 from evo_core.model.evaluating import evaluating
+from evo_core.parallel.collectives import broadcast
 
 if TYPE_CHECKING:
     from evo_core.parallel.mesh import Axis
@@ -90,7 +91,7 @@ def holdout(
         dist.all_reduce(sums, group=group)
     if tensor is not None and tensor.size > 1:
         # Each token counts once: what the first tensor rank has found is the result.
-        dist.broadcast(sums, group=tensor.group, group_src=0)
+        broadcast(sums, 0, tensor.group).wait()
     return {name: score(*rows) for name, rows in zip(types, sums.tolist(), strict=True) if sum(rows[2]) > 0}
 
 
