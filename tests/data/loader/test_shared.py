@@ -92,13 +92,17 @@ def test_all_have_the_batches_of_the_one_that_reads(tmp_path: Path, ranks: int, 
         assert found["threads"] == (workers if rank % tensor == 0 else 0)
 
 
-def test_documents_without_order_in_a_pack(tmp_path: Path) -> None:
-    """Packs that are cut every seq_len tokens, wherever documents end, and rows with padding."""
-    for name, layout in (("into", {"pack_sample_into_one": True}), ("rows", {"use_packed_dataset": False})):
-        cfg = token_job(tmp_path / name, **layout)
-        source = open_source(cfg, dp_rank=0, dp_size=1)
-        for found in run_on_ranks(read, 2, cfg, 2):
-            assert_same(found["batches"], [source.draw(step)[0] for step in range(STEPS)])
+@pytest.mark.parametrize(
+    "layout", [{"pack_sample_into_one": True}, {"use_packed_dataset": False}, {"packing": "internevo", "use_shm": True}]
+)
+def test_however_packs_are_made(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """Cut every seq_len tokens wherever documents end, rows with padding, InternEvo's order from a shared index."""
+    cfg = token_job(tmp_path / "d", shm_path=str(tmp_path / "shm"), **layout)
+    source = open_source(cfg, dp_rank=0, dp_size=1)
+    expected = [source.draw(step)[0] for step in range(STEPS)]
+    source.close()
+    for found in run_on_ranks(read, 2, cfg, 2):
+        assert_same(found["batches"], expected)
 
 
 @pytest.mark.parametrize(("ranks", "tensor"), [(2, 2), (4, 2)])
