@@ -10,7 +10,7 @@ Nobody else makes process groups of these ranks: whoever talks to some of them i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -60,6 +60,20 @@ class Mesh:
     zero: Axis
     tensor: Axis
     devices: DeviceMesh
+    _runs: dict[int, Axis] = field(default_factory=dict, repr=False)
+
+    def tensor_run(self, size: int) -> Axis:
+        """The run of `size` neighbours among the tensor ranks in which this one is, as of those that hold the same
+        key and value heads; every rank of the world must call it alike.
+
+        Args:
+            size: divides the number of tensor ranks; above 1.
+        """
+        if size == self.tensor.size:
+            return self.tensor
+        if size not in self._runs:
+            self._runs[size] = _axis("tensor run", dist.new_subgroups(size)[0], 1)
+        return self._runs[size]
 
     @property
     def is_log_rank(self) -> bool:
