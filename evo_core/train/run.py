@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from evo_core.checkpoint import TrainState
+from evo_core.checkpoint.finite import check_model_finite
 from evo_core.data import Prefetch, open_source
 from evo_core.errors import ConfigError
 from evo_core.model import compile_blocks
@@ -98,6 +99,7 @@ def make_run(
     if start is not None:
         with failing_together():
             state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
+        check_model_finite(model, start.checkpoint)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
     log_parts(cfg, ranks, mesh, model, optimizer, data)

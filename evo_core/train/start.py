@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
-from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
@@ -174,12 +173,11 @@ def _located(init: Start) -> Start:
 
 
 def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
-    """The weights of another system's folder, at the beginning of a run; each rank reads them by itself."""
+    """The weights of another system's folder, at the beginning of a run; each rank reads what it holds by itself."""
     weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
     fill_model(model, weights)
     optimizer.restored(updates=0)
     if dist.get_rank() == 0:
-        check_finite(model.named_parameters(), start.checkpoint)
         for difference in other_settings(weights.model, cfg.model):
             log.warning("%s: %s", start.checkpoint, difference)
     return TrainState()
