@@ -15,11 +15,11 @@ A tensor of r dimensions has offsets and sizes of length r, in elements. Ranks a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Sizes = tuple[int, ...]
 Ranks = tuple[int, ...]
@@ -222,6 +222,33 @@ class Placed:
         """Copy what belongs here from the whole tensor [*placement.shape]."""
         for piece, view in self.pieces():
             view.copy_(piece.where.of(whole))
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the ranks that share a layer hold of one of its parameters: the record that a cut model carries as `held`.
+
+    Attributes:
+        on_each: the placement on each of these ranks, in their order.
+        index: which of them is this rank's.
+        partial: whether ranks that hold the same piece each see a part of its gradient, which is then the sum over
+            them; else each sees all of it.
+    """
+
+    on_each: tuple[Placement, ...]
+    index: int
+    partial: bool
+
+    @property
+    def placement(self) -> Placement:
+        """This rank's."""
+        return self.on_each[self.index]
+
+
+def placements_of(model: nn.Module) -> dict[str, Placement]:
+    """What this rank holds of each parameter of a model that is cut, by name; nothing for one that is whole."""
+    held: Mapping[str, Held] = getattr(model, "held", {})
+    return {name: each.placement for name, each in held.items()}
 
 
 def _view(tensor: Tensor, offsets: Sizes, sizes: Sizes) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from evo_core.config.shape_rules import shape_errors
+from evo_core.config.tensor_rules import tensor_errors
 from evo_core.errors import ConfigError
 from evo_core.nearest import nearest
 from evo_core.storage.location import names_nothing
@@ -25,6 +26,7 @@ def rule_errors(config: TrainConfig) -> Iterator[ConfigError]:
     yield from _loss_scale(config)
     yield from _checkpoints(config)
     yield from _parallel(config)
+    yield from tensor_errors(config)
     yield from _generation(config)
 
 
@@ -151,6 +153,8 @@ def _parallel(config: TrainConfig) -> Iterator[ConfigError]:
         yield ConfigError("fsdp needs pipeline.size 1", key="parallel.zero1.fsdp")
     if parallel.zero1.fsdp and parallel.tensor.mode == "isp":
         yield ConfigError("fsdp needs another tensor.mode than isp", key="parallel.zero1.fsdp")
+    if parallel.zero1.fsdp and getattr(config.model, "num_experts", 1) > 1:
+        yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp")
     micro_num, stages = config.data.micro_num, parallel.pipeline.size
     chunks = getattr(config.model, "num_chunks", 1)
     if chunks > 1 and micro_num is not None and micro_num % stages:

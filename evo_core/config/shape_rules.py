@@ -29,7 +29,6 @@ def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
         yield from _family(model, config.model_type)
         yield from _experts(model, config.model_type)
         yield from _stages(model, config.parallel)
-        yield from _tensor_parallel(model, config.parallel)
 
 
 def _depth(model: ModelConfig) -> Iterator[ConfigError]:
@@ -95,18 +94,3 @@ def _stages(model: ModelConfig, parallel: ParallelConfig) -> Iterator[ConfigErro
     elif layers < stages * chunks:
         message = f"{layers} layers are too few for pipeline.size {stages} x num_chunks {chunks}"
         yield ConfigError(message, key="model.num_layers", hint=f"at least {stages * chunks}")
-
-
-def _tensor_parallel(model: ModelConfig, parallel: ParallelConfig) -> Iterator[ConfigError]:
-    size = parallel.tensor.size
-    if parallel.zero1.fsdp and model.num_experts > 1:
-        yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp")
-    for name in ("vocab_size", "num_attention_heads"):
-        value = getattr(model, name)
-        if value % size:
-            multiples = [value // size * size, (value // size + 1) * size]
-            yield ConfigError(
-                f"{value} does not divide over tensor.size {size}",
-                key=f"model.{name}",
-                hint=f"nearest: {nearest(value, [n for n in multiples if n])}",
-            )

@@ -41,6 +41,10 @@ def _is(allowed: object) -> Test:
     return lambda value, config: bool(value == allowed)
 
 
+def _not_isp(mode: str, config: TrainConfig) -> bool:
+    return mode != "isp" or config.parallel.tensor.size == 1
+
+
 def _local(value: str | None, config: TrainConfig) -> bool:
     return value is None or not is_remote(value)
 
@@ -54,8 +58,6 @@ def _unless_read(test: Test) -> Test:
     return lambda value, config: not config.ckpt.starts_from_load_ckpt_info or test(value, config)
 
 
-_DATA_PARALLEL = "this version trains data parallel only"
-
 REFUSALS = (
     Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
     Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
@@ -64,9 +66,9 @@ REFUSALS = (
     Refusal("data.valid_folder", _local, NO_STORE, "name a local folder"),
     Refusal("model.num_chunks", _is(1), "this version has no interleaved pipeline", "set it to 1"),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
-    Refusal("parallel.tensor.size", _is(1), _DATA_PARALLEL, "set it to 1"),
-    Refusal("parallel.pipeline.size", _is(1), _DATA_PARALLEL, "set it to 1"),
-    Refusal("parallel.weight.size", _is(1), _DATA_PARALLEL, "set it to 1"),
+    Refusal("parallel.tensor.mode", _not_isp, "this version has no isp", "write msp, mtp or fsp"),
+    Refusal("parallel.pipeline.size", _is(1), "this version has no pipeline parallelism", "set it to 1"),
+    Refusal("parallel.weight.size", _is(1), "this version has no weight parallelism", "set it to 1"),
     Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
     Refusal("ckpt.save_ckpt_folder", _local_if_saved, NO_STORE, "name a local folder"),
     Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), NO_STORE, "name a local folder"),
@@ -88,6 +90,10 @@ def _on_cpu(config: TrainConfig, device: str) -> bool:
 
 def _no_tensor(config: TrainConfig, device: str) -> bool:
     return config.parallel.tensor.size == 1
+
+
+def _cut_as_head(config: TrainConfig, device: str) -> bool:
+    return config.parallel.tensor.size > 1 and getattr(config.model, "tie_word_embeddings", False)
 
 
 def _no_pipeline(config: TrainConfig, device: str) -> bool:
@@ -161,6 +167,7 @@ EFFECTLESS = (
     Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),
     Effectless("model.parallel_output", _no_tensor, "tensor.size is 1"),
     Effectless("model.embed_split_hidden", _no_tensor, "tensor.size is 1"),
+    Effectless("model.embed_split_hidden", _cut_as_head, "the embedding is the head too, which is cut by vocabulary"),
     Effectless("model.mlp_layer_fusion", _always, "w1 and w3 are kept apart"),
     Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
     Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.dtypes import allow_tf32, torch_dtype
 from evo_core.model.families import FAMILIES
 from evo_core.model.registry import model_type
+from evo_core.placement import placements_of
 
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
@@ -44,8 +46,11 @@ def build_decoder(model_cfg: ModelConfig, *, device: torch.device | str, dtype: 
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters (elements), each counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters (elements) of the whole model, each counted once."""
+    cut = placements_of(model)
+    return sum(
+        math.prod(cut[name].shape) if name in cut else parameter.numel() for name, parameter in model.named_parameters()
+    )
 
 
 def _check(cfg: ModelConfig) -> None:

@@ -8,6 +8,7 @@ Sequences are packed: all documents of a micro-batch lie behind one another in o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.dynamic_ntk import document_bases
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.head import Head
-from evo_core.model.ops.linear import Linear
+from evo_core.model.ops.linear import Linear, of_one_input
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import Gate, MixtureMLP
 from evo_core.model.ops.norm import Norm
 from evo_core.model.ops.rope import Rotary, rotary, rotate
 from evo_core.model.stage import Stage
+from evo_core.placement import Held
 
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
@@ -118,7 +120,8 @@ class Attention(AliasedModule):
             q [T, heads, d] (grouped: [T, kv_heads, heads / kv_heads, d]), k and v [T, kv_heads, d].
         """
         if self.layout == "split":
-            return tuple(linear(x).unflatten(1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
+            parts = of_one_input(x, self.q, self.k, self.v)
+            return tuple(part.unflatten(1, (-1, self.head_dim)) for part in parts)
         qkv = self.qkv(x)
         heads, kv_heads = self._heads_among(qkv.shape[1])
         if self.layout == "blocked":
@@ -234,6 +237,10 @@ class Decoder(AliasedModule):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg, self.family, self.dtype = cfg, family, dtype
         self.stage = Stage(range(cfg.num_layers), has_embedding=True, has_head=True)
+        #: What this rank holds of each parameter, by name; nothing where it is all of each.
+        self.held: Mapping[str, Held] = {}
+        #: Which of how many equal parts of the sequence's rows the residual stream holds here.
+        self.rows = (0, 1)
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
         self.ending: frozenset[int] = frozenset()
         #: The first so many blocks of the whole model keep only their input and run again in the backward pass.
@@ -341,6 +348,8 @@ class Decoder(AliasedModule):
         if not self.training:
             draws = None
         elif draws is None and self.draws:
+            if self.held:
+                raise ValueError("ranks that share a model must be given their draws, or each would make its own")
             draws = Draws.from_torch()
         if self.stage.has_embedding:
             x = self._embed(x, draws)

@@ -48,20 +48,11 @@ def init_weights(
         return
     uniform = model_cfg.init_type == "uniform"
     placements = placements or {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    with torch.no_grad():
-        for parameter, std in _deviations(model, model_cfg):
-            name = names[id(parameter)]
-            draw(parameter, std, seed=seed, name=name, uniform=uniform, placement=placements.get(name))
-        for module in model.modules():
-            if isinstance(module, Norm):
-                module.weight.fill_(1)
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, Tensor):
-                bias.zero_()
+    for name, parameter, std in deviations(model, model_cfg):
+        draw(parameter, std, seed=seed, name=name, uniform=uniform, placement=placements.get(name))
+    fill_constants(model)
 
 
-@torch.no_grad()
 def draw(
     parameter: Tensor,
     std: float,
@@ -82,18 +73,42 @@ def draw(
     Raises:
         ValueError: it has not the local shape of its placement.
     """
+    shape = tuple(parameter.shape) if placement is None else placement.shape
+    values = drawn(shape, std, seed=seed, name=name, uniform=uniform)
+    with torch.no_grad():
+        if placement is None:
+            parameter.copy_(values)
+        else:
+            Placed(parameter, placement).fill(values)
+
+
+def drawn(shape: tuple[int, ...], std: float, *, seed: int, name: str, uniform: bool = False) -> Tensor:
+    """The numbers of `draw` for a whole parameter: [*shape] float32, on the CPU."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    values = torch.empty(parameter.shape if placement is None else placement.shape, dtype=torch.float32)
+    values = torch.empty(shape, dtype=torch.float32)
     if uniform:
         bound = math.sqrt(3) * std
-        values.uniform_(-bound, bound, generator=generator)
-    else:
-        values.normal_(0, std, generator=generator)
-    if placement is None:
-        parameter.copy_(values)
-    else:
-        Placed(parameter, placement).fill(values)
+        return values.uniform_(-bound, bound, generator=generator)
+    return values.normal_(0, std, generator=generator)
+
+
+@torch.no_grad()
+def fill_constants(model: Decoder) -> None:
+    """Set what is not drawn: norms to 1, biases to 0."""
+    for module in model.modules():
+        if isinstance(module, Norm):
+            module.weight.fill_(1)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor):
+            bias.zero_()
+
+
+def deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Each matrix of a decoder that is drawn: its name, itself and the standard deviation."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter, std in _deviations(model, cfg):
+        yield names[id(parameter)], parameter, std
 
 
 def _deviations(model: Decoder, cfg: ModelConfig) -> Iterator[tuple[nn.Parameter, float]]:

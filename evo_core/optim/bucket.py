@@ -15,11 +15,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from evo_core.optim.groups import ParameterGroup
-from evo_core.parallel.collectives import Pending, all_gather, reduce_scatter
+from evo_core.parallel.collectives import Pending, all_gather, all_reduce, broadcast, reduce_scatter
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Placed, Placement, span
 
@@ -128,7 +127,7 @@ class Bucket:
             return
         flat = torch.cat([slot.param.detach().reshape(-1) for slot in self.slots])
         for axis in axes:
-            dist.broadcast(flat, dist.get_global_rank(axis.group, 0), group=axis.group)
+            broadcast(flat, 0, axis.group).wait()
         for slot, values in zip(self.slots, flat.split([slot.param.numel() for slot in self.slots]), strict=True):
             slot.param.data.copy_(values.view(slot.param.shape))
 
@@ -162,16 +161,29 @@ class Bucket:
         if self.zero.size > 1:
             self.work = reduce_scatter(self.grad, self.grads.view(-1), self.zero.group)
         elif self.unsummed:
-            self.work = dist.all_reduce(self.grad, group=self.unsummed.pop(0).group, async_op=True)
+            self.work = all_reduce(self.grad, self.unsummed.pop(0).group)
 
     def finish_reduce(self) -> None:
         """Wait for `reduce`, then sum the rank's row over the other axes: `grad` is the sum over all of them."""
-        if self.work is None:
-            return
-        self.work.wait()
-        self.work = None
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
         for axis in self.unsummed:
-            dist.all_reduce(self.grad, group=axis.group)
+            all_reduce(self.grad, axis.group).wait()
+        for axis in self.group.alike:
+            broadcast(self.grad, 0, axis.group).wait()
+        if self.group.repeated is not None:
+            self._sum_repeated(self.group.repeated)
+
+    def _sum_repeated(self, axis: Axis) -> None:
+        """Sum the gradients of the pieces that several ranks of an axis hold, which lie alike on each of them."""
+        pieces = (piece for slot in self.slots for piece in slot.placed(self.grad).pieces())
+        views = [view for piece, view in pieces if set(axis.ranks) <= set(piece.ranks)]
+        if views:
+            flat = torch.cat([view.reshape(-1) for view in views])
+            all_reduce(flat, axis.group).wait()
+            for view, summed in zip(views, flat.split([view.numel() for view in views]), strict=True):
+                view.copy_(summed.view_as(view))
 
     def gather(self) -> None:
         """Start handing the updated master values to every rank of the ZeRO group."""

@@ -2,24 +2,28 @@
 
 How a model is cut over ranks decides this, not the optimizer. With the axes of the mesh::
 
-                                       reduce                    divisor   zero   replica
-    every rank has all of it           zero, replica             data      zero   replica
-    cut over the tensor ranks          zero, replica             data      zero   replica
+                                       reduce                 alike    repeated   zero   replica
+    every rank has all of it           zero, replica                              zero   replica
+    cut over the tensor ranks          zero, replica                              zero   replica
+    cut, and some pieces on several    zero, replica                   run        zero   replica
     whole on each tensor rank, and
-      each has the same gradient       zero, replica             data      zero   replica, tensor
-      each has a part of its gradient  zero, replica, tensor     data      zero   replica, tensor
-    tied, on first and last stage      zero, replica, the two    data      zero   replica, the two
+      each has the same gradient       zero, replica          tensor              zero   replica, tensor
+      each has a part of its gradient  zero, replica, tensor                      zero   replica, tensor
+    tied, on first and last stage      zero, replica, the two                     zero   replica, the two
+
+The sum is divided by the number of data ranks. A run is one of neighbours among the tensor ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from evo_core.parallel.mesh import Axis, Mesh
-from evo_core.placement import Placement
+from evo_core.placement import Held, Placement
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class ParameterGroup:
         divisor: what the sum is divided by to be the gradient of the step's loss, a mean over data ranks.
         zero: the axis over which their state is cut: each of its ranks updates a share, and hands it to the others.
         replica: the axes along which ranks hold the same share; they start alike, and make the same updates.
+        alike: the axes along which each rank has the same gradient. That of the first one is taken, so that replicas
+            stay alike to the last bit, whatever order the sums over data ranks were formed in.
+        repeated: the axis along which some pieces are on several ranks, each of which has a part of their gradient.
         placements: what this rank holds of each parameter, by name. In the global norm each piece counts once, by an
             equal part on each rank that holds it, so that a parameter may have pieces on more ranks than others, as
             key and value heads that are on several tensor ranks.
@@ -43,6 +50,8 @@ class ParameterGroup:
     zero: Axis
     replica: tuple[Axis, ...]
     placements: Mapping[str, Placement]
+    alike: tuple[Axis, ...] = ()
+    repeated: Axis | None = None
 
     def share(self, name: str) -> Placement:
         """What this rank holds of the state of a parameter: a run of the parameter's rows, by `placement.span`."""
@@ -64,4 +73,51 @@ def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh) ->
         zero=mesh.zero,
         replica=(mesh.replica,),
         placements=placements,
+    )
+
+
+def groups_of(model: nn.Module, mesh: Mesh) -> list[ParameterGroup]:
+    """The groups of a model, as its record of what this rank holds says; every rank must call it."""
+    held: Mapping[str, Held] = getattr(model, "held", {})
+    if not held:
+        return [data_parallel(model.named_parameters(), mesh)]
+    kinds: dict[tuple[_Kind, int], dict[str, nn.Parameter]] = {}
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            kinds.setdefault(_kind(held[name], mesh), {})[name] = param
+    # In one order on every rank, since they make process groups.
+    return [
+        _group(kind, holders, kinds[kind, holders], {n: held[n].placement for n in kinds[kind, holders]}, mesh)
+        for kind, holders in sorted(kinds)
+    ]
+
+
+_Kind = Literal["alike", "cut", "partial", "repeated"]
+
+
+def _kind(held: Held, mesh: Mesh) -> tuple[_Kind, int]:
+    """How a parameter lies on the tensor ranks, and how many of them hold its most widely held piece."""
+    holders = [len(piece.ranks) // mesh.data.size for piece in held.placement.pieces]
+    if min(holders) == mesh.tensor.size:
+        return ("partial" if held.partial else "alike"), mesh.tensor.size
+    return ("repeated", max(holders)) if held.partial and max(holders) > 1 else ("cut", 1)
+
+
+def _group(
+    kind: _Kind,
+    holders: int,
+    parameters: Mapping[str, nn.Parameter],
+    placements: Mapping[str, Placement],
+    mesh: Mesh,
+) -> ParameterGroup:
+    over_data, over_tensor = (mesh.zero, mesh.replica), (mesh.tensor,)
+    return ParameterGroup(
+        parameters,
+        reduce=over_data + over_tensor if kind == "partial" else over_data,
+        divisor=mesh.data.size,
+        zero=mesh.zero,
+        replica=(mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,),
+        placements=placements,
+        alike=over_tensor if kind == "alike" else (),
+        repeated=mesh.tensor_run(holders) if kind == "repeated" else None,
     )

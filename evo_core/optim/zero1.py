@@ -21,7 +21,6 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from torch.optim.adamw import adamw
 
 from evo_core.errors import ConfigError
@@ -29,6 +28,7 @@ from evo_core.optim.bucket import Bucket, Slot, make_buckets
 from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
+from evo_core.parallel.collectives import all_reduce
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Piece, Placed
 
@@ -147,10 +147,19 @@ class Zero1AdamW:
         square = own_square(self._counted)
         message = torch.cat([totals, square.view(1).to(totals.device)])
         if self.world.size > 1:
-            dist.all_reduce(message, group=self.world.group)
+            all_reduce(message, self.world.group).wait()
         totals.copy_(message[:-1])
         self.grad_norm = float(message[-1]) ** 0.5 / self.scaler.scale
         return self.grad_norm
+
+    def gradients(self) -> dict[str, Placed]:
+        """Between `reduce` and `step`: this rank's share of each parameter's gradient, in `dtype`, as one process
+        would have it: averaged over data ranks, the loss scale divided out."""
+        return {
+            slot.name: slot.placed(bucket.grad / (bucket.group.divisor * self.scaler.scale))
+            for bucket in self.buckets
+            for slot in bucket.slots
+        }
 
     def step(self, lr: float, beta2: float) -> bool:
         """Update the parameters, unless the norm that `reduce` found is inf or nan; tell whether it did.

@@ -1,4 +1,4 @@
-"""Collectives: those whose names differ between the torch versions that Evo supports, and small ones over objects.
+"""Collectives: what ranks send each other, each function over the group that it is given, and small ones over objects.
 
 torch 2.13 renames ``reduce_scatter_tensor`` and ``all_gather_into_tensor`` to ``*_single`` and deprecates the old
 names; torch 2.11 has only the old ones.
@@ -6,8 +6,11 @@ names; torch 2.11 has only the old ones.
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -27,6 +30,57 @@ class Pending(Protocol):
     def wait(self) -> Any: ...
 
 
+@dataclass
+class Traffic:
+    """What this rank sent in tensors, and how long it waited for them.
+
+    Attributes:
+        bytes: by collective, as rings send them: of n ranks an all-reduce sends ``2 (n - 1) / n`` of the tensor, and
+            each of the others ``(n - 1) / n`` of the whole one.
+        calls: by collective.
+        waited: seconds spent in `Pending.wait`.
+    """
+
+    bytes: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+    waited: float = 0.0
+
+
+_traffic: Traffic | None = None
+
+
+@contextmanager
+def counting() -> Iterator[Traffic]:
+    """Count this rank's traffic in the block, as a benchmark does; one block at a time."""
+    global _traffic
+    _traffic = traffic = Traffic()
+    try:
+        yield traffic
+    finally:
+        _traffic = None
+
+
+class _Timed:
+    """A collective of which it is noted how long it is waited for."""
+
+    def __init__(self, work: Pending, traffic: Traffic) -> None:
+        self._work, self._traffic = work, traffic
+
+    def wait(self) -> None:
+        began = time.perf_counter()
+        self._work.wait()
+        self._traffic.waited += time.perf_counter() - began
+
+
+def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
+    if _traffic is None:
+        return work
+    ranks = group.size()
+    _traffic.calls[name] += 1
+    _traffic.bytes[name] += times * whole.nbytes * (ranks - 1) // ranks
+    return _Timed(work, _traffic)
+
+
 class _Exchanged:
     """A reduce-scatter as an exchange of shares, summed by whoever waits for it."""
 
@@ -36,7 +90,12 @@ class _Exchanged:
 
     def wait(self) -> None:
         self._work.wait()
-        torch.sum(self._received.view(-1, self._output.numel()), dim=0, out=self._output)
+        torch.sum(self._received.view(-1, *self._output.shape), dim=0, out=self._output)
+
+
+def all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start summing a contiguous tensor of any shape over the ranks of the group, in place: all get the same bits."""
+    return _noted(dist.all_reduce(tensor, group=group, async_op=True), "all_reduce", tensor, group, 2)
 
 
 def reduce_scatter(output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> Pending:
@@ -46,17 +105,41 @@ def reduce_scatter(output: torch.Tensor, source: torch.Tensor, group: dist.Proce
     ranks and 2.5 times on 4 (5 M floats).
 
     Args:
-        output: [n] the share of this rank.
-        source: [world_size * n], shares in rank order.
+        output: [n, ...] the share of this rank.
+        source: [world_size * n, ...], shares in rank order.
     """
     if source.device.type == "cpu":
-        return _Exchanged(output, source, group)
-    return _reduce_scatter(output, source, group=group, async_op=True)
+        return _noted(_Exchanged(output, source, group), "reduce_scatter", source, group)
+    return _noted(_reduce_scatter(output, source, group=group, async_op=True), "reduce_scatter", source, group)
 
 
 def all_gather(output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> Pending:
-    """Start putting the `source` [n] of every rank of the group into `output` [world_size * n], in rank order."""
-    return _all_gather(output, source, group=group, async_op=True)
+    """Start putting the `source` [n, ...] of every rank of the group into `output` [world_size * n, ...], in rank
+    order."""
+    return _noted(_all_gather(output, source, group=group, async_op=True), "all_gather", output, group)
+
+
+def all_to_all(output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start sending the i-th of equal parts of `source` to rank i of the group, and putting what each rank sends here
+    into `output`, in rank order; both contiguous, of one size."""
+    work = dist.all_to_all_single(output, source, group=group, async_op=True)
+    return _noted(work, "all_to_all", source, group)
+
+
+def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> Pending:
+    """Start copying a contiguous tensor of any shape from rank `source` of the group (its number there) to all."""
+    work = dist.broadcast(tensor, group=group, group_src=source, async_op=True)
+    return _noted(work, "broadcast", tensor, group)
+
+
+def scatter(output: torch.Tensor, parts: list[torch.Tensor] | None, source: int, group: dist.ProcessGroup) -> Pending:
+    """Start putting the i-th of the parts that rank `source` of the group has into the `output` of rank i.
+
+    Args:
+        parts: contiguous, each of the shape of `output`; None on the other ranks.
+    """
+    work = dist.scatter(output, parts, group=group, group_src=source, async_op=True)
+    return _noted(work, "scatter", output, group)
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:

@@ -3,6 +3,9 @@
     world = pipeline x data x tensor                data = replicas x zero1
     world = pipeline x weight_data x weight         weight_data = replicas x zero1, with tensor.mode isp
 
+Ranks are counted in InternEvo's order: tensor ranks are neighbours, then come the data ranks, and pipeline stages are
+the slowest. So the ranks of every group are a fixed number apart, and any rank's group is known without asking it.
+
 There is no torch here: a configuration is checked by it before any work starts, and the mesh is made out of it.
 """
 
@@ -10,13 +13,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from evo_core.errors import ConfigError
 from evo_core.nearest import divisors, nearest
 
 if TYPE_CHECKING:
     from evo_core.config.schema.parallel import ParallelConfig
+
+
+AxisName = Literal["world", "pipeline", "data", "replica", "zero", "tensor", "weight", "weight_data"]
+
+
+class Line(NamedTuple):
+    """Groups of `size` ranks that are `stride` apart; together they are all ranks of the world.
+
+    With stride 2 and size 2: 0 and 2, 1 and 3, 4 and 6, 5 and 7, ...
+    """
+
+    size: int
+    stride: int
+
+    def number(self, rank: int) -> int:
+        """Of a rank in its group."""
+        return rank // self.stride % self.size
+
+    def ranks(self, rank: int) -> tuple[int, ...]:
+        """The group of a rank, by their numbers in it."""
+        first = rank - self.number(rank) * self.stride
+        return tuple(range(first, first + self.size * self.stride, self.stride))
+
+    def alike(self, rank: int, world: int) -> tuple[int, ...]:
+        """The ranks of a world that have the same number in their groups as this one, ascending."""
+        return tuple(other for other in range(world) if self.number(other) == self.number(rank))
 
 
 @dataclass(frozen=True)
@@ -55,9 +84,44 @@ class Degrees:
         return cls(pipeline, tensor, data, weight, weight_data, zero1 if zero1 > 0 else weight_data)
 
     @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.pipeline * self.data * self.tensor
+
+    @property
     def replicas(self) -> int:
         """Copies of the optimizer's state."""
         return self.weight_data // self.zero1
+
+    def line(self, axis: AxisName) -> Line:
+        """How the ranks of an axis lie in the world.
+
+        ``zero`` and ``replica`` are parts of ``weight_data``: a run of neighbours in it, and those with the same number
+        in every run. In every mode but isp ``weight_data`` and ``data`` are one.
+        """
+        stage = self.data * self.tensor
+        held_alike = stage // self.weight_data  # how far apart the next rank is that holds the same part of the model
+        lines: dict[AxisName, Line] = {
+            "world": Line(self.world, 1),
+            "pipeline": Line(self.pipeline, stage),
+            "data": Line(self.data, self.tensor),
+            "replica": Line(self.replicas, held_alike * self.zero1),
+            "zero": Line(self.zero1, held_alike),
+            "tensor": Line(self.tensor, 1),
+            "weight": Line(self.weight, 1),
+            "weight_data": Line(self.weight_data, held_alike),
+        }
+        return lines[axis]
+
+    def ranks_of(self, axis: AxisName, rank: int) -> tuple[int, ...]:
+        """The ranks of the world in the group of a rank along an axis, by their numbers in it.
+
+        Raises:
+            ValueError: there is no such rank.
+        """
+        if not 0 <= rank < self.world:
+            raise ValueError(f"rank {rank} of {self.world}")
+        return self.line(axis).ranks(rank)
 
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
@@ -96,8 +160,9 @@ def _indivisible(world_size: int, pipeline: int, name: str, size: int) -> Config
     choices = [f"{name}.size {near}"] if (near := nearest(size, legal)) else []
     multiple = pipeline * size
     ranks = nearest(world_size, [n * multiple for n in range(1, world_size // multiple + 2)])
+    they = f"{world_size} ranks do" if world_size > 1 else "1 rank does"
     return ConfigError(
-        f"{world_size} ranks do not divide into pipeline.size {pipeline} x {name}.size {size}",
+        f"{they} not divide into pipeline.size {pipeline} x {name}.size {size}",
         key=f"parallel.{name}.size" if size > 1 else "parallel.pipeline.size",
         hint="nearest: " + ", or ".join([*choices, f"{ranks} ranks"]),
     )

@@ -10,12 +10,12 @@ Nobody else makes process groups of these ranks: whoever talks to some of them i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from evo_core.parallel.degrees import Degrees
+from evo_core.parallel.degrees import AxisName, Degrees, Line
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ class Mesh:
     zero: Axis
     tensor: Axis
     devices: DeviceMesh
+    _runs: dict[int, Axis] = field(default_factory=dict, repr=False)
+
+    def tensor_run(self, size: int) -> Axis:
+        """The run of `size` neighbours among the tensor ranks in which this one is, as of those that hold the same
+        key and value heads; every rank of the world must call it alike.
+
+        Args:
+            size: divides the number of tensor ranks; above 1.
+        """
+        if size == self.tensor.size:
+            return self.tensor
+        if size not in self._runs:
+            self._runs[size] = _axis("tensor run", dist.new_subgroups(size)[0], 1)
+        return self._runs[size]
 
     @property
     def is_log_rank(self) -> bool:
@@ -77,25 +91,24 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
     sizes = (degrees.pipeline, degrees.replicas, degrees.zero1, degrees.tensor)
     devices = init_device_mesh(device_type, sizes, mesh_dim_names=("pipeline", "replica", "zero", "tensor"))
 
-    tensor, data = degrees.tensor, degrees.data
+    def axis(name: AxisName, group: dist.ProcessGroup) -> Axis:
+        return _axis(name, group, degrees.line(name).stride)
+
     return Mesh(
-        world=_axis("world", _default_group(), 1),
-        pipeline=_axis("pipeline", devices.get_group("pipeline"), data * tensor),
-        data=_axis("data", devices["replica", "zero"]._flatten("data").get_group(), tensor),
-        replica=_axis("replica", devices.get_group("replica"), degrees.zero1 * tensor),
-        zero=_axis("zero", devices.get_group("zero"), tensor),
-        tensor=_axis("tensor", devices.get_group("tensor"), 1),
+        world=axis("world", _default_group()),
+        pipeline=axis("pipeline", devices.get_group("pipeline")),
+        data=axis("data", devices["replica", "zero"]._flatten("data").get_group()),
+        replica=axis("replica", devices.get_group("replica")),
+        zero=axis("zero", devices.get_group("zero")),
+        tensor=axis("tensor", devices.get_group("tensor")),
         devices=devices,
     )
 
 
 def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:
     """The axis through this rank along which neighbours are `stride` ranks of the world apart."""
-    rank, size = dist.get_rank(), group.size()
-    number = rank // stride % size
-    ranks = tuple(rank + (other - number) * stride for other in range(size))
-    alike = tuple(other for other in range(dist.get_world_size()) if other // stride % size == number)
-    return Axis(name, number, size, group, ranks, alike)
+    rank, line = dist.get_rank(), Line(group.size(), stride)
+    return Axis(name, line.number(rank), line.size, group, line.ranks(rank), line.alike(rank, dist.get_world_size()))
 
 
 def _default_group() -> dist.ProcessGroup:

@@ -11,19 +11,21 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.draws import Draws
 
 
-def draws_of_micro_batch(model: nn.Module, seed: int, step: int, number: int) -> dict[str, Draws]:
+def draws_of_micro_batch(model: nn.Module, seed: int, step: int, number: int, tokens: int) -> dict[str, Draws]:
     """What the forward pass of a micro-batch is given to draw from (dropout, the choices of a router).
 
     A shipped family takes `draws`. A model type of one's own takes nothing more, and finds torch's generators seeded.
 
     Args:
         number: of the micro-batch among those of the step, over all ranks.
+        tokens: T of its sequence, of which the model may hold a part here.
 
     Returns:
         Arguments by name.
     """
     if isinstance(model, Decoder):
-        return {"draws": Draws(seed, step, number)}
+        part, parts = model.rows
+        return {"draws": Draws(seed, step, number, start=part * tokens // parts, tokens=tokens if parts > 1 else None)}
     seed_micro_batch(seed, step, number)
     return {}
 

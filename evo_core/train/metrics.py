@@ -9,15 +9,15 @@ import torch
 from evo_core.evaluate.perplexity import perplexity
 from evo_core.evaluate.sums import sums_by_group
 
-_STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(8)
+_STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _EXPERTS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(9)
 
 
 class StepTotals:
     """Sums of one step, laid out as one vector so that a single all-reduce makes them global.
 
-    Vector: whether a rank was told to stop, the number in the stop file, the loss, the experts' balance loss, the
-    micro-batches with the sums of their means of negative log-likelihood and of hits, then negative log-likelihood
-    [n], hits [n] and targets [n] of each of the n data types.
+    Vector: whether a rank was told to stop, the number in the stop file, the loss, the experts' balance loss and how
+    often there was one, the micro-batches with the sums of their means of negative log-likelihood and of hits, then
+    negative log-likelihood [n], hits [n] and targets [n] of each of the n data types.
 
     The loss of a step is a mean over its micro-batches of their means over targets, as in InternEvo; ``acc`` and
     ``perplexity`` are of the same mean. A micro-batch without a target counts as 0 in it.
@@ -28,7 +28,7 @@ class StepTotals:
     """
 
     def __init__(self, types: Sequence[str], device: torch.device) -> None:
-        self.types, self.has_moe_loss = tuple(types), False
+        self.types = tuple(types)
         self.vector = torch.zeros(_TYPES + 3 * len(self.types), dtype=torch.float64, device=device)
 
     def tell(self, *, stop: bool, stop_file: int) -> None:
@@ -41,7 +41,7 @@ class StepTotals:
 
     def add_moe_loss(self, loss: torch.Tensor) -> None:
         """Add a rank's share of the balance loss of its experts, a scalar."""
-        self.has_moe_loss = True
+        self.vector[_EXPERTS] += 1
         self.vector[_MOE_LOSS] += loss.detach()
 
     def add_tokens(self, nll: torch.Tensor, hit: torch.Tensor, labels: torch.Tensor, type_ids: torch.Tensor) -> None:
@@ -70,7 +70,7 @@ class StepTotals:
 
     def moe(self, dp: int) -> dict[str, float]:
         """``moe_loss``, the mean over ``dp`` ranks of the balance losses, of a model that has experts."""
-        return {"moe_loss": float(self.vector[_MOE_LOSS]) / dp} if self.has_moe_loss else {}
+        return {"moe_loss": float(self.vector[_MOE_LOSS]) / dp} if self.vector[_EXPERTS] else {}
 
     def quality(self) -> dict[str, float]:
         """``acc`` and ``perplexity`` of the step; ``loss/``, ``acc/`` and ``tokens/`` over all targets of each type."""

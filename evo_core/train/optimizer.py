@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evo_core.optim.groups import data_parallel
+from evo_core.optim.groups import groups_of
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
 from evo_core.optim.protocol import Optimizer
 from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
@@ -21,7 +21,7 @@ def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
     return Zero1AdamW(
-        [data_parallel(model.named_parameters(), mesh)],
+        groups_of(model, mesh),
         mesh.world,
         beta1=cfg.adam.adam_beta1,
         eps=cfg.adam.adam_eps,

@@ -14,8 +14,10 @@ from torch import nn
 from evo_core.checkpoint import TrainState
 from evo_core.data import Prefetch, open_source
 from evo_core.errors import ConfigError
-from evo_core.model import build_model, compile_blocks, init_weights
+from evo_core.model import compile_blocks
+from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import failing_together, on_first
+from evo_core.parallel.first_weights import draw_first_weights
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.metric_log import MetricLog
 from evo_core.train.optimizer import make_optimizer
@@ -87,7 +89,7 @@ def make_run(
     log_ranks(cfg, ranks, mesh, folder)
 
     data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
-    model = make_model(cfg, ranks.device, drawn=start is None)
+    model = make_model(cfg, mesh, ranks.device, drawn=start is None)
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
@@ -113,15 +115,15 @@ def make_run(
     return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state)
 
 
-def make_model(cfg: TrainConfig, device: torch.device, *, drawn: bool) -> nn.Module:
-    """The model of a job, its blocks compiled where the job says so.
+def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: bool) -> nn.Module:
+    """What this rank holds of the model of a job, its blocks compiled where the job says so; every rank must call it.
 
     Args:
         drawn: whether to draw first weights; else they are left to be loaded.
     """
-    model = build_model(cfg.model, device=device)
+    model = build_parallel(cfg.model, mesh, device, mode=cfg.parallel.tensor.mode)
     if drawn:
-        init_weights(model, cfg.model, cfg.seed)
+        draw_first_weights(model, cfg.model, cfg.seed, mesh)
     if getattr(cfg.model, "compile", False):  # a model type of a user's own need not have the setting
         log.info("%d blocks are compiled in the first step", compile_blocks(model))
     return model

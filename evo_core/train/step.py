@@ -105,8 +105,10 @@ class TrainStep:
         """
         cfg, mesh, micro_num = self._cfg, self._mesh, batch.micro_num
         totals = StepTotals(self._types, self._device)
+        counts = mesh.tensor.rank == 0  # the ranks that share a model see the same tokens and the same loss
         for i in range(micro_num):
-            draws = draws_of_micro_batch(self.model, cfg.seed, step, i * mesh.data.size + mesh.data.rank)
+            number = i * mesh.data.size + mesh.data.rank
+            draws = draws_of_micro_batch(self.model, cfg.seed, step, number, batch.input_ids.shape[1])
             output = self.model(
                 batch.input_ids[i],
                 batch.positions[i],
@@ -116,10 +118,11 @@ class TrainStep:
                 label_smoothing=cfg.loss.label_smoothing,
                 **draws,
             )
-            totals.add_loss(output.loss / micro_num)
-            if output.moe_loss is not None:
-                totals.add_moe_loss(output.moe_loss / micro_num)
-            totals.add_tokens(output.nll, output.hit, batch.labels[i], batch.type_ids[i])
+            if counts:
+                totals.add_loss(output.loss / micro_num)
+                if output.moe_loss is not None:
+                    totals.add_moe_loss(output.moe_loss / micro_num)
+                totals.add_tokens(output.nll, output.hit, batch.labels[i], batch.type_ids[i])
             objective = output.objective(cfg.loss.moe_loss_coeff) / micro_num
             self.optimizer.backward(objective, last=i == micro_num - 1)
         return totals

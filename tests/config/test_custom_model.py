@@ -99,3 +99,30 @@ def test_an_unknown_type_is_answered_with_the_known_ones() -> None:
     message = refusal({"model_type": "INTERNLM2"})
     assert message.startswith("model_type: unknown model type 'INTERNLM2'")
     assert "INTERNLM2_PUBLIC" in message
+
+
+class Cuttable:
+    """A builder that says how its model is cut."""
+
+    Config = StateConfig
+
+    def parallelize(self, tensor: Any) -> None:
+        """Never called here."""
+        raise NotImplementedError
+
+
+def test_a_class_that_does_not_say_how_it_is_cut_is_not_shared_by_ranks() -> None:
+    job = {"model_type": "STATE", "model": {"hidden_size": 8}}
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.model_validate(job | {"parallel": {"tensor": 2}})
+    assert str(caught.value) == (
+        "parallel.tensor.size: 2: the class of STATE does not say how it is cut "
+        "(set it to 1, or give the class a method parallelize: docs/models.md)"
+    )
+    registry.register_model_type("STATE", Cuttable, replace=True)
+    assert TrainConfig.model_validate(job | {"parallel": {"tensor": 2}}).dp(4) == 2
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.model_validate(job | {"parallel": {"tensor": {"size": 2, "mode": "fsp"}}})
+    assert str(caught.value) == (
+        'parallel.tensor.mode: "fsp": STATE is given the whole sequence on every rank (write mtp)'
+    )

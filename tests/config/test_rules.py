@@ -61,7 +61,8 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
         ),
         (
             at("parallel.tensor.size", 3),
-            "model.vocab_size: 128 does not divide over tensor.size 3 (nearest: 126 or 129)",
+            "parallel.tensor.size: 3 ranks cannot share vocab_size 128, num_attention_heads 4, an MLP 256 wide, "
+            "hidden_size 64 (nearest: 2 or 4)",
         ),
         (at("parallel.weight.size", 2), "parallel.weight.size: weight.size 2 needs tensor.mode isp, not mtp"),
         (

@@ -21,7 +21,7 @@ REFUSED = {
     "data.valid_folder": at("data.valid_folder", "s3://bucket/x"),
     "model.num_chunks": at("model.num_chunks", 2),
     "model.is_reward": at("model.is_reward", True),
-    "parallel.tensor.size": at("parallel.tensor", {"size": 2, "mode": "msp"}),
+    "parallel.tensor.mode": at("parallel.tensor", {"size": 2, "mode": "isp"}),
     "parallel.pipeline.size": at("parallel.pipeline", 2),
     "parallel.weight.size": at("parallel", {"weight": 2, "tensor": {"mode": "isp"}}),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
@@ -47,7 +47,10 @@ def test_refused(key: str) -> None:
 
 def test_a_refusal_is_one_clear_sentence() -> None:
     assert refusal(REFUSED["parallel.pipeline.size"]) == (
-        "parallel.pipeline.size: 2: this version trains data parallel only (set it to 1)"
+        "parallel.pipeline.size: 2: this version has no pipeline parallelism (set it to 1)"
+    )
+    assert refusal(REFUSED["parallel.tensor.mode"]) == (
+        'parallel.tensor.mode: "isp": this version has no isp (write msp, mtp or fsp)'
     )
 
 
@@ -58,6 +61,9 @@ def test_a_refusal_is_one_clear_sentence() -> None:
         at("ckpt.load_ckpt_info", {"path": "internlm/internlm-7b", "content": "model", "ckpt_type": "hf_model"}),
         at("data.use_shm", True),
         at("parallel.tensor", {"size": 1, "mode": "isp"}),
+        at("parallel.tensor", 2),
+        at("parallel.tensor", {"size": 2, "mode": "msp"}),
+        at("parallel.tensor", {"size": 2, "mode": "fsp"}),
         at("monitor.alert", {"enable_feishu_alert": False, "feishu_alert_address": "https://x"}),
         at("data.train_folder", "data/train"),
         at("data.tokenizer_path", "internlm/internlm-7b"),

@@ -49,6 +49,17 @@ def degrees(parallel: dict[str, Any], world_size: int) -> Degrees:
             "parallel.zero1.size: 4 does not divide the 2 data-parallel ranks (8 ranks / pipeline 1 / weight 4)",
         ),
         (
+            {"tensor": 2, "zero1": 4},
+            12,
+            "parallel.zero1.size: 4 does not divide the 6 data-parallel ranks (12 ranks / pipeline 1 / tensor 2) "
+            "(nearest: 3 or 6; -1 takes all)",
+        ),
+        (
+            {"tensor": 2},
+            1,
+            "1 rank does not divide into pipeline.size 1 x tensor.size 2 (nearest: tensor.size 1, or 2 ranks)",
+        ),
+        (
             {"tensor": 4},
             2,
             "2 ranks do not divide into pipeline.size 1 x tensor.size 4 (nearest: tensor.size 2, or 4 ranks)",

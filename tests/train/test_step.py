@@ -56,7 +56,7 @@ def written_out(cfg: TrainConfig, batch: Batch, number: int) -> tuple[float, flo
     model = made(cfg)
     losses, balances = [], []
     for i in range(batch.micro_num):
-        draws = draws_of_micro_batch(model, cfg.seed, number, i)
+        draws = draws_of_micro_batch(model, cfg.seed, number, i, batch.input_ids.shape[1])
         arguments = (batch.input_ids[i], batch.positions[i], batch.cu_seqlens[i])
         output = model(*arguments, labels=batch.labels[i], label_smoothing=cfg.loss.label_smoothing, **draws)
         losses.append(output.loss)

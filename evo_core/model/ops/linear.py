@@ -38,8 +38,19 @@ class Linear(nn.Module):
         """x [..., in_features] -> [..., out_features]."""
         return linear(x, self.weight, self.bias)
 
+    def of_one_input(self, x: Tensor, *others: nn.Module) -> tuple[Tensor, ...]:
+        """x [..., in_features] -> [..., out_features] of this layer and of others: a layer that fetches its input from
+        other ranks can do so once."""
+        return tuple(layer(x) for layer in (self, *others))
+
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
+
+
+def of_one_input(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """What several layers make of x [..., in_features]: [..., out_features] of each."""
+    first, *others = layers
+    return first.of_one_input(x, *others) if isinstance(first, Linear) else tuple(layer(x) for layer in layers)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

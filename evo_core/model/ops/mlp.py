@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evo_core.model.aliases import AliasedModule
 from evo_core.model.families.family import GELU_NAMES, SWIGLU_NAMES
-from evo_core.model.ops.linear import Linear
+from evo_core.model.ops.linear import Linear, of_one_input
 
 
 class MLP(AliasedModule):
@@ -37,5 +37,6 @@ class MLP(AliasedModule):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, hidden_size] -> [T, hidden_size]."""
         if self.gated:
-            return self.down(F.silu(self.gate(x)) * self.up(x))
+            gate, up = of_one_input(x, self.gate, self.up)
+            return self.down(F.silu(gate) * up)
         return self.down(F.gelu(self.up(x), approximate="tanh"))

@@ -1,0 +1,179 @@
+"""The rules of tensor parallelism: what must divide over the ranks that share each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from evo_core.config.schema.model import ModelConfig
+from evo_core.errors import ConfigError
+from evo_core.nearest import nearest
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.train_config import TrainConfig
+
+_LARGEST = 10_000
+"""Heads and tensor sizes that are proposed, at most: numbers beyond are slips of the hand."""
+
+
+class _Misfit(NamedTuple):
+    """Something that cannot be cut into so many parts.
+
+    Attributes:
+        key: what to change, if not the tensor size.
+        name: it, with its number.
+        sentence: what is wrong with it.
+        choice: how to write the key instead; "" where no value of it would do.
+    """
+
+    key: str
+    name: str
+    sentence: str
+    choice: str
+
+
+def tensor_errors(config: TrainConfig) -> Iterator[ConfigError]:
+    """What keeps the layers from being shared by ``parallel.tensor.size`` ranks.
+
+    One number that does not fit is named by its key. Where several do not, the tensor size is the mistake.
+    """
+    size, model = config.parallel.tensor.size, config.model
+    if size == 1:
+        return
+    if not isinstance(model, ModelConfig):
+        yield from _own_type(config)
+        return
+    if model.attn_drop_rate > 0:
+        yield ConfigError(
+            f"{model.attn_drop_rate:g}: attention weights are dropped inside the kernel, by the heads at hand, so with "
+            f"tensor.size {size} others would be dropped than in one process",
+            key="model.attn_drop_rate",
+            hint="set it to 0, or tensor.size to 1",
+        )
+    misfits = list(_misfits(config, size))
+    if len(misfits) == 1:
+        (misfit,) = misfits
+        own = f"{misfit.choice}, or" if misfit.choice else "nearest:"
+        hint = f"{own} tensor.size {_nearest_size(config)}"
+        yield ConfigError(misfit.sentence, key=misfit.key, hint=hint)
+    elif misfits:
+        yield _cannot_share(misfits, size, _nearest_size(config), "parallel.tensor.size")
+
+
+def sharing_error(model: ModelConfig, size: int, key: str) -> ConfigError | None:
+    """What keeps the layers of a trained model from being shared by ``size`` ranks, which alone can be changed.
+
+    Args:
+        key: or option that asked for so many ranks.
+    """
+    misfits = list(_of_model(model, size))
+    sizes = _sizes(model, lambda n: not any(_of_model(model, n)))
+    return _cannot_share(misfits, size, nearest(size, sizes), key) if misfits else None
+
+
+def _cannot_share(misfits: list[_Misfit], size: int, sizes: str, key: str) -> ConfigError:
+    names = ", ".join(misfit.name for misfit in misfits)
+    return ConfigError(f"{size} ranks cannot share {names}", key=key, hint=f"nearest: {sizes}")
+
+
+def _misfits(config: TrainConfig, size: int) -> Iterator[_Misfit]:
+    yield from _of_model(config.model, size)
+    yield from _sequence(config, size)
+
+
+def _of_model(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+    yield from _vocabulary(model, size)
+    yield from _heads(model, size)
+    yield from _widths(model, size)
+
+
+def _vocabulary(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+    vocab = model.vocab_size
+    if vocab % size:
+        sentence = f"{vocab} does not divide over tensor.size {size}"
+        yield _Misfit("model.vocab_size", f"vocab_size {vocab}", sentence, _near(vocab, _multiples(vocab, size)))
+
+
+def _heads(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+    """Heads are dealt out; where there are fewer key and value heads than ranks, each of these is on several."""
+    heads, kv_heads = model.num_attention_heads, model.num_kv_attention_heads
+    if heads % size:
+        key, sentence = "model.num_attention_heads", f"{heads} does not divide over tensor.size {size}"
+        yield _Misfit(key, f"num_attention_heads {heads}", sentence, _near(heads, _fitting_heads(model, size)))
+    elif not _divides(kv_heads, size):
+        key = "model.num_kv_attention_heads"
+        legal = [n for n in range(1, min(heads, _LARGEST) + 1) if heads % n == 0 and _divides(n, size)]
+        sentence = f"{kv_heads} does not divide over tensor.size {size}, nor tensor.size by it"
+        yield _Misfit(key, f"num_kv_attention_heads {kv_heads}", sentence, _near(kv_heads, legal))
+
+
+def _divides(kv_heads: int, size: int) -> bool:
+    return kv_heads % size == 0 or size % kv_heads == 0
+
+
+def _fitting_heads(model: ModelConfig, size: int) -> list[int]:
+    """Numbers of query heads that fit to the rest of the model and to so many ranks."""
+    heads, hidden, kv_heads = model.num_attention_heads, model.hidden_size, model.num_kv_attention_heads
+    follows = model.head_dim * heads == hidden
+    return [
+        n
+        for n in range(size, min(2 * heads + size, _LARGEST), size)
+        if (n % kv_heads == 0 or kv_heads == heads) and not (follows and (hidden % n or hidden // n % 2))
+    ]
+
+
+def _widths(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+    width, hidden = model.mlp_hidden_size, model.hidden_size
+    if width % size:
+        sentence = f"the MLP is {width} wide, which does not divide over tensor.size {size}"
+        choice = _near(model.multiple_of, _multiples(model.multiple_of, size))
+        yield _Misfit("model.multiple_of", f"an MLP {width} wide", sentence, choice)
+    if model.embed_split_hidden and not model.tie_word_embeddings and hidden % size:
+        sentence = f"hidden_size {hidden} does not divide over tensor.size {size}"
+        yield _Misfit("model.embed_split_hidden", f"hidden_size {hidden}", sentence, "set it to false")
+
+
+def _sequence(config: TrainConfig, size: int) -> Iterator[_Misfit]:
+    """Between the layers msp and fsp leave each rank a part of the micro-batch's tokens."""
+    data, mode = config.data, config.parallel.tensor.mode
+    packed = data.packed_length
+    if mode == "mtp" or packed % size == 0:
+        return
+    choice = _near(data.seq_len, _multiples(data.seq_len, size // math.gcd(size, data.micro_bsz)))
+    tokens = f"seq_len {data.seq_len} x micro_bsz {data.micro_bsz} = {packed} tokens"
+    sentence = f"micro-batches of {tokens} do not divide over tensor.size {size}, as {mode} needs"
+    yield _Misfit("data.seq_len", f"micro-batches of {packed} tokens", sentence, f"{choice}, or tensor.mode mtp")
+
+
+def _multiples(value: int, of: int) -> list[int]:
+    """The multiples next to a value."""
+    return [n for n in (value // of * of, (value // of + 1) * of) if n]
+
+
+def _near(value: int, legal: list[int]) -> str:
+    return f"nearest: {near}" if (near := nearest(value, legal)) else ""
+
+
+def _nearest_size(config: TrainConfig) -> str:
+    sizes = _sizes(config.model, lambda n: not any(_misfits(config, n)))
+    return nearest(config.parallel.tensor.size, sizes)
+
+
+def _sizes(model: ModelConfig, fit: Callable[[int], bool]) -> list[int]:
+    heads = model.num_attention_heads
+    return [n for n in range(1, min(heads, _LARGEST) + 1) if heads % n == 0 and fit(n)]
+
+
+def _own_type(config: TrainConfig) -> Iterator[ConfigError]:
+    """A model type of a user's own is cut by its class, which sees the whole sequence on every rank."""
+    from evo_core.model.registry import model_type
+
+    tensor, name = config.parallel.tensor, config.model_type
+    if not callable(getattr(model_type(name).load_builder(), "parallelize", None)):
+        message = f"{tensor.size}: the class of {name} does not say how it is cut"
+        hint = "set it to 1, or give the class a method parallelize: docs/models.md"
+        yield ConfigError(message, key="parallel.tensor.size", hint=hint)
+    elif tensor.mode != "mtp":
+        message = f'"{tensor.mode}": {name} is given the whole sequence on every rank'
+        yield ConfigError(message, key="parallel.tensor.mode", hint="write mtp")

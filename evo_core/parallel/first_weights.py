@@ -1,0 +1,66 @@
+"""First weights of a model on many ranks: those of one process, each tensor drawn once and its pieces handed out.
+
+A generator cannot begin in the middle, so whoever needs a piece must draw the whole tensor. Of n ranks that hold a
+model together each draws every n-th tensor, and hands the others what they hold of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evo_core.model.decoder import Decoder
+from evo_core.model.init import deviations, drawn, fill_constants, init_weights
+from evo_core.parallel.collectives import broadcast, scatter
+from evo_core.parallel.mesh import Mesh
+from evo_core.placement import Held, Placed
+
+
+@torch.no_grad()
+def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) -> None:
+    """Draw what this rank holds of the first weights (`evo_core.model.init_weights`); every rank must call it.
+
+    A model type of a user's own draws by itself, whole.
+    """
+    ranks = mesh.data.size * mesh.tensor.size
+    if ranks == 1 or not isinstance(model, Decoder):
+        init_weights(model, model_cfg, seed)
+        return
+    uniform, own = model_cfg.init_type == "uniform", mesh.data.rank * mesh.tensor.size + mesh.tensor.rank
+    todo = list(deviations(model, model_cfg))
+    for start in range(0, len(todo), ranks):
+        turn = todo[start : start + ranks]
+        values: Tensor | None = None
+        if own < len(turn):  # all ranks draw at the same time; then each hands out what it has
+            name, parameter, std = turn[own]
+            held = model.held.get(name)
+            shape = tuple(parameter.shape) if held is None else held.placement.shape
+            values = drawn(shape, std, seed=seed, name=name, uniform=uniform)
+        for drawer, (name, parameter, _) in enumerate(turn):
+            _hand_out(parameter, model.held.get(name), values if drawer == own else None, drawer, mesh)
+    fill_constants(model)
+
+
+def _hand_out(parameter: Tensor, held: Held | None, whole: Tensor | None, drawer: int, mesh: Mesh) -> None:
+    """Fill a parameter on every rank: over the drawer's tensor ranks, and from each of them over its data ranks.
+
+    Args:
+        whole: what was drawn, on the drawer; None on the others.
+        drawer: its data rank times the tensor ranks, and its tensor rank.
+    """
+    data, tensor = divmod(drawer, mesh.tensor.size)
+    if held is None:
+        if whole is not None:
+            parameter.copy_(whole)
+    elif mesh.data.rank == data:
+        parts = None
+        if whole is not None:
+            parts = [torch.empty(each.local_shape, dtype=parameter.dtype) for each in held.on_each]
+            for part, placement in zip(parts, held.on_each, strict=True):
+                Placed(part, placement).fill(whole)
+            parts = [part.to(parameter.device) for part in parts]
+        scatter(parameter.detach(), parts, tensor, mesh.tensor.group).wait()
+    if mesh.data.size > 1:
+        broadcast(parameter.detach(), data, mesh.data.group).wait()

@@ -1,0 +1,140 @@
+"""Linear layers of which each rank holds a part: of the outputs (column), or of the inputs (row).
+
+Between a column layer and a row layer nothing is exchanged. In the backward pass the exchange of a gradient runs
+behind the product that does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evo_core.model.dtypes import product_dtype
+from evo_core.model.ops.linear import Linear, linear
+from evo_core.parallel.tensor.exchange import Exchange
+
+
+class ColumnLinear(Linear):
+    """Some of a layer's outputs: ``weight`` [out_features here, in_features], ``bias`` [out_features here] or absent.
+
+    It takes the rows of the residual stream that are here, and returns all T rows of its own outputs.
+    """
+
+    def __init__(self, in_features: int, out_features: int, exchange: Exchange, *, bias: bool, **factory: Any) -> None:
+        super().__init__(in_features, out_features, bias=bias, **factory)
+        self.exchange = exchange
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [rows here, in_features] -> [T, out_features here]."""
+        return self.of_one_input(x)[0]
+
+    def of_one_input(self, x: Tensor, *others: nn.Module) -> tuple[Tensor, ...]:
+        """x [rows here, in_features] -> [T, out_features here] of this layer and of others: rows are gathered once, and
+        the gradients of x are summed before they are sent."""
+        layers = [self, *(other for other in others if isinstance(other, ColumnLinear))]
+        if len(layers) <= len(others):
+            return super().of_one_input(x, *others)
+        parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        return _columns(x, self.exchange, parameters)
+
+
+class RowLinear(Linear):
+    """Some of a layer's inputs: ``weight`` [out_features, in_features here], ``bias`` [out_features] or absent.
+
+    It takes all T rows of its own inputs, and returns the rows of the residual stream that are here.
+    """
+
+    def __init__(self, in_features: int, out_features: int, exchange: Exchange, *, bias: bool, **factory: Any) -> None:
+        super().__init__(in_features, out_features, bias=bias, **factory)
+        self.exchange = exchange
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, in_features here] -> [rows here, out_features]."""
+        y = _row(x, self.weight, self.exchange)
+        return y if self.bias is None else y + self.bias
+
+
+@torch.compiler.disable
+def _columns(x: Tensor, exchange: Exchange, parameters: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return _Columns.apply(x, exchange, *parameters)
+
+
+@torch.compiler.disable
+def _row(x: Tensor, weight: Tensor, exchange: Exchange) -> Tensor:
+    return _Row.apply(x, weight, exchange)
+
+
+class _Columns(torch.autograd.Function):
+    """Several layers of one input; parameters are weight and bias of each by turns."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, exchange: Exchange, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        rows = exchange.entered(x)
+        weights, biases = parameters[::2], parameters[1::2]
+        ctx.exchange = exchange
+        ctx.save_for_backward(x if exchange.gathers_again else rows, *weights)
+        return tuple(linear(rows, weight, bias) for weight, bias in zip(weights, biases, strict=True))  # type: ignore[arg-type]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        exchange: Exchange = ctx.exchange
+        wanted_x, _, *wanted = ctx.needs_input_grad
+        gathering = summing = d_x = None
+        if exchange.gathers_again and any(wanted[::2]):
+            x, gathering = exchange.start_enter(x)
+        if wanted_x:
+            d_x, summing = exchange.start_leave(_sum_of_products(grads, weights))
+        if gathering is not None:
+            gathering.wait()
+        result: list[Tensor | None] = []
+        for grad, weight, of_weight, of_bias in zip(grads, weights, wanted[::2], wanted[1::2], strict=True):
+            result.append(_weight_gradient(grad, x, weight) if of_weight else None)
+            result.append(_bias_gradient(grad, weight) if of_bias else None)
+        if summing is not None:
+            summing.wait()
+        return d_x, None, *result
+
+
+class _Row(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        ctx.save_for_backward(x, weight)
+        return exchange.left(linear(x, weight))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = ctx.exchange.entered(grads[0])
+        d_x = _sum_of_products([grad], [weight]) if ctx.needs_input_grad[0] else None
+        d_weight = _weight_gradient(grad, x, weight) if ctx.needs_input_grad[1] else None
+        return d_x, d_weight, None
+
+
+def _sum_of_products(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """sum of grad [..., out] @ weight [out, in] -> [..., in], in the type that this device multiplies fast."""
+    wide = product_dtype(grads[0].dtype, grads[0].device.type)
+    total: Tensor | None = None
+    for grad, weight in zip(grads, weights, strict=True):
+        rows = grad.to(wide).flatten(0, -2)
+        total = rows @ weight.to(wide) if total is None else total.addmm_(rows, weight.to(wide))
+    assert total is not None
+    return total.to(grads[0].dtype).unflatten(0, grads[0].shape[:-1])
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """grad [..., out] and x [..., in] -> [out, in]."""
+    wide = product_dtype(grad.dtype, grad.device.type)
+    return (grad.to(wide).flatten(0, -2).t() @ x.to(wide).flatten(0, -2)).to(weight.dtype)
+
+
+def _bias_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad [..., out] -> [out]."""
+    wide = product_dtype(grad.dtype, grad.device.type)
+    return grad.to(wide).flatten(0, -2).sum(0).to(weight.dtype)

@@ -1,0 +1,141 @@
+"""All groups of 1024 ranks by arithmetic alone: InternEvo's order, and the same that DeviceMesh makes."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from evo_core.config import load_config
+from evo_core.parallel.degrees import AxisName, Degrees
+from evo_core.parallel.mesh import make_mesh
+from tests.config.jobs import CONFIGS
+from tests.forked import in_a_process
+
+WORLD = 1024
+SAMPLED = (0, 777)
+AXES: tuple[AxisName, ...] = get_args(AxisName)
+
+T, STAGES = 8, 4
+SPLIT = Degrees(pipeline=STAGES, tensor=T, data=32, weight=1, weight_data=32, zero1=8)
+GATHERED = Degrees(pipeline=STAGES, tensor=T, data=32, weight=16, weight_data=16, zero1=4)
+
+
+def groups(degrees: Degrees, axis: AxisName) -> set[tuple[int, ...]]:
+    return {degrees.ranks_of(axis, rank) for rank in range(degrees.world)}
+
+
+@pytest.mark.parametrize("degrees", [SPLIT, GATHERED])
+def test_every_rank_is_in_one_group_of_each_axis(degrees: Degrees) -> None:
+    for axis in AXES:
+        found = groups(degrees, axis)
+        assert sorted(rank for group in found for rank in group) == list(range(degrees.world))
+        assert {len(group) for group in found} == {degrees.line(axis).size}
+        for group in found:
+            assert [degrees.line(axis).number(rank) for rank in group] == list(range(len(group)))
+            assert group == tuple(sorted(group))
+
+
+def test_internevos_order() -> None:
+    """As its documentation has it, with blocks of R = world / pipeline ranks: tensor groups are consecutive ranks, data
+    groups i*R + j + k*t, pipeline groups i + j*R; ZeRO groups have the stride t (isp: of weight), weight groups are
+    consecutive inside a stage, and weight-data groups have their stride."""
+    block, wp = WORLD // STAGES, GATHERED.weight
+
+    def runs(size: int) -> set[tuple[int, ...]]:
+        return {tuple(range(start, start + size)) for start in range(0, WORLD, size)}
+
+    def strided(stride: int, size: int) -> set[tuple[int, ...]]:
+        """Each run of stride * size ranks dealt out to groups; runs do not cross stages, whose size they divide."""
+        starts = [
+            i * block + r + j for i in range(STAGES) for r in range(0, block, stride * size) for j in range(stride)
+        ]
+        return {tuple(start + k * stride for k in range(size)) for start in starts}
+
+    for degrees in (SPLIT, GATHERED):
+        assert groups(degrees, "tensor") == runs(T)
+        assert groups(degrees, "data") == strided(T, block // T)
+        assert groups(degrees, "pipeline") == {tuple(i + j * block for j in range(STAGES)) for i in range(block)}
+        assert groups(degrees, "world") == {tuple(range(WORLD))}
+    assert groups(SPLIT, "zero") == strided(T, 8)
+    assert groups(SPLIT, "weight_data") == groups(SPLIT, "data")
+    assert groups(SPLIT, "weight") == runs(1)
+    assert groups(GATHERED, "weight") == runs(wp)
+    assert groups(GATHERED, "weight_data") == strided(wp, block // wp)
+    assert groups(GATHERED, "zero") == strided(wp, 4)
+    for degrees, apart in ((SPLIT, T * 8), (GATHERED, wp * 4)):
+        (first, second, *_) = degrees.ranks_of("replica", 5)
+        assert (first, second - first, len(degrees.ranks_of("replica", 5))) == (5, apart, 4)
+
+
+def test_there_is_no_such_rank() -> None:
+    for rank in (-1, WORLD):
+        with pytest.raises(ValueError, match=f"rank {rank} of 1024"):
+            SPLIT.ranks_of("tensor", rank)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["parallel.tensor.size=8"],
+        ["parallel.tensor.size=8", "parallel.tensor.mode=msp", "parallel.zero1.size=-1"],
+        ["parallel.tensor.size=2", "parallel.tensor.mode=fsp", "parallel.zero1.size=64"],
+        ["parallel.tensor.size=32", "parallel.zero1.size=1"],
+    ],
+)
+def test_the_7b_job_on_1024_ranks(tmp_path: Path, overrides: list[str]) -> None:
+    """Every group of every rank by arithmetic, and the mesh of sampled ranks on a process group that only pretends."""
+    degrees = load_config(CONFIGS / "train" / "7B_sft.py", overrides).degrees(WORLD)
+    began = time.perf_counter()
+    everyone = {axis: [degrees.ranks_of(axis, rank) for rank in range(WORLD)] for axis in AXES}
+    print(f"{len(AXES)} groups of each of {WORLD} ranks in {time.perf_counter() - began:.3f} s")
+
+    def made() -> dict[str, tuple[int, ...]]:
+        mesh = make_mesh(degrees)
+        axes = [getattr(mesh, name) for name in ("world", "pipeline", "data", "replica", "zero", "tensor")]
+        assert all(axis.ranks == tuple(dist.get_process_group_ranks(axis.group)) for axis in axes)
+        return {axis.name: axis.ranks for axis in axes}
+
+    for rank in SAMPLED:
+        assert pretending(made, rank, tmp_path) == {
+            axis: everyone[axis][rank] for axis in ("world", "pipeline", "data", "replica", "zero", "tensor")
+        }
+
+
+def test_isps_views_of_1024_ranks(tmp_path: Path) -> None:
+    """Weights are cut over an axis of its own, so a rank is in two meshes at once."""
+    d = GATHERED
+
+    def made() -> dict[str, tuple[int, ...]]:
+        weights = init_device_mesh(
+            "cpu", (d.pipeline, d.replicas, d.zero1, d.weight), mesh_dim_names=("pipeline", "replica", "zero", "weight")
+        )
+        sequence = init_device_mesh(
+            "cpu", (d.pipeline, d.data, d.tensor), mesh_dim_names=("pipeline", "data", "tensor")
+        )
+        found = {name: weights.get_group(name) for name in ("pipeline", "replica", "zero", "weight")}
+        found |= {name: sequence.get_group(name) for name in ("data", "tensor")}
+        found["weight_data"] = weights["replica", "zero"]._flatten("weight_data").get_group()
+        return {name: tuple(dist.get_process_group_ranks(group)) for name, group in found.items()}
+
+    for rank in SAMPLED:
+        got = pretending(made, rank, tmp_path)
+        assert got == {axis: d.ranks_of(axis, rank) for axis in AXES if axis != "world"}
+
+
+def pretending(call: Callable[[], Any], rank: int, folder: Path) -> Any:
+    """What a call returns on one of 1024 ranks that are not there, in a process of its own."""
+
+    def run() -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=WORLD)
+        (folder / "answer").write_bytes(pickle.dumps(call()))
+
+    assert in_a_process(run) == 0
+    return pickle.loads((folder / "answer").read_bytes())
