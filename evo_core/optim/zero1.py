@@ -184,16 +184,6 @@ class Zero1AdamW:
         self._publish()
         return True
 
-    def gradients(self) -> dict[str, Placed]:
-        """This rank's share of each gradient, between `reduce` and `step`: summed and averaged, scale divided out."""
-        gradients = {}
-        for bucket in self.buckets:
-            factor = 1.0 / (bucket.group.divisor * self.scaler.scale)
-            for slot in bucket.slots:
-                share = slot.placed(bucket.grad)
-                gradients[slot.name] = Placed(share.local * factor, share.placement)
-        return gradients
-
     def state(self) -> dict[str, Placed]:
         """The optimizer's tensors by parameter name: the rank's share of each, in the optimizer's own memory.
 

@@ -75,7 +75,7 @@ def mesh_of(cfg: TrainConfig) -> Mesh:
 
 def model_of(cfg: TrainConfig, mesh: Mesh) -> nn.Module:
     """What this rank holds of the job's model, with first weights."""
-    return make_model(cfg, _CPU, drawn=True)
+    return make_model(cfg, mesh, _CPU, drawn=True)
 
 
 def steps_of(cfg: TrainConfig, mesh: Mesh, model: nn.Module) -> list[Seen]:
