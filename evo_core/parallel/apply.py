@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_core.errors import ConfigError
+from evo_core.config.families import SHIPPED
 from evo_core.model.build import build_model
 from evo_core.model.cutting import allocate
 from evo_core.model.decoder import Attention, Decoder
@@ -27,6 +27,7 @@ from evo_core.parallel.tensor.exchange import Exchange
 from evo_core.parallel.tensor.experts import PartsDispatch, RouterLinear
 from evo_core.parallel.tensor.head import ParallelHead
 from evo_core.parallel.tensor.linear import ColumnLinear, RowLinear
+from evo_core.parallel.tensor.own_type import cut_own_type
 from evo_core.parallel.tensor.pieces import Pieces, head_rows
 from evo_core.placement import Held
 
@@ -50,7 +51,9 @@ def build_parallel(
     """
     if mesh.tensor.size == 1:
         return build_model(model_cfg, device=device, dtype=dtype)
-    model = build_model(model_cfg, device="meta", dtype=dtype)
+    # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
+    is_own = model_cfg.model_type not in SHIPPED
+    model = build_model(model_cfg, device=device if is_own else "meta", dtype=dtype)
     parallelize(model, mesh, mode)
     allocate(model, device)
     return model
@@ -60,8 +63,8 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp") -> None:
     """Replace, in place, the modules of a model that the tensor ranks of a mesh share, and set its `held`.
 
     Args:
-        model: on the meta device, so that no rank ever holds all of it.
-        mode: mtp, msp or fsp.
+        model: a decoder on the meta device, so that no rank ever holds all of it, or one of a user's own type.
+        mode: mtp, msp or fsp; of a user's own type always mtp.
 
     Raises:
         ConfigError: it cannot be cut.
@@ -69,7 +72,8 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp") -> None:
     if mesh.tensor.size == 1:
         return
     if not isinstance(model, Decoder):
-        raise ConfigError(f"{type(model).__name__} does not say how it is cut", key="parallel.tensor.size")
+        cut_own_type(model, mesh)
+        return
     _TensorParallel(model, Exchange.of(mode, mesh.tensor), Pieces(mesh)).apply()
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.processes import Command
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 SNIPPET, TRIGRAM = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -50,7 +52,7 @@ def test_the_first_example_prints_what_its_comment_says() -> None:
 def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Path) -> None:
     first = train(package)
     assert first.returncode == 0, first.stderr
-    assert "model my_models.trigram:Trigram: 49,152 parameters" in first.stdout + first.stderr
+    assert "model my_models.trigram:Trigram: 57,504 parameters" in first.stdout + first.stderr
     (record,) = package.glob("RUN/trigram/*/metrics.jsonl")
     steps = [json.loads(line) for line in record.read_text().splitlines()]
     assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]
@@ -68,6 +70,25 @@ def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Pat
     )
     loaded = run([sys.executable, "-c", code], package, PYTHONPATH=".")
     assert loaded.stdout.strip() == "Trigram torch.Size([512, 32])", loaded.stderr
+
+
+def test_it_is_trained_over_tensor_ranks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the losses of one process."""
+    monkeypatch.chdir(package)
+    monkeypatch.syspath_prepend(str(package))
+    job = ["--config", "trigram.yaml", "--set", "model.dtype=torch.float64", "--set", "ckpt.enable_save_ckpt=false"]
+
+    def curve(ranks: int) -> list[tuple[float, float]]:
+        own = ["--folder", str(ranks), "--set", f"parallel.tensor.size={ranks}"]
+        command = Command([*job, *own], package / f"log-{ranks}", ranks=ranks)
+        assert command.wait() == [0] * ranks, command.log.read_text()
+        assert "57,504 parameters" in command.log.read_text()
+        records = [json.loads(line) for line in (package / str(ranks) / "metrics.jsonl").read_text().splitlines()]
+        return [(record["loss"], record["grad_norm"]) for record in records]
+
+    alone, shared = curve(1), curve(2)
+    assert len(alone) == 5
+    assert shared == [pytest.approx(step, rel=1e-12) for step in alone]
 
 
 def test_its_keys_are_checked(package: Path) -> None:
