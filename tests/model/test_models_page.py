@@ -73,22 +73,24 @@ def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Pat
 
 
 def test_it_is_trained_over_tensor_ranks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the losses of one process."""
+    """To the losses of one process, which also goes on from the checkpoint of two ranks."""
     monkeypatch.chdir(package)
     monkeypatch.syspath_prepend(str(package))
-    job = ["--config", "trigram.yaml", "--set", "model.dtype=torch.float64", "--set", "ckpt.enable_save_ckpt=false"]
+    job = ["--config", "trigram.yaml", "--set", "model.dtype=torch.float64", "--set", "lr_scheduler.total_steps=5"]
 
-    def curve(ranks: int) -> list[tuple[float, float]]:
-        own = ["--folder", str(ranks), "--set", f"parallel.tensor.size={ranks}"]
-        command = Command([*job, *own], package / f"log-{ranks}", ranks=ranks)
+    def curve(name: str, steps: int, ranks: int) -> list[tuple[float, float]]:
+        own = ["--folder", name, "--set", f"ckpt.save_ckpt_folder=local:ckpt-{name}"]
+        own += ["--set", f"data.total_steps={steps}", "--set", f"parallel.tensor.size={ranks}"]
+        command = Command([*job, *own], package / f"log-{name}", ranks=ranks)
         assert command.wait() == [0] * ranks, command.log.read_text()
-        assert "57,504 parameters" in command.log.read_text()
-        records = [json.loads(line) for line in (package / str(ranks) / "metrics.jsonl").read_text().splitlines()]
+        records = [json.loads(line) for line in (package / name / "metrics.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records] == list(range(steps))
         return [(record["loss"], record["grad_norm"]) for record in records]
 
-    alone, shared = curve(1), curve(2)
-    assert len(alone) == 5
-    assert shared == [pytest.approx(step, rel=1e-12) for step in alone]
+    alone = curve("alone", steps=5, ranks=1)
+    assert curve("shared", steps=3, ranks=2) == [pytest.approx(step, rel=1e-12) for step in alone[:3]]
+    assert curve("shared", steps=5, ranks=1) == [pytest.approx(step, rel=1e-12) for step in alone]
+    assert (package / "log-shared").read_text().count("57,504 parameters") == 2
 
 
 def test_its_keys_are_checked(package: Path) -> None:
