@@ -178,8 +178,10 @@ def test_what_cannot_be_cut_is_told() -> None:
         narrow.heads = padded.heads = tied.heads = 3
         narrow.words, narrow.pair = nn.Embedding(VOCAB + 1, WIDTH), Narrow(WIDTH, 3 * WIDTH)
         padded.words = nn.Embedding(VOCAB + 1, WIDTH, padding_idx=0)
+        wide = build_model(config())
+        wide.parallelize = lambda tensor: tensor.column(wide, "pair", segments=(3, 6))
         tied.parallelize = lambda tensor: tensor.head(tied, "head")
-        for model in (build_model(config()), narrow, padded, tied, nn.Linear(2, 2)):
+        for model in (build_model(config()), narrow, padded, tied, wide, nn.Linear(2, 2)):
             with pytest.raises(ConfigError) as caught:
                 parallelize(model, mesh)
             found.append(str(caught.value))
@@ -191,5 +193,6 @@ def test_what_cannot_be_cut_is_told() -> None:
         "(make it a torch.nn.modules.linear.Linear or evo_core.model.ops.linear.Linear)",
         "model_type: parallelize names words, which is an embedding with padding_idx, max_norm or scale_grad_by_freq",
         "model_type: parallelize names head, which is a head tied to an embedding that is not cut yet",
+        "model_type: parallelize names pair, which is 24 outputs wide and not 9 as its segments",
         "parallel.tensor.size: Linear does not say how it is cut (give the class a method parallelize: docs/models.md)",
     ]

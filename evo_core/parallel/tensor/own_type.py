@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evo_core.errors import ConfigError
 from evo_core.model.ops.embedding import Embedding
@@ -18,11 +18,9 @@ from evo_core.model.ops.linear import Linear
 from evo_core.nearest import divisors, nearest
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.tensor.embedding import VocabularyEmbedding
-from evo_core.parallel.tensor.exchange import Exchange
-from evo_core.parallel.tensor.head import ParallelHead
-from evo_core.parallel.tensor.linear import ColumnLinear, RowLinear
-from evo_core.parallel.tensor.pieces import Pieces
-from evo_core.placement import Held, span
+from evo_core.parallel.tensor.parts import Parts, factory
+from evo_core.parallel.tensor.pieces import Rows
+from evo_core.placement import span
 
 _PLAIN = (None, None, False)
 """What torch's embedding has in place of settings that a part of it would not follow."""
@@ -39,9 +37,9 @@ def cut_own_type(model: nn.Module, mesh: Mesh) -> None:
         hint = "give the class a method parallelize: docs/models.md"
         message = f"{type(model).__name__} does not say how it is cut"
         raise ConfigError(message, key="parallel.tensor.size", hint=hint)
-    tensor = TensorRanks(mesh)
-    method(tensor)
-    held: Any = tensor.held(model)
+    parts = Parts(mesh, "mtp")
+    method(TensorRanks(parts))
+    held: Any = parts.record(model, partial=False)
     model.held = held
 
 
@@ -56,10 +54,8 @@ class TensorRanks:
         rank: this one's number among them.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
-        self.size, self.rank = mesh.tensor.size, mesh.tensor.rank
-        self._exchange, self._pieces = Exchange.of("mtp", mesh.tensor), Pieces(mesh)
-        self._held: dict[int, Held] = {}
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self.size, self.rank = parts, parts.size, parts.rank
         self._embeddings: dict[int, VocabularyEmbedding] = {}
 
     def share(self, number: int, name: str) -> int:
@@ -83,26 +79,20 @@ class TensorRanks:
         """
         for name in names:
             old = _taken(module, name, nn.Linear, Linear)
-            parts, bias = segments or [old.out_features], old.bias is not None
-            outputs = sum(self.share(size, f"{name} out_features") for size in parts)
-            rows = [self._rows(parts, rank) for rank in range(self.size)]
-            new = ColumnLinear(old.in_features, outputs, self._exchange, bias=bias, **_factory(old.weight))
-            for part, whole in ((new.weight, old.weight), (new.bias, old.bias)):
-                if part is not None:
-                    self._note(part, whole, self._pieces.rows(whole.shape, rows))
-            setattr(module, name, new)
+            sizes = segments or [old.out_features]
+            if sum(sizes) != old.out_features:
+                raise _not_taken(name, f"{old.out_features} outputs wide and not {sum(sizes)} as its segments")
+            for size in sizes:
+                self.share(size, f"{name} out_features")
+            setattr(module, name, self._parts.column(old, [self._rows(sizes, rank) for rank in range(self.size)]))
 
     def row(self, module: nn.Module, *names: str) -> None:
         """Linear layers of which each rank has a part of the inputs, and all get the outputs: [..., in / size] ->
         [..., out]."""
         for name in names:
             old = _taken(module, name, nn.Linear, Linear)
-            inputs, bias = self.share(old.in_features, f"{name} in_features"), old.bias is not None
-            new = RowLinear(inputs, old.out_features, self._exchange, bias=bias, **_factory(old.weight))
-            self._note(new.weight, old.weight, self._pieces.even(old.weight.shape, 1))
-            if new.bias is not None:
-                self._note(new.bias, old.bias, self._pieces.whole(old.bias.shape, partial=False))
-            setattr(module, name, new)
+            self.share(old.in_features, f"{name} in_features")
+            setattr(module, name, self._parts.row(old))
 
     def embedding(self, module: nn.Module, *names: str) -> None:
         """Embeddings of which each rank holds the rows of some ids: ids [...] -> [..., width]."""
@@ -110,11 +100,8 @@ class TensorRanks:
             old = _taken(module, name, nn.Embedding, Embedding)
             if isinstance(old, nn.Embedding) and (old.padding_idx, old.max_norm, old.scale_grad_by_freq) != _PLAIN:
                 raise _not_taken(name, "an embedding with padding_idx, max_norm or scale_grad_by_freq")
-            here, width = self.share(old.weight.shape[0], f"{name} num_embeddings"), old.weight.shape[1]
-            settings = {"grad_scale": getattr(old, "grad_scale", 1.0), **_factory(old.weight)}
-            new = VocabularyEmbedding(here, width, self._exchange, first=here * self.rank, **settings)
-            self._note(new.weight, old.weight, self._pieces.even(old.weight.shape, 0))
-            self._embeddings[id(old)] = new
+            self.share(old.weight.shape[0], f"{name} num_embeddings")
+            self._embeddings[id(old)] = new = self._parts.embedding(old)
             setattr(module, name, new)
 
     def head(self, module: nn.Module, *names: str) -> None:
@@ -125,14 +112,9 @@ class TensorRanks:
             tied = self._embeddings.get(id(old.tied_to)) if old.tied_to is not None else None
             if old.is_tied and tied is None:
                 raise _not_taken(name, "a head tied to an embedding that is not cut yet")
-            weight = old.weight if old.tied_to is None else old.tied_to.weight
-            vocabulary, hidden = weight.shape
-            self.share(vocabulary, f"{name} vocab_size")
-            settings = {"norm_head": old.norm_head, "grad_scale": old.grad_scale, "tied_to": tied, **_factory(weight)}
-            new = ParallelHead(hidden, vocabulary, self._exchange, gathers_logits=False, **settings)
             if tied is None:
-                self._note(new.weight, weight, self._pieces.even(weight.shape, 0))
-            setattr(module, name, new)
+                self.share(old.weight.shape[0], f"{name} vocab_size")
+            setattr(module, name, self._parts.head(old, tied_to=tied, gathers_logits=False))
 
     def parameter(self, module: nn.Module, *names: str, dim: int = 0) -> None:
         """Parameters used between `column` and `row` of which each rank needs the part of its own features."""
@@ -140,8 +122,8 @@ class TensorRanks:
             old = module.get_parameter(name)
             shape = list(old.shape)
             shape[dim] = self.share(shape[dim], name)
-            new = nn.Parameter(torch.empty(shape, **_factory(old)))
-            self._note(new, old, self._pieces.even(old.shape, dim))
+            new = nn.Parameter(torch.empty(shape, **factory(old)))
+            self._parts.note(new, self._parts.pieces.even(old.shape, dim), old)
             module.register_parameter(name, new)
 
     def partial(self, module: nn.Module, *names: str) -> None:
@@ -149,23 +131,12 @@ class TensorRanks:
         gradients are added up over the ranks."""
         for name in names:
             old = module.get_parameter(name)
-            self._held[id(old)] = self._pieces.whole(old.shape, partial=True)
+            self._parts.note(old, self._parts.pieces.whole(old.shape, partial=True), old)
 
-    def held(self, model: nn.Module) -> dict[str, Held]:
-        """What the ranks hold of each parameter of a model that was cut, by name; all of what was not named."""
-        return {
-            name: self._held.get(id(parameter)) or self._pieces.whole(parameter.shape, partial=False)
-            for name, parameter in model.named_parameters()
-        }
-
-    def _rows(self, segments: Sequence[int], rank: int) -> list[tuple[int, int]]:
+    def _rows(self, segments: Sequence[int], rank: int) -> list[Rows]:
         starts = [sum(segments[:number]) for number in range(len(segments))]
         parts = [span(size, rank, self.size) for size in segments]
         return [(start + low, start + high) for start, (low, high) in zip(starts, parts, strict=True)]
-
-    def _note(self, part: nn.Parameter, whole: Tensor, held: Held) -> None:
-        part.requires_grad_(whole.requires_grad)
-        self._held[id(part)] = held
 
 
 def _taken(module: nn.Module, name: str, *kinds: type[nn.Module]) -> Any:
@@ -183,7 +154,3 @@ def _taken(module: nn.Module, name: str, *kinds: type[nn.Module]) -> Any:
 def _not_taken(name: str, what: str, instead: str | None = None) -> ConfigError:
     hint = f"make it a {instead}" if instead else None
     return ConfigError(f"parallelize names {name}, which is {what}", key="model_type", hint=hint)
-
-
-def _factory(weight: Tensor) -> dict[str, Any]:
-    return {"device": weight.device, "dtype": weight.dtype}
