@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,8 +147,10 @@ def _score(asked: _Asked, joined: Ranks) -> dict[str, Any]:
     """The model's scores, and on rank 0 those of the baselines."""
     from evo_core.parallel.collectives import on_first
     from evo_core.parallel.inference import inference_mesh
+    from evo_core.parallel.one_job import check_one_job, options_of
     from evo_core.weights.loading import load_model, read_config, resolve, trained_for
 
+    check_one_job(options_of(**asdict(asked)))
     folder = on_first(lambda: resolve(asked.model))
     cfg = read_config(folder)
     mesh = inference_mesh(cfg.model, asked.tensor, device=joined.device, key="--tensor")
@@ -175,6 +177,7 @@ def _holdout(data: Path, baselines_of: Path | None, joined: Ranks, mesh: Mesh, c
         dp_rank=mesh.data.rank,
         dp_size=mesh.data.size,
         group=mesh.data.group,
+        tensor=mesh.tensor,
         device=joined.device,
         on_type=lambda done, total: report_progress(done, total, "data types"),
         **reading,

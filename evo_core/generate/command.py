@@ -77,15 +77,18 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
         CheckpointError, ConfigError, DataError: naming what is missing or wrong.
     """
     from evo_core.config import local_path
+    from evo_core.data.loader.shared import shared
     from evo_core.generate.continuation import generate
     from evo_core.generate.output import write_samples
     from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
     from evo_core.parallel.collectives import gather_on_first, on_first
     from evo_core.parallel.inference import inference_mesh
+    from evo_core.parallel.one_job import check_one_job, options_of, settings_of
     from evo_core.results_folder import check_folder, writing
     from evo_core.weights.loading import load_model, read_config, resolve
 
+    check_one_job(settings_of(cfg) | options_of(tensor=tensor))
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
     if saved is None:
@@ -97,7 +100,8 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     model, tokenizer = load_model(folder, ranks.device, mesh=mesh, check=ranks.local_rank == 0)
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
-    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
+    ending = ending_ids(generation.eos_id, model, tokenizer)
+    sets = shared(lambda: read_prompts(generation.prompts, tokens, ending), mesh.tensor)
 
     output = local_path(str(generation.output_folder))
     on_first(lambda: check_folder(output, "generation.output_folder"))
