@@ -63,7 +63,8 @@ class TrainRun:
     def batches(self) -> Prefetch:
         """The batches that are left, drawn ahead; a context manager, whose end also closes `data`."""
         data = self.cfg.data
-        return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker)
+        tensor = self.mesh.tensor
+        return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker, tensor=tensor)
 
     def metric_log(self) -> MetricLog:
         """What takes the records of the steps that are left; a context manager."""
@@ -89,7 +90,7 @@ def make_run(
     lines.keep_in(folder)
     log_ranks(cfg, ranks, mesh, folder)
 
-    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
+    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None)
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)

@@ -214,9 +214,9 @@ def take_start(
     if data.sequential and there != mesh.data.size:
         raise CheckpointError(
             f"each of {there} data-parallel ranks has its place in the stream of data there, and here are "
-            f"{mesh.data.size} ranks",
+            f"{mesh.data.size} of them",
             file=start.checkpoint,
-            hint=f"go on with {there} ranks; or start from its weights alone: ckpt.auto_resume false, "
+            hint=f"go on with {there} data-parallel ranks; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
     if state.batch_tokens != batch_tokens:
