@@ -186,6 +186,26 @@ def test_what_does_not_fit_is_told_by_every_rank_before_anything_is_changed(root
         assert message in said[0]
 
 
+def test_a_head_on_two_ranks_that_has_drifted_apart_is_told(tmp_path: Path) -> None:
+    """The second key/value head is on the third and fourth rank of four, in its optimizer's states too."""
+    cfg = config("INTERNLM2_PUBLIC")
+
+    def drifted(value: str) -> str:
+        model, optimizer = state_of(cfg, FOUR)
+        tensors = dict(held(model, optimizer))
+        if dist.get_rank() == 3:
+            tensors[value].local[-1, 5] += 1  # of the value, behind the queries and the key
+        with pytest.raises(CheckpointError) as caught:
+            save(tmp_path, cfg, model, optimizer.state(), TrainState(step=1))
+        return str(caught.value)
+
+    for part, value in (("model", ""), ("optimizer", "exp_avg_sq.")):
+        name = f"{value}layers.0.attention.wqkv.weight"
+        (said,) = set(run_on_ranks(drifted, 4, name))
+        assert f"{part}/{name} has other values on rank 2 than on rank 3" in said
+    assert not any(tmp_path.iterdir())
+
+
 def test_weights_that_are_no_numbers_are_found_on_any_rank(caplog: pytest.LogCaptureFixture) -> None:
     """A norm, which all have, is counted once."""
 
