@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,8 +140,10 @@ def _path(given: str | None, option: str) -> Path | None:
 def _score(asked: _Asked, joined: Any) -> dict[str, Any]:
     """The model's scores, and on rank 0 those of the baselines."""
     from evo_core.parallel.collectives import on_first
+    from evo_core.parallel.one_job import check_one_job, options_of
     from evo_core.weights.loading import load_model, read_config, resolve, trained_for
 
+    check_one_job(options_of(**asdict(asked)))
     folder = on_first(lambda: resolve(asked.model))
     cfg = read_config(folder)
     model, tokenizer = load_model(folder, joined.device, check=joined.local_rank == 0)

@@ -71,9 +71,11 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
     from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
     from evo_core.parallel.collectives import gather_objects, on_first
+    from evo_core.parallel.one_job import check_one_job, settings_of
     from evo_core.results_folder import check_folder, writing
     from evo_core.weights.loading import load_model, resolve
 
+    check_one_job(settings_of(cfg))
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
     if saved is None:

@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from evo_core.optim.groups import ParameterGroup
+from evo_core.optim.groups import ParameterGroup, groups_of
 from evo_core.optim.zero1 import Zero1AdamW
+from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.mesh import Axis, Mesh
-from evo_core.placement import Placed, Placement, Rectangle, Span, span, tiling_fault
+from evo_core.placement import Held, Placed, Placement, Rectangle, Span, span, tiling_fault
+from tests.model.configs import tiny
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
@@ -247,3 +249,51 @@ def stages(zero1: int) -> dict[str, Any]:
 def test_a_matrix_tied_over_two_stages(zero1: int) -> None:
     reference = Reference(STAGES, lambda *args: first_stage(*args) + last_stage(*args))
     check(run_on_ranks(stages, 4, zero1), reference, copies=2)
+
+
+def _kinds(settings: dict[str, Any], mode: str) -> dict[str, tuple[Any, ...]]:
+    """By parameter of a cut decoder the axes along which its gradient is summed, alike and repeated."""
+    mesh = mesh_of(-1, tensor=4)
+    model = build_parallel(tiny(vocab_size=64, num_layers=1, **settings), mesh, "cpu", mode=mode)
+    kinds: dict[str, tuple[Any, ...]] = {}
+    for group in groups_of(model, mesh):
+        repeated = () if group.repeated is None else (group.repeated.size,)
+        sums = tuple(axis.name for axis in group.reduce[2:])
+        kinds |= {name: (sums, tuple(axis.name for axis in group.alike), repeated) for name in group.parameters}
+    return kinds
+
+
+def test_the_record_says_how_gradients_are_summed() -> None:
+    own, alike, summed = ((), (), ()), ((), ("tensor",), ()), (("tensor",), (), ())
+    qwen = {"model_type": "QWEN3", "num_kv_attention_heads": 2}
+    for mode, norm in (("mtp", alike), ("msp", summed)):
+        kinds = run_on_ranks(_kinds, 4, qwen, mode)[0]
+        assert kinds["tok_embeddings.weight"] == kinds["output.weight"] == own
+        assert kinds["layers.0.attention.wq.weight"] == kinds["layers.0.feed_forward.w2.weight"] == own
+        assert kinds["layers.0.attention.wk.weight"] == kinds["layers.0.attention.wv.weight"] == ((), (), (2,))
+        assert kinds["layers.0.attention.q_norm.weight"] == kinds["layers.0.attention.k_norm.weight"] == summed
+        assert kinds["norm.weight"] == kinds["layers.0.ffn_norm.weight"] == norm
+    one_key = run_on_ranks(_kinds, 4, {"num_kv_attention_heads": 1}, "mtp")[0]
+    assert one_key["layers.0.attention.wqkv.weight"] == ((), (), (4,))
+
+
+def _drifting() -> Tensor:
+    """A whole parameter whose gradient is alike on the tensor ranks but for rounding, as sums in other orders are."""
+    mesh = mesh_of(-1, tensor=2)
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    everywhere = Placement.whole((3,), mesh.world.ranks)
+    model = nn.Module()
+    model.weight = weight
+    model.held = {"weight": Held((everywhere, everywhere), mesh.tensor.rank, partial=False)}  # type: ignore[assignment]
+    optimizer = Zero1AdamW(groups_of(model, mesh), mesh.world)
+    for step in range(STEPS):
+        optimizer.begin()
+        optimizer.backward((weight * (1 + step + 1e-9 * step * mesh.tensor.rank)).sum(), last=True)
+        optimizer.reduce(torch.zeros(1, dtype=torch.float64))
+        optimizer.step(LR, 0.95)
+    return weight.detach()
+
+
+def test_replicas_stay_alike_to_the_last_bit() -> None:
+    first, *others = run_on_ranks(_drifting, 4)
+    assert all(torch.equal(other, first) for other in others)

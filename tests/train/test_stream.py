@@ -77,6 +77,6 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(
 def test_another_number_of_ranks_is_refused(tmp_path: Path, folder: Path) -> None:
     run_on_ranks(run, 2, stream_job(tmp_path, folder, data__total_steps=4), tmp_path / "run")
     with pytest.raises(
-        CheckpointError, match=r"each of 2 data-parallel ranks has its place .* here are 1 ranks \(go on with 2"
+        CheckpointError, match=r"each of 2 data-parallel ranks has its place .* here are 1 of them \(go on with 2"
     ):
         run(stream_job(tmp_path, folder, data__total_steps=6), tmp_path / "run")
