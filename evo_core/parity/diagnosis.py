@@ -36,8 +36,8 @@ def rounding(found: Deviations, bar: float) -> str:
     """The same in a narrow type, where deviations do not tell a mistake from rounding."""
     worst = found.worst
     return (
-        f"step {worst.step}: {worst.name} deviates by {worst.value:.1e}, one process by {bar / NARROW_FACTOR:.1e}: where "
-        "float64 finds the layout equal, it rounds more; where it does not, that tells what is wrong"
+        f"step {worst.step}: {worst.name} deviates by {worst.value:.1e}, one process by {bar / NARROW_FACTOR:.1e}: "
+        "where float64 finds the layout equal, it rounds more; where it does not, that tells what is wrong"
     )
 
 
