@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from evo_core.errors import ConfigError
 from evo_core.parity.deviation import FLOAT64_BAR, NARROW_FACTOR, Deviations, deviations
 from evo_core.parity.diagnosis import diagnosis, rounding
 from evo_core.parity.job import Settings, job
-from evo_core.parity.layouts import Row, settings_of
+from evo_core.parity.layouts import OWN, Row, settings_of
 from evo_core.parity.measure import Seen, measure
 from evo_core.parity.pool import Pool, RankError
 from evo_core.parity.whole import NotWhole, Step, joined
@@ -104,6 +105,24 @@ class Matrix(AbstractContextManager["Matrix"]):
         cfg = job(self._base, *settings_of(row), dtype=self.dtype)
         cfg.check_world(self._ranks)
         return cfg
+
+    def legal(self, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+        """The rows that the job can have, and a line for each other one.
+
+        Raises:
+            ConfigError: the job cannot have its own layout.
+        """
+        legal, left_out = [], []
+        for row in rows:
+            try:
+                self.job_of(row)
+            except ConfigError as error:
+                if row.name == OWN:
+                    raise
+                left_out.append(f"without {row.name}: {error}")
+            else:
+                legal.append(row)
+        return legal, left_out
 
     def results(self, rows: Sequence[Row]) -> Iterator[Result]:
         """Run the rows, all of which are checked before; each result is there when it is done.
