@@ -74,6 +74,38 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(
     assert len(losses(tmp_path / "a")) == 12
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[float]:
+    """The losses of a run on two ranks that nobody stopped."""
+    place = tmp_path_factory.mktemp("whole")
+    cfg = stream_job(place, folder, model__dtype="torch.float64", ckpt__enable_save_ckpt=False)
+    run_on_ranks(run, 2, cfg, place / "run")
+    return losses(place / "run")
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 2), (2, 1)), ((2, 1), (4, 2))])
+def test_it_goes_on_at_another_tensor_size(
+    tmp_path: Path,
+    folder: Path,
+    whole: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> None:
+    """A cursor is one of a data-parallel rank, into however many tensor ranks that is cut: (ranks, tensor size)."""
+    monkeypatch.setattr(hf_stream, "_TEXTS", 7)
+
+    def layout(tensor: int) -> TrainConfig:
+        parallel = {"zero1": {"size": -1}, "tensor": {"size": tensor, "mode": "msp"}}
+        return stream_job(tmp_path, folder, model__dtype="torch.float64", parallel=parallel)
+
+    run_on_ranks(interrupted, before[0], layout(before[1]), tmp_path / "run", 6)
+    assert len(TrainState.read(tmp_path / "ckpt" / "4").data_cursors) == 2
+    run_on_ranks(run, after[0], layout(after[1]), tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-10)
+    assert len(whole) == 12
+
+
 def test_another_number_of_ranks_is_refused(tmp_path: Path, folder: Path) -> None:
     run_on_ranks(run, 2, stream_job(tmp_path, folder, data__total_steps=4), tmp_path / "run")
     with pytest.raises(
