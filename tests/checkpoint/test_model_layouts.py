@@ -235,8 +235,7 @@ class Tied(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
         on_each = tuple(Placement.cut((6, 3), 0, t, 2, [t]) for t in range(2))
-        names = ("embedding.weight", "head.weight")
-        self.held = {name: Held(on_each, rank, partial=False) for name in names}
+        self.held = {name: Held(on_each, rank, partial=False) for name, _ in self.named_parameters()}
 
 
 def test_one_weight_under_two_names_is_compared_where_it_lies(tmp_path: Path) -> None:
