@@ -147,11 +147,11 @@ def test_states_that_lie_there_as_vectors_are_read_into_parts(root: Path, tmp_pa
         write_tensors(folder / "optimizer", {name: truth(name, placed).reshape(-1) for name, placed in states.items()})
 
     run_on_ranks(as_vectors, 1)
-    for layout in (FOUR, BOTH):
-        assert run_on_ranks(differing, 4, tmp_path, family, ONE, layout) == [[]] * 4
+    found = run_on_ranks(lambda: [differing(tmp_path, family, ONE, layout) for layout in (FOUR, BOTH)], 4)
+    assert found == [[[], []]] * 4
 
 
-def complaints(checkpoint: Path, cfg: TrainConfig) -> str:
+def complaint(checkpoint: Path, cfg: TrainConfig) -> str:
     """What a rank says of a checkpoint that does not fit, and that nothing of its own was changed before."""
     model, optimizer = state_of(cfg, FOUR)
     before = [(placed.local, placed.local.clone()) for _, placed in held(model, optimizer)]
@@ -180,10 +180,9 @@ def test_what_does_not_fit_is_told_by_every_rank_before_anything_is_changed(root
         (root / family / "4x1" / "1", {"num_layers": 2}, "lacks layers.1."),
         (tmp_path / "1", {}, "lacks exp_avg."),
     ]
-    for checkpoint, changes, message in cases:
-        said = run_on_ranks(complaints, 4, checkpoint, config(family, **changes))
-        assert len(set(said)) == 1
-        assert message in said[0]
+    said = run_on_ranks(lambda: [complaint(checkpoint, config(family, **own)) for checkpoint, own, _ in cases], 4)
+    assert all(of_rank == said[0] for of_rank in said)
+    assert all(message in complained for complained, (*_, message) in zip(said[0], cases, strict=True))
 
 
 def test_a_head_on_two_ranks_that_has_drifted_apart_is_told(tmp_path: Path) -> None:
