@@ -172,11 +172,7 @@ def test_what_does_not_fit_is_told_by_every_rank_before_anything_is_changed(root
 
     run_on_ranks(without_moments, 1)
     cases = [
-        (
-            root / family / "1x1" / "1",
-            {"vocab_size": 128},
-            "has shape [64, 32] there and [128, 32] here",
-        ),
+        (root / family / "1x1" / "1", {"vocab_size": 128}, "has shape [64, 32] there and [128, 32] here"),
         (root / family / "4x1" / "1", {"num_layers": 2}, "lacks layers.1."),
         (tmp_path / "1", {}, "lacks exp_avg."),
     ]
