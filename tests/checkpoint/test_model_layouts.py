@@ -167,6 +167,8 @@ def test_what_does_not_fit_is_told_by_every_rank_before_anything_is_changed(root
 
     def without_moments() -> None:
         model, optimizer = state_of(config(family), ONE)
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
         states = {name: placed for name, placed in optimizer.state().items() if not name.startswith("exp_avg.")}
         save(tmp_path, config(family), model, states, TrainState(step=1))
 
