@@ -15,13 +15,13 @@ from evo_core.config import ModelConfig
 from evo_core.errors import ConfigError
 from evo_core.nearest import divisors
 from evo_core.parity.job import MICRO_BSZ, SEQ_LEN, STDS, Settings
-from evo_core.parity.layouts import OWN, Layout, Row
+from evo_core.parity.layouts import OWN, SIZES, Layout, Row
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 _LAYERS, _HIDDEN, _VOCAB, _EXPERTS, _GROUP = 4, 64, 96, 4, 8
-"""The most that is left of each; _GROUP are queries that share a key/value head."""
+"""What is left of each, about or at most; _GROUP are queries that share a key/value head."""
 
 _KEPT_OF_DATA = ("pack_sample_into_one", "use_packed_dataset", "mask_token_zero")
 _KEPT_OF_OPTIMIZER = ("overlap_sync_grad",)
@@ -89,31 +89,34 @@ def _layout(cfg: TrainConfig, ranks: int) -> Layout:
 
 def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]:
     """The small model's sizes, by key."""
-    queries, kv_heads = model.num_attention_heads, model.num_kv_attention_heads
-    group = min(queries // kv_heads, _GROUP)
-    if kv_heads >= tensor:  # each rank has heads of its own, and one more than one where it had
-        small_kv = min(kv_heads, max(small_tensor, 2) if kv_heads > tensor or tensor == 1 else small_tensor)
-    else:  # heads are on several ranks
-        small_kv = max(1, small_tensor * kv_heads // tensor)
-    heads = group * small_kv
-    heads *= -(-small_tensor // math.gcd(heads, small_tensor)) if heads % small_tensor else 1
-    inner = model.num_attention_heads * model.head_dim / model.hidden_size
-    head_dim = 2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2))
-    head_dim = min(head_dim, model.head_dim)
-    hidden = max(4, 4 * round(heads * head_dim / inner / 4))
-    if model.head_dim * queries == model.hidden_size:
-        hidden = heads * head_dim
-    experts = min(model.num_experts, max(_EXPERTS, model.moe.top_k))
+    heads, kv_heads = _heads(model, tensor, small_tensor)
+    inner = model.num_attention_heads * model.head_dim / model.hidden_size  # where heads are wider than the stream
+    head_dim = min(2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2)), model.head_dim)
+    hidden = heads * head_dim if inner == 1 else max(4, 4 * round(heads * head_dim / inner / 4))
     return {
         "num_layers": min(model.num_layers, _LAYERS),
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_kv_attention_heads": heads // group,
+        "num_kv_attention_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": min(model.vocab_size, _VOCAB),
         "multiple_of": min(model.multiple_of, 4),
-        "num_experts": experts,
+        "num_experts": min(model.num_experts, max(_EXPERTS, model.moe.top_k)),
     }
+
+
+def _heads(model: ModelConfig, tensor: int, small_tensor: int) -> tuple[int, int]:
+    """Query and key/value heads. As many queries share a key/value head as did, and where tensor ranks had key/value
+    heads of their own, or several had the same, they still do."""
+    kv_heads = model.num_kv_attention_heads
+    group = min(model.num_attention_heads // kv_heads, _GROUP)
+    if kv_heads < tensor:
+        small = max(1, small_tensor * kv_heads // tensor)
+    else:
+        small = max(small_tensor, min(kv_heads, 2))
+        while group * small % max(SIZES):  # so that the other layouts can have the model too
+            small *= 2
+    return group * small, small
 
 
 def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]:

@@ -20,11 +20,9 @@ pytestmark = pytest.mark.parity
 SHORT = (
     "dp2-zero2-overlap",
     "mtp2-one-kv-head",
-    "mtp2-qwen3",
     "msp2-recompute-half",
     "msp2-tied",
     "msp2-moe-recompute",
-    "msp2-dropout",
     "fsp2-internlm",
 )
 
@@ -63,6 +61,15 @@ def test_what_a_job_cannot_have_is_left_out_with_the_reason(tmp_path: Path) -> N
     assert {row.name for row in legal} == {row.name for row in rows if row.name.startswith("dp2")}
     assert len(left_out) == len(rows) - len(legal)
     assert any(re.match("without mtp2: model.attn_drop_rate: ", line) for line in left_out)
+
+
+def test_one_process_that_gets_nowhere_is_named(tmp_path: Path) -> None:
+    write_documents(tmp_path, VOCAB_SIZE)
+    endless = merge(small_model(), {"model": {"attn_wqkv_init_std": 1e308}})
+    with Matrix(2, merge(training(tmp_path), endless), "float64") as matrix:
+        (result,) = matrix.results(chosen(["dp2"], 2))
+    assert not result.equal and result.found is None
+    assert result.why is not None and re.match("one process has loss nan .* in step 0 in float64", result.why)
 
 
 @pytest.mark.slow
