@@ -68,6 +68,7 @@ class Row(NamedTuple):
 
 #: What DTensor adds is time per operation, whatever the size of tensors: the bar is for a step of little work.
 BAR, BAR_ROW = 3.0, Row(256, 128)
+ROWS = [BAR_ROW, Row(256, 512), Row(1024, 512)]
 
 
 class Batch:
@@ -176,18 +177,24 @@ def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
         found[mode]["formula"] = dict(sent(whole.cfg, mode, mesh.tensor.size, row.tokens, element=4))
     for _ in range(rounds):
         for name, each in contestants.items():
-            if name == ONE and dist.get_rank():
-                dist.barrier()
-                continue
-            each.model.zero_grad()
-            dist.barrier()
-            with counting() as traffic:
-                began, used = time.perf_counter(), time.process_time()
-                each.step()
-                found[name]["seconds"].append(time.perf_counter() - began)
-                found[name]["cpu_seconds"].append(time.process_time() - used)
-            found[name]["waited"].append(traffic.waited)
+            for figures in (None, found[name]):  # the first step only finds its memory again, as training would
+                take_step(each, figures, alone=name == ONE)
     return found
+
+
+def take_step(contestant: Contestant, figures: dict[str, Any] | None, *, alone: bool) -> None:
+    """Take one step, all ranks at once or the first alone, and note how long it took."""
+    contestant.model.zero_grad()
+    dist.barrier()
+    if alone and dist.get_rank():
+        return
+    with counting() as traffic:
+        began, used = time.perf_counter(), time.process_time()
+        contestant.step()
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - used
+    if figures is not None:
+        for clock, value in zip(CLOCKS, (seconds, cpu_seconds, traffic.waited), strict=True):
+            figures[clock].append(value)
 
 
 # --- all ranks
@@ -238,18 +245,23 @@ def show(row: Row, found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield line
 
 
+def row_of(text: str) -> Row:
+    """As on the command line: ``256x128``."""
+    hidden, tokens = text.split("x")
+    return Row(int(hidden), int(tokens))
+
+
 def main() -> None:
     """Measure and print; with --json write the figures too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2, help="(2)")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 1024], help="(256 1024)")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512], help="of a micro-batch (128 512)")
-    parser.add_argument("--rounds", type=int, default=7, help="(7)")
+    parser.add_argument("--rows", type=row_of, nargs="+", default=ROWS, metavar="HIDDENxTOKENS", help="(256x128 …)")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each that are measured (7)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, float32, {arguments.ranks} ranks of one thread over gloo")
     results = {}
-    for row in [Row(hidden, tokens) for hidden in arguments.hidden for tokens in arguments.tokens]:
+    for row in arguments.rows:
         results[row.name] = combine(run_on_ranks(measure, arguments.ranks, row, arguments.rounds, timeout=600))
         print("\n".join(show(row, results[row.name])), flush=True)
         if arguments.json is not None:
