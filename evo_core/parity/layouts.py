@@ -164,8 +164,6 @@ def _typical() -> list[Layout]:
 def _matters(way: str, layout: Layout) -> bool:
     """Whether a setting does anything at a layout. Compilation takes a minute, and is tried where it has most to do."""
     tensor = layout.parallel.get("tensor", {}).get("size", 1)
-    if way == "overlap":
-        return tensor < layout.ranks
     if way == "compile":
         return layout.name.startswith("msp")
     return way not in ("vocab-embedding", "whole-logits") or tensor > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -107,18 +107,22 @@ class Matrix(AbstractContextManager["Matrix"]):
         cfg.check_world(self._ranks)
         return cfg
 
-    def legal(self, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    def legal(self, rows: Sequence[Row], named: Collection[str]) -> tuple[list[Row], list[str]]:
         """The rows that the job can have, and a line for each other one.
 
+        Args:
+            named: those that were asked for by name.
+
         Raises:
-            ConfigError: the job cannot have its own layout.
+            ConfigError: the job cannot have one of these, nor its own layout, nor any.
         """
-        legal, left_out = [], []
+        legal: list[Row] = []
+        left_out: list[str] = []
         for row in rows:
             try:
                 self.job_of(row)
             except ConfigError as error:
-                if row.name == OWN:
+                if row.name == OWN or row.name in named or (row is rows[-1] and not legal):
                     raise
                 left_out.append(f"without {row.name}: {error}")
             else:

@@ -53,11 +53,15 @@ def test_what_a_job_cannot_have_is_left_out_with_the_reason(tmp_path: Path) -> N
     model = merge(small_model(), {"model": {"attn_drop_rate": 0.1}})
     rows = [row for row in chosen(["all"], 2) if not row.model]
     with Matrix(2, merge(training(tmp_path), model), "float64") as matrix:
-        legal, left_out = matrix.legal(rows)
+        legal, left_out = matrix.legal(rows, ["msp*"])
         with pytest.raises(ConfigError, match="attn_drop_rate"):
             matrix.results(rows)
         with pytest.raises(ConfigError, match="attn_drop_rate"):
-            matrix.legal([replace(rows[-1], name=OWN)])
+            matrix.legal([rows[0], replace(rows[-1], name=OWN)], [])
+        with pytest.raises(ConfigError, match="attn_drop_rate"):
+            matrix.legal(rows, ["dp2", "msp2"])
+        with pytest.raises(ConfigError, match="attn_drop_rate"):
+            matrix.legal([row for row in rows if row.name.startswith("mtp")], ["mtp*"])
     assert {row.name for row in legal} == {row.name for row in rows if row.name.startswith("dp2")}
     assert len(left_out) == len(rows) - len(legal)
     assert any(re.match("without mtp2: model.attn_drop_rate: ", line) for line in left_out)
