@@ -24,7 +24,8 @@ _LAYERS, _HIDDEN, _VOCAB, _EXPERTS, _GROUP = 4, 64, 96, 4, 8
 """What is left of each, about or at most; _GROUP are queries that share a key/value head."""
 
 _KEPT_OF_DATA = ("pack_sample_into_one", "use_packed_dataset", "mask_token_zero")
-_KEPT_OF_OPTIMIZER = ("overlap_sync_grad",)
+_WAY_OF_MODEL = ("checkpoint", "compile", "embed_split_hidden", "parallel_output")
+"""How the job carries its model out: in the row of its own layout alone."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
     layout = _layout(cfg, ranks)
     sizes = _sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])
     scale = math.sqrt(max(model.hidden_size / sizes["hidden_size"], 1.0))
-    kept = model.model_dump(exclude={"model_type", "use_fp32_norm", "moe", "dtype", "checkpoint", *STDS, *sizes})
+    kept = model.model_dump(exclude={"model_type", "use_fp32_norm", "moe", "dtype", *_WAY_OF_MODEL, *STDS, *sizes})
     settings: Settings = {
         "seed": cfg.seed,
         "model_type": cfg.model_type,
@@ -70,8 +71,8 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
         "data": {name: getattr(cfg.data, name) for name in _KEPT_OF_DATA},
     }
     way: Settings = {
-        "model": {"checkpoint": model.checkpoint},
-        "hybrid_zero_optimizer": {name: getattr(cfg.hybrid_zero_optimizer, name) for name in _KEPT_OF_OPTIMIZER},
+        "model": {name: getattr(model, name) for name in _WAY_OF_MODEL},
+        "hybrid_zero_optimizer": {"overlap_sync_grad": cfg.hybrid_zero_optimizer.overlap_sync_grad},
     }
     return CutDown(settings, Row(OWN, layout, way=way), tuple(_notes(cfg, sizes, layout)))
 

@@ -92,6 +92,7 @@ def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
                 "num_experts": 16,
                 "checkpoint": 0.5,
                 "drop_rate": 0.1,
+                "parallel_output": False,
             },
             "moe": {"top_k": 2, "capacity_factor": 1.5},
             "loss": {"label_smoothing": 0.1},
@@ -105,7 +106,8 @@ def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
     assert (cfg.seed, cfg.model.num_experts, cfg.moe.capacity_factor) == (7, 4, 1.5)
     assert (float(cfg.model.checkpoint), cfg.model.drop_rate, cfg.loss.label_smoothing) == (0.5, 0.1, 0.1)
     assert (cfg.adam.weight_decay, cfg.data.pack_sample_into_one) == (0.1, True)
-    assert cfg.hybrid_zero_optimizer.overlap_sync_grad
+    assert cfg.hybrid_zero_optimizer.overlap_sync_grad and not cfg.model.parallel_output
+    assert not {"checkpoint", "parallel_output"} & set(cut_down(was, 2).settings["model"])  # one process does without
     std = was.model.attn_wqkv_init_std * (4096 / cfg.model.hidden_size) ** 0.5
     assert cfg.model.attn_wqkv_init_std == pytest.approx(std)
 
