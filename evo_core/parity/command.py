@@ -60,7 +60,7 @@ def parity_command(
     """Show that layouts of several ranks train as one process does.
 
     A small model is trained for five steps at each layout, on the CPUs of this machine, and for as many on one process.
-    Loss, norm and every gradient of every step are compared. With --config it is the user's model, made smaller.
+    Loss, norm and every gradient of every step are compared. With --config it is your model, made smaller.
 
     The exit status is 1 where a layout deviates or fails, 2 where the input is wrong.
     """
