@@ -78,11 +78,15 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
 
 
 def _layout(cfg: TrainConfig, ranks: int) -> Layout:
-    """The job's layout, each kind of parallelism as large as the ranks allow."""
+    """The job's layout where it fits the ranks; else the nearest one with the same kinds of parallelism, if there are
+    ranks for them."""
     tensor, zero1 = cfg.parallel.tensor, cfg.parallel.zero1
-    size = max(d for d in divisors(ranks) if d <= tensor.size)
-    data = ranks // size
-    share = zero1.size if zero1.size <= 0 else max(d for d in divisors(data) if d <= zero1.size)
+    sizes = [size for size in divisors(ranks) if size <= tensor.size]
+    if tensor.size not in sizes or (zero1.size > 0 and ranks // tensor.size % zero1.size):
+        beside_data = [size for size in sizes if 1 < size < ranks]
+        sizes = beside_data if beside_data and zero1.size != 1 else sizes
+    size = max(sizes)
+    share = zero1.size if zero1.size <= 0 else max(d for d in divisors(ranks // size) if d <= zero1.size)
     block = cfg.parallel.model_dump()
     block["tensor"]["size"], block["zero1"]["size"] = size, share
     return Layout(OWN, ranks, block)

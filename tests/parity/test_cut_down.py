@@ -67,16 +67,28 @@ def test_every_shipped_job_can_be_tried(path: Path, tmp_path: Path, monkeypatch:
         assert any(line.startswith("model.num_layers") or "random documents" in line for line in cut.notes)
 
 
-def test_a_layout_that_is_too_large_keeps_its_kinds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "zero1", "ranks", "small_tensor", "small_zero1"),
+    [
+        (8, 16, 4, 2, 2),  # both kinds stay
+        (8, 16, 2, 2, 1),
+        (8, -1, 4, 2, -1),
+        (8, 1, 4, 4, 1),
+        (4, -1, 4, 4, -1),  # it fits
+        (4, 2, 4, 2, 2),
+        (2, 8, 4, 2, 2),
+        (1, 8, 4, 1, 4),
+    ],
+)
+def test_a_layout_that_does_not_fit_keeps_its_kinds(
+    tensor: int, zero1: int, ranks: int, small_tensor: int, small_zero1: int, tmp_path: Path
+) -> None:
     shape = ROOT / "configs" / "models" / "llama2_7b_gqa.yaml"
-    was = of_shape(shape, {"tensor": {"size": 8, "mode": "fsp"}, "zero1": {"size": 16}})
-    cut = cut_down(was, 4)
-    cfg = small(cut, tmp_path, 4)
-    assert (cfg.parallel.tensor.size, cfg.parallel.tensor.mode) == (4, "fsp")
-    assert "parallel.tensor.size 8 -> 4" in cut.notes and "parallel.zero1.size 16 -> 1" in cut.notes
-    heads, kv_heads = was.model.num_attention_heads, was.model.num_kv_attention_heads
-    assert (kv_heads < 8) == (cfg.model.num_kv_attention_heads < 4)
-    assert f"model.num_attention_heads {heads} -> {cfg.model.num_attention_heads}" in cut.notes
+    was = of_shape(shape, {"tensor": {"size": tensor, "mode": "fsp"}, "zero1": {"size": zero1}})
+    cut = cut_down(was, ranks)
+    parallel = small(cut, tmp_path, ranks).parallel
+    assert (parallel.tensor.size, parallel.tensor.mode, parallel.zero1.size) == (small_tensor, "fsp", small_zero1)
+    assert (f"parallel.tensor.size {tensor} -> {small_tensor}" in cut.notes) == (tensor != small_tensor)
 
 
 def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
