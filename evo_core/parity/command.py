@@ -19,7 +19,6 @@ from evo_core.errors import ConfigError
 if TYPE_CHECKING:
     from evo_core.parity.cut_down import CutDown
     from evo_core.parity.layouts import Row
-    from evo_core.parity.matrix import Matrix
 
 MISS = 1
 """Exit status where a layout does not train as one process does."""
@@ -111,7 +110,7 @@ def _equal(ranks: int, dtype: str, small: CutDown | None, rows: Sequence[Row], *
         write_documents(Path(folder), model["model"]["vocab_size"])
         with Matrix(ranks, merge(training(Path(folder)), model), dtype) as matrix:
             if small is not None and not by_name:
-                rows, left_out = _legal(matrix, rows)
+                rows, left_out = matrix.legal(rows)
                 notes += left_out
             table, coming = Table(rows), matrix.results(rows)
             say = (lambda line: None) if as_json else partial(print, flush=True)
@@ -124,20 +123,3 @@ def _equal(ranks: int, dtype: str, small: CutDown | None, rows: Sequence[Row], *
     if as_json:
         print(json.dumps(as_data(results, dtype, notes), indent=1))
     return all(result.equal for result in results)
-
-
-def _legal(matrix: Matrix, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows that a job can have, and a line for each other one. Its own layout it must have."""
-    from evo_core.parity.layouts import OWN
-
-    legal, notes = [], []
-    for row in rows:
-        try:
-            matrix.job_of(row)
-        except ConfigError as error:
-            if row.name == OWN:
-                raise
-            notes.append(f"without {row.name}: {error}")
-        else:
-            legal.append(row)
-    return legal, notes

@@ -66,7 +66,7 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
         "model": {**kept, **{name: getattr(model, name) * scale for name in STDS}, **sizes},
         "moe": cfg.moe.model_dump(),
         "loss": cfg.loss.model_dump(),
-        "adam": cfg.adam.model_dump(exclude={"lr"}),
+        "adam": cfg.adam.model_dump(exclude={"lr", "adam_eps"}),
         "data": {name: getattr(cfg.data, name) for name in _KEPT_OF_DATA},
     }
     way: Settings = {
@@ -123,4 +123,4 @@ def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]
     for block in ("tensor", "zero1"):
         was[f"parallel.{block}.size"] = (getattr(cfg.parallel, block).size, layout.parallel[block]["size"])
     changed = [f"{key} {before} -> {after}" for key, (before, after) in was.items() if before != after]
-    return [*changed, "random documents, five steps at a rate of 0.001, in place of data and schedule"]
+    return [*changed, "random documents, five steps at a rate of 0.001 (adam_eps 1e-4), in place of data and schedule"]

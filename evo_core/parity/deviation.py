@@ -58,17 +58,17 @@ class Deviations:
         return _worst([*self.numbers, *self.gradients])
 
 
-def deviations(reference: Sequence[Step], steps: Sequence[Step], *, counted: bool) -> Deviations:
+def deviations(reference: Sequence[Step], steps: Sequence[Step], *, exact: bool) -> Deviations:
     """How far `steps` are from `reference`, which have the same parameters.
 
     Args:
-        counted: whether to look at what counts hits and tokens too (``acc``, ``tokens/en``), which in a narrow type
-            may be those of another token.
+        exact: whether both are in float64: then all that is logged is looked at. In a narrow type another token may be
+            the likeliest, and ``acc`` be another.
     """
     numbers, gradients = [], []
     for step, (one, other) in enumerate(zip(reference, steps, strict=True)):
         for name, value in one.numbers.items():
-            if counted or name in (LOSS, NORM):
+            if exact or name in (LOSS, NORM):
                 numbers.append(Deviation(_of_numbers(value, other.numbers.get(name, math.nan)), name, step))
         gradients += [Deviation(d, name, step) for name, d in _of_tensors(one, other)]
     return Deviations(tuple(numbers), tuple(gradients))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evo_core.parity.deviation import LOSS, NORM, Deviation, Deviations
+from evo_core.parity.deviation import LOSS, NARROW_FACTOR, NORM, Deviation, Deviations
 from evo_core.parity.whole import Step
 
 _FEW = 0.25
@@ -29,6 +29,15 @@ def diagnosis(reference: Sequence[Step], steps: Sequence[Step], found: Deviation
     scope = f", and {len(wrong) - 1} more of {len(gradients)} gradients" if len(wrong) > 1 else ""
     return (
         f"step {step}: {worst.name} deviates by {worst.value:.1e}{scope}: {_meaning(reference, steps, numbers, wrong)}"
+    )
+
+
+def rounding(found: Deviations, bar: float) -> str:
+    """The same in a narrow type, where deviations do not tell a mistake from rounding."""
+    worst = found.worst
+    return (
+        f"step {worst.step}: {worst.name} deviates by {worst.value:.1e}, one process by {bar / NARROW_FACTOR:.1e}: "
+        "where float64 finds the layout equal, it rounds more; where it does not, that tells what is wrong"
     )
 
 
@@ -81,7 +90,13 @@ def _multiple(reference: Tensor, tensor: Tensor) -> float | None:
         return None
     factor = float((reference * tensor).sum()) / square
     rest = float((tensor - factor * reference).abs().max()) / float(reference.abs().max())
-    return factor if rest < 1e-6 else None
+    return factor if rest < 1e-6 and _counts_ranks(factor) else None
+
+
+def _counts_ranks(factor: float) -> bool:
+    """Whether it is 2, 4, … or one over them: any factor fits a bias of two numbers that add up to zero."""
+    turns = max(factor, 1 / factor) if factor > 0 else 0.0
+    return round(turns) > 1 and abs(turns - round(turns)) < 1e-6
 
 
 def _misses(each: Deviation, bar: float) -> bool:

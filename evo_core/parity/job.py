@@ -60,7 +60,9 @@ def training(data: Path) -> Settings:
             "total_steps": STEPS,
             "num_worker": 0,
         },
-        "adam": {"lr": 1e-3},
+        # Where a gradient is rounding alone, Adam would make a whole step of it, and every later one another; such an
+        # epsilon keeps steps in proportion to gradients, which clipping makes as small as it.
+        "adam": {"lr": 1e-3, "adam_eps": 1e-4},
         "lr_scheduler": {"total_steps": STEPS, "init_steps": 0, "warmup_ratio": 0.0, "eta_min": 1e-4},
         "hybrid_zero_optimizer": {"clip_grad_norm": 0.1, "reduce_bucket_size": 20_000},
         "ckpt": {"enable_save_ckpt": False},

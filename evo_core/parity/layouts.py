@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from evo_core.config.resolve import merge
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError
-from evo_core.parity.job import Settings
+from evo_core.parity.job import MICRO_BATCHES, MICRO_BSZ, SEQ_LEN, Settings
 
 SIZES = (2, 4)
 """Numbers of ranks that there are layouts for."""
@@ -122,6 +123,9 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
 )
 """What differs from the small model, an INTERNLM2_PUBLIC: blocks of a configuration by what is typed."""
 
+_HALF_A_BATCH = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
+"""For the many rows of other models: two micro-batches on each of two data-parallel ranks are enough."""
+
 WAYS: MappingProxyType[str, Settings] = MappingProxyType(
     {
         "recompute": {"model": {"checkpoint": True}},
@@ -143,10 +147,12 @@ def _rows() -> Iterator[Row]:
         for name, way in WAYS.items():
             if name != "recompute" and _matters(name, layout):
                 yield Row(f"{layout.name}-{name}", layout, way=way)
+        if layout.name == "dp4-zero2":
+            continue  # dp2-zero2 has shown it
         for name, model in MODELS.items():
-            yield Row(f"{layout.name}-{name}", layout, model)
+            yield Row(f"{layout.name}-{name}", layout, merge(_HALF_A_BATCH, model))
         for name in ("dropout", "moe", "moe-one-expert"):  # what is recomputed must draw the same again
-            yield Row(f"{layout.name}-{name}-recompute", layout, MODELS[name], WAYS["recompute"])
+            yield Row(f"{layout.name}-{name}-recompute", layout, merge(_HALF_A_BATCH, MODELS[name]), WAYS["recompute"])
 
 
 def _typical() -> list[Layout]:

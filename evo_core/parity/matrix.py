@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from evo_core.errors import ConfigError
 from evo_core.parity.deviation import FLOAT64_BAR, NARROW_FACTOR, Deviations, deviations
-from evo_core.parity.diagnosis import diagnosis
+from evo_core.parity.diagnosis import diagnosis, rounding
 from evo_core.parity.job import Settings, job
-from evo_core.parity.layouts import Row, settings_of
-from evo_core.parity.measure import measure
+from evo_core.parity.layouts import OWN, Row, settings_of
+from evo_core.parity.measure import Seen, measure
 from evo_core.parity.pool import Pool, RankError
 from evo_core.parity.whole import NotWhole, Step, joined
 
@@ -51,6 +52,27 @@ class Result:
         return self.why is None
 
 
+def compared(
+    reference: Sequence[Step], ranks: Sequence[Sequence[Seen]], bar: float
+) -> tuple[Deviations | None, str | None]:
+    """How far what the ranks saw is from the reference, and why that is not fine, if it is not.
+
+    Args:
+        reference: the steps of one process, in float64.
+        ranks: by rank, then by step.
+        bar: the largest deviation that is fine.
+    """
+    try:
+        steps = joined(ranks)
+    except NotWhole as error:
+        return None, str(error)
+    exact = bar == FLOAT64_BAR
+    found = deviations(reference, steps, exact=exact)
+    if found.worst.value <= bar:
+        return found, None
+    return found, diagnosis(reference, steps, found, bar) if exact else rounding(found, bar)
+
+
 class Matrix(AbstractContextManager["Matrix"]):
     """Runs rows one after another; a context manager, whose end ends the ranks.
 
@@ -84,6 +106,24 @@ class Matrix(AbstractContextManager["Matrix"]):
         cfg.check_world(self._ranks)
         return cfg
 
+    def legal(self, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+        """The rows that the job can have, and a line for each other one.
+
+        Raises:
+            ConfigError: the job cannot have its own layout.
+        """
+        legal, left_out = [], []
+        for row in rows:
+            try:
+                self.job_of(row)
+            except ConfigError as error:
+                if row.name == OWN:
+                    raise
+                left_out.append(f"without {row.name}: {error}")
+            else:
+                legal.append(row)
+        return legal, left_out
+
     def results(self, rows: Sequence[Row]) -> Iterator[Result]:
         """Run the rows, all of which are checked before; each result is there when it is done.
 
@@ -98,18 +138,13 @@ class Matrix(AbstractContextManager["Matrix"]):
         reference = self._reference(row, "float64")
         bar = FLOAT64_BAR
         if self.dtype != "float64":
-            alone = deviations(reference, self._reference(row, self.dtype), counted=False)
+            alone = deviations(reference, self._reference(row, self.dtype), exact=False)
             bar = NARROW_FACTOR * alone.worst.value
         began = time.perf_counter()
-        found, why = None, None
         try:
-            steps = joined(self._pool.run(measure, cfg))
-        except (RankError, NotWhole) as error:
-            why = str(error)
-        else:
-            found = deviations(reference, steps, counted=self.dtype == "float64")
-            if not found.worst.value <= bar:
-                why = diagnosis(reference, steps, found, bar)
+            found, why = compared(reference, self._pool.run(measure, cfg), bar)
+        except RankError as error:
+            found, why = None, str(error)
         return Result(row, cfg, self._ranks, found, bar, why, time.perf_counter() - began)
 
     def _reference(self, row: Row, dtype: str) -> list[Step]:

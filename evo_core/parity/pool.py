@@ -31,7 +31,7 @@ from evo_core.process import die_with_parent
 
 T = TypeVar("T")
 
-_LATER = 5.0
+_LATER = 2.0
 """Seconds that the ranks have beyond a task's own, to write down where they hang."""
 
 

@@ -84,25 +84,30 @@ def test_what_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.Mon
     assert written == f'data.train_folder: is "/0" on ranks 0, 2, "/1" on ranks 1, 3{HINT}'
 
 
-def test_commands_end_on_every_rank_before_they_begin(tmp_path: Path) -> None:
+def ends(main: Callable[[list[str]], None], words: list[str]) -> str:
+    """What a command says that ends with a mistake of the user's."""
+    with redirect_stderr(io.StringIO()) as output, pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    return output.getvalue()
+
+
+def test_commands_end_on_every_rank_before_they_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where each rank would find a mistake of its own: a layout that does not fit, a model that is not there."""
     from evo_core.evaluate import command as evaluate
     from evo_core.generate import command as generate
     from evo_core.train import command as train
 
+    monkeypatch.chdir(tmp_path)
     job = ["--config", str(write_job(tmp_path))]
-
-    def ends(main: Callable[[list[str]], None], words: list[str]) -> str:
-        with redirect_stderr(io.StringIO()) as output, pytest.raises(SystemExit) as end:
-            main(words)
-        assert end.value.code == 2
-        return output.getvalue()
 
     def work() -> list[str]:
         rank = dist.get_rank()
         tensor = ["--set", f"parallel.tensor.size={rank + 1}"]
         samples = ["--set", f"generation.output_folder=local:{tmp_path / 'samples'}"]
         return [
+            ends(train.main, [*job, "--set", "parallel.tensor.size=4"]),
+            ends(train.main, [*job, "--set", "parallel.tensor.size=3"]),
             ends(train.main, [*job, *tensor, "--folder", str(tmp_path / "run")]),
             ends(generate.main, [*job, *samples, "--seed", str(rank)]),
             ends(evaluate.main, ["--model", str(tmp_path / str(rank)), "--data", str(tmp_path)]),
@@ -110,8 +115,14 @@ def test_commands_end_on_every_rank_before_they_begin(tmp_path: Path) -> None:
 
     first, second = run_on_ranks(work, 2)
     assert first == second
-    trained, generated, evaluated = first
+    too_many, unfit, trained, generated, evaluated = first
+    assert too_many == (
+        "evo_core.train: error: parallel.tensor.size: 2 ranks do not divide into pipeline.size 1 x tensor.size 4 "
+        "(nearest: tensor.size 2, or 4 ranks)\n"
+    )
+    assert unfit.startswith("evo_core.train: error: ")
+    assert "parallel.tensor.size: 3 ranks cannot share vocab_size 64, num_attention_heads 4, " in unfit
     assert trained == f"evo_core.train: error: parallel.tensor.size: is 1 on rank 0, 2 on rank 1{HINT}\n"
     assert generated == f"evo_core.generate: error: seed: is 0 on rank 0, 1 on rank 1{HINT}\n"
     assert evaluated.startswith("evo_core.evaluate: error: --model: is ")
-    assert not {path.name for path in tmp_path.iterdir()} & {"run", "ckpt", "samples"}
+    assert not {path.name for path in tmp_path.iterdir()} & {"run", "RUN", "ckpt", "samples"}

@@ -46,6 +46,10 @@ def hugging_face(made: Decoder, folder: Path) -> None:
     write_weights(weights(made), folder, "hf", max_shard=30_000)
 
 
+def evo(made: Decoder, folder: Path) -> None:
+    write_weights(weights(made), folder, "evo")
+
+
 def internevo(made: Decoder, folder: Path) -> None:
     write_tensor_parallel(made.state_dict(), folder, 2, tensor=2, pipeline=2)
     write_model_config(folder, stated(made))
@@ -95,6 +99,7 @@ CASES = {
     "internevo, three": Case(internevo, "LLAMA2", 1, HALVES),
     "internevo, experts": Case(internevo, "INTERNLM_MoE", 2, {}),
     "internevo, isp": Case(internevo_isp, "INTERNLM2_PUBLIC", 3, {}),
+    "evo": Case(evo, "QWEN3", 2, {}),  # once more, from torch's archive
     "meta": Case(meta, "LLAMA2", 2, PAIRS),
 }
 
