@@ -155,7 +155,7 @@ class Zero1AdamW:
     def gradients(self) -> dict[str, Placed]:
         """Between `reduce` and `step`: this rank's share of each parameter's gradient, in `dtype`, as one process
         would have it: averaged over data ranks, the loss scale divided out."""
-        shares = {}
+        shares: dict[str, Placed] = {}
         for bucket in self.buckets:
             averaged = bucket.grad / (bucket.group.divisor * self.scaler.scale)
             shares |= {slot.name: slot.placed(averaged) for slot in bucket.slots}
