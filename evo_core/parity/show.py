@@ -15,6 +15,10 @@ _WIDTHS = {"zero1": 5, "mode": 5, "recompute": 9, "loss": 8, "norm": 8, "gradien
 """Of the columns behind the name of a row. Names stand at the left of theirs, numbers and words at the right."""
 
 
+_COARSE = 1.0
+"""A bar so high lets through what has nothing to do with the reference."""
+
+
 class Table:
     """Lines under one another.
 
@@ -46,14 +50,20 @@ class Table:
 
 
 def summary(results: Sequence[Result], dtype: str) -> str:
-    """One line of all."""
+    """One line of all, and one of those that show nothing."""
     equal = sum(result.equal for result in results)
     worst = max((result.found.worst.value for result in results if result.found), default=math.inf)
     within = "1e-12" if dtype == "float64" else "twice the deviation of one process"
-    return (
+    line = (
         f"{equal} of {len(results)} layouts train as one process does, in {dtype}: largest deviation {worst:.1e}, "
         f"allowed {within}"
     )
+    if coarse := [result.row.name for result in results if result.bar >= _COARSE]:
+        line += (
+            f"\nin {', '.join(coarse)} one process is as far from float64 as a gradient is large: that they are equal "
+            "says little"
+        )
+    return line
 
 
 def as_data(results: Iterable[Result], dtype: str, notes: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from evo_core.errors import ConfigError
 from evo_core.parity.job import STEPS, VOCAB_SIZE, small_model, training, write_documents
 from evo_core.parity.layouts import OWN, chosen
 from evo_core.parity.matrix import Matrix, Result
+from evo_core.parity.show import summary
 
 pytestmark = pytest.mark.parity
 
@@ -47,6 +48,8 @@ def test_float32_deviates_no_more_than_twice_as_much_as_one_process(tmp_path: Pa
     (result,) = results(tmp_path, 2, "float32", "msp2")
     assert result.why is None
     assert result.found is not None and 1e-8 < result.found.worst.value <= result.bar < 1e-4
+    assert "says little" not in summary([result], "float32")
+    assert "\nin msp2 one process is as far" in summary([replace(result, bar=2.0)], "float32")
 
 
 def test_what_a_job_cannot_have_is_left_out_with_the_reason(tmp_path: Path) -> None:
