@@ -49,6 +49,9 @@ class Zero1AdamW:
         scaler: the loss scale; None for none.
         overlap: start reducing a bucket while backward still works on others. Each parameter's gradient must then be
             whole when backward first hands it over (`reduce` refuses others).
+        order: names of the parameters as the model uses them, of which backward makes gradients from the last to the
+            first; with `overlap` buckets of all groups are reduced in the order in which they are complete. Where it
+            is empty, one group behind another.
 
     Raises:
         ConfigError: there is nothing to train.
@@ -66,6 +69,7 @@ class Zero1AdamW:
         clip_grad_norm: float = 0.0,
         scaler: LossScaler | None = None,
         overlap: bool = True,
+        order: Iterable[str] = (),
     ) -> None:
         self.groups, self.world = tuple(groups), world
         self.clip_grad_norm, self.overlap = clip_grad_norm, overlap and world.size > 1
@@ -99,10 +103,14 @@ class Zero1AdamW:
             for part in counted(grad, _gradient_pieces(buckets), group.divisor)
         ]
 
+        # The last gradient of a bucket is that of its first parameter: a group of the norms of all blocks is complete
+        # in the end, and must keep no other waiting.
+        place = {name: number for number, name in enumerate(order)}
+        self._turns = sorted(self.buckets, key=lambda bucket: -min(place.get(slot.name, 0) for slot in bucket.slots))
         self._reducing = False
-        self._missing: list[set[str]] = [set() for _ in self.buckets]
+        self._missing: list[set[str]] = [set() for _ in self._turns]
         self._launched = 0
-        for index, bucket in enumerate(self.buckets):
+        for index, bucket in enumerate(self._turns):
             for slot in bucket.slots:
                 hook = functools.partial(self._on_gradient, index, slot)
                 slot.param.register_post_accumulate_grad_hook(hook)
@@ -126,7 +134,7 @@ class Zero1AdamW:
         """
         if last:
             self._reducing = self.overlap
-            self._missing = [{slot.name for slot in bucket.slots} for bucket in self.buckets]
+            self._missing = [{slot.name for slot in bucket.slots} for bucket in self._turns]
         (loss * self.scaler.scale if self.scaler.enabled else loss).backward()
 
     def reduce(self, totals: torch.Tensor) -> float:
@@ -139,7 +147,7 @@ class Zero1AdamW:
         Raises:
             ConfigError: with `overlap`, a gradient came in parts, the last of them after its bucket was reduced.
         """
-        self._launch(len(self.buckets))
+        self._launch(len(self._turns))
         self._reducing = False
         for bucket in self.buckets:
             bucket.finish_reduce()
@@ -244,12 +252,12 @@ class Zero1AdamW:
         """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last."""
         if index < self._launched:
             return  # too late: it stays where it is, for `reduce` to find
-        self.buckets[index].accumulate(slot)
+        self._turns[index].accumulate(slot)
         self._missing[index].discard(slot.name)
         if self._reducing:
             # Buckets are reduced in one order on every rank, whatever order gradients come in.
             ready = self._launched
-            while ready < len(self.buckets) and not self._missing[ready]:
+            while ready < len(self._turns) and not self._missing[ready]:
                 ready += 1
             self._launch(ready)
 
@@ -264,7 +272,7 @@ class Zero1AdamW:
             )
 
     def _launch(self, upto: int) -> None:
-        for bucket in self.buckets[self._launched : upto]:
+        for bucket in self._turns[self._launched : upto]:
             bucket.reduce()
         self._launched = max(self._launched, upto)
 

@@ -135,6 +135,10 @@ class _TensorParallel:
         layer.gate.wg = RouterLinear(
             router.in_features, router.out_features, self.exchange, bias=False, **factory(router.weight)
         )
+        by_rows = self.exchange.by_rows
+        self.parts.note(
+            layer.gate.wg.weight, self.parts.pieces.whole(router.weight.shape, partial=by_rows), router.weight
+        )
         layer.dispatch = PartsDispatch(self.exchange)
         experts: Any = layer.experts["wrapped_experts"]
         for expert in experts:

@@ -30,6 +30,7 @@ def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
         clip_grad_norm=zero.clip_grad_norm,
         scaler=make_scaler(cfg, model),
         overlap=zero.overlap_sync_grad,
+        order=(name for name, _ in model.named_parameters()),
     )
 
 

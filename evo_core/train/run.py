@@ -90,7 +90,8 @@ def make_run(
     lines.keep_in(folder)
     log_ranks(cfg, ranks, mesh, folder)
 
-    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
+    with failing_together():  # ranks that share a model are told by the one that reads, the others here
+        data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None)
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)

@@ -146,6 +146,31 @@ def whole(results: list[dict[str, Any]], what: str, name: str) -> Tensor:
     return values
 
 
+class Pairs(nn.Module):
+    """Embeds ids that lie in a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(VOCAB, WIDTH)
+
+    def parallelize(self, tensor: Any) -> None:
+        tensor.embedding(self, "words")
+
+
+def test_ids_of_any_shape_are_embedded() -> None:
+    weight = torch.arange(VOCAB * WIDTH, dtype=torch.float32).view(VOCAB, WIDTH)
+    ids = torch.arange(6).view(3, 2) * 3
+
+    def embedded() -> Tensor:
+        model = Pairs()
+        parallelize(model, mesh_of(1, tensor=2))
+        Placed(model.words.weight.data, placements_of(model)["words.weight"]).fill(weight)
+        return model.words(ids).detach()
+
+    for rows in run_on_ranks(embedded, 2):
+        assert torch.equal(rows, weight[ids])
+
+
 def test_each_rank_holds_its_part() -> None:
     ranks = 4
 
@@ -196,3 +221,26 @@ def test_what_cannot_be_cut_is_told() -> None:
         "model_type: parallelize names pair, which is 24 outputs wide and not 9 as its segments",
         "parallel.tensor.size: Linear does not say how it is cut (give the class a method parallelize: docs/models.md)",
     ]
+
+
+class Tied(Pairs):
+    """Pairs with an output that has the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(WIDTH, VOCAB, bias=False)
+        self.out.weight = self.words.weight
+
+    def parallelize(self, tensor: Any) -> None:
+        super().parallelize(tensor)
+        tensor.column(self, "out")
+
+
+def test_a_tied_weight_is_not_cut_apart() -> None:
+    def refused() -> str:
+        with pytest.raises(ConfigError) as error:
+            parallelize(Tied(), mesh_of(1, tensor=2))
+        return error.value.message
+
+    said = run_on_ranks(refused, 2)
+    assert said == ["parallelize makes two weights of words.weight and out.weight, which are one"] * 2

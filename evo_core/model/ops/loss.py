@@ -147,6 +147,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = accumulation_dtype(hidden.dtype)
         own, first = weight.shape[0], 0 if part is None else part.first
         vocabulary = own if part is None else part.size
+        begin = first if part is not None and part.gathers_logits else 0  # of these rows' columns among the logits
         valid = labels != IGNORE_INDEX
         targets = labels.masked_fill(~valid, 0)
         total = torch.zeros((), device=hidden.device, dtype=wide)
@@ -189,7 +190,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits.sub_((smoothing / vocabulary) * live[:, None])
             taken = (1 - smoothing) * (live[:, None] if here is None else live[:, None] * here)
             d_logits.scatter_(1, target, d_logits.gather(1, target) - taken)
-            d_logits = d_logits.narrow(1, first if d_logits.shape[1] != own else 0, own).to(multiplied_in)
+            d_logits = d_logits.narrow(1, begin, own).to(multiplied_in)
             if multiplied_in == hidden.dtype:
                 torch.mm(d_logits, factor, out=d_hidden[rows])
             else:

@@ -32,9 +32,9 @@ class VocabularyEmbedding(Embedding):
         self.exchange, self.first = exchange, first
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids [T] int64 -> [rows here, hidden_size]."""
+        """input_ids [T] int64 -> [rows here, hidden_size]; in mtp ids of any shape [...] -> [..., hidden_size]."""
         own = input_ids - self.first
         elsewhere = (own < 0) | (own >= self.weight.shape[0])
         # Of an id that is elsewhere any row is read, and 0 is added: each row of the sum comes from one rank.
-        rows = F.embedding(own.masked_fill(elsewhere, 0), self.weight).masked_fill(elsewhere[:, None], 0)
+        rows = F.embedding(own.masked_fill(elsewhere, 0), self.weight).masked_fill(elsewhere.unsqueeze(-1), 0)
         return scale_gradient(self.exchange.leave(rows), self.grad_scale)

@@ -37,8 +37,9 @@ def cut_own_type(model: nn.Module, mesh: Mesh) -> None:
         hint = "give the class a method parallelize: docs/models.md"
         message = f"{type(model).__name__} does not say how it is cut"
         raise ConfigError(message, key="parallel.tensor.size", hint=hint)
-    parts = Parts(mesh, "mtp")
+    parts, tied = Parts(mesh, "mtp"), _tied(model)
     method(TensorRanks(parts))
+    _check_tied(model, tied)
     held: Any = parts.record(model, partial=False)
     model.held = held
 
@@ -137,6 +138,28 @@ class TensorRanks:
         starts = [sum(segments[:number]) for number in range(len(segments))]
         parts = [span(size, rank, self.size) for size in segments]
         return [(start + low, start + high) for start, (low, high) in zip(starts, parts, strict=True)]
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [of_one for of_one in names.values() if len(of_one) > 1]
+
+
+def _check_tied(model: nn.Module, tied: list[list[str]]) -> None:
+    """Check that what was one parameter still is.
+
+    Raises:
+        ConfigError: modules of it were replaced apart.
+    """
+    now = dict(model.named_parameters(remove_duplicate=False))
+    for names in tied:
+        if len({id(now[name]) for name in names if name in now}) > 1:
+            message = f"parallelize makes two weights of {' and '.join(names)}, which are one"
+            hint = "cut a tied head by tensor.head (evo_core.model.Head), or set the one weight anew in both modules"
+            raise ConfigError(message, key="model_type", hint=hint)
 
 
 def _taken(module: nn.Module, name: str, *kinds: type[nn.Module]) -> Any:
