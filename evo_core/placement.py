@@ -53,6 +53,10 @@ class Rectangle:
         """This part of a whole tensor (of its shape), as a view [*sizes]."""
         return _view(whole, self.offsets, self.sizes)
 
+    def along(self, dim: int, at: int, size: int) -> Rectangle:
+        """The rectangle that lies at `at` along a dimension, `size` long there, and elsewhere as this one."""
+        return Rectangle(_with(self.offsets, dim, at), _with(self.sizes, dim, size))
+
     def overlaps(self, other: Rectangle) -> bool:
         """Whether the two have an element in common."""
         pairs = zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)

@@ -12,8 +12,8 @@ from pydantic import Field, PrivateAttr
 from evo_core.errors import ConfigError
 from evo_core.storage.files import copy_file
 from tasks import kind
-from tasks.kind import Facts, Input, Kind, StepContext
-from tasks.launch.launcher import LaunchRuntime
+from tasks.kind import Facts, Input, StepContext
+from tasks.launch.inference import InferenceKind, InferenceRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
 from tasks.store.digests import combine, digest_file
@@ -57,7 +57,7 @@ class Params(kind.Params):
         return self._digest
 
 
-class TaskScores(Kind[Params, LaunchRuntime]):
+class TaskScores(InferenceKind[Params]):
     """Runs `evo_core.evaluate --tasks`."""
 
     name = "eval.tasks"
@@ -65,26 +65,26 @@ class TaskScores(Kind[Params, LaunchRuntime]):
     inputs: ClassVar = {"model": Input("model")}
     output = "task_scores"
     params_type = Params
-    runtime_type = LaunchRuntime
 
-    def identity(self, params: Params, runtime: LaunchRuntime) -> dict[str, Any]:
+    def identity(self, params: Params, runtime: InferenceRuntime) -> dict[str, Any]:
         """The tasks by their content; of a single file also which it is."""
         chosen = params.tasks.name if params.tasks.is_file() else None
         return {"tasks": params.digest, "file": chosen, "max_length": params.max_length}
 
-    def check(self, params: Params, runtime: LaunchRuntime, facts: Mapping[str, Facts], where: str) -> None:
-        """Refuse what could not be scored.
+    def check(self, params: Params, runtime: InferenceRuntime, facts: Mapping[str, Facts], where: str) -> None:
+        """Refuse what could not be scored, besides a layout that does not fit.
 
         Raises:
             ConfigError: lm-eval is not installed.
         """
+        super().check(params, runtime, facts, where)
         if importlib.util.find_spec("lm_eval") is None:
             raise ConfigError("this kind needs the package lm-eval", key=where, hint='pip install "evo-lm[eval]"')
 
     def files(self, params: Params) -> list[Path]:
         return _files(params.folder)
 
-    def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
+    def run(self, ctx: StepContext[Params, InferenceRuntime]) -> dict[str, Any]:
         """Score the model on a copy of the task files, which the artifact keeps: it says what was asked.
 
         Raises:
@@ -101,7 +101,7 @@ class TaskScores(Kind[Params, LaunchRuntime]):
         args += ["--output", str(ctx.folder / SCORES)]
         if params.max_length is not None:
             args += ["--max-length", str(params.max_length)]
-        launch(ctx, "evo_core.evaluate", *args)
+        launch(ctx, "evo_core.evaluate", *args, "--tensor", str(ctx.runtime.parallel.tensor))
         return statistics(read_json(ctx.folder / SCORES) or {})
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from tasks import kind
-from tasks.kind import Input, Kind, StepContext
-from tasks.launch.launcher import LaunchRuntime
+from tasks.kind import Input, StepContext
+from tasks.launch.inference import InferenceKind, InferenceRuntime
 from tasks.launch.step import launch
 from tasks.store.json_file import read_json
 from tasks.train import MODEL
@@ -22,7 +22,7 @@ class Params(kind.Params):
     baselines: bool = Field(True, description="unigram and bigram models of the training tokens, on the same targets")
 
 
-class Holdout(Kind[Params, LaunchRuntime]):
+class Holdout(InferenceKind[Params]):
     """Runs `evo_core.evaluate` on the dataset's held-out documents."""
 
     name = "eval.holdout"
@@ -30,13 +30,12 @@ class Holdout(Kind[Params, LaunchRuntime]):
     inputs: ClassVar = {"model": Input("model"), "data": Input("dataset")}
     output = "scores"
     params_type = Params
-    runtime_type = LaunchRuntime
 
-    def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
+    def run(self, ctx: StepContext[Params, InferenceRuntime]) -> dict[str, Any]:
         data = ctx.inputs["data"].path
         args = ["--model", str(ctx.inputs["model"].path / MODEL), "--data", str(data / "valid")]
         args += ["--output", str(ctx.folder / SCORES)]
         if ctx.params.baselines:
             args += ["--baselines", str(data / "train")]
-        launch(ctx, "evo_core.evaluate", *args)
+        launch(ctx, "evo_core.evaluate", *args, "--tensor", str(ctx.runtime.parallel.tensor))
         return read_json(ctx.folder / SCORES) or {}

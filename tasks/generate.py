@@ -11,9 +11,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from evo_core.errors import ConfigError
 from evo_core.storage.files import write_file
 from tasks import kind
-from tasks.kind import Input, Kind, StepContext
+from tasks.kind import Input, StepContext
+from tasks.launch.inference import InferenceKind, InferenceRuntime
 from tasks.launch.job_file import write_job
-from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.train import MODEL
 
@@ -53,7 +53,7 @@ class Params(kind.Params):
         return given
 
 
-class Samples(Kind[Params, LaunchRuntime]):
+class Samples(InferenceKind[Params]):
     """Runs `evo_core.generate` on the prompts, in order."""
 
     name = "generate.samples"
@@ -61,10 +61,9 @@ class Samples(Kind[Params, LaunchRuntime]):
     inputs: ClassVar = {"model": Input("model")}
     output = "samples"
     params_type = Params
-    runtime_type = LaunchRuntime
     introduced: ClassVar = {"num_beams": 1, "length_penalty": 1.0}
 
-    def run(self, ctx: StepContext[Params, LaunchRuntime]) -> dict[str, Any]:
+    def run(self, ctx: StepContext[Params, InferenceRuntime]) -> dict[str, Any]:
         from evo_core.config import load_config
 
         model = ctx.inputs["model"].path
@@ -76,8 +75,10 @@ class Samples(Kind[Params, LaunchRuntime]):
         }
         settings: dict[str, Any] = {f"generation.{name}": value for name, value in generation.items()}
         job = ctx.folder / "config.yaml"
-        write_job(load_config(model / "config.yaml"), settings | {"seed": ctx.params.seed}, job)
-        launch(ctx, "evo_core.generate", "--config", str(job))
+        # The layout that the model was trained at says nothing of this one.
+        settings |= {"seed": ctx.params.seed, "parallel": {}}
+        write_job(load_config(model / "config.yaml"), settings, job)
+        launch(ctx, "evo_core.generate", "--config", str(job), "--tensor", str(ctx.runtime.parallel.tensor))
         samples = ctx.folder / SAMPLES
         rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
         typed = [{"type": type_, **row} for type_, row in zip(types, rows, strict=True)]

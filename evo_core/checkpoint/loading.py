@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +12,22 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
-from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.generation_settings import ending_of, generation_of
 from evo_core.checkpoint.manifest import Manifest, check_files, damage, damaged, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, read_model, read_tensors, stored_shapes
+from evo_core.checkpoint.tensors import (
+    MODEL,
+    OPTIMIZER,
+    check_model,
+    check_tensors,
+    read_model,
+    read_tensors,
+    stored_shapes,
+)
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.placement import Placed
 
 if TYPE_CHECKING:
     from evo_core.optim.protocol import Optimizer
@@ -111,18 +119,21 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
             hint='add "model", or write "all"',
         )
     saved, state = TrainState.read(folder), TrainState()
-    read_model(folder / MODEL, model)
-    if dist.get_rank() == 0:
-        check_finite(model.named_parameters(), folder)
-    take_ending(folder, model)
+    check_model(folder / MODEL, model)
     moments: int = 0
-    masters: Collection[str] = ()
+    states: Mapping[str, Placed] = {}
     if "optimizer" in content:
-        masters = _load_optimizer(folder / OPTIMIZER, optimizer, flat=read_manifest(folder).format == 1)
+        flat = read_manifest(folder).format == 1
+        states = _stored_states(folder / OPTIMIZER, optimizer)
+        check_tensors(folder / OPTIMIZER, states, flat=flat)  # nothing is changed where something does not fit
+    read_model(folder / MODEL, model)
+    take_ending(folder, model)
+    if "optimizer" in content:
+        read_tensors(folder / OPTIMIZER, states, flat=flat)
         moments = saved.moments
         state.scaler = saved.scaler
         optimizer.scaler.load_state(saved.scaler)
-    optimizer.restored(updates=moments, masters=masters)
+    optimizer.restored(updates=moments, masters={n.removeprefix(_MASTER) for n in states if n.startswith(_MASTER)})
     if "scheduler" in content:
         state.updates = saved.updates
     if "sampler" in content:
@@ -140,8 +151,8 @@ def take_ending(folder: Path, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _load_optimizer(folder: Path, optimizer: Optimizer, *, flat: bool) -> set[str]:
-    """Read the moments, and master values where both sides have them; the names of the parameters that had them."""
+def _stored_states(folder: Path, optimizer: Optimizer) -> dict[str, Placed]:
+    """What is to be read of an optimizer's states: the moments, and master values where both sides have them."""
     if not folder.is_dir():
         raise CheckpointError(
             "holds weights alone, no states of an optimizer",
@@ -151,6 +162,4 @@ def _load_optimizer(folder: Path, optimizer: Optimizer, *, flat: bool) -> set[st
         )
     stored = stored_shapes(folder)
     # A parameter that was as wide as its master value, or whose type is another now, has none there.
-    wanted = {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in stored}
-    read_tensors(folder, wanted, flat=flat)
-    return {name.removeprefix(_MASTER) for name in wanted if name.startswith(_MASTER)}
+    return {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in stored}

@@ -9,15 +9,19 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from evo_core.checkpoint.format1 import flat_parts, flat_shape
+from evo_core.checkpoint.format1 import flat_shape, turns
 from evo_core.checkpoint.writers import own_parts
 from evo_core.errors import CheckpointError
-from evo_core.placement import Placed, Placement
+from evo_core.placement import Placed, Placement, Rectangle, placements_of
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import StorageReader
 
 MODEL, OPTIMIZER = "model", "optimizer"
 
@@ -56,34 +60,45 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, 
     Raises:
         CheckpointError: a name is missing, or a shape differs.
     """
-    import torch.distributed.checkpoint as dcp
-
+    from evo_core.checkpoint.parts import Parts
     from evo_core.checkpoint.stored import Reader
 
     reader = Reader(folder)
     here = placed(tensors)
-    wanted = {name: flat_shape(shape) if flat else shape for name, shape in _shapes(here).items()}
+    wanted = _wanted(here, flat)
     _compare(folder, wanted, {name: tuple(entry.size) for name, entry in reader.tensors().items()})
-    items = {name: _readable(here[name], flat) for name, shape in wanted.items() if math.prod(shape)}
+    here = {name: each for name, each in here.items() if math.prod(each.placement.shape)}
+    for turn in turns(here) if flat else [_rectangles(here)]:
+        items = {name: Parts(wanted[name], here[name].local.dtype, parts) for name, parts in turn.items()}
+        _read(folder, items, reader)
+
+
+def _read(folder: Path, items: Mapping[str, torch.Tensor], reader: StorageReader) -> None:
+    import torch.distributed.checkpoint as dcp
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             # Every rank knows what it needs and where that lies: reading takes no collectives.
-            dcp.load(items, storage_reader=reader, no_dist=True)
+            dcp.load(dict(items), storage_reader=reader, no_dist=True)
     except dcp.CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise CheckpointError(f"cannot be read: {first}", file=folder) from error
 
 
-def _readable(tensor: Placed, flat: bool) -> torch.Tensor:
-    """A tensor as torch's planner reads one."""
-    from evo_core.checkpoint.parts import Parts
+def _rectangles(tensors: Mapping[str, Placed]) -> dict[str, list[tuple[Rectangle, torch.Tensor]]]:
+    """Where in the whole tensor each piece lies, and the memory for it."""
+    return {name: [(piece.where, view) for piece, view in each.pieces()] for name, each in tensors.items()}
 
-    shape, dtype = tensor.placement.shape, tensor.local.dtype
-    if flat:
-        return Parts(flat_shape(shape), dtype, flat_parts(tensor))
-    return Parts(shape, dtype, ((piece.where, view) for piece, view in tensor.pieces()))
+
+def check_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
+    """Compare names and shapes of tensors with those of a folder, as `read_tensors` does before it reads.
+
+    Raises:
+        CheckpointError: one is missing, or has another shape.
+    """
+    _compare(folder, _wanted(placed(tensors), flat), stored_shapes(folder))
 
 
 def read_model(folder: Path, model: nn.Module) -> None:
@@ -98,16 +113,17 @@ def read_model(folder: Path, model: nn.Module) -> None:
 
 
 def _check_tied(folder: Path, model: nn.Module) -> None:
-    """Check that each weight that a model has under several names is the same under all of them in a folder."""
+    """Check that each weight that a model has under several names is the same under all of them in a folder, as far
+    as it is here."""
     first: dict[nn.Parameter, str] = {}
-    kept = model.state_dict()  # some models leave out the second name
+    kept = model_tensors(model)  # some models leave out the second name
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name not in kept or (before := first.setdefault(parameter, name)) == name:
             continue
         for stored in (before, name):
-            there = torch.empty_like(parameter, requires_grad=False)
+            there = Placed(torch.empty_like(kept[before].local), kept[before].placement)
             read_tensors(folder, {stored: there})
-            if not torch.allclose(there, parameter, rtol=0, atol=0, equal_nan=True):
+            if not torch.allclose(there.local, parameter, rtol=0, atol=0, equal_nan=True):
                 raise CheckpointError(f"{before} and {name} are two weights there and one in this model", file=folder)
 
 
@@ -117,7 +133,7 @@ def check_model(folder: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: they are others.
     """
-    wanted, stored = _shapes(model_tensors(model)), stored_shapes(folder)
+    wanted, stored = _wanted(model_tensors(model)), stored_shapes(folder)
     unexpected = sorted(set(stored) - set(wanted))
     if unexpected:
         raise CheckpointError(f"has {_listed(unexpected)}, which this model does not have", file=folder)
@@ -125,8 +141,10 @@ def check_model(folder: Path, model: nn.Module) -> None:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Placed]:
-    """What this rank holds of the tensors of a model that a checkpoint keeps, by name: all of each."""
-    return placed({name: tensor.detach() for name, tensor in model.state_dict().items()})
+    """What this rank holds of the tensors of a model that a checkpoint keeps, by name; a buffer is whole."""
+    cut = placements_of(model)
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return placed({name: Placed(each, cut[name]) if name in cut else each for name, each in tensors.items()})
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -140,8 +158,10 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry.size) for name, entry in Reader(folder).tensors().items()}
 
 
-def _shapes(tensors: Mapping[str, Placed]) -> dict[str, tuple[int, ...]]:
-    return {name: each.placement.shape for name, each in tensors.items()}
+def _wanted(tensors: Mapping[str, Placed], flat: bool = False) -> dict[str, tuple[int, ...]]:
+    """The whole shape that each tensor should have in a folder."""
+    shapes = {name: each.placement.shape for name, each in tensors.items()}
+    return {name: flat_shape(shape) for name, shape in shapes.items()} if flat else shapes
 
 
 def _compare(folder: Path, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:

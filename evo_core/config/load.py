@@ -20,7 +20,11 @@ _OF_THE_MODEL = ("model", "use_fp32_norm")
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, blocks: Mapping[str, Any] | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    blocks: Mapping[str, Any] | None = None,
+    inference: bool = False,
 ) -> TrainConfig:
     """A training job's configuration.
 
@@ -28,6 +32,8 @@ def load_config(
         path: a ``.yaml`` file, or a ``.py`` file of InternEvo's form (which is executed).
         overrides: texts ``KEY=VALUE`` such as ``adam.lr=3e-4``, applied last.
         blocks: nested plain data laid over the file's.
+        inference: no training is meant: how it exchanges (``tensor.mode``, ``weight``) and what it splits besides
+            (``zero1``) is not read.
 
     Raises:
         ConfigError: with file, line and key; several mistakes are reported together.
@@ -37,7 +43,18 @@ def load_config(
         laid_over = Document(document.file, _under_one_name(dict(blocks)), {})
         document.lay_over(laid_over)
     document.override(_ALIASES.get(key, key) + rest for key, rest in map(_split, overrides))
+    if inference and isinstance(parallel := document.data.get("parallel"), dict):
+        document.data["parallel"] = _of_inference(parallel)
     return _checked(document, document.resolved())
+
+
+def _of_inference(parallel: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``parallel`` block without what is of training alone."""
+    kept = {name: given for name, given in parallel.items() if name not in ("zero1", "weight")}
+    tensor = kept.get("tensor")
+    if isinstance(tensor, dict):
+        kept["tensor"] = {name: given for name, given in tensor.items() if name != "mode"}
+    return kept
 
 
 def load_saved_config(path: Path) -> TrainConfig:

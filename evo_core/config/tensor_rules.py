@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evo_core.config.schema.model import ModelConfig
 from evo_core.errors import ConfigError
@@ -61,12 +61,17 @@ def tensor_errors(config: TrainConfig) -> Iterator[ConfigError]:
         yield _cannot_share(misfits, size, _nearest_size(config), "parallel.tensor.size")
 
 
-def sharing_error(model: ModelConfig, size: int, key: str) -> ConfigError | None:
+def sharing_error(model: ModelConfig | Any, size: int, key: str) -> ConfigError | None:
     """What keeps the layers of a trained model from being shared by ``size`` ranks, which alone can be changed.
 
     Args:
+        model: the `model` block, of any model type.
         key: or option that asked for so many ranks.
     """
+    if size == 1:
+        return None
+    if not isinstance(model, ModelConfig):
+        return _uncut(model.model_type, size, key)
     misfits = list(_of_model(model, size))
     sizes = _sizes(model, lambda n: not any(_of_model(model, n)))
     return _cannot_share(misfits, size, nearest(size, sizes), key) if misfits else None
@@ -167,13 +172,19 @@ def _sizes(model: ModelConfig, fit: Callable[[int], bool]) -> list[int]:
 
 def _own_type(config: TrainConfig) -> Iterator[ConfigError]:
     """A model type of a user's own is cut by its class, which sees the whole sequence on every rank."""
-    from evo_core.model.registry import model_type
-
     tensor, name = config.parallel.tensor, config.model_type
-    if not callable(getattr(model_type(name).load_builder(), "parallelize", None)):
-        message = f"{tensor.size}: the class of {name} does not say how it is cut"
-        hint = "set it to 1, or give the class a method parallelize: docs/models.md"
-        yield ConfigError(message, key="parallel.tensor.size", hint=hint)
+    if (error := _uncut(name, tensor.size, "parallel.tensor.size")) is not None:
+        yield error
     elif tensor.mode != "mtp":
         message = f'"{tensor.mode}": {name} is given the whole sequence on every rank'
         yield ConfigError(message, key="parallel.tensor.mode", hint="write mtp")
+
+
+def _uncut(name: str, size: int, key: str) -> ConfigError | None:
+    """A model type whose class knows of no ranks that share a layer."""
+    from evo_core.model.registry import model_type
+
+    if callable(getattr(model_type(name).load_builder(), "parallelize", None)):
+        return None
+    message = f"{size}: the class of {name} does not say how it is cut"
+    return ConfigError(message, key=key, hint="set it to 1, or give the class a method parallelize: docs/models.md")

@@ -21,6 +21,7 @@ from evo_core.storage.location import local_path
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evo_core.placement import Rectangle
     from evo_core.weights import Target, Weights
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -163,15 +164,15 @@ def _reporting(weights: Weights) -> Weights:
     total = sum(tensor.nbytes for tensor in weights.tensors.values())
     done = 0
 
-    def read(name: str) -> Tensor:
+    def read(name: str, where: Rectangle) -> Tensor:
         nonlocal done
-        tensor = weights.tensors[name].read()
+        tensor = weights.tensors[name].part(where)
         check_finite([(name, tensor)], weights.folder)
-        done = min(done + weights.tensors[name].nbytes, total)
+        done = min(done + tensor.nbytes, total)
         report_progress(done, total, "bytes")
         return tensor
 
-    watched = {name: replace(tensor, read=partial(read, name)) for name, tensor in weights.tensors.items()}
+    watched = {name: replace(tensor, source=partial(read, name)) for name, tensor in weights.tensors.items()}
     return replace(weights, tensors=watched)
 
 

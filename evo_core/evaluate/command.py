@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,10 @@ from evo_core.evaluate.results import read, table, write
 from evo_core.job import report_progress
 from evo_core.results_folder import check_folder
 from evo_core.storage.location import check_location, local_path
+
+if TYPE_CHECKING:
+    from evo_core.parallel.mesh import Mesh
+    from evo_core.parallel.process_group import Ranks
 
 app = plain_app()
 
@@ -30,6 +34,7 @@ class _Asked:
     baselines: Path | None
     max_length: int | None
     pack_tokens: int
+    tensor: int
 
 
 @app.command()
@@ -62,6 +67,7 @@ def evaluate_command(
         typer.Option(metavar="TOKENS", help="That --tasks are read with. [default: the model's trained length]"),
     ] = None,
     pack_tokens: Annotated[int, typer.Option(metavar="TOKENS", help="Of --tasks in one forward pass.")] = 8192,
+    tensor: Annotated[int, typer.Option(metavar="N", help="Ranks that share each layer of the model.")] = 1,
     launcher: Launcher = None,
     backend: Backend = None,
     host: Host = None,
@@ -98,7 +104,7 @@ def evaluate_command(
         from evo_core.evaluate.harness.run import require_harness
 
         require_harness()
-    asked = _Asked(model, data_, tasks_, baselines_, max_length, pack_tokens)
+    asked = _Asked(model, data_, tasks_, baselines_, max_length, pack_tokens, tensor)
     from evo_core.parallel.process_group import ranks
 
     with ranks(launcher, backend, host=host, port=port) as joined:
@@ -137,24 +143,28 @@ def _path(given: str | None, option: str) -> Path | None:
     return None if given is None else local_path(given, option)
 
 
-def _score(asked: _Asked, joined: Any) -> dict[str, Any]:
+def _score(asked: _Asked, joined: Ranks) -> dict[str, Any]:
     """The model's scores, and on rank 0 those of the baselines."""
     from evo_core.parallel.collectives import on_first
+    from evo_core.parallel.inference import inference_mesh
+    from evo_core.parallel.one_job import check_one_job, options_of
     from evo_core.weights.loading import load_model, read_config, resolve, trained_for
 
+    check_one_job(options_of(**asdict(asked)))
     folder = on_first(lambda: resolve(asked.model))
     cfg = read_config(folder)
-    model, tokenizer = load_model(folder, joined.device, check=joined.local_rank == 0)
+    mesh = inference_mesh(cfg.model, asked.tensor, device=joined.device, key="--tensor")
+    model, tokenizer = load_model(folder, joined.device, mesh=mesh, check=joined.local_rank == 0)
     step, tokens = trained_for(folder)
     result: dict[str, Any] = {"checkpoint": str(folder), "step": step, "tokens": tokens}
     if asked.data is not None:
-        result |= _holdout(asked.data, asked.baselines, joined, cfg, model)
+        result |= _holdout(asked.data, asked.baselines, joined, mesh, cfg, model)
     if asked.tasks is not None:
-        result |= _tasks(asked, asked.tasks, joined, cfg, model, tokenizer, folder)
+        result |= _tasks(asked, asked.tasks, joined, mesh, cfg, model, tokenizer, folder)
     return result
 
 
-def _holdout(data: Path, baselines_of: Path | None, joined: Any, cfg: Any, model: Any) -> dict[str, Any]:
+def _holdout(data: Path, baselines_of: Path | None, joined: Ranks, mesh: Mesh, cfg: Any, model: Any) -> dict[str, Any]:
     from evo_core.evaluate.holdout import holdout
     from evo_core.evaluate.ngram import ngram_baselines
 
@@ -164,8 +174,10 @@ def _holdout(data: Path, baselines_of: Path | None, joined: Any, cfg: Any, model
         data,
         seq_len=cfg.data.seq_len,
         micro_bsz=cfg.data.micro_bsz,
-        dp_rank=joined.rank,
-        dp_size=joined.world_size,
+        dp_rank=mesh.data.rank,
+        dp_size=mesh.data.size,
+        group=mesh.data.group,
+        tensor=mesh.tensor,
         device=joined.device,
         on_type=lambda done, total: report_progress(done, total, "data types"),
         **reading,
@@ -179,7 +191,7 @@ def _holdout(data: Path, baselines_of: Path | None, joined: Any, cfg: Any, model
 
 
 def _tasks(
-    asked: _Asked, tasks: Path, joined: Any, cfg: Any, model: Any, tokenizer: Any, folder: Path
+    asked: _Asked, tasks: Path, joined: Ranks, mesh: Mesh, cfg: Any, model: Any, tokenizer: Any, folder: Path
 ) -> dict[str, Any]:
     from evo_core.evaluate.harness.model import HarnessModel
     from evo_core.evaluate.harness.run import run_tasks
@@ -192,8 +204,9 @@ def _tasks(
         tokenizer,
         max_length=asked.max_length or _trained_length(cfg, folder),
         pack_tokens=asked.pack_tokens,
-        dp_rank=joined.rank,
-        dp_size=joined.world_size,
+        dp_rank=mesh.data.rank,
+        dp_size=mesh.data.size,
+        group=mesh.data.group,
         device=joined.device,
         on_progress=lambda done, total: report_progress(done, total, "packs"),
     )

@@ -135,9 +135,11 @@ class DecodingBatch:
             lengths = torch.tensor([row.length for row in rows], device=logits.device)
         scores = penalise(logits, seen, lengths, self._ending_ids, settings)
         chosen = choose(scores, settings, None if settings.greedy else self._uniform(rows))
+        agreed = self.forward.agreed(torch.where(finite, chosen, -1))
+        chosen = agreed.clamp(min=0)
         if seen is not None:
             seen.scatter_(1, chosen[:, None], True)
-        for row, token in zip(rows, torch.where(finite, chosen, -1).tolist(), strict=True):
+        for row, token in zip(rows, agreed.tolist(), strict=True):
             row.take(token, self._ending)
         self._note_log_probs(logits, rows, chosen)
         return chosen

@@ -121,9 +121,36 @@ class BeamSearch:
     def _lengthen(self, search: _Prompt, logits: Tensor) -> list[int]:
         """Give every beam of a prompt one more token; the position of each new beam's parent among the old ones."""
         row, beams, power = search.row, search.beams, search.row.sampling.length_penalty
-        if not logits[:, : self.drawable].amax(-1).isfinite().all():
+        candidates = self._candidates(row, beams, logits[:, : self.drawable])
+        if candidates is None:
             row.failed = not_finite(len(row.prompt) + len(beams[0].tokens))
             return []
+        parents: list[int] = []
+        longer: list[Beam] = []
+        last = len(row.prompt) + len(beams[0].tokens) + 1 >= row.limit
+        for rank, (index, total) in enumerate(candidates):
+            if total == -math.inf or len(longer) == self.num_beams:
+                break
+            parent, token = divmod(index, self.drawable)
+            beam = Beam([*beams[parent].tokens, token], total)
+            if token in self.ending or last:
+                if rank < self.num_beams:
+                    search.offer(beam, power)
+            else:
+                longer.append(beam)
+                parents.append(parent)
+        search.beams = longer
+        return parents
+
+    def _candidates(self, row: Row, beams: list[Beam], logits: Tensor) -> list[tuple[int, float]] | None:
+        """The best candidates for longer beams, the best first: ``beam * drawable + token`` and the total with it.
+
+        Args:
+            logits: [beams, drawable].
+
+        Returns:
+            None where the scores are no numbers.
+        """
         scores = self._scores(row, beams, logits)
         totals = (
             scores + torch.tensor([beam.total for beam in beams], dtype=scores.dtype, device=scores.device)[:, None]
@@ -137,25 +164,14 @@ class BeamSearch:
         if row.draws is not None:
             values, order = values.sort(descending=True, stable=True)
             chosen = chosen[order]
-        parents: list[int] = []
-        longer: list[Beam] = []
-        last = len(row.prompt) + len(beams[0].tokens) + 1 >= row.limit
-        for rank, (index, total) in enumerate(zip(chosen.tolist(), values.tolist(), strict=True)):
-            if total == -math.inf or len(longer) == self.num_beams:
-                break
-            parent, token = divmod(index, scores.shape[1])
-            beam = Beam([*beams[parent].tokens, token], total)
-            if token in self.ending or last:
-                if rank < self.num_beams:
-                    search.offer(beam, power)
-            else:
-                longer.append(beam)
-                parents.append(parent)
-        search.beams = longer
-        return parents
+        # Float64 holds the positions exactly, and one message all three.
+        finite = logits.amax(-1).isfinite().all()[None]
+        is_finite, *found = self.forward.agreed(torch.cat([finite.double(), chosen.double(), values.double()])).tolist()
+        count = len(found) // 2
+        return list(zip(map(int, found[:count]), found[count:], strict=True)) if is_finite else None
 
     def _scores(self, row: Row, beams: list[Beam], logits: Tensor) -> Tensor:
-        """Log-probabilities [beams, drawable]; with sampling -inf for what its settings cut off."""
+        """Log-probabilities [beams, drawable] from logits; with sampling -inf for what its settings cut off."""
         sampling = row.sampling
         settings = RowSettings([_without_length_penalty(sampling)] * len(beams), self.drawable, logits.device)
         seen = None
@@ -165,7 +181,7 @@ class BeamSearch:
                 known = [token for token in (*row.prompt, *beam.tokens) if token < self.drawable]
                 seen[number, torch.tensor(known, dtype=torch.int64)] = True
         none = torch.empty(0, dtype=torch.int64, device=logits.device)
-        scores = penalise(logits[:, : self.drawable], seen, None, none, settings)
+        scores = penalise(logits, seen, None, none, settings)
         if row.draws is None:
             return scores.log_softmax(-1)
         probability, ids = distribution(scores, settings)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from evo_core.command_line.config_options import ConfigFile, Seed, Set, overrides
 from evo_core.command_line.launcher_options import Backend, Host, Launcher, Port
@@ -32,16 +34,22 @@ def generate_command(
     seed: Seed = None,
     host: Host = None,
     port: Port = None,
+    tensor: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Ranks that share each layer. [default: the configuration's parallel.tensor]"),
+    ] = None,
 ) -> None:
     """Let a model continue prompts.
 
-    The `generation` block of the configuration says how. On several ranks (torchrun, srun) every rank holds the model
-    and takes its share of the prompts; rank 0 writes the one output.
+    The `generation` block of the configuration says how. On several ranks (torchrun, srun) N of them hold the model
+    together and take their share of the prompts; rank 0 writes the one output.
     """
     from evo_core.config import load_config
     from evo_core.config.locations import unprefixed_save
 
-    cfg = load_config(config, overrides(set_, seed))  # before torch is imported: a mistake is told at once
+    other_size = [] if tensor is None else ["parallel.tensor=1"]  # the file's is not asked for
+    # Before torch is imported: a mistake is told at once.
+    cfg = load_config(config, [*overrides(set_, seed), *other_size], inference=True)
     if cfg.generation.output_folder is None:
         raise ConfigError("is required", file=config, key="generation.output_folder")
     unprefixed = unprefixed_save(cfg, "generation.output_folder")
@@ -51,7 +59,7 @@ def generate_command(
     with ranks(launcher, backend, host=host, port=port) as joined:
         if unprefixed is not None and joined.rank == 0:
             print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
-        run(cfg, joined)
+        run(cfg, joined, tensor)
 
 
 def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.generate") -> None:
@@ -59,37 +67,47 @@ def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.
     run_program(app, words, program)
 
 
-def run(cfg: TrainConfig, ranks: Ranks) -> None:
+def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     """Load the model, continue every prompt, write the output.
+
+    Args:
+        tensor: ranks that share each layer; None takes the configuration's ``parallel.tensor.size``.
 
     Raises:
         CheckpointError, ConfigError, DataError: naming what is missing or wrong.
     """
     from evo_core.config import local_path
+    from evo_core.data.loader.shared import shared
     from evo_core.generate.continuation import generate
     from evo_core.generate.output import write_samples
     from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
-    from evo_core.parallel.collectives import gather_objects, on_first
+    from evo_core.parallel.collectives import gather_on_first, on_first
+    from evo_core.parallel.inference import inference_mesh
+    from evo_core.parallel.one_job import check_one_job, options_of, settings_of
     from evo_core.results_folder import check_folder, writing
-    from evo_core.weights.loading import load_model, resolve
+    from evo_core.weights.loading import load_model, read_config, resolve
 
+    check_one_job(settings_of(cfg) | options_of(tensor=tensor))
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
     if saved is None:
         hint = "set it, or ckpt.save_ckpt_folder"
         raise ConfigError("no checkpoint is named", key="generation.ckpt_folder", hint=hint)
     folder = on_first(lambda: resolve(saved))
-    model, tokenizer = load_model(folder, ranks.device, check=ranks.local_rank == 0)
+    size, key = (cfg.parallel.tensor.size, "parallel.tensor.size") if tensor is None else (tensor, "--tensor")
+    mesh = inference_mesh(read_config(folder).model, size, device=ranks.device, key=key)
+    model, tokenizer = load_model(folder, ranks.device, mesh=mesh, check=ranks.local_rank == 0)
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
-    sets = read_prompts(generation.prompts, tokens, ending_ids(generation.eos_id, model, tokenizer))
+    ending = ending_ids(generation.eos_id, model, tokenizer)
+    sets = shared(lambda: read_prompts(generation.prompts, tokens, ending), mesh.tensor)
 
     output = local_path(str(generation.output_folder))
     on_first(lambda: check_folder(output, "generation.output_folder"))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
-    mine = range(ranks.rank, len(prompts), ranks.world_size)
+    mine = range(mesh.data.rank, len(prompts), mesh.data.size)
     elsewhere = {"ckpt_folder", "prompts", "data_folder", "output_folder"}
     own = generate(
         model,
@@ -98,13 +116,14 @@ def run(cfg: TrainConfig, ranks: Ranks) -> None:
         seed=cfg.seed,
         indices=mine,
         dynamic_ntk=dynamic_ntk,
-        progress=_progress(ranks.world_size, len(prompts)),
+        progress=_progress(mesh.data.size, len(prompts)),
         **generation.model_dump(exclude=elsewhere),
     )
-    shares = gather_objects(own)
+    gathered = gather_on_first(own if mesh.tensor.rank == 0 else None)
     if ranks.rank != 0:
         return
-    results = [shares[number % ranks.world_size][number // ranks.world_size] for number in range(len(prompts))]
+    shares = gathered[:: mesh.tensor.size]
+    results = [shares[number % mesh.data.size][number // mesh.data.size] for number in range(len(prompts))]
     if results and all(result.error for result in results):
         raise CheckpointError(str(results[0].error), file=folder)
     rest = iter(results)
@@ -127,14 +146,15 @@ def _settle_rope(cfg: TrainConfig, model: Any) -> bool | None:
     return cfg.model.use_dynamic_ntk_rope if is_set(cfg, "model.use_dynamic_ntk_rope") else None
 
 
-def _progress(world_size: int, total: int) -> Callable[[int, int], None]:
-    """Reports rank 0's share, taken for that of all; the last prompt counts once the output is written."""
+def _progress(copies: int, total: int) -> Callable[[int, int], None]:
+    """Reports the share of the model's copy on rank 0, taken for that of all; the last prompt counts once the output
+    is written."""
     started = time.monotonic()
 
     def report(prompts: int, tokens: int) -> None:
-        rate = tokens * world_size / max(time.monotonic() - started, 1e-9)
-        done = min(prompts * world_size, total - 1)
-        report_progress(done, total, "prompts", tokens=tokens * world_size, tokens_per_second=rate)
+        rate = tokens * copies / max(time.monotonic() - started, 1e-9)
+        done = min(prompts * copies, total - 1)
+        report_progress(done, total, "prompts", tokens=tokens * copies, tokens_per_second=rate)
 
     return report
 

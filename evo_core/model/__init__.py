@@ -8,7 +8,7 @@ public name pulls in what it needs when it is first used.
     count_parameters(model)
     attention_kernel(device, dtype)         which attention runs here, and why
     register_model_type(name, ...)          a model type of one's own (docs/models.md)
-    draw, linear_cross_entropy, ModelOutput what such a type is made of
+    draw, Head, ModelOutput                 what such a type is made of, and linear_cross_entropy
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evo_core.model.decoder import Decoder, ModelOutput
     from evo_core.model.init import draw, init_weights
     from evo_core.model.ops.attention import attention_kernel
+    from evo_core.model.ops.head import Head
     from evo_core.model.ops.loss import linear_cross_entropy
     from evo_core.model.registry import known_model_types, model_type, register_model_type
 
@@ -34,6 +35,7 @@ _HOME = {
     "draw": "init",
     "init_weights": "init",
     "attention_kernel": "ops.attention",
+    "Head": "ops.head",
     "linear_cross_entropy": "ops.loss",
     "known_model_types": "registry",
     "model_type": "registry",
@@ -42,6 +44,7 @@ _HOME = {
 
 __all__ = [
     "Decoder",
+    "Head",
     "ModelOutput",
     "attention_kernel",
     "build_model",

@@ -12,23 +12,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from evo_core.errors import ConfigError
+from evo_core.config.families import SHIPPED
 from evo_core.model.build import build_model
 from evo_core.model.cutting import allocate
 from evo_core.model.decoder import Attention, Decoder
+from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import MixtureMLP
 from evo_core.parallel.mesh import Mesh
-from evo_core.parallel.tensor.embedding import HiddenEmbedding, VocabularyEmbedding
-from evo_core.parallel.tensor.exchange import Exchange
+from evo_core.parallel.tensor.embedding import HiddenEmbedding
 from evo_core.parallel.tensor.experts import PartsDispatch, RouterLinear
-from evo_core.parallel.tensor.head import ParallelHead
-from evo_core.parallel.tensor.linear import ColumnLinear, RowLinear
-from evo_core.parallel.tensor.pieces import Pieces, head_rows
-from evo_core.placement import Held
+from evo_core.parallel.tensor.own_type import cut_own_type
+from evo_core.parallel.tensor.parts import Parts, factory
+from evo_core.parallel.tensor.pieces import head_rows
 
 
 def build_parallel(
@@ -50,7 +49,9 @@ def build_parallel(
     """
     if mesh.tensor.size == 1:
         return build_model(model_cfg, device=device, dtype=dtype)
-    model = build_model(model_cfg, device="meta", dtype=dtype)
+    # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
+    is_own = model_cfg.model_type not in SHIPPED
+    model = build_model(model_cfg, device=device if is_own else "meta", dtype=dtype)
     parallelize(model, mesh, mode)
     allocate(model, device)
     return model
@@ -60,8 +61,8 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp") -> None:
     """Replace, in place, the modules of a model that the tensor ranks of a mesh share, and set its `held`.
 
     Args:
-        model: on the meta device, so that no rank ever holds all of it.
-        mode: mtp, msp or fsp.
+        model: a decoder on the meta device, so that no rank ever holds all of it, or one of a user's own type.
+        mode: mtp, msp or fsp; of a user's own type always mtp.
 
     Raises:
         ConfigError: it cannot be cut.
@@ -69,95 +70,70 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp") -> None:
     if mesh.tensor.size == 1:
         return
     if not isinstance(model, Decoder):
-        raise ConfigError(f"{type(model).__name__} does not say how it is cut", key="parallel.tensor.size")
-    _TensorParallel(model, Exchange.of(mode, mesh.tensor), Pieces(mesh)).apply()
+        cut_own_type(model, mesh)
+        return
+    _TensorParallel(model, Parts(mesh, mode)).apply()
 
 
 class _TensorParallel:
     """Cuts one decoder."""
 
-    def __init__(self, model: Decoder, exchange: Exchange, pieces: Pieces) -> None:
-        self.model, self.exchange, self.pieces = model, exchange, pieces
-        self.size = exchange.axis.size
-        self._held: dict[int, Held] = {}
+    def __init__(self, model: Decoder, parts: Parts) -> None:
+        self.model, self.parts, self.exchange = model, parts, parts.exchange
 
     def apply(self) -> None:
         """Replace modules from the embedding to the head, then record what is held."""
-        model, exchange = self.model, self.exchange
-        if model.embedding is not None:
-            self._cut_embedding()
+        model, parts, exchange = self.model, self.parts, self.exchange
+        cfg, embedding = model.cfg, model.embedding
+        head = model.head
+        if embedding is not None:
+            by_columns = cfg.embed_split_hidden and not cfg.tie_word_embeddings
+            model.embedding = self._columns_of(embedding) if by_columns else parts.embedding(embedding)
         blocks: Any = model.blocks.values()
         for block in blocks:
             self._cut_attention(block.attention)
             self._cut_feed_forward(block.mlp)
-        if model.head is not None:
-            self._cut_head()
+        if head is not None:
+            tied_to = model.embedding if head.is_tied else None
+            model.head = parts.head(head, tied_to=tied_to, gathers_logits=not cfg.parallel_output)
         if exchange.by_rows:
-            model.rows = (exchange.axis.rank, exchange.axis.size)
+            model.rows = (parts.rank, parts.size)
         # What is left is whole on each rank. With the rows shared out each sees a part of its gradient.
-        model.held = {
-            name: self._held.get(id(parameter)) or self.pieces.whole(parameter.shape, partial=exchange.by_rows)
-            for name, parameter in model.named_parameters()
-        }
+        model.held = parts.record(model, partial=exchange.by_rows)
 
-    def _cut_embedding(self) -> None:
-        model, old = self.model, self.model.embedding
-        assert old is not None
+    def _columns_of(self, old: Embedding) -> HiddenEmbedding:
         vocabulary, hidden = old.weight.shape
-        settings = {"grad_scale": old.grad_scale, **_factory(old.weight)}
-        if model.cfg.embed_split_hidden and not model.cfg.tie_word_embeddings:
-            model.embedding = HiddenEmbedding(vocabulary, hidden // self.size, self.exchange, **settings)
-            self._note(model.embedding.weight, self.pieces.even((vocabulary, hidden), 1))
-            return
-        here = vocabulary // self.size
-        first = here * self.exchange.axis.rank
-        model.embedding = VocabularyEmbedding(here, hidden, self.exchange, first=first, **settings)
-        self._note(model.embedding.weight, self.pieces.even((vocabulary, hidden), 0))
-
-    def _cut_head(self) -> None:
-        model, old = self.model, self.model.head
-        assert old is not None
-        cfg = model.cfg
-        model.head = ParallelHead(
-            cfg.hidden_size,
-            cfg.vocab_size,
-            self.exchange,
-            gathers_logits=not cfg.parallel_output,
-            norm_head=old.norm_head,
-            grad_scale=old.grad_scale,
-            tied_to=model.embedding if old.is_tied else None,
-            device="meta",
-            dtype=model.dtype,
-        )
-        if not old.is_tied:
-            self._note(model.head.weight, self.pieces.even((cfg.vocab_size, cfg.hidden_size), 0))
+        settings = {"grad_scale": old.grad_scale, **factory(old.weight)}
+        new = HiddenEmbedding(vocabulary, hidden // self.parts.size, self.exchange, **settings)
+        self.parts.note(new.weight, self.parts.pieces.even((vocabulary, hidden), 1), old.weight)
+        return new
 
     def _cut_attention(self, attention: Attention) -> None:
-        cfg, layout = self.model.cfg, attention.layout
+        cfg, layout, parts = self.model.cfg, attention.layout, self.parts
         heads, kv_heads, width = cfg.num_attention_heads, cfg.num_kv_attention_heads, cfg.head_dim
-        of_each: Any = [head_rows(layout, heads, kv_heads, width, t, self.size) for t in range(self.size)]
+        of_each: Any = [head_rows(layout, heads, kv_heads, width, t, parts.size) for t in range(parts.size)]
         if layout == "split":
             for name, rows in zip("qkv", zip(*of_each, strict=True), strict=True):
-                setattr(attention, name, self._column(getattr(attention, name), rows))
+                setattr(attention, name, parts.column(getattr(attention, name), rows))
         else:
-            attention.qkv = self._column(attention.qkv, of_each)
-        attention.out = self._row(attention.out)
+            attention.qkv = parts.column(attention.qkv, of_each)
+        attention.out = parts.row(attention.out)
         if attention.qk_norm:  # of each head alike, so that a rank sees the gradient of its own heads
             for norm in (attention.q_norm, attention.k_norm):
                 for parameter in norm.parameters():
-                    self._note(parameter, self.pieces.whole(parameter.shape, partial=True))
+                    parts.note(parameter, parts.pieces.whole(parameter.shape, partial=True), parameter)
 
     def _cut_feed_forward(self, mlp: MLP | MixtureMLP) -> None:
         if isinstance(mlp, MLP):
             for name in ("gate", "up") if mlp.gated else ("up",):
-                setattr(mlp, name, self._column(getattr(mlp, name)))
-            mlp.down = self._row(mlp.down)
+                setattr(mlp, name, self.parts.column(getattr(mlp, name)))
+            mlp.down = self.parts.row(mlp.down)
             return
         if mlp.residual_mlp is not None:
             self._cut_feed_forward(mlp.residual_mlp)
         layer, router = mlp.moe_layer, mlp.moe_layer.gate.wg
         layer.gate.wg = RouterLinear(
-            router.in_features, router.out_features, self.exchange, bias=False, **_factory(router.weight)
+            router.in_features, router.out_features, self.exchange, bias=False, **factory(router.weight)
         )
         layer.dispatch = PartsDispatch(self.exchange)
         experts: Any = layer.experts["wrapped_experts"]
@@ -172,42 +148,8 @@ class _TensorParallel:
 
     def _part(self, old: Linear, dim: int) -> Linear:
         """Equal parts of a layer without a bias, along the outputs (0) or the inputs (1)."""
-        held = self.pieces.even(old.weight.shape, dim)
+        held = self.parts.pieces.even(old.weight.shape, dim)
         outputs, inputs = held.placement.local_shape
-        new = Linear(inputs, outputs, bias=False, **_factory(old.weight))
-        self._note(new.weight, held)
+        new = Linear(inputs, outputs, bias=False, **factory(old.weight))
+        self.parts.note(new.weight, held, old.weight)
         return new
-
-    def _column(self, old: Linear, of_each: Any = None) -> ColumnLinear:
-        """Some outputs of a layer: equal parts in their order, or the rows named for each rank."""
-
-        def held(parameter: Tensor) -> Held:
-            shape = parameter.shape
-            return self.pieces.even(shape, 0) if of_each is None else self.pieces.rows(shape, of_each)
-
-        weight = held(old.weight)
-        new = ColumnLinear(
-            old.in_features,
-            weight.placement.local_shape[0],
-            self.exchange,
-            bias=old.bias is not None,
-            **_factory(old.weight),
-        )
-        self._note(new.weight, weight)
-        if old.bias is not None and new.bias is not None:
-            self._note(new.bias, held(old.bias))
-        return new
-
-    def _row(self, old: Linear) -> RowLinear:
-        """Some inputs of a layer."""
-        inputs, bias = old.in_features // self.size, old.bias is not None
-        new = RowLinear(inputs, old.out_features, self.exchange, bias=bias, **_factory(old.weight))
-        self._note(new.weight, self.pieces.even(old.weight.shape, 1))
-        return new
-
-    def _note(self, parameter: nn.Parameter, held: Held) -> None:
-        self._held[id(parameter)] = held
-
-
-def _factory(weight: Tensor) -> dict[str, Any]:
-    return {"device": weight.device, "dtype": weight.dtype}

@@ -142,25 +142,29 @@ def scatter(output: torch.Tensor, parts: list[torch.Tensor] | None, source: int,
     return _noted(work, "scatter", output, group)
 
 
-def broadcast_object(value: Any, source: int = 0) -> Any:
-    """The plain Python value that rank `source` has, on every rank."""
+def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:
+    """The plain Python value that rank `source` of a group has, on every rank of it; None is the default group."""
     box = [value]
-    dist.broadcast_object_list(box, src=source)
+    dist.broadcast_object_list(box, group=group, group_src=source)
     return box[0]
 
 
-def on_first(find: Callable[[], T]) -> T:
-    """Call a function on rank 0 and return its result on every rank; a `UserError` of it is raised on every rank.
+def on_first(find: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Call a function on the first rank of a group and return its result on every rank of it; a `UserError` of it is
+    raised on every rank.
 
     For what all must see alike, such as the listing of a network folder.
+
+    Args:
+        group: None is the default group.
     """
     answer: Any = None
-    if dist.get_rank() == 0:
+    if dist.get_rank(group) == 0:
         try:
             answer = find()
         except UserError as error:
             answer = error
-    answer = broadcast_object(answer)
+    answer = broadcast_object(answer, group=group)
     if isinstance(answer, UserError):
         raise answer
     return answer

@@ -83,6 +83,27 @@ class Degrees:
         zero1 = parallel.zero1.size
         return cls(pipeline, tensor, data, weight, weight_data, zero1 if zero1 > 0 else weight_data)
 
+    @classmethod
+    def of_inference(cls, tensor: int, world_size: int, key: str) -> Degrees:
+        """The degrees of ranks that only read a model: ``tensor`` of them share each layer, the rest is data parallel.
+
+        Args:
+            key: where the size was stated, for messages.
+
+        Raises:
+            ConfigError: the ranks do not divide by it.
+        """
+        if tensor < 1:
+            raise ConfigError(f"{tensor} must be 1 or more", key=key)
+        if world_size % tensor:
+            ranks = "1 rank does" if world_size == 1 else f"{world_size} ranks do"
+            hint = (
+                f"nearest: {nearest(tensor, divisors(world_size))}, or start {-(-world_size // tensor) * tensor} ranks"
+            )
+            raise ConfigError(f"{ranks} not divide by {tensor}", key=key, hint=hint)
+        data = world_size // tensor
+        return cls(pipeline=1, tensor=tensor, data=data, weight=1, weight_data=data, zero1=1)
+
     @property
     def world(self) -> int:
         """All ranks."""

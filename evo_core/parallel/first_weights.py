@@ -6,25 +6,30 @@ model together each draws every n-th tensor, and hands the others what they hold
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evo_core.model.build import build_model
 from evo_core.model.decoder import Decoder
 from evo_core.model.init import deviations, drawn, fill_constants, init_weights
 from evo_core.parallel.collectives import broadcast, scatter
 from evo_core.parallel.mesh import Mesh
-from evo_core.placement import Held, Placed
+from evo_core.placement import Held, Placed, Placement, placements_of
 
 
 @torch.no_grad()
 def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) -> None:
     """Draw what this rank holds of the first weights (`evo_core.model.init_weights`); every rank must call it.
 
-    A model type of a user's own draws by itself, whole.
+    A model type of a user's own draws by itself, whole: each rank has it draw, and takes what it holds of it.
     """
     ranks = mesh.data.size * mesh.tensor.size
+    if not isinstance(model, Decoder) and (placements := placements_of(model)):
+        _take_from_whole(model, placements, model_cfg, seed)
+        return
     if ranks == 1 or not isinstance(model, Decoder):
         init_weights(model, model_cfg, seed)
         return
@@ -41,6 +46,19 @@ def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) 
         for drawer, (name, parameter, _) in enumerate(turn):
             _hand_out(parameter, model.held.get(name), values if drawer == own else None, drawer, mesh)
     fill_constants(model)
+
+
+def _take_from_whole(model: nn.Module, placements: Mapping[str, Placement], model_cfg: Any, seed: int) -> None:
+    """The pieces, and the buffers that are as in the whole model, of one that was built and initialised as ever."""
+    like = next(model.parameters())
+    whole = build_model(model_cfg, device=like.device, dtype=like.dtype)
+    init_weights(whole, model_cfg, seed)
+    drawn_whole, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
+    for name, parameter in model.named_parameters():
+        Placed(parameter, placements[name]).fill(drawn_whole[name])
+    for name, buffer in model.named_buffers():
+        if name in buffers and buffers[name].shape == buffer.shape:
+            buffer.copy_(buffers[name])
 
 
 def _hand_out(parameter: Tensor, held: Held | None, whole: Tensor | None, drawer: int, mesh: Mesh) -> None:

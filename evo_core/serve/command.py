@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import socket
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ import typer
 
 from evo_core.command_line.program import plain_app, run
 from evo_core.errors import CheckpointError, ConfigError
+from evo_core.parallel.environment import read_rank_info
 from evo_core.process import stop_signals
 from evo_core.storage.location import local_path
 
@@ -70,6 +72,7 @@ def serve_command(
 
     SIGINT (Ctrl-C), SIGTERM and SIGHUP end it, with 128 + the signal's number.
     """
+    _refuse_ranks()
     local_path(checkpoint, "CHECKPOINT")
     _check(
         port,
@@ -97,6 +100,18 @@ def serve_command(
 def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.serve") -> None:
     """Carry out a command line; exits with 2 for a mistake of the user's, with 128 + its number after a signal."""
     run(app, words, program, name="evo serve")
+
+
+def _refuse_ranks() -> None:
+    """Each of several ranks would be a server of its own, at one address.
+
+    Raises:
+        ConfigError: a launcher started several.
+    """
+    ranks = read_rank_info(os.environ).world_size
+    if ranks > 1:
+        message = f"a server is one process, and {ranks} ranks were started"
+        raise ConfigError(message, hint="start it without torchrun or srun, or with one task")
 
 
 def _check(port: int, *, counts: Mapping[str, int | None], sizes: Mapping[str, float]) -> None:

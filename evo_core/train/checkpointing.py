@@ -164,10 +164,12 @@ def data_cursors(batches: Prefetch, mesh: Mesh) -> list[Any]:
     Returns:
         Nothing where the step says where to go on.
     """
-    if batches.cursor is None:
+    if not batches.sequential:
         return []
-    cursors = dict(gather_objects((mesh.data.rank, batches.cursor)))
-    return [cursors[rank] for rank in range(mesh.data.size)]
+    cursors = gather_objects((mesh.data.rank, batches.cursor))
+    # Of the ranks that get the same batches, the one that reads them has the cursor.
+    found = {rank: cursor for rank, cursor in cursors if cursor is not None}
+    return [found[rank] for rank in range(mesh.data.size)]
 
 
 def save_folder(cfg: TrainConfig) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from evo_core.command_line.config_options import ConfigFile, Seed, Set, overrides
 from evo_core.command_line.launcher_options import Backend, Host, Launcher, Port
 from evo_core.command_line.program import plain_app, run
+from evo_core.command_line.several_words import name_before_each
 from evo_core.storage.location import check_location, local_path
 
 STOPPED = 143
@@ -36,17 +37,6 @@ class _TrainCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, list(name_before_each(args, "--init-content")))
-
-
-def name_before_each(words: Sequence[str], option: str) -> Iterator[str]:
-    """``--x a b`` as ``--x a --x b``."""
-    taken = -1  # words taken after the option's name; -1 where the word is not its own
-    for word in words:
-        own = taken >= 0 and not word.startswith("-")
-        if own and taken > 0:
-            yield option
-        yield word
-        taken = taken + 1 if own else 0 if word == option else -1
 
 
 @app.command(cls=_TrainCommand)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from evo_core.checkpoint import TrainState
+from evo_core.checkpoint.finite import check_model_finite
 from evo_core.data import Prefetch, open_source
 from evo_core.errors import ConfigError
 from evo_core.model import compile_blocks
@@ -62,7 +63,8 @@ class TrainRun:
     def batches(self) -> Prefetch:
         """The batches that are left, drawn ahead; a context manager, whose end also closes `data`."""
         data = self.cfg.data
-        return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker)
+        tensor = self.mesh.tensor
+        return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker, tensor=tensor)
 
     def metric_log(self) -> MetricLog:
         """What takes the records of the steps that are left; a context manager."""
@@ -88,7 +90,7 @@ def make_run(
     lines.keep_in(folder)
     log_ranks(cfg, ranks, mesh, folder)
 
-    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
+    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None)
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
@@ -97,6 +99,7 @@ def make_run(
     if start is not None:
         with failing_together():
             state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
+        check_model_finite(model, start.checkpoint)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
     log_parts(cfg, ranks, mesh, model, optimizer, data)

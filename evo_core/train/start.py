@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
-from evo_core.checkpoint.finite import check_finite
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
@@ -174,12 +173,11 @@ def _located(init: Start) -> Start:
 
 
 def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
-    """The weights of another system's folder, at the beginning of a run; each rank reads them by itself."""
+    """The weights of another system's folder, at the beginning of a run; each rank reads what it holds by itself."""
     weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
     fill_model(model, weights)
     optimizer.restored(updates=0)
     if dist.get_rank() == 0:
-        check_finite(model.named_parameters(), start.checkpoint)
         for difference in other_settings(weights.model, cfg.model):
             log.warning("%s: %s", start.checkpoint, difference)
     return TrainState()
@@ -216,9 +214,9 @@ def take_start(
     if data.sequential and there != mesh.data.size:
         raise CheckpointError(
             f"each of {there} data-parallel ranks has its place in the stream of data there, and here are "
-            f"{mesh.data.size} ranks",
+            f"{mesh.data.size} of them",
             file=start.checkpoint,
-            hint=f"go on with {there} ranks; or start from its weights alone: ckpt.auto_resume false, "
+            hint=f"go on with {there} data-parallel ranks; or start from its weights alone: ckpt.auto_resume false, "
             'ckpt.load_ckpt_info {path: ..., content: ["model"]}',
         )
     if state.batch_tokens != batch_tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +31,11 @@ log = logging.getLogger(__name__)
 
 def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     """Sizes, seeds, the run's name, and who runs where; every rank must call it."""
-    numbers = f"{ranks.rank:5} {mesh.data.rank:5} {mesh.zero.rank:5} {ranks.local_rank:5}"
-    everyone = gather_objects((socket.gethostname(), f"{numbers}  {ranks.device!s:8}"))
+    numbers = {"rank": ranks.rank, "dp": mesh.data.rank, "zero": mesh.zero.rank}
+    if mesh.tensor.size > 1:
+        numbers["tp"] = mesh.tensor.rank
+    numbers["local"] = ranks.local_rank
+    everyone = gather_objects((socket.gethostname(), [*numbers.values()], str(ranks.device)))
     log.info(
         "Distributed environment is initialized, data parallel size: %d, pipeline parallel size: %d, "
         "tensor parallel size: %d",
@@ -48,9 +52,12 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
         and (said := unprefixed_save(cfg, "ckpt.save_ckpt_folder")) is not None
     ):
         log.warning("%s", said)
-    rows = [f"{'rank':>5} {'dp':>5} {'zero':>5} {'local':>5}  {'device':8} host"]
-    rows += [f"{row} {host}" for host, row in everyone]
+    rows = [_row([*numbers], "device", "host"), *(_row(row, device, host) for host, row, device in everyone)]
     log.info("ranks:\n%s", "\n".join(rows))
+
+
+def _row(numbers: Sequence[int | str], device: str, host: str) -> str:
+    return f"{' '.join(f'{number:>5}' for number in numbers)}  {device:8} {host}"
 
 
 def log_parts(
@@ -75,7 +82,7 @@ def log_parts(
     )
     micro_num = cfg.micro_num(mesh.data.size)
     log.info(
-        "data: %s; a step is %s tokens (%d micro-batches of %d on each of %d ranks), %d steps",
+        "data: %s; a step is %s tokens (%d micro-batches of %d on each of %d data-parallel ranks), %d steps",
         data.describe(),
         f"{micro_num * mesh.data.size * cfg.data.packed_length:,}",
         micro_num,

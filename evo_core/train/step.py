@@ -138,6 +138,7 @@ class TrainStep:
             dp_rank=mesh.data.rank,
             dp_size=mesh.data.size,
             group=mesh.data.group,
+            tensor=mesh.tensor,
             device=self._device,
             mask_token_zero=data.mask_token_zero,
             vocab_size=self._cfg.model.vocab_size,

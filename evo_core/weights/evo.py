@@ -27,6 +27,7 @@ from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import save_config
 from evo_core.config.families import SHIPPED
+from evo_core.placement import Piece, Placed, Placement, Rectangle
 from evo_core.weights.lazy import Lazy
 from evo_core.weights.plain import PlainForm
 from evo_core.weights.plausible import check_sizes
@@ -98,9 +99,10 @@ def _stored(folder: Path) -> dict[str, Lazy]:
     from evo_core.checkpoint.stored import Reader
 
     def lazy(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Lazy:
-        def read() -> Tensor:
-            tensor = torch.empty(shape, dtype=dtype)
-            read_tensors(folder, {name: tensor})
+        def read(where: Rectangle) -> Tensor:
+            tensor = torch.empty(where.sizes, dtype=dtype)
+            piece = Piece(where, (0,) * len(shape), (0,))
+            read_tensors(folder, {name: Placed(tensor, Placement(shape, where.sizes, (piece,)))})
             return tensor
 
         return Lazy(shape, dtype, read)

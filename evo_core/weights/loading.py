@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from evo_core.checkpoint.finite import check_finite
+from evo_core.checkpoint.finite import check_finite, check_model_finite
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.checkpoint.loading import take_ending
 from evo_core.checkpoint.manifest import CONFIG, check_weights, read_manifest
 from evo_core.checkpoint.saved_config import saved_config
 from evo_core.checkpoint.tensors import MODEL, check_model, read_model, stored_shapes
 from evo_core.config.families import SHIPPED
-from evo_core.weights import build, open_weights
+from evo_core.weights import fill_model, open_weights
 from evo_core.weights.evo import tokenizer_of
 from evo_core.weights.plausible import check_sizes
 from evo_core.weights.recognise import locate
 
 if TYPE_CHECKING:
-    from evo_core.config import TrainConfig
+    from evo_core.config import ModelConfig, TrainConfig
     from evo_core.data.tokenize.tokenizers import Tokenizer
+    from evo_core.parallel.mesh import Mesh
 
 
 def resolve(uri: str | Path) -> Path:
@@ -56,17 +61,23 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     *,
+    mesh: Mesh | None = None,
     check: bool = True,
     allow_non_finite: bool = True,
 ) -> tuple[nn.Module, Tokenizer | None]:
-    """The model in a checkpoint, ready to run, and its tokenizer; any process may call it alone.
+    """The model in a checkpoint, ready to run, and its tokenizer.
+
+    Any process may call it alone. With a mesh of several tensor ranks every rank of the mesh calls it, and has memory
+    for its part of the model and reads no more than that.
 
     Args:
         uri: a checkpoint folder, or a folder that holds checkpoints (then the newest complete one); with or without
             ``local:``. A folder of Hugging Face's, Meta's or InternEvo's form, or a hub id, works alike.
         device: where to put it.
         dtype: type of the weights; default that of the training run.
-        check: compare the files that are read with their digests first, and say which weights are NaN or infinite.
+        mesh: ranks that share each layer (`evo_core.parallel.inference.inference_mesh`); None is a whole model.
+        check: compare the files that are read with their digests first, and say which weights are NaN or infinite;
+            one rank of a machine is enough.
         allow_non_finite: False refuses such weights.
 
     Returns:
@@ -75,35 +86,73 @@ def load_model(
     Raises:
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
-    model, tokenizer, folder = _read(uri, device, dtype, check)
-    if check or not allow_non_finite:
-        check_finite(model.named_parameters(), folder, allowed=allow_non_finite)
-    return model.eval(), tokenizer
-
-
-def _read(
-    uri: str | Path, device: str | torch.device, dtype: torch.dtype | None, check: bool
-) -> tuple[nn.Module, Tokenizer | None, Path]:
-    """The model, its tokenizer and the folder of both."""
-    from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.model import build_model
-    from evo_core.weights import locate, open_weights
+    from evo_core.parallel.collectives import failing_together
+
+    is_cut = mesh is not None and mesh.tensor.size > 1
+    # A rank that raised alone would leave the others waiting for it: making groups and counting takes all of them.
+    together = failing_together if is_cut else nullcontext
+    with together():
+        found = _find(uri, check)
+    if mesh is not None and is_cut:
+        from evo_core.parallel.apply import build_parallel
+
+        model: nn.Module = build_parallel(found.model, mesh, device, dtype=dtype)
+    else:
+        model = build_model(found.model, device=device, dtype=dtype)
+    with together():
+        found.fill(model)
+    if is_cut:
+        check_model_finite(model, found.folder, allowed=allow_non_finite)
+    elif check or not allow_non_finite:
+        check_finite(model.named_parameters(), found.folder, allowed=allow_non_finite)
+    return model.eval(), found.tokenizer
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Weights that are not read yet.
+
+    Attributes:
+        model: the `model` block.
+        fill: copies into a model of that block what belongs there.
+    """
+
+    folder: Path
+    model: ModelConfig | Any
+    tokenizer: Tokenizer | None
+    fill: Callable[[nn.Module], None]
+
+
+def _find(uri: str | Path, check: bool) -> _Found:
+    """What a path means; nothing takes memory yet."""
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
 
     kind, folder = locate(uri)
-    if kind != "evo":
-        weights = open_weights(folder)
-        found = load_tokenizer(weights.tokenizer) if weights.tokenizer else None
-        return build(weights, device=device, dtype=dtype), found, folder
+    if kind == "evo":
+        return _own(folder, check)
+    weights = open_weights(folder)
+    tokenizer = load_tokenizer(weights.tokenizer) if weights.tokenizer else None
+    return _Found(folder, weights.model, tokenizer, partial(fill_model, weights=weights))
+
+
+def _own(folder: Path, check: bool) -> _Found:
+    """A checkpoint of ours."""
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
+    from evo_core.model import build_model
+
     manifest = check_weights(folder) if check else read_manifest(folder)
-    cfg = read_config(folder)
+    cfg = saved_config(folder)
     if cfg.model_type in SHIPPED:  # what does not fit is told before it takes memory
         check_sizes(cfg.model, list(stored_shapes(folder / MODEL).values()), folder / CONFIG)
         check_model(folder / MODEL, build_model(cfg.model, device="meta"))
-    model = build_model(cfg.model, device=device, dtype=dtype)
-    read_model(folder / MODEL, model)
-    take_ending(folder, model)
     path = tokenizer_of(folder, manifest)
     tokenizer = load_tokenizer(path) if path else None
     if tokenizer is not None and manifest.trained_here:
         tokenizer.begin = None  # the begin id, as the documents that it was trained on
-    return model, tokenizer, folder
+
+    def fill(model: nn.Module) -> None:
+        read_model(folder / MODEL, model)
+        take_ending(folder, model)
+
+    return _Found(folder, cfg.model, tokenizer, fill)

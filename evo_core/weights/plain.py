@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from evo_core.checkpoint.tensors import model_tensors
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.model.aliases import AliasedModule
@@ -154,15 +155,15 @@ def _is_usual(tensor: Lazy) -> bool:
 
 
 def fill(model: nn.Module, own: Tensors) -> None:
-    """Copy a model's own tensors into it one by one, rounded to the types it has.
+    """Copy what this rank holds of a model's tensors into it, one by one, rounded to the types it has.
 
     Args:
-        own: as `PlainForm.from_plain` gives them.
+        own: whole, as `PlainForm.from_plain` gives them; of each no more is read than is held here.
     """
-    state = model.state_dict()
     with torch.no_grad():
-        for name, tensor in own.items():
-            state[name].copy_(tensor.read())
+        for name, placed in model_tensors(model).items():
+            for piece, view in placed.pieces():
+                view.copy_(own[name].part(piece.where))
 
 
 def _plain_names(model: nn.Module) -> Iterator[tuple[str, str]]:

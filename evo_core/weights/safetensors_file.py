@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evo_core.errors import CheckpointError
+from evo_core.placement import Rectangle
 from evo_core.weights.lazy import Lazy
 
 _NAMES = {
@@ -71,10 +72,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Lazy]) -> None:
             stream.write(_bytes(tensor.read()))
 
 
-def _reader(path: Path, file: Any, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
+def _reader(path: Path, file: Any, name: str) -> Callable[[Rectangle], Tensor]:
+    def read(where: Rectangle) -> Tensor:
         try:
-            return file.get_tensor(name)
+            return where.of(file.get_tensor(name))  # a view of the mapped file, and so is a part of it
         except Exception as error:
             raise CheckpointError(f"{name} cannot be read: {error}", file=path) from error
 

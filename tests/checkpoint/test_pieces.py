@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import FileSystemReader
 
+from evo_core.checkpoint.format1 import turns
 from evo_core.checkpoint.tensors import read_tensors, stored_shapes, write_tensors
 from evo_core.checkpoint.writers import own_parts
 from evo_core.placement import Placed, Placement, Rectangle, Span, tiling_fault
@@ -60,6 +61,19 @@ def test_vectors_of_format_1_are_read_into_pieces(tmp_path: Path, layout: Layout
     run_on_ranks(lambda: write_tensors(tmp_path, flat | {f"moment.{name}": -flat[name] for name in flat}), 2)
     for rank in range(layout.ranks):
         assert differing(tmp_path, layout, rank, flat=True) == []
+
+
+def test_a_vector_is_read_in_stretches_of_whole_rows() -> None:
+    """Of a piece that leaves out columns each row would be looked up by itself, and there are thousands."""
+    placement = Placement.fused((4096, 12), 1, (8, 4), 1, 2, [0])
+    columns = Placed(torch.zeros(placement.local_shape), placement)
+    rows = Placed(torch.zeros(1024, 12), Placement.cut((4096, 12), 0, 1, 4, [0]))
+    read = [
+        [(name, where) for name, parts in turn.items() for where, _ in parts]
+        for turn in turns({"c": columns, "r": rows})
+    ]
+    everything, quarter = Rectangle((0,), (4096 * 12,)), Rectangle((1024 * 12,), (1024 * 12,))
+    assert read == [[("r", quarter)], [("c", everything)], [("c", everything)]]
 
 
 def test_everything_lies_under_its_name_at_its_full_shape(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from evo_core.config import TrainConfig, load_config
 from evo_core.config.resolve import merge
 from evo_core.config.tensor_rules import sharing_error
 from evo_core.errors import ConfigError
-from tests.config.jobs import CONFIGS, at, job, refusal
+from tests.config.jobs import CONFIGS, MODEL, at, job, refusal
 
 SHAPE = {"hidden_size": 96, "num_attention_heads": 12, "num_kv_attention_heads": 6}
 GROUPED: dict[str, Any] = {"model_type": "LLAMA2", "model": SHAPE}
@@ -152,3 +153,21 @@ def test_settings_of_tensor_parallelism_without_effect() -> None:
         "model.embed_split_hidden (tensor.size is 1)",
         "parallel.tensor.mode (tensor.size is 1)",
     ]
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True}},
+        {"tensor": {"size": 2, "mode": "fsp"}, "zero1": {"size": 3, "fsdp": True}},
+        {"tensor": 2, "weight": 2, "zero1": 8},
+    ],
+)
+def test_inference_takes_the_tensor_size_alone_of_a_layout_of_training(tmp_path: Path, parallel: Any) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps({"model": MODEL, "parallel": parallel}))
+    assert load_config(file, inference=True).parallel == job({"parallel": {"tensor": 2}}).parallel
+    with pytest.raises(ConfigError, match='tensr: unknown key; did you mean "tensor"'):
+        load_config(file, ["parallel.tensr=2"], inference=True)
+    with pytest.raises(ConfigError, match=r"parallel\.pipeline\.size"):
+        load_config(file, ["parallel.pipeline=2"], inference=True)

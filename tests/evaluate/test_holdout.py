@@ -12,9 +12,11 @@ import torch
 
 from evo_core.checkpoint import load_model
 from evo_core.data import BinReader
+from evo_core.errors import DataError
 from evo_core.evaluate.command import main
 from evo_core.evaluate.holdout import holdout
 from evo_core.evaluate.results import table
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 from tests.train.jobs import TYPES, job, run
 
@@ -80,6 +82,61 @@ def test_ranks_share_the_work(trained: Path) -> None:
                 assert many[name]["blocks"][part_of_it] == pytest.approx(one[name]["blocks"][part_of_it], rel=1e-12)
             plain = [key for key in one[name] if key != "blocks"]
             assert [many[name][key] for key in plain] == pytest.approx([one[name][key] for key in plain], rel=1e-12)
+
+
+def scores_in_groups(folder: Path) -> tuple[dict[str, Any], list[int]]:
+    """The scores that a rank of a group of two gets, and the length of each of its passes through the model.
+
+    Only the first of a group finds data, and only its model is the trained one: a second one reads and counts nothing.
+    """
+    mesh = mesh_of(1, tensor={"size": 2})
+    model, _ = load_model(folder / "ckpt")
+    lengths: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: lengths.append(len(args[0])))
+    if mesh.tensor.rank == 1:
+        torch.nn.init.zeros_(next(model.parameters()))
+    valid = folder / "valid" if mesh.tensor.rank == 0 else Path("/nowhere")
+    scores = holdout(
+        model,
+        valid,
+        seq_len=32,
+        micro_bsz=2,
+        dp_rank=mesh.data.rank,
+        dp_size=mesh.data.size,
+        group=mesh.data.group,
+        tensor=mesh.tensor,
+    )
+    return scores, lengths
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_of_a_tensor_group_go_through_the_same_batches(trained: Path, ranks: int) -> None:
+    model, _ = load_model(trained / "ckpt")
+    alone = holdout(model, trained / "valid", seq_len=32, micro_bsz=2)
+    results = run_on_ranks(scores_in_groups, ranks, trained)
+    for scores, lengths in results:
+        assert scores == results[0][0]
+        assert lengths == [64] * len(results[0][1])  # as in training, so it divides where that does
+        if ranks == 2:
+            assert scores == alone
+        for name in TYPES:
+            for key in ("loss", "acc", "tokens"):
+                assert scores[name][key] == pytest.approx(alone[name][key], rel=1e-12)
+
+
+def test_an_error_is_raised_on_all_of_a_tensor_group(trained: Path) -> None:
+    def part() -> str:
+        mesh = mesh_of(1, tensor={"size": 2})
+        model, _ = load_model(trained / "ckpt")
+        try:
+            holdout(model, trained / "valid", seq_len=32, tensor=mesh.tensor, vocab_size=20)
+        except DataError as error:
+            return str(error)
+        return "no error"
+
+    said = run_on_ranks(part, 2)
+    assert said[0] == said[1]
+    assert "train_000.bin:" in said[0]
 
 
 def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from evo_core.checkpoint import load_model
+from evo_core.command_line.program import invoke
 from evo_core.config import load_config
 from evo_core.data.shards.format import BinReader, BinWriter
 from evo_core.data.tokenize.tokenizers import load_tokenizer
-from evo_core.errors import DataError
+from evo_core.errors import ConfigError, DataError
 from evo_core.generate import generate
-from evo_core.generate.command import main, run
+from evo_core.generate.command import app, main, run
 from evo_core.parallel.process_group import ranks
 from tests.generate.conftest import Trained
 from tests.generate.models import LetterTokenizer, decoder
@@ -26,13 +28,13 @@ from tests.ranks import run_on_ranks
 PROMPTS = ["the cat", "in the", "a", "the word is", "mat"]
 
 
-def generate_here(trained: Trained, world_size: int, *settings: str) -> None:
+def generate_here(trained: Trained, world_size: int, *settings: str, tensor: int | None = None) -> None:
     """Run the command's work on so many forked ranks."""
 
     def work() -> None:
         cfg = load_config(trained.config, settings)
         with ranks() as joined:
-            run(cfg, joined)
+            run(cfg, joined, tensor)
 
     run_on_ranks(work, world_size)
 
@@ -82,6 +84,46 @@ def test_beams_over_ranks_and_a_stretched_base(trained: Trained, prompts: Path, 
     stretched = generate(model, tokenizer, PROMPTS, dynamic_ntk=True, **options)
     assert [row["ids"] for row in rows(tmp_path / "1")] == [result.ids for result in stretched]
     assert stretched != plain
+
+
+def test_ranks_that_hold_the_model_together_write_the_one_output(
+    trained: Trained, prompts: Path, tmp_path: Path
+) -> None:
+    settings = [f"generation.prompts={prompts}", "generation.repetition_penalty=1.2"]
+    generate_here(trained, 1, *settings, f"generation.output_folder={tmp_path / '1'}")
+    generate_here(trained, 4, *settings, f"generation.output_folder={tmp_path / '4'}", tensor=2)
+    assert rows(tmp_path / "4") == rows(tmp_path / "1")
+
+    # The whole command, with a layout of training in the file that stands for the same of mtp.
+    layout = {"zero1": 1, "tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True}}
+    config = tmp_path / "isp.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(trained.config.read_text()) | {"parallel": layout}))
+    words = ["--config", str(config), "--set", f"generation.output_folder={tmp_path / '2'}"]
+    words += [part for setting in settings for part in ("--set", setting)]
+    run_on_ranks(lambda: main(words), 2)
+    assert rows(tmp_path / "2") == rows(tmp_path / "1")
+    with pytest.raises(ConfigError, match=r"parallel\.tensor\.size: 1 rank does not divide by 2 \(nearest: 1"):
+        invoke(app, words, "generate")
+    invoke(app, [*words, "--tensor", "1"], "generate")
+    assert rows(tmp_path / "2") == rows(tmp_path / "1")
+
+
+def test_a_tensor_size_that_does_not_fit_names_the_option(trained: Trained, tmp_path: Path) -> None:
+    words = ["--config", str(trained.config), "--set", f"generation.output_folder={tmp_path / 'out'}"]
+    words += ["--set", "generation.prompts=[a]", "--tensor"]
+    for world_size, tensor, message in (
+        (1, 2, "--tensor: 1 rank does not divide by 2"),
+        (3, 3, "--tensor: 3 ranks cannot share num_attention_heads 4"),
+    ):
+
+        def refused(tensor: int = tensor) -> str:
+            with pytest.raises(ConfigError) as caught:
+                invoke(app, [*words, str(tensor)], "generate")
+            return str(caught.value)
+
+        for said in run_on_ranks(refused, world_size):
+            assert said.startswith(message)
+    assert not (tmp_path / "out").exists()
 
 
 def test_token_prompts_give_token_files(trained: Trained, tmp_path: Path) -> None:

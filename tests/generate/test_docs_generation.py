@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
 
-from evo_core.checkpoint import TrainState, save
+from evo_core.checkpoint import TrainState, load_model, save
 from evo_core.config import load_config
+from evo_core.generate import generate
 from evo_core.generate.command import main
 from evo_core.model import build_model
 from evo_core.placement import Placed, Placement
@@ -51,6 +53,19 @@ def test_the_python_on_the_page(folder: Path, capsys: pytest.CaptureFixture[str]
     (source, *_) = [text for language, text in BLOCKS if language == "python"]
     exec(compile(source, "generation.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_python_of_ranks_that_hold_a_model_together(trained: Trained) -> None:
+    (source,) = [text for language, text in BLOCKS if language == "python" and "inference_mesh" in text]
+
+    def on_the_page() -> list[int]:
+        names: dict[str, Any] = {"CKPT": trained.saved, "load_model": load_model, "generate": generate}
+        exec(compile(source, "generation.md", "exec"), names)
+        return names["texts"][0].ids
+
+    model, tokenizer = load_model(trained.saved)
+    (expected,) = generate(model, tokenizer, ["Once upon a time"], max_new_tokens=50)
+    assert run_on_ranks(on_the_page, 2) == [expected.ids] * 2
 
 
 def test_the_generate_commands_on_the_page(folder: Path) -> None:

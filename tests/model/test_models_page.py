@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.processes import Command
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 SNIPPET, TRIGRAM = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -50,7 +52,7 @@ def test_the_first_example_prints_what_its_comment_says() -> None:
 def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Path) -> None:
     first = train(package)
     assert first.returncode == 0, first.stderr
-    assert "model my_models.trigram:Trigram: 49,152 parameters" in first.stdout + first.stderr
+    assert "model my_models.trigram:Trigram: 57,504 parameters" in first.stdout + first.stderr
     (record,) = package.glob("RUN/trigram/*/metrics.jsonl")
     steps = [json.loads(line) for line in record.read_text().splitlines()]
     assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]
@@ -68,6 +70,27 @@ def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Pat
     )
     loaded = run([sys.executable, "-c", code], package, PYTHONPATH=".")
     assert loaded.stdout.strip() == "Trigram torch.Size([512, 32])", loaded.stderr
+
+
+def test_it_is_trained_over_tensor_ranks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the losses of one process, which also goes on from the checkpoint of two ranks."""
+    monkeypatch.chdir(package)
+    monkeypatch.syspath_prepend(str(package))
+    job = ["--config", "trigram.yaml", "--set", "model.dtype=torch.float64", "--set", "lr_scheduler.total_steps=5"]
+
+    def curve(name: str, steps: int, ranks: int) -> list[tuple[float, float]]:
+        own = ["--folder", name, "--set", f"ckpt.save_ckpt_folder=local:ckpt-{name}"]
+        own += ["--set", f"data.total_steps={steps}", "--set", f"parallel.tensor.size={ranks}"]
+        command = Command([*job, *own], package / f"log-{name}", ranks=ranks)
+        assert command.wait() == [0] * ranks, command.log.read_text()
+        records = [json.loads(line) for line in (package / name / "metrics.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records] == list(range(steps))
+        return [(record["loss"], record["grad_norm"]) for record in records]
+
+    alone = curve("alone", steps=5, ranks=1)
+    assert curve("shared", steps=3, ranks=2) == [pytest.approx(step, rel=1e-12) for step in alone[:3]]
+    assert curve("shared", steps=5, ranks=1) == [pytest.approx(step, rel=1e-12) for step in alone]
+    assert (package / "log-shared").read_text().count("57,504 parameters") == 2
 
 
 def test_its_keys_are_checked(package: Path) -> None:

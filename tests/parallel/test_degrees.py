@@ -137,3 +137,13 @@ def test_what_does_not_fit_is_refused_with_the_nearest_choice() -> None:
     assert data_parallel_size(ParallelConfig.model_validate({"zero1": 3}), 4) == 4
     with pytest.raises(ConfigError, match="4 ranks do not divide into"):
         data_parallel_size(ParallelConfig.model_validate({"tensor": 3}), 4)
+
+
+def test_inference_shares_layers_over_some_ranks_and_prompts_over_the_others() -> None:
+    assert Degrees.of_inference(2, 8, "--tensor") == degrees({"tensor": 2, "zero1": 1}, 8)
+    with pytest.raises(
+        ConfigError, match=r"^--tensor: 8 ranks do not divide by 3 \(nearest: 2 or 4, or start 9 ranks\)$"
+    ):
+        Degrees.of_inference(3, 8, "--tensor")
+    with pytest.raises(ConfigError, match="--tensor: 0 must be 1 or more"):
+        Degrees.of_inference(0, 8, "--tensor")

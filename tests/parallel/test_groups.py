@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +131,13 @@ def test_isps_views_of_1024_ranks(tmp_path: Path) -> None:
     for rank in SAMPLED:
         got = pretending(made, rank, tmp_path)
         assert got == {axis: d.ranks_of(axis, rank) for axis in AXES if axis != "world"}
+
+
+def test_the_page_says_which_ranks_are_together() -> None:
+    page = (CONFIGS.parent / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert done.stdout.splitlines() == re.findall(r"  # (.*)$", snippet, re.MULTILINE), done.stderr
 
 
 def pretending(call: Callable[[], Any], rank: int, folder: Path) -> Any:

@@ -104,6 +104,17 @@ def test_mistakes_are_one_line(
     assert "Traceback" not in error
 
 
+def test_several_ranks_are_refused(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main([str(trained.saved), "--port", "0"])
+    assert ended.value.code == 2
+    assert "a server is one process, and 2 ranks were started" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_said(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
     import socket
 

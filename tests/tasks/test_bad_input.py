@@ -82,6 +82,15 @@ CASES = {
         ["steps.model.params.parallel={zero1: {size: 3}}", "steps.model.runtime={ranks_per_node: 4}"],
         "steps.model.params.parallel.zero1",
     ),
+    "tensor ranks that the nodes do not have": (
+        ["steps.model.params.parallel={tensor: 4}", "steps.model.runtime={nodes: 1, ranks_per_node: 2}"],
+        "steps.model.params.parallel.tensor.size: 2 ranks do not divide into pipeline.size 1 x tensor.size 4 (nearest: "
+        "tensor.size 2, or 4 ranks)",
+    ),
+    "a model that tensor ranks cannot share": (
+        ["steps.model.params.parallel={tensor: 7}"],
+        "steps.model.params.parallel.tensor.size: 7 ranks cannot share vocab_size 400, num_attention_heads",
+    ),
     "tokenizer that is not there": (
         ["steps.tokens.params.tokenizer=nowhere.model", "steps.tokens.needs={raw: raw}"],
         "steps.tokens.params.tokenizer: the tokenizer",

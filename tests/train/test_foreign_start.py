@@ -107,6 +107,26 @@ def test_on_several_ranks(tmp_path: Path, hf: Path) -> None:
     assert curve(tmp_path / "ranks")[0]["loss"] == pytest.approx(alone, rel=1e-12)
 
 
+def test_on_tensor_ranks(tmp_path: Path, hf: Path) -> None:
+    """Each reads its part; what is no number in the part of any of them is told."""
+    alone = start_loss(from_there(tmp_path, hf, "hf_model"), tmp_path / "alone")
+
+    def run(path: Path, name: str) -> None:
+        train(from_there(tmp_path, path, "hf_model", parallel={"tensor": 2}), folder=tmp_path / name)
+        dist.barrier()
+
+    run_on_ranks(run, 2, hf, "ranks")
+    assert curve(tmp_path / "ranks")[0]["loss"] == pytest.approx(alone, rel=1e-12)
+    assert "NaN" not in (tmp_path / "ranks" / "train.log").read_text()
+
+    spoilt = made(tmp_path)
+    spoilt.get_parameter("layers.1.feed_forward.w3.weight").data[-1] = torch.nan  # the last rank's
+    write_weights(weights(spoilt), tmp_path / "spoilt", "hf")
+    run_on_ranks(run, 2, tmp_path / "spoilt", "warned")
+    said = (tmp_path / "warned" / "train.log").read_text()
+    assert f"{tmp_path / 'spoilt'} has NaN or infinite weights: layers.1.feed_forward.w3.weight (16 of " in said
+
+
 def test_a_wrong_type_is_named_with_the_right_one(tmp_path: Path, hf: Path) -> None:
     for said, right in (("internevo", "hf_model"), ("llama", "hf_model")):
         with pytest.raises(

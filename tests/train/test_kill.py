@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,14 +26,19 @@ def arguments(tmp_path: Path, run: str = "run") -> list[str]:
     return ["--config", str(tmp_path / "job.yaml"), "--folder", str(tmp_path / run)]
 
 
-@pytest.fixture
-def expected(tmp_path: Path) -> list[float]:
-    """The losses of the run that nobody disturbs, on two ranks in float32."""
-    changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
+def undisturbed(tmp_path: Path, **changes: Any) -> list[float]:
+    """The losses of a run that nobody disturbs, on two ranks in float32; its job is left to be run again."""
+    changes |= {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
     write_job(tmp_path, ckpt__save_ckpt_folder=str(tmp_path / "undisturbed"), **changes)
     assert Command(arguments(tmp_path, "undisturbed_run"), tmp_path / "log0", ranks=2).wait() == [0, 0]
     write_job(tmp_path, **changes)
     return losses(tmp_path / "undisturbed_run")
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> list[float]:
+    """The losses of two data-parallel ranks that nobody disturbs."""
+    return undisturbed(tmp_path)
 
 
 def kills(tmp_path: Path, expected: list[float], times: int) -> None:
@@ -128,6 +134,11 @@ def survives_under_torchrun(
 
 def test_torchrun_restarts_after_the_death_of_a_rank(tmp_path: Path, expected: list[float]) -> None:
     survives_under_torchrun(tmp_path, expected, [(8, 0)])
+
+
+def test_torchrun_restarts_ranks_that_share_a_model(tmp_path: Path) -> None:
+    expected = undisturbed(tmp_path, parallel__tensor={"size": 2, "mode": "msp"}, model__drop_rate=0.1)
+    survives_under_torchrun(tmp_path, expected, [(8, 1)])
 
 
 def test_torchrun_restarts_a_run_that_does_not_resume_others(tmp_path: Path, expected: list[float]) -> None:

@@ -74,9 +74,53 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(
     assert len(losses(tmp_path / "a")) == 12
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[float]:
+    """The losses of a run on two ranks that nobody stopped."""
+    place = tmp_path_factory.mktemp("whole")
+    cfg = stream_job(place, folder, model__dtype="torch.float64", ckpt__enable_save_ckpt=False)
+    run_on_ranks(run, 2, cfg, place / "run")
+    return losses(place / "run")
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 2), (2, 1)), ((2, 1), (4, 2))])
+def test_it_goes_on_at_another_tensor_size(
+    tmp_path: Path,
+    folder: Path,
+    whole: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> None:
+    """A cursor is one of a data-parallel rank, into however many tensor ranks that is cut: (ranks, tensor size)."""
+    monkeypatch.setattr(hf_stream, "_TEXTS", 7)
+
+    def layout(tensor: int) -> TrainConfig:
+        parallel = {"zero1": {"size": -1}, "tensor": {"size": tensor, "mode": "msp"}}
+        return stream_job(tmp_path, folder, model__dtype="torch.float64", parallel=parallel)
+
+    run_on_ranks(interrupted, before[0], layout(before[1]), tmp_path / "run", 6)
+    assert len(TrainState.read(tmp_path / "ckpt" / "4").data_cursors) == 2
+    run_on_ranks(run, after[0], layout(after[1]), tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-10)
+    assert len(whole) == 12
+
+
 def test_another_number_of_ranks_is_refused(tmp_path: Path, folder: Path) -> None:
     run_on_ranks(run, 2, stream_job(tmp_path, folder, data__total_steps=4), tmp_path / "run")
     with pytest.raises(
-        CheckpointError, match=r"each of 2 data-parallel ranks has its place .* here are 1 ranks \(go on with 2"
+        CheckpointError, match=r"each of 2 data-parallel ranks has its place .* here are 1 of them \(go on with 2"
     ):
         run(stream_job(tmp_path, folder, data__total_steps=6), tmp_path / "run")
+
+
+def test_the_place_in_the_data_is_that_of_data_ranks(tmp_path: Path, folder: Path) -> None:
+    """Two of them, of two tensor ranks each and then of one."""
+    settings: dict[str, Any] = {"model__dtype": "torch.float64", "lr_scheduler__total_steps": 12}
+    whole = stream_job(tmp_path, folder, ckpt__enable_save_ckpt=False, **settings)
+    run_on_ranks(run, 2, whole, tmp_path / "a")
+    for tensor, last_step in ((2, 6), (1, 12)):
+        own = {"parallel": {"tensor": tensor}, "data__total_steps": last_step}
+        run_on_ranks(run, 2 * tensor, stream_job(tmp_path, folder, **own, **settings), tmp_path / "b")
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-12, abs=0)
+    assert len(losses(tmp_path / "b")) == 12

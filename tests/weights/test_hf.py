@@ -12,6 +12,7 @@ import torch
 
 from evo_core.checkpoint import load_model
 from evo_core.errors import CheckpointError
+from evo_core.placement import Rectangle
 from evo_core.weights import as_model_type, build, cast, kind_of, open_weights, write_weights
 from evo_core.weights.safetensors_file import read_safetensors
 from tests.model.configs import relative_error
@@ -332,13 +333,13 @@ def test_the_target_must_be_free_and_appears_whole(tmp_path: Path) -> None:
     write_weights(made, tmp_path / "empty", "hf")
     assert kind_of(tmp_path / "empty") == "hf"
 
-    def fail() -> torch.Tensor:
+    def fail(where: Rectangle) -> torch.Tensor:
         seen.append([path.name for path in tmp_path.iterdir()])
         raise KeyboardInterrupt
 
     seen: list[list[str]] = []
     broken = dict(made.tensors)
-    broken["head.weight"] = replace(broken["head.weight"], read=fail)
+    broken["head.weight"] = replace(broken["head.weight"], source=fail)
     for kind in ("hf", "evo", "internevo"):
         with pytest.raises(KeyboardInterrupt):
             write_weights(replace(made, tensors=broken), tmp_path / "new", kind)  # type: ignore[arg-type]

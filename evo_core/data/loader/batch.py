@@ -19,7 +19,7 @@ class Batch:
         input_ids: int64 [micro_num, packed_length].
         labels: int64 [micro_num, packed_length], the next token of each token, -100 where there is none to learn.
         positions: int64 [micro_num, packed_length], from 0 in each sequence.
-        type_ids: int64 [micro_num, packed_length], data type of each token.
+        type_ids: int64 [micro_num, packed_length], data type of each token, one in all of a micro-batch.
         cu_seqlens: for each micro-batch, where its sequences start, and packed_length: int32 [sequences + 1].
     """
 

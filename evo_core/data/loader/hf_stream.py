@@ -217,8 +217,8 @@ class _Documents:
                 self._say_passed_over()
                 if not self._found:
                     raise DataError(
-                        f"rank {self._part.rank} of {self._part.ranks} finds no text of at least {self._min_length} "
-                        "tokens in this data set",
+                        f"data-parallel rank {self._part.rank} of {self._part.ranks} finds no text of at least "
+                        f"{self._min_length} tokens in this data set",
                         file=self._name,
                     )
                 self._begin_epoch(self._epoch + 1)

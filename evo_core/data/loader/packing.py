@@ -131,8 +131,19 @@ def pack(
         cuts = _cuts(starts, pieces.lengths, length, packed_length, seq_len)
     cu_seqlens = np.empty(len(cuts) + 1, np.int32)
     cu_seqlens[:-1], cu_seqlens[-1] = cuts, packed_length
-    np.subtract(_counted(packed_length), np.repeat(cuts, cu_seqlens[1:] - cuts), out=positions)
+    count_positions(cu_seqlens, positions)
     return Pack(ids, labels, positions, cu_seqlens)
+
+
+def count_positions(cu_seqlens: np.ndarray, out: np.ndarray) -> None:
+    """Number the tokens of a pack from 0 in each sequence.
+
+    Args:
+        cu_seqlens: int32 [sequences + 1], 0 … packed_length.
+        out: int64 [packed_length], where the numbers are put.
+    """
+    starts = cu_seqlens[:-1].astype(np.int64)
+    np.subtract(_counted(len(out)), np.repeat(starts, np.diff(cu_seqlens)), out=out)
 
 
 def split(cu_seqlens: np.ndarray, packed_length: int) -> list[np.ndarray]:

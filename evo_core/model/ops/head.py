@@ -44,6 +44,11 @@ class Head(nn.Module):
         """Whether the weight is the embedding's."""
         return bool(self._tied_to)
 
+    @property
+    def tied_to(self) -> Embedding | None:
+        """The embedding whose weight it uses."""
+        return self._tied_to[0] if self._tied_to else None
+
     def effective_weight(self) -> Tensor:
         """The matrix that is multiplied with: [vocab_size, hidden_size], differentiable."""
         own: Tensor = self._tied_to[0].weight if self._tied_to else self.weight

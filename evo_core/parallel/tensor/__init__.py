@@ -5,6 +5,8 @@
     embedding     cut by hidden size, or by vocabulary
     head          cut by vocabulary, with its loss
     experts       a mixture whose experts are cut
+    parts         makes these in the place of whole layers, and keeps the record
+    own_type      what the class of a user's own model type cuts itself by
     pieces        where the parts of a parameter lie
 
 Three modes exchange at the same places. mtp (Shoeybi et al. 2019, arXiv:1909.08053) keeps the residual stream whole on

@@ -14,6 +14,7 @@ from evo_core.checkpoint.generation_settings import as_eos_token_id, read_genera
 from evo_core.checkpoint.inside import inside
 from evo_core.checkpoint.json_file import read_json, write_json
 from evo_core.errors import CheckpointError
+from evo_core.placement import Rectangle
 from evo_core.weights.hf.config import architecture_of, config_of, model_settings
 from evo_core.weights.hf.names import ARCHITECTURES, OF_MODEL_TYPE
 from evo_core.weights.job import configuration
@@ -177,9 +178,10 @@ def _split(tensors: Mapping[str, Lazy], limit: int) -> list[dict[str, Lazy]]:
 
 
 def _normed(head: Lazy) -> Lazy:
-    def read() -> torch.Tensor:
-        weight = head.read()
+    def read(where: Rectangle) -> torch.Tensor:
+        weight = head.part(where.along(1, 0, head.shape[1]))
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        return F.normalize(wide, dim=-1).to(weight.dtype)
+        rows = F.normalize(wide, dim=-1).to(weight.dtype)
+        return rows.narrow(1, where.offsets[1], where.sizes[1])
 
-    return replace(head, read=read)
+    return replace(head, source=read)

@@ -1,0 +1,103 @@
+"""torch's own tensor parallelism, by DTensor, of this repository's decoder.
+
+torch's plans take ``nn.Linear`` and ``nn.Embedding``, so these stand in for ours with the same weights; attention,
+rotation and norms stay what they are. The loss is torch's for a vocabulary that is cut (``loss_parallel``). Of what
+torch offers this was the fastest here: ``nn.RMSNorm`` in place of our norm, or gathered logits, took longer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
+
+from evo_core.model import Decoder
+from evo_core.model.ops.documents import Documents
+from evo_core.model.ops.linear import Linear
+
+
+class DTensorDecoder:
+    """A decoder cut by torch over the ranks of a mesh of one dimension.
+
+    Args:
+        model: a whole Llama without biases, on the CPU; it is changed.
+        sequence_parallel: norms and residual stream are cut along the sequence.
+    """
+
+    def __init__(self, model: Decoder, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
+        _use_torch_modules(model)
+        self.model: Any = model
+        for module, style in _plan(self.model, sequence_parallel):
+            parallelize_module(module, mesh, style)
+
+    def forward_backward(self, input_ids: Tensor, positions: Tensor, documents: Documents, labels: Tensor) -> Tensor:
+        """The loss, a scalar, of one packed sequence; gradients are left in the parameters."""
+        with loss_parallel():
+            loss = F.cross_entropy(self.model.head(self.model.hidden(input_ids, positions, documents)), labels)
+            loss.backward()
+        return _whole(loss.detach())
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Whole gradients by name; all ranks must call it."""
+        return {name: _whole(parameter.grad) for name, parameter in self.model.named_parameters()}
+
+
+def _use_torch_modules(model: Any) -> None:
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear):
+                module.register_module(name, _linear(child.weight))
+    vocabulary, hidden = model.embedding.weight.shape
+    embedding = nn.Embedding(vocabulary, hidden, device="meta")
+    embedding.weight = model.embedding.weight
+    model.embedding, model.head = embedding, _linear(model.head.weight)
+
+
+def _linear(weight: nn.Parameter) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = weight
+    return linear
+
+
+def _plan(model: Any, sequence_parallel: bool) -> list[tuple[nn.Module, ParallelStyle]]:
+    """torch's usual plan of a decoder, whose sequence is dimension 0 here."""
+    stream = Shard(0) if sequence_parallel else Replicate()
+    plan: list[tuple[nn.Module, ParallelStyle]] = [
+        (model.embedding, RowwiseParallel(input_layouts=Replicate(), output_layouts=stream)),
+        (model.head, ColwiseParallel(input_layouts=stream, use_local_output=False)),
+    ]
+    for block in model.blocks.values():
+        attention, mlp = block.attention, block.mlp
+        for linear in (attention.q, attention.k, attention.v, mlp.gate, mlp.up):
+            plan.append((linear, ColwiseParallel()))
+        for linear in (attention.out, mlp.down):
+            plan.append((linear, RowwiseParallel(output_layouts=stream)))
+    if sequence_parallel:
+        for block in model.blocks.values():
+            # Gathered once for all linears of a sub-layer; attention takes four more arguments, which are no tensors.
+            plan.append((block.attention, _gathered(4)))
+            plan.append((block.mlp, _gathered(0)))
+        norms = [norm for block in model.blocks.values() for norm in (block.attention_norm, block.mlp_norm)]
+        plan += [(norm, SequenceParallel(sequence_dim=0)) for norm in (*norms, model.norm)]
+    return plan
+
+
+def _gathered(others: int) -> PrepareModuleInput:
+    passed_over = (None,) * others
+    return PrepareModuleInput(input_layouts=(Shard(0), *passed_over), desired_input_layouts=(Replicate(), *passed_over))
+
+
+def _whole(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

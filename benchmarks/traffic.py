@@ -1,0 +1,80 @@
+"""What tensor parallelism sends, by formula, and what it keeps for the backward pass, by measurement.
+
+`sent` is the formula, against which tests and benchmarks/parallel.py hold what is counted: see docs/parallelism.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from evo_core.config import ModelConfig
+
+#: Numbers of float32 or wider that each part of a vocabulary tells the others of a token, for the loss.
+KNOWN_OF_A_TOKEN = 5
+
+
+def sent(cfg: ModelConfig, mode: str, ranks: int, tokens: int, *, element: int) -> Counter[str]:
+    """Bytes that each rank sends in the forward and backward pass of one micro-batch, by collective.
+
+    With n ranks an all-reduce of a tensor is counted as ``2 (n - 1) / n`` of its bytes, an all-gather, a reduce-scatter
+    and an all-to-all as ``(n - 1) / n`` of the whole one's. Not in it: the gradients of what is whole on every rank,
+    which are summed once a step.
+
+    Args:
+        cfg: of a decoder without experts, trained with labels.
+        mode: mtp, msp or fsp.
+        ranks: of the tensor axis.
+        tokens: of the micro-batch.
+        element: bytes of a number in the model's dtype.
+    """
+    wide = max(element, 4)
+    stream = tokens * cfg.hidden_size * element  # the residual stream, whole
+    blocks, recomputed = cfg.num_layers, int(cfg.num_layers * float(cfg.checkpoint))
+    whole: Counter[str] = Counter()
+
+    cut_by_hidden = cfg.embed_split_hidden and not cfg.tie_word_embeddings
+    if mode == "mtp":
+        whole["all_gather" if cut_by_hidden else "all_reduce"] += stream
+        # Attention and MLP each: one forward, one backward; one for the head, backward.
+        whole["all_reduce"] += (2 * 2 * blocks + 2 * recomputed + 1) * stream
+    else:
+        if cut_by_hidden:
+            whole["all_to_all"] += 2 * stream // ranks
+        else:
+            whole += Counter(reduce_scatter=stream, all_gather=stream)
+        pairs = 2 * 2 * blocks + 2 * recomputed + 1
+        again = 2 * blocks if mode == "fsp" else 0
+        whole += Counter(reduce_scatter=pairs * stream, all_gather=(pairs + again) * stream)
+    if cfg.parallel_output:
+        whole["all_gather"] += ranks * KNOWN_OF_A_TOKEN * tokens * wide
+    else:
+        whole["all_gather"] += tokens * cfg.vocab_size * wide
+    share = {"all_reduce": 2 * (ranks - 1)}
+    return Counter({name: share.get(name, ranks - 1) * size // ranks for name, size in whole.items()})
+
+
+def kept(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes of memory that a forward pass keeps for the backward pass, the parameters' own apart.
+
+    Args:
+        forward: returns what the backward pass begins with.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # The graph holds what is noted, so that no memory is given out twice while it is counted.
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        end = forward()
+    total = sum(sizes.values())
+    del end
+    return total

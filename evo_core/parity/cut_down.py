@@ -1,0 +1,126 @@
+"""A job of the user's made small enough for float64 on a laptop, with all that makes its model and layout what it is.
+
+The family and every flag stay. Sizes shrink: what must divide still does, key/value heads are shared by as many queries
+and repeated over tensor ranks where they were, widths keep their ratios. First weights grow as the width shrinks, so
+that activations keep their size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evo_core.config import ModelConfig
+from evo_core.errors import ConfigError
+from evo_core.nearest import divisors
+from evo_core.parity.job import MICRO_BSZ, SEQ_LEN, STDS, Settings
+from evo_core.parity.layouts import OWN, Layout, Row
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+
+_LAYERS, _HIDDEN, _VOCAB, _EXPERTS, _GROUP = 4, 64, 96, 4, 8
+"""The most that is left of each; _GROUP are queries that share a key/value head."""
+
+_KEPT_OF_DATA = ("pack_sample_into_one", "use_packed_dataset", "mask_token_zero")
+_KEPT_OF_OPTIMIZER = ("overlap_sync_grad",)
+
+
+@dataclass(frozen=True)
+class CutDown:
+    """A small job.
+
+    Attributes:
+        settings: its blocks but for data and schedule, which are `job.training`'s.
+        row: its own layout.
+        notes: a line for each thing that was made smaller.
+    """
+
+    settings: Settings
+    row: Row
+    notes: tuple[str, ...]
+
+
+def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
+    """The user's job on so many ranks.
+
+    Raises:
+        ConfigError: its model type is the user's own.
+    """
+    model = cfg.model
+    if not isinstance(model, ModelConfig):
+        raise ConfigError(
+            f"{cfg.model_type} is a model type of your own, and what makes it smaller is not known here",
+            key="model_type",
+            hint="compare losses of a short run at both layouts instead",
+        )
+    layout = _layout(cfg, ranks)
+    sizes = _sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])
+    scale = math.sqrt(max(model.hidden_size / sizes["hidden_size"], 1.0))
+    kept = model.model_dump(exclude={"model_type", "use_fp32_norm", "moe", "dtype", "checkpoint", *STDS, *sizes})
+    settings: Settings = {
+        "seed": cfg.seed,
+        "model_type": cfg.model_type,
+        "use_fp32_norm": cfg.use_fp32_norm,
+        "model": {**kept, **{name: getattr(model, name) * scale for name in STDS}, **sizes},
+        "moe": cfg.moe.model_dump(),
+        "loss": cfg.loss.model_dump(),
+        "adam": cfg.adam.model_dump(exclude={"lr", "adam_eps"}),
+        "data": {name: getattr(cfg.data, name) for name in _KEPT_OF_DATA},
+    }
+    way: Settings = {
+        "model": {"checkpoint": model.checkpoint},
+        "hybrid_zero_optimizer": {name: getattr(cfg.hybrid_zero_optimizer, name) for name in _KEPT_OF_OPTIMIZER},
+    }
+    return CutDown(settings, Row(OWN, layout, way=way), tuple(_notes(cfg, sizes, layout)))
+
+
+def _layout(cfg: TrainConfig, ranks: int) -> Layout:
+    """The job's layout, each kind of parallelism as large as the ranks allow."""
+    tensor, zero1 = cfg.parallel.tensor, cfg.parallel.zero1
+    size = max(d for d in divisors(ranks) if d <= tensor.size)
+    data = ranks // size
+    share = zero1.size if zero1.size <= 0 else max(d for d in divisors(data) if d <= zero1.size)
+    block = cfg.parallel.model_dump()
+    block["tensor"]["size"], block["zero1"]["size"] = size, share
+    return Layout(OWN, ranks, block)
+
+
+def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]:
+    """The small model's sizes, by key."""
+    queries, kv_heads = model.num_attention_heads, model.num_kv_attention_heads
+    group = min(queries // kv_heads, _GROUP)
+    if kv_heads >= tensor:  # each rank has heads of its own, and one more than one where it had
+        small_kv = min(kv_heads, max(small_tensor, 2) if kv_heads > tensor or tensor == 1 else small_tensor)
+    else:  # heads are on several ranks
+        small_kv = max(1, small_tensor * kv_heads // tensor)
+    heads = group * small_kv
+    heads *= -(-small_tensor // math.gcd(heads, small_tensor)) if heads % small_tensor else 1
+    inner = model.num_attention_heads * model.head_dim / model.hidden_size
+    head_dim = 2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2))
+    head_dim = min(head_dim, model.head_dim)
+    hidden = max(4, 4 * round(heads * head_dim / inner / 4))
+    if model.head_dim * queries == model.hidden_size:
+        hidden = heads * head_dim
+    experts = min(model.num_experts, max(_EXPERTS, model.moe.top_k))
+    return {
+        "num_layers": min(model.num_layers, _LAYERS),
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_kv_attention_heads": heads // group,
+        "head_dim": head_dim,
+        "vocab_size": min(model.vocab_size, _VOCAB),
+        "multiple_of": min(model.multiple_of, 4),
+        "num_experts": experts,
+    }
+
+
+def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]:
+    """What was made smaller, from what to what."""
+    was = {f"model.{name}": (getattr(cfg.model, name), value) for name, value in sizes.items()}
+    was |= {"data.seq_len": (cfg.data.seq_len, SEQ_LEN), "data.micro_bsz": (cfg.data.micro_bsz, MICRO_BSZ)}
+    for block in ("tensor", "zero1"):
+        was[f"parallel.{block}.size"] = (getattr(cfg.parallel, block).size, layout.parallel[block]["size"])
+    changed = [f"{key} {before} -> {after}" for key, (before, after) in was.items() if before != after]
+    return [*changed, "random documents, five steps at a rate of 0.001 (adam_eps 1e-4), in place of data and schedule"]

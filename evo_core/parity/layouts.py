@@ -1,0 +1,215 @@
+"""What can be run: layouts of 2 and of 4 ranks, each with the small model and with those that differ from it.
+
+One list, `ROWS`. Another kind of parallelism is more entries of `LAYOUTS`; another thing that a model may have, one of
+`MODELS`; another way of carrying a job out, one of `WAYS`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from evo_core.config.resolve import merge
+from evo_core.config.suggest import suggest
+from evo_core.errors import ConfigError
+from evo_core.parity.job import MICRO_BATCHES, MICRO_BSZ, SEQ_LEN, Settings
+
+SIZES = (2, 4)
+"""Numbers of ranks that there are layouts for."""
+
+OWN = "config"
+"""The name of a configuration's own layout."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How so many ranks share the work.
+
+    Attributes:
+        name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state.
+        ranks: how many.
+        parallel: the `parallel` block.
+    """
+
+    name: str
+    ranks: int
+    parallel: Settings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a job at a layout, compared with the same job on one process.
+
+    Attributes:
+        name: as typed: its layout's, then what differs from the small model and the plain way.
+        layout: of the ranks.
+        model: the blocks that say what is trained, for both.
+        way: the blocks that say how, for the layout alone: one process always does it the plain way.
+    """
+
+    name: str
+    layout: Layout
+    model: Settings = field(default_factory=dict)
+    way: Settings = field(default_factory=dict)
+
+
+def _data_parallel(ranks: int) -> Iterator[Layout]:
+    for zero1 in _sizes(ranks):
+        yield Layout(f"dp{ranks}{_zero(zero1)}", ranks, {"zero1": {"size": zero1}})
+
+
+def _tensor_parallel(ranks: int) -> Iterator[Layout]:
+    for mode in ("mtp", "msp", "fsp"):
+        for tensor in _sizes(ranks)[1:]:
+            data = ranks // tensor
+            for zero1 in _sizes(data):
+                name = f"{mode}{tensor}" + (f"-dp{data}{_zero(zero1)}" if data > 1 else "")
+                yield Layout(name, ranks, {"tensor": {"size": tensor, "mode": mode}, "zero1": {"size": zero1}})
+
+
+def _sizes(ranks: int) -> list[int]:
+    return [size for size in (1, *SIZES) if size <= ranks]
+
+
+def _zero(size: int) -> str:
+    return f"-zero{size}" if size > 1 else ""
+
+
+LAYOUTS = tuple(layout for ranks in SIZES for layout in (*_data_parallel(ranks), *_tensor_parallel(ranks)))
+"""Every layout, of each number of ranks."""
+
+_EXPERTS = {"num_experts": 4, "num_kv_attention_heads": 8}
+
+MODELS: MappingProxyType[str, Settings] = MappingProxyType(
+    {
+        "internlm": {"model_type": "INTERNLM", "model": {"num_kv_attention_heads": 8}},
+        "llama2": {"model_type": "LLAMA2", "model": {"no_bias": True}},
+        "llama3": {"model_type": "LLAMA3"},
+        "qwen3": {"model_type": "QWEN3", "model": {"head_dim": 8}},
+        "one-kv-head": {"model": {"num_kv_attention_heads": 1}},
+        "tied": {"model_type": "LLAMA3", "model": {"tie_word_embeddings": True}},
+        "moe": {
+            "model_type": "INTERNLM_MoE",
+            "model": {**_EXPERTS, "moe_use_residual": True},
+            "moe": {"top_k": 2, "noisy_gate_policy": "RSample", "min_capacity": 1},
+            "loss": {"moe_loss_coeff": 0.1},
+        },
+        "moe-one-expert": {
+            "model_type": "INTERNLM_MoE",
+            "model": _EXPERTS,
+            "moe": {"top_k": 1, "noisy_gate_policy": "Jitter", "capacity_factor": 0.5, "min_capacity": 1},
+        },
+        "moe-dropless": {
+            "model_type": "INTERNLM_MoE",
+            "model": {**_EXPERTS, "moe_type": "MegaBlock"},
+            "moe": {"top_k": 3},
+        },
+        "smoothing": {"loss": {"label_smoothing": 0.1}},
+        "dropout": {"model": {"drop_rate": 0.1}},
+        "embed-grad-scale": {"model": {"embed_grad_scale": 0.1}},
+        "norm-head": {"model": {"norm_head": True}},
+        "layernorm": {"model": {"norm_type": "layernorm"}},
+        "post-norm": {"model": {"apply_post_layer_norm": True}},
+        "gelu": {"model": {"use_swiglu": False}},
+        "fp32-norm": {"use_fp32_norm": True},
+        "fp32-residual": {"model": {"residual_in_fp32": True}},
+        "uniform": {"model": {"init_type": "uniform", "use_scaled_init": False}},
+        "across-documents": {"data": {"pack_sample_into_one": True}},
+        "padded": {"data": {"use_packed_dataset": False}},
+    }
+)
+"""What differs from the small model, an INTERNLM2_PUBLIC: blocks of a configuration by what is typed."""
+
+_HALF_A_BATCH = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
+"""For the many rows of other models: two micro-batches on each of two data-parallel ranks are enough."""
+
+WAYS: MappingProxyType[str, Settings] = MappingProxyType(
+    {
+        "recompute": {"model": {"checkpoint": True}},
+        "recompute-half": {"model": {"checkpoint": 0.5}},
+        "overlap": {"hybrid_zero_optimizer": {"overlap_sync_grad": True}},
+        "vocab-embedding": {"model": {"embed_split_hidden": False}},
+        "whole-logits": {"model": {"parallel_output": False}},
+        "compile": {"model": {"compile": True}},
+    }
+)
+"""Settings of execution, which may change no number: blocks by what is typed."""
+
+
+def _rows() -> Iterator[Row]:
+    for layout in LAYOUTS:
+        yield Row(layout.name, layout)
+        yield Row(f"{layout.name}-recompute", layout, way=WAYS["recompute"])
+    for layout in _typical():
+        for name, way in WAYS.items():
+            if name != "recompute" and _matters(name, layout):
+                yield Row(f"{layout.name}-{name}", layout, way=way)
+        if layout.name == "dp4-zero2":
+            continue  # dp2-zero2 has shown it
+        for name, model in MODELS.items():
+            yield Row(f"{layout.name}-{name}", layout, merge(_HALF_A_BATCH, model))
+        for name in ("dropout", "moe", "moe-one-expert"):  # what is recomputed must draw the same again
+            yield Row(f"{layout.name}-{name}-recompute", layout, merge(_HALF_A_BATCH, MODELS[name]), WAYS["recompute"])
+
+
+def _typical() -> list[Layout]:
+    """One layout of each kind, on which every model is tried: heads repeated where they can be."""
+    names = ("dp2-zero2", "mtp2", "msp2", "fsp2", "dp4-zero2", "mtp4", "msp4", "fsp2-dp2-zero2")
+    return [layout for layout in LAYOUTS if layout.name in names]
+
+
+def _matters(way: str, layout: Layout) -> bool:
+    """Whether a setting does anything at a layout. Compilation takes a minute, and is tried where it has most to do."""
+    tensor = layout.parallel.get("tensor", {}).get("size", 1)
+    if way == "overlap":
+        return tensor < layout.ranks
+    if way == "compile":
+        return layout.name.startswith("msp")
+    return way not in ("vocab-embedding", "whole-logits") or tensor > 1
+
+
+ROWS = tuple(_rows())
+"""All that there is, in the order in which it is run."""
+
+
+def chosen(words: Sequence[str], ranks: int, rows: Sequence[Row] = ROWS) -> list[Row]:
+    """The rows that are meant, in the order of the list.
+
+    Args:
+        words: names, patterns with ``*`` and ``?``, or ``all``: every row of so many ranks.
+        ranks: how many there are.
+
+    Raises:
+        ConfigError: a name is no row, of no number of ranks or not of this one; a pattern fits none.
+    """
+    of_size = [row for row in rows if row.layout.ranks == ranks]
+    wanted: set[str] = set()
+    for word in words:
+        found = {row.name for row in of_size if word == "all" or fnmatch.fnmatchcase(row.name, word)}
+        if not found:
+            raise _unknown(word, ranks, rows)
+        wanted |= found
+    return [row for row in of_size if row.name in wanted]
+
+
+def ranks_of(words: Sequence[str], rows: Sequence[Row] = ROWS) -> int:
+    """The number of ranks that names stand for, where they stand for one; else the smallest there is."""
+    found = {row.layout.ranks for word in words for row in rows if row.name == word}
+    return found.pop() if len(found) == 1 else SIZES[0]
+
+
+def _unknown(word: str, ranks: int, rows: Sequence[Row]) -> ConfigError:
+    elsewhere = {row.layout.ranks for row in rows if fnmatch.fnmatchcase(row.name, word)}
+    if elsewhere:
+        other = min(elsewhere)
+        return ConfigError(f"{word} is for {other} ranks, not {ranks}", key="--layouts", hint=f"add --ranks {other}")
+    names = [row.name for row in rows if row.layout.ranks == ranks]
+    return ConfigError(f"no such layout: {word}{suggest(word, names)}", key="--layouts", hint="--list shows all")
+
+
+def settings_of(row: Row) -> tuple[dict[str, Any], ...]:
+    """The blocks that make a row's job out of another's."""
+    return row.model, row.way, {"parallel": row.layout.parallel}

@@ -1,0 +1,169 @@
+"""Ranks of this machine that take one task after another: forked processes in one gloo group on the CPU.
+
+Forked from a process that has imported torch, a rank is there in milliseconds. Ranks meet through a file, so no port is
+needed. A task that fails, hangs or loses a rank ends all of them, since what the others wait for will not come; the
+next task gets new ones.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from evo_core.process import die_with_parent
+
+T = TypeVar("T")
+
+_LATER = 2.0
+"""Seconds that the ranks have beyond a task's own, to write down where they hang."""
+
+
+class RankError(Exception):
+    """A rank failed, ended or hangs; the text says which, and where."""
+
+
+class Pool:
+    """So many ranks, started with the first task; a context manager, whose end kills them.
+
+    Args:
+        size: how many.
+        timeout: seconds that a task may take, and a collective in it.
+    """
+
+    def __init__(self, size: int, *, timeout: float) -> None:
+        self.size, self._timeout = size, timeout
+        self._processes: list[ForkProcess] = []
+        self._pipes: list[Connection] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, task: Callable[..., T], *args: Any) -> list[T]:
+        """What `task(*args)` returns on each rank, in their order.
+
+        Args:
+            task: a function of a module; task, arguments and results travel as pickles.
+
+        Raises:
+            RankError: a rank failed, with its traceback; it died; or the time is over, with where the ranks hang.
+        """
+        if not self._processes:
+            self._start()
+        message = pickle.dumps((task, args))
+        try:
+            for pipe in self._pipes:
+                pipe.send_bytes(message)
+            return self._collect(time.monotonic() + self._timeout + _LATER)
+        except BaseException as error:
+            lost = [rank for rank, process in enumerate(self._processes) if not process.is_alive()]
+            self.close()
+            if isinstance(error, BrokenPipeError):
+                raise RankError(f"rank {lost} ended between two tasks") from error
+            raise
+
+    def close(self) -> None:
+        """End the ranks; where there are none, do nothing."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._folder = tempfile.TemporaryDirectory(prefix="evo-parity-")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A process group that is garbage here would join, in a child that collects it, threads that no fork takes over.
+        gc.collect()
+        gc.freeze()
+        try:
+            for rank in range(self.size):
+                here, there = context.Pipe()
+                args = (there, rank, self.size, Path(self._folder.name), self._timeout)
+                process = context.Process(target=_serve, args=args, daemon=True)
+                process.start()
+                there.close()
+                self._processes.append(process)
+                self._pipes.append(here)
+        finally:
+            gc.unfreeze()
+
+    def _collect(self, deadline: float) -> list[Any]:
+        results: dict[int, Any] = {}
+        while len(results) < self.size:
+            waiting = {self._pipes[rank]: rank for rank in range(self.size) if rank not in results}
+            ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise RankError(self._where_they_hang(sorted(waiting.values())))
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                rank = waiting[pipe]
+                try:
+                    done, value = pickle.loads(pipe.recv_bytes())
+                except (EOFError, ConnectionResetError):
+                    self._processes[rank].join()
+                    code = self._processes[rank].exitcode or 0
+                    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                    raise RankError(f"rank {rank} {how}") from None
+                if not done:
+                    raise RankError(f"rank {rank} failed:\n{value}")
+                results[rank] = value
+        return [results[rank] for rank in range(self.size)]
+
+    def _where_they_hang(self, missing: list[int]) -> str:
+        assert self._folder is not None
+        lines = [f"ranks {missing} were not done within {self._timeout:g} s:"]
+        for rank in missing:
+            stack = _stack_file(Path(self._folder.name), rank)
+            lines += [f"rank {rank}", stack.read_text() if stack.exists() else "  left no word"]
+        return "\n".join(lines)
+
+
+def _stack_file(folder: Path, rank: int) -> Path:
+    return folder / f"stack-{rank}"
+
+
+def _serve(pipe: Connection, rank: int, size: int, folder: Path, timeout: float) -> None:
+    """The life of a rank: from the fork to the end of the process that wanted it."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a terminal's whole group; the first process ends all
+    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    with _stack_file(folder, rank).open("w") as stack:
+        while True:
+            task, args = pickle.loads(pipe.recv_bytes())
+            faulthandler.dump_traceback_later(timeout, file=stack)
+            try:
+                answer = (True, task(*args))
+            except BaseException:
+                answer = (False, traceback.format_exc())
+            faulthandler.cancel_dump_traceback_later()
+            pipe.send_bytes(pickle.dumps(answer))

@@ -1,0 +1,259 @@
+"""Models and their optimizers, saved where tensor ranks share each layer, and loaded where others do or none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from evo_core.checkpoint import TrainState, load, load_model, save
+from evo_core.checkpoint.finite import check_model_finite
+from evo_core.checkpoint.tensors import model_tensors, read_model, write_tensors
+from evo_core.config import TrainConfig
+from evo_core.errors import CheckpointError
+from evo_core.optim.groups import groups_of
+from evo_core.optim.zero1 import Zero1AdamW
+from evo_core.parallel.apply import build_parallel
+from evo_core.placement import Held, Placed, Placement
+from evo_core.weights import build, open_weights
+from evo_core.weights.job import configuration
+from tests.model.configs import TINY
+from tests.parallel.meshes import mesh_of
+from tests.ranks import run_on_ranks
+from tests.weights.models import SHAPES
+
+
+class Layout(NamedTuple):
+    """Tensor ranks, and ranks of each ZeRO group."""
+
+    tensor: int
+    zero: int
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.zero
+
+    def __str__(self) -> str:
+        return f"{self.tensor}x{self.zero}"
+
+
+ONE, FOUR, BOTH = Layout(1, 1), Layout(4, 1), Layout(2, 2)
+LAYOUTS = [FOUR, BOTH, Layout(1, 4), Layout(2, 1), Layout(1, 2), ONE]
+MOVES: dict[str, Iterable[tuple[Layout, Layout]]] = {
+    # In groups, of which two ranks of four share one: from every layout to every other.
+    "INTERNLM2_PUBLIC": list(itertools.permutations(LAYOUTS, 2)),
+    **dict.fromkeys(("INTERNLM", "LLAMA3", "QWEN3", "INTERNLM_MoE"), ((FOUR, ONE), (FOUR, BOTH), (ONE, FOUR))),
+}
+"""By family, from where to where its checkpoints go: fused in blocks and in groups, split, tied, with experts."""
+
+
+def config(family: str, **changes: Any) -> TrainConfig:
+    """Narrow weights, so that there are master values, beside norms as wide as these."""
+    own = {"model_type": family, "vocab_size": 64, "num_layers": 1, "dtype": "torch.bfloat16", "use_fp32_norm": True}
+    return configuration({**TINY, **SHAPES[family], **own, **changes}, Path("test"))
+
+
+def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW]:
+    mesh = mesh_of(layout.zero, tensor=layout.tensor)
+    model = build_parallel(cfg.model, mesh, "cpu")
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, -7)
+    return model, Zero1AdamW(groups_of(model, mesh), mesh.world)
+
+
+def truth(name: str, placed: Placed) -> Tensor:
+    """The whole tensor of a name, wherever it is asked for."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(placed.placement.shape, generator=generator).to(placed.local.dtype)
+
+
+def held(model: nn.Module, optimizer: Zero1AdamW) -> Iterator[tuple[str, Placed]]:
+    yield from model_tensors(model).items()
+    yield from optimizer.state().items()
+
+
+def saved(root: Path, family: str, layout: Layout) -> Path:
+    cfg = config(family)
+    model, optimizer = state_of(cfg, layout)
+    for name, placed in held(model, optimizer):
+        placed.fill(truth(name, placed))
+    return save(root / family / str(layout), cfg, model, optimizer.state(), TrainState(step=1))
+
+
+def differing(root: Path, family: str, written: Layout, layout: Layout) -> list[str]:
+    """Load into tensors of other numbers; the names of those that are not bit for bit what belongs there."""
+    model, optimizer = state_of(config(family), layout)
+    load(root / family / str(written) / "1", model, optimizer)
+    wrong = []
+    for name, placed in held(model, optimizer):
+        whole = truth(name, placed)
+        wrong += [name for piece, view in placed.pieces() if not torch.equal(view, piece.where.of(whole))]
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of every family at every layout that it comes from."""
+    folder = tmp_path_factory.mktemp("layouts")
+    wanted = {(family, written) for family in MOVES for written, _ in MOVES[family]}
+    for ranks in (1, 2, 4):
+        own = sorted((family, layout) for family, layout in wanted if layout.ranks == ranks)
+        run_on_ranks(lambda own=own: [saved(folder, *each) for each in own] and None, ranks)
+    return folder
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_tensors_are_the_same_bits_at_every_layout(root: Path, ranks: int) -> None:
+    asked = [(family, *move) for family in MOVES for move in MOVES[family] if move[1].ranks == ranks]
+
+    def wrong() -> dict[str, list[str]]:
+        return {str(each): names for each in asked if (names := differing(root, *each))}
+
+    assert run_on_ranks(wrong, ranks) == [{}] * ranks
+
+
+@pytest.mark.parametrize("family", MOVES)
+def test_one_process_sees_one_whole_model(root: Path, family: str) -> None:
+    """For inference and for a conversion."""
+    checkpoint = root / family / str(FOUR)
+    loaded, converted = load_model(checkpoint)[0], build(open_weights(checkpoint))
+    wanted = {name: truth(name, placed) for name, placed in model_tensors(loaded).items()}
+    for model in (loaded, converted):
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+        assert model.state_dict().keys() == wanted.keys()
+
+
+def test_states_that_lie_there_as_vectors_are_read_into_parts(root: Path, tmp_path: Path) -> None:
+    """A checkpoint of format 1, whose model lies there as it does in format 2."""
+    family = "INTERNLM2_PUBLIC"
+    folder = tmp_path / family / "1x1" / "1"
+    shutil.copytree(root / family / "1x1" / "1", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    shutil.rmtree(folder / "optimizer")
+
+    def as_vectors() -> None:
+        states = state_of(config(family), ONE)[1].state()
+        write_tensors(folder / "optimizer", {name: truth(name, placed).reshape(-1) for name, placed in states.items()})
+
+    run_on_ranks(as_vectors, 1)
+    for layout in (FOUR, BOTH):
+        assert run_on_ranks(differing, 4, tmp_path, family, ONE, layout) == [[]] * 4
+
+
+def complaints(checkpoint: Path, cfg: TrainConfig) -> str:
+    """What a rank says of a checkpoint that does not fit, and that nothing of its own was changed before."""
+    model, optimizer = state_of(cfg, FOUR)
+    before = [(placed.local, placed.local.clone()) for _, placed in held(model, optimizer)]
+    with pytest.raises(CheckpointError) as caught:
+        load(checkpoint, model, optimizer)
+    assert all(torch.equal(now, then) for now, then in before)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_told_by_every_rank_before_anything_is_changed(root: Path, tmp_path: Path) -> None:
+    """In the shapes of whole tensors, whatever a rank holds of them."""
+    family = "INTERNLM2_PUBLIC"
+
+    def without_moments() -> None:
+        model, optimizer = state_of(config(family), ONE)
+        states = {name: placed for name, placed in optimizer.state().items() if not name.startswith("exp_avg.")}
+        save(tmp_path, config(family), model, states, TrainState(step=1))
+
+    run_on_ranks(without_moments, 1)
+    cases = [
+        (
+            root / family / "1x1" / "1",
+            {"vocab_size": 128},
+            "has shape [64, 32] there and [128, 32] here",
+        ),
+        (root / family / "4x1" / "1", {"num_layers": 2}, "lacks layers.1."),
+        (tmp_path / "1", {}, "lacks exp_avg."),
+    ]
+    for checkpoint, changes, message in cases:
+        said = run_on_ranks(complaints, 4, checkpoint, config(family, **changes))
+        assert len(set(said)) == 1
+        assert message in said[0]
+
+
+def test_a_head_on_two_ranks_that_has_drifted_apart_is_told(tmp_path: Path) -> None:
+    """The second key/value head is on the third and fourth rank of four, in its optimizer's states too."""
+    cfg = config("INTERNLM2_PUBLIC")
+
+    def drifted(value: str) -> str:
+        model, optimizer = state_of(cfg, FOUR)
+        tensors = dict(held(model, optimizer))
+        if dist.get_rank() == 3:
+            tensors[value].local[-1, 5] += 1  # of the value, behind the queries and the key
+        with pytest.raises(CheckpointError) as caught:
+            save(tmp_path, cfg, model, optimizer.state(), TrainState(step=1))
+        return str(caught.value)
+
+    for part, value in (("model", ""), ("optimizer", "exp_avg_sq.")):
+        name = f"{value}layers.0.attention.wqkv.weight"
+        (said,) = set(run_on_ranks(drifted, 4, name))
+        assert f"{part}/{name} has other values on rank 2 than on rank 3" in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_found_on_any_rank(caplog: pytest.LogCaptureFixture) -> None:
+    """A norm, which all have, is counted once."""
+
+    def spoilt() -> tuple[str, str]:
+        model, _ = state_of(config("LLAMA2"), BOTH)
+        if dist.get_rank() % 2 == 1:  # the second tensor rank of both data ranks
+            model.get_parameter("layers.0.feed_forward.w1.weight").data[3, :5] = float("nan")
+        model.get_parameter("norm.weight").data[1] = float("inf")
+        caplog.clear()
+        check_model_finite(model, Path("folder"))
+        with pytest.raises(CheckpointError) as caught:
+            check_model_finite(model, Path("folder"), allowed=False)
+        return caplog.text, str(caught.value)
+
+    found = run_on_ranks(spoilt, 4)
+    wanted = "has NaN or infinite weights: layers.0.feed_forward.w1.weight (5 of 2048), norm.weight (1 of 32)"
+    assert [wanted in warned for warned, _ in found] == [True, False, False, False]
+    assert all(f"folder: {wanted} (--allow-non-finite" in raised for _, raised in found)
+
+
+class Tied(nn.Module):
+    """One weight [6, 3] under two names, of which each of two ranks holds half of the rows."""
+
+    def __init__(self, rank: int, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+        on_each = tuple(Placement.cut((6, 3), 0, t, 2, [t]) for t in range(2))
+        names = ("embedding.weight", "head.weight")
+        self.held = {name: Held(on_each, rank, partial=False) for name in names}
+
+
+def test_one_weight_under_two_names_is_compared_where_it_lies(tmp_path: Path) -> None:
+    def compared() -> str:
+        rank = dist.get_rank()
+        other = Tied(rank, tied=False)
+        for parameter in other.parameters():
+            nn.init.constant_(parameter, 1 + rank)
+        if rank == 1:
+            other.head.weight.data[2, 1] = 5
+        write_tensors(tmp_path, model_tensors(other))
+        try:
+            read_model(tmp_path, Tied(rank, tied=True))
+        except CheckpointError as error:
+            return str(error)
+        return "the same"
+
+    first, second = run_on_ranks(compared, 2)
+    assert first == "the same"
+    assert "embedding.weight and head.weight are two weights there and one in this model" in second

@@ -1,0 +1,124 @@
+"""Users' jobs made small: legal at every number of ranks, with the kinds of parallelism and the flags they had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from torch import nn
+
+from evo_core.config import TrainConfig, load_config
+from evo_core.config.resolve import merge
+from evo_core.errors import ConfigError
+from evo_core.model.registry import register_model_type
+from evo_core.parity.cut_down import CutDown, cut_down
+from evo_core.parity.job import job, training
+from evo_core.parity.layouts import settings_of
+
+ROOT = Path(__file__).parents[2]
+SHAPES = sorted((ROOT / "configs" / "models").glob("*.yaml"))
+JOBS = sorted(path for path in (ROOT / "configs" / "train").iterdir() if path.suffix in (".py", ".yaml"))
+
+
+def small(cut: CutDown, folder: Path, ranks: int) -> TrainConfig:
+    """The small job at its own layout."""
+    cfg = job(merge(training(folder), cut.settings), *settings_of(cut.row), dtype="float64")
+    cfg.check_world(ranks)
+    return cfg
+
+
+def of_shape(shape: Path, parallel: dict[str, Any]) -> TrainConfig:
+    data = yaml.safe_load(shape.read_text())
+    return TrainConfig.model_validate({**data, "parallel": parallel, "ckpt": {"enable_save_ckpt": False}})
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_every_shape_keeps_what_is_cut_how(shape: Path, tensor: int, ranks: int, tmp_path: Path) -> None:
+    was = of_shape(shape, {"tensor": {"size": tensor, "mode": "msp"}})
+    cut = cut_down(was, ranks)
+    cfg = small(cut, tmp_path, ranks)
+    size = cfg.parallel.tensor.size
+    assert size == min(tensor, ranks)
+    assert cfg.parallel.tensor.mode == "msp"
+    before, after = was.model, cfg.model
+    assert before.num_attention_heads // before.num_kv_attention_heads == (
+        after.num_attention_heads // after.num_kv_attention_heads
+    )
+    assert (before.num_kv_attention_heads < tensor) == (after.num_kv_attention_heads < size)
+    assert (before.head_dim * before.num_attention_heads == before.hidden_size) == (
+        after.head_dim * after.num_attention_heads == after.hidden_size
+    )
+    for name in ("no_bias", "qk_norm", "tie_word_embeddings", "norm_type", "use_swiglu", "norm_head", "mlp_ratio"):
+        assert getattr(before, name) == getattr(after, name), name
+    assert after.hidden_size <= 128 and after.num_layers <= 4 and after.vocab_size <= 96
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_shipped_job_can_be_tried(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for ranks in (2, 4):
+        cut = cut_down(load_config(path), ranks)
+        small(cut, tmp_path, ranks)
+        assert any(line.startswith("model.num_layers") or "random documents" in line for line in cut.notes)
+
+
+def test_a_layout_that_is_too_large_keeps_its_kinds(tmp_path: Path) -> None:
+    shape = ROOT / "configs" / "models" / "llama2_7b_gqa.yaml"
+    was = of_shape(shape, {"tensor": {"size": 8, "mode": "fsp"}, "zero1": {"size": 16}})
+    cut = cut_down(was, 4)
+    cfg = small(cut, tmp_path, 4)
+    assert (cfg.parallel.tensor.size, cfg.parallel.tensor.mode) == (4, "fsp")
+    assert "parallel.tensor.size 8 -> 4" in cut.notes and "parallel.zero1.size 16 -> 1" in cut.notes
+    heads, kv_heads = was.model.num_attention_heads, was.model.num_kv_attention_heads
+    assert (kv_heads < 8) == (cfg.model.num_kv_attention_heads < 4)
+    assert f"model.num_attention_heads {heads} -> {cfg.model.num_attention_heads}" in cut.notes
+
+
+def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
+    was = TrainConfig.model_validate(
+        {
+            "model_type": "INTERNLM_MoE",
+            "seed": 7,
+            "model": {
+                "num_layers": 32,
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "vocab_size": 103168,
+                "num_experts": 16,
+                "checkpoint": 0.5,
+                "drop_rate": 0.1,
+            },
+            "moe": {"top_k": 2, "capacity_factor": 1.5},
+            "loss": {"label_smoothing": 0.1},
+            "adam": {"lr": 3e-4, "weight_decay": 0.1},
+            "data": {"pack_sample_into_one": True, "seq_len": 4096},
+            "hybrid_zero_optimizer": {"overlap_sync_grad": True},
+            "ckpt": {"enable_save_ckpt": False},
+        }
+    )
+    cfg = small(cut_down(was, 2), tmp_path, 2)
+    assert (cfg.seed, cfg.model.num_experts, cfg.moe.capacity_factor) == (7, 4, 1.5)
+    assert (float(cfg.model.checkpoint), cfg.model.drop_rate, cfg.loss.label_smoothing) == (0.5, 0.1, 0.1)
+    assert (cfg.adam.weight_decay, cfg.data.pack_sample_into_one) == (0.1, True)
+    assert cfg.hybrid_zero_optimizer.overlap_sync_grad
+    std = was.model.attn_wqkv_init_std * (4096 / cfg.model.hidden_size) ** 0.5
+    assert cfg.model.attn_wqkv_init_std == pytest.approx(std)
+
+
+class Bigram(nn.Module):
+    class Config(BaseModel):
+        vocab_size: int
+
+
+def test_a_model_type_of_ones_own_is_refused_in_a_sentence() -> None:
+    register_model_type("PARITY_BIGRAM", Bigram, replace=True)
+    cfg = TrainConfig.model_validate(
+        {"model_type": "PARITY_BIGRAM", "model": {"vocab_size": 64}, "ckpt": {"enable_save_ckpt": False}}
+    )
+    with pytest.raises(ConfigError, match=r"PARITY_BIGRAM is a model type of your own"):
+        cut_down(cfg, 2)

@@ -1,0 +1,60 @@
+"""The list of layouts: names that can be typed, each of them legal; what is said of one that is not there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evo_core.errors import ConfigError
+from evo_core.parity.job import job, small_model, training
+from evo_core.parity.layouts import LAYOUTS, MODELS, ROWS, WAYS, chosen, ranks_of, settings_of
+
+
+def test_each_row_has_a_name_of_its_own_and_is_legal(tmp_path: Path) -> None:
+    assert max(Counter(row.name for row in ROWS).values()) == 1
+    for row in ROWS:
+        cfg = job(training(tmp_path), small_model(), *settings_of(row), dtype="float64")
+        cfg.check_world(row.layout.ranks)
+        dp = cfg.dp(row.layout.ranks)
+        assert cfg.micro_num(dp) > 1, f"{row.name} has one micro-batch"
+
+
+def test_there_is_every_layout_of_data_and_tensor_ranks() -> None:
+    names = {layout.name for layout in LAYOUTS}
+    assert {"dp2", "dp2-zero2", "mtp2", "msp2", "fsp2"} < names
+    assert {"dp4", "dp4-zero2", "dp4-zero4", "mtp4", "msp4", "fsp4"} < names
+    assert {f"{mode}2-dp2{zero}" for mode in ("mtp", "msp", "fsp") for zero in ("", "-zero2")} < names
+
+
+def test_each_model_and_way_is_another_and_is_tried_at_both_sizes(tmp_path: Path) -> None:
+    def written(*blocks: dict) -> str:
+        return json.dumps(job(training(tmp_path), small_model(), *blocks, dtype="float64").to_plain(), sort_keys=True)
+
+    tried = {(row.layout.ranks, row.name.removeprefix(row.layout.name + "-")) for row in ROWS}
+    for name, blocks in {**MODELS, **WAYS}.items():
+        assert written(blocks) != written(), name
+        assert {(2, name), (4, name)} <= tried, name
+
+
+def test_names_patterns_and_all() -> None:
+    assert [row.name for row in chosen(["mtp2", "dp2"], 2)] == ["dp2", "mtp2"]
+    assert {row.name for row in chosen(["msp4*"], 4)} == {row.name for row in ROWS if row.name.startswith("msp4")}
+    assert chosen(["all", "mtp2"], 2) == [row for row in ROWS if row.layout.ranks == 2]
+    assert (ranks_of(["msp4"]), ranks_of(["mtp2"]), ranks_of(["all"]), ranks_of(["msp4", "mtp2"])) == (4, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("mtq2", 'no such layout: mtq2; did you mean "mtp2"?'),
+        ("isp*", r"no such layout: isp\*"),
+        ("msp4", "msp4 is for 4 ranks, not 2"),
+    ],
+)
+def test_a_name_that_is_not_there(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        chosen(["dp2", word], 2)
+    assert error.value.key == "--layouts"

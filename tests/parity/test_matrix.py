@@ -1,0 +1,76 @@
+"""Layouts train as one process does: a few of two ranks here, every one of two and four in the long form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evo_core.config.resolve import merge
+from evo_core.errors import ConfigError
+from evo_core.parity.job import STEPS, VOCAB_SIZE, small_model, training, write_documents
+from evo_core.parity.layouts import OWN, chosen
+from evo_core.parity.matrix import Matrix, Result
+
+pytestmark = pytest.mark.parity
+
+SHORT = (
+    "dp2-zero2-overlap",
+    "mtp2-one-kv-head",
+    "mtp2-qwen3",
+    "msp2-recompute-half",
+    "msp2-tied",
+    "msp2-moe-recompute",
+    "msp2-dropout",
+    "fsp2-internlm",
+)
+
+
+def results(folder: Path, ranks: int, dtype: str, *names: str) -> Iterator[Result]:
+    write_documents(folder, VOCAB_SIZE)
+    with Matrix(ranks, merge(training(folder), small_model()), dtype) as matrix:
+        yield from matrix.results(chosen(names, ranks))
+
+
+def test_layouts_of_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+    done = list(results(tmp_path, 2, "float64", *SHORT))
+    assert [result.row.name for result in done] == [row.name for row in chosen(SHORT, 2)]
+    for result in done:
+        assert result.why is None, f"{result.row.name}: {result.why}"
+        assert result.found is not None and 0 < result.found.worst.value <= 1e-12
+        assert {each.step for each in result.found.gradients} == set(range(STEPS))
+
+
+def test_float32_deviates_no_more_than_twice_as_much_as_one_process(tmp_path: Path) -> None:
+    (result,) = results(tmp_path, 2, "float32", "msp2")
+    assert result.why is None
+    assert result.found is not None and 1e-8 < result.found.worst.value <= result.bar < 1e-4
+
+
+def test_what_a_job_cannot_have_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    """Dropout of attention weights is drawn inside kernels, so heads cannot be shared out."""
+    model = merge(small_model(), {"model": {"attn_drop_rate": 0.1}})
+    rows = [row for row in chosen(["all"], 2) if not row.model]
+    with Matrix(2, merge(training(tmp_path), model), "float64") as matrix:
+        legal, left_out = matrix.legal(rows)
+        with pytest.raises(ConfigError, match="attn_drop_rate"):
+            matrix.results(rows)
+        with pytest.raises(ConfigError, match="attn_drop_rate"):
+            matrix.legal([replace(rows[-1], name=OWN)])
+    assert {row.name for row in legal} == {row.name for row in rows if row.name.startswith("dp2")}
+    assert len(left_out) == len(rows) - len(legal)
+    assert any(re.match("without mtp2: model.attn_drop_rate: ", line) for line in left_out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("ranks", "dtype"),
+    [(2, "float64"), (4, "float64"), (2, "float32"), (2, "bfloat16"), (4, "float32"), (4, "bfloat16")],
+)
+def test_every_layout(tmp_path: Path, ranks: int, dtype: str) -> None:
+    missed = [f"{r.row.name}: {r.why}" for r in results(tmp_path, ranks, dtype, "all") if not r.equal]
+    assert not missed, "\n".join(missed)
