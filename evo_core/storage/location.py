@@ -25,8 +25,6 @@ _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://)?")
 _REMOTE = ("s3://", "boto3:s3://")
 _PREFIXES = ("local:", "file://", "file:", *_REMOTE)  # file:/x is what `Path` makes of file:///x
 _GRAMMAR = "known are PATH, local:PATH, file:///PATH, s3://BUCKET/KEY and boto3:s3://BUCKET.ENDPOINT/KEY"
-NO_STORE = "this version reads and writes local folders only"
-NO_WRITING = "a local path is expected"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -101,7 +99,7 @@ def local_path(location: Location, key: str | None = None) -> Path:
     Raises:
         LocationError: it is no location, or one in a store.
     """
-    return expanded(location) if isinstance(location, Path) else _local_path(location, NO_STORE, key)
+    return expanded(location) if isinstance(location, Path) else _local_path(location, key)
 
 
 def path_to_write(location: Location, key: str | None = None) -> Path:
@@ -110,13 +108,13 @@ def path_to_write(location: Location, key: str | None = None) -> Path:
     Raises:
         LocationError: it is no location, or one in a store.
     """
-    return location if isinstance(location, Path) else _local_path(location, NO_WRITING, key)
+    return location if isinstance(location, Path) else _local_path(location, key)
 
 
-def _local_path(location: str, refusal: str, key: str | None) -> Path:
+def _local_path(location: str, key: str | None) -> Path:
     check_location(location, key)
     if is_remote(location):
-        raise LocationError(f'"{location}": {refusal}', key=key, hint="name a local path")
+        raise LocationError(f'"{location}" is in a store, and a local path is expected', key=key)
     return expanded(Path(location.removeprefix(_prefix(location))))
 
 

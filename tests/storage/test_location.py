@@ -63,7 +63,7 @@ def test_stores_and_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for text in ("s3://bucket/key", "s3://bucket", "boto3:s3://bucket.10.0.0.1:9000/x"):
         assert is_remote(text)
         check_location(text)
-        with pytest.raises(LocationError, match="local folders only"):
+        with pytest.raises(LocationError, match="a local path is expected"):
             local_path(text)
     assert not any(map(is_remote, ["local:s3://x", "x", "gs://x"]))
     monkeypatch.chdir(tmp_path)

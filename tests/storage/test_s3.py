@@ -59,7 +59,7 @@ def test_the_verbs_by_both_spellings(s3: S3Server, tmp_path: Path) -> None:
         assert listed(root) == ["a", "c"]
         files.try_writing(root)
         assert listed(root) == ["a", "c"]
-    with pytest.raises(LocationError, match="local folders only"):
+    with pytest.raises(LocationError, match="a local path is expected"):
         files.link_if_absent(f"s3://{bucket}/x/a", f"s3://{bucket}/x/z")
 
 

@@ -48,26 +48,30 @@ def is_object(place: Place) -> bool:
 
 def list_objects(root: Place, leave_out: LeaveOut) -> list[Listed]:
     """Every object below a prefix, in no order; see `evo_core.storage.files.list_files`."""
-    files, hidden, any_there = list[Listed](), set[str](), not root.key
+    files, hidden, marked = list[Listed](), set[str](), not root.key
     for details in _below(root):
-        any_there = True
-        below = details["Key"].removeprefix(root.prefix)
-        if not below or below.endswith("/"):
-            continue  # a folder, as a store makes them for its page
-        if (found_hidden := _HIDDEN_PART.match(below)) is not None:
+        marked = marked or details["Key"] == root.prefix
+        if (file := _file(root, details)) is None:
+            continue
+        if (found_hidden := _HIDDEN_PART.match(file.path)) is not None:
             hidden.add(found_hidden[0])  # of a folder once, as on disk
         else:
-            files.append(_listed(below, root.below(below).uri, details["Size"], details))
-    if not any_there:
+            files.append(file)
+    if not (files or hidden or marked):
         raise FileNotFoundError(root.uri)
     for path in hidden:
         leave_out(HIDDEN, path)
     return files
 
 
+def every_object(root: Place) -> list[Listed]:
+    """Every object below a prefix, hidden ones too."""
+    return [file for details in _below(root) if (file := _file(root, details)) is not None]
+
+
 def is_empty(root: Place) -> bool:
-    """Whether no object lies below a prefix; the mark of a folder, as a store makes them for its page, is none."""
-    return all(details["Key"].endswith("/") for details in _below(root))
+    """Whether no object lies below a prefix."""
+    return all(_file(root, details) is None for details in _below(root))
 
 
 def delete(place: Place) -> None:
@@ -109,6 +113,14 @@ def _below(root: Place) -> Iterator[dict[str, Any]]:
         if not page.get("IsTruncated"):
             return
         following = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _file(root: Place, details: dict[str, Any]) -> Listed | None:
+    """What a listing says of an object; None of the mark of a folder, as a store makes them for its page."""
+    path = details["Key"].removeprefix(root.prefix)
+    if not path or path.endswith("/"):
+        return None
+    return _listed(path, root.below(path).uri, details["Size"], details)
 
 
 def _listing(where: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:

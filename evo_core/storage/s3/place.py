@@ -36,6 +36,11 @@ class Place:
         """The place with a path, without a slash before it, below this one."""
         return replace(self, uri=f"{self.uri.rstrip('/')}/{path}", key=f"{self.prefix}{path}")
 
+    def beside(self, name: str) -> Place:
+        """The place of that name in the folder that this one is in."""
+        uri, key = self.uri.rstrip("/").rpartition("/")[0], self.key.rpartition("/")[0]
+        return replace(self, uri=uri, key=key).below(name)
+
 
 def place_of(uri: str) -> Place:
     """The place of a location that `evo_core.storage.location.check_location` passes."""
