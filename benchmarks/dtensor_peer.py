@@ -7,8 +7,10 @@ torch offers this was the fastest here: ``nn.RMSNorm`` in place of our norm, or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,6 +24,7 @@ from torch.distributed.tensor.parallel import (
     loss_parallel,
     parallelize_module,
 )
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from evo_core.model import Decoder
 from evo_core.model.ops.documents import Documents
@@ -48,6 +51,22 @@ class DTensorDecoder:
             loss = F.cross_entropy(self.model.head(self.model.hidden(input_ids, positions, documents)), labels)
             loss.backward()
         return _whole(loss.detach())
+
+    def optimizer(self) -> Callable[[], None]:
+        """What clips the gradients and updates the parameters, by torch's fused AdamW."""
+        parameters = list(self.model.parameters())
+        # torch takes no list that has both: what is cut and what is not are a group each.
+        groups = [[p for p in parameters if isinstance(p, DTensor) is cut] for cut in (True, False)]
+        adamw = torch.optim.AdamW([{"params": group} for group in groups if group], lr=0.0, fused=True)
+
+        def update() -> None:
+            norms = [_whole(get_total_norm([p.grad for p in group])) for group in groups if group]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
+            for group in groups:
+                clip_grads_with_norm_(group, 1.0, norm)
+            adamw.step()
+
+        return update
 
     def gradients(self) -> dict[str, Tensor]:
         """Whole gradients by name; all ranks must call it."""

@@ -6,8 +6,8 @@ gradients are compared with one process's, and a difference ends the benchmark. 
 
 - ``sent``: bytes that a rank sends, counted and by formula (traffic.py), which must be equal;
 - ``kept``: memory that the forward pass keeps for the backward pass, on one rank;
-- ``forward and backward``: milliseconds, median over rounds in which all take turns, of the slowest rank. The optimizer
-  is not in it. One process has one thread, as each rank does;
+- ``step``: milliseconds of forward, backward, clipping and AdamW, median over rounds in which all take turns, of the
+  slowest rank. One process has one thread, as each rank does. The learning rate is 0, so that all keep their weights;
 - ``waiting``: milliseconds of these in which a rank waits for others or for what they send, median, of the rank that
   waits longest. Some of it is the sum that a reduce-scatter forms.
 """
@@ -33,6 +33,8 @@ from benchmarks.peer_models import Shape, evo
 from benchmarks.traffic import kept, sent
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.documents import Documents
+from evo_core.optim.groups import groups_of
+from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import all_reduce, counting
 from evo_core.parallel.mesh import Mesh
@@ -104,11 +106,18 @@ class Batch:
 
 
 class Contestant(NamedTuple):
-    """A model, what computes its loss and leaves gradients, and the largest deviation of these from whole ones."""
+    """A model that is trained.
+
+    Attributes:
+        step: computes its loss and leaves gradients.
+        deviation: the largest of these from whole ones.
+        trainer: makes what takes whole steps; gradients are its own then.
+    """
 
     model: torch.nn.Module
     step: Callable[[], Tensor]
     deviation: Callable[[dict[str, Tensor]], float]
+    trainer: Callable[[], Callable[[], object]]
 
 
 def ours(mode: str, whole: Decoder, batch: Batch, mesh: Mesh) -> Contestant:
@@ -129,7 +138,36 @@ def ours(mode: str, whole: Decoder, batch: Batch, mesh: Mesh) -> Contestant:
                 worst = max(worst, _deviation(part, piece.where.of(gradients[name]), gradients[name]))
         return worst
 
-    return Contestant(model, lambda: batch.train(model), deviation)
+    def trainer() -> Callable[[], object]:
+        optimizer = Zero1AdamW(groups_of(model, mesh), mesh.world, clip_grad_norm=1.0)
+
+        def train() -> None:
+            optimizer.begin()
+            loss = batch.loss(model)
+            optimizer.backward(loss, last=True)
+            optimizer.reduce(loss.detach().double().view(1))
+            optimizer.step(0.0, 0.95)
+
+        return train
+
+    return Contestant(model, lambda: batch.train(model), deviation, trainer)
+
+
+def one_process(model: Decoder, batch: Batch) -> Contestant:
+    """The whole model, trained by torch's AdamW."""
+
+    def trainer() -> Callable[[], object]:
+        adamw = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+
+        def train() -> None:
+            model.zero_grad()
+            batch.train(model)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adamw.step()
+
+        return train
+
+    return Contestant(model, lambda: batch.train(model), lambda _: 0.0, trainer)
 
 
 def torchs(sequence_parallel: bool, whole: Decoder, batch: Batch, mesh: Mesh) -> Contestant:
@@ -143,7 +181,17 @@ def torchs(sequence_parallel: bool, whole: Decoder, batch: Batch, mesh: Mesh) ->
     def deviation(gradients: dict[str, Tensor]) -> float:
         return max(_deviation(mine, gradients[name], gradients[name]) for name, mine in peer.gradients().items())
 
-    return Contestant(peer.model, step, deviation)
+    def trainer() -> Callable[[], object]:
+        update = peer.optimizer()
+
+        def train() -> None:
+            peer.model.zero_grad()
+            step()
+            update()
+
+        return train
+
+    return Contestant(peer.model, step, deviation, trainer)
 
 
 def _deviation(mine: Tensor, theirs: Tensor, whole: Tensor) -> float:
@@ -158,7 +206,7 @@ def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
     mesh, whole, batch = mesh_of(tensor=dist.get_world_size()), evo(row.shape), Batch(row.tokens)
     loss = float(batch.train(whole))
     gradients = {name: weight.grad.clone() for name, weight in whole.named_parameters() if weight.grad is not None}
-    contestants = {ONE: Contestant(whole, lambda: batch.train(whole), lambda _: 0.0)}
+    contestants = {ONE: one_process(whole, batch)}
     contestants |= {mode: ours(mode, whole, batch, mesh) for mode in MODES}
     contestants |= {name: torchs(cut, whole, batch, mesh) for name, cut in PEERS.items()}
     found: dict[str, dict[str, Any]] = {name: {clock: [] for clock in CLOCKS} for name in contestants}
@@ -175,22 +223,22 @@ def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
             contestants[mode].step()
         found[mode]["sent"] = dict(traffic.bytes)
         found[mode]["formula"] = dict(sent(whole.cfg, mode, mesh.tensor.size, row.tokens, element=4))
+    trainers = {name: each.trainer() for name, each in contestants.items()}
     for _ in range(rounds):
-        for name, each in contestants.items():
+        for name, train in trainers.items():
             for figures in (None, found[name]):  # the first step only finds its memory again, as training would
-                take_step(each, figures, alone=name == ONE)
+                take_step(train, figures, alone=name == ONE)
     return found
 
 
-def take_step(contestant: Contestant, figures: dict[str, Any] | None, *, alone: bool) -> None:
+def take_step(train: Callable[[], object], figures: dict[str, Any] | None, *, alone: bool) -> None:
     """Take one step, all ranks at once or the first alone, and note how long it took."""
-    contestant.model.zero_grad()
     dist.barrier()
     if alone and dist.get_rank():
         return
     with counting() as traffic:
         began, used = time.perf_counter(), time.process_time()
-        contestant.step()
+        train()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - used
     if figures is not None:
         for clock, value in zip(CLOCKS, (seconds, cpu_seconds, traffic.waited), strict=True):

@@ -155,11 +155,11 @@ class Zero1AdamW:
     def gradients(self) -> dict[str, Placed]:
         """Between `reduce` and `step`: this rank's share of each parameter's gradient, in `dtype`, as one process
         would have it: averaged over data ranks, the loss scale divided out."""
-        return {
-            slot.name: slot.placed(bucket.grad / (bucket.group.divisor * self.scaler.scale))
-            for bucket in self.buckets
-            for slot in bucket.slots
-        }
+        shares: dict[str, Placed] = {}
+        for bucket in self.buckets:
+            averaged = bucket.grad / (bucket.group.divisor * self.scaler.scale)
+            shares |= {slot.name: slot.placed(averaged) for slot in bucket.slots}
+        return shares
 
     def step(self, lr: float, beta2: float) -> bool:
         """Update the parameters, unless the norm that `reduce` found is inf or nan; tell whether it did.

@@ -10,8 +10,13 @@ from evo_core.parity.deviation import LOSS, NORM, Deviation
 from evo_core.parity.layouts import Row
 from evo_core.parity.matrix import Result
 
-_WIDTHS = (5, 5, 9, 8, 8, 8, 36, 7, 6)
-_HEAD = ("zero1", "mode", "recompute", "loss", "norm", "gradient", "worst gradient", "verdict", "s")
+_NAME = "worst gradient"
+_WIDTHS = {"zero1": 5, "mode": 5, "recompute": 9, "loss": 8, "norm": 8, "gradient": 8, _NAME: 36, "verdict": 7, "s": 6}
+"""Of the columns behind the name of a row. Names stand at the left of theirs, numbers and words at the right."""
+
+
+_COARSE = 1.0
+"""A bar so high lets through what has nothing to do with the reference."""
 
 
 class Table:
@@ -26,7 +31,7 @@ class Table:
 
     def head(self) -> str:
         """What each column is."""
-        return self._line("layout", _HEAD)
+        return self._line("layout", tuple(_WIDTHS))
 
     def line(self, result: Result) -> str:
         """A row's numbers, and under them why it is not equal."""
@@ -39,19 +44,26 @@ class Table:
         return line if result.why is None else f"{line}\n{_indented(result.why)}"
 
     def _line(self, name: str, cells: Sequence[str]) -> str:
-        padded = [cell.rjust(w) if w <= 9 else _end(cell, w).ljust(w) for cell, w in zip(cells, _WIDTHS, strict=True)]
+        columns = zip(cells, _WIDTHS.items(), strict=True)
+        padded = [_end(cell, w).ljust(w) if of == _NAME else cell.rjust(w) for cell, (of, w) in columns]
         return "  ".join([name.ljust(self._width), *padded]).rstrip()
 
 
 def summary(results: Sequence[Result], dtype: str) -> str:
-    """One line of all."""
+    """One line of all, and one of those that show nothing."""
     equal = sum(result.equal for result in results)
     worst = max((result.found.worst.value for result in results if result.found), default=math.inf)
     within = "1e-12" if dtype == "float64" else "twice the deviation of one process"
-    return (
+    line = (
         f"{equal} of {len(results)} layouts train as one process does, in {dtype}: largest deviation {worst:.1e}, "
         f"allowed {within}"
     )
+    if coarse := [result.row.name for result in results if result.bar >= _COARSE]:
+        line += (
+            f"\nin {', '.join(coarse)} one process is as far from float64 as a gradient is large: that they are equal "
+            "says little"
+        )
+    return line
 
 
 def as_data(results: Iterable[Result], dtype: str, notes: Sequence[str]) -> dict[str, Any]:
