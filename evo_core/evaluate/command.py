@@ -145,13 +145,12 @@ def _path(given: str | None, option: str) -> Path | None:
 
 def _score(asked: _Asked, joined: Ranks) -> dict[str, Any]:
     """The model's scores, and on rank 0 those of the baselines."""
-    from evo_core.parallel.collectives import on_first
     from evo_core.parallel.inference import inference_mesh
     from evo_core.parallel.one_job import check_one_job, options_of
-    from evo_core.weights.loading import load_model, read_config, resolve, trained_for
+    from evo_core.weights.loading import load_model, read_config, resolve_everywhere, trained_for
 
     check_one_job(options_of(**asdict(asked)))
-    folder = on_first(lambda: resolve(asked.model))
+    folder = resolve_everywhere(asked.model)
     cfg = read_config(folder)
     mesh = inference_mesh(cfg.model, asked.tensor, device=joined.device, key="--tensor")
     model, tokenizer = load_model(folder, joined.device, mesh=mesh, check=joined.local_rank == 0)

@@ -86,7 +86,9 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     from evo_core.parallel.inference import inference_mesh
     from evo_core.parallel.one_job import check_one_job, options_of, settings_of
     from evo_core.results_folder import check_folder, writing
-    from evo_core.weights.loading import load_model, read_config, resolve
+    from evo_core.storage.files import below
+    from evo_core.storage.location import Location, is_remote
+    from evo_core.weights.loading import load_model, read_config, resolve_everywhere
 
     check_one_job(settings_of(cfg) | options_of(tensor=tensor))
     generation = cfg.generation
@@ -94,7 +96,7 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     if saved is None:
         hint = "set it, or ckpt.save_ckpt_folder"
         raise ConfigError("no checkpoint is named", key="generation.ckpt_folder", hint=hint)
-    folder = on_first(lambda: resolve(saved))
+    folder = resolve_everywhere(saved)
     size, key = (cfg.parallel.tensor.size, "parallel.tensor.size") if tensor is None else (tensor, "--tensor")
     mesh = inference_mesh(read_config(folder).model, size, device=ranks.device, key=key)
     model, tokenizer = load_model(folder, ranks.device, mesh=mesh, check=ranks.local_rank == 0)
@@ -103,7 +105,8 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     ending = ending_ids(generation.eos_id, model, tokenizer)
     sets = shared(lambda: read_prompts(generation.prompts, tokens, ending), mesh.tensor)
 
-    output = local_path(str(generation.output_folder))
+    wanted = str(generation.output_folder)
+    output: Location = wanted if is_remote(wanted) else local_path(wanted)
     on_first(lambda: check_folder(output, "generation.output_folder"))
 
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
@@ -130,7 +133,7 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     with writing(output, "generation.output_folder"):
         write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
     report_progress(len(prompts), len(prompts), "prompts")
-    print(summary(results), f"model: {folder}", f"samples: {output / 'samples.md'}", sep="\n", flush=True)
+    print(summary(results), f"model: {folder}", f"samples: {below(output, 'samples.md')}", sep="\n", flush=True)
 
 
 def _settle_rope(cfg: TrainConfig, model: Any) -> bool | None:

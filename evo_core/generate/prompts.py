@@ -9,6 +9,7 @@ from pathlib import Path
 from evo_core.config import local_path
 from evo_core.data.shards.format import BinReader
 from evo_core.errors import ConfigError, DataError
+from evo_core.storage.stage import stage
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def read_prompts(prompts: str | list[str] | None, data_folder: str | None, endin
     if prompts is not None:
         return [PromptSet(None, _lines(local_path(prompts)))]
     if data_folder is not None:
-        return _token_sets(local_path(data_folder), ending)
+        return _token_sets(stage(data_folder), ending)
     raise ConfigError(
         "there is nothing to continue",
         key="generation.prompts",

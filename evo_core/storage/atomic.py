@@ -74,7 +74,7 @@ def write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
         OSError: it cannot be written; what was there is still there.
     """
     with replacing(path, durable=durable) as draft:
-        draft.write_bytes(_as_bytes(content))
+        draft.write_bytes(as_bytes(content))
 
 
 @contextmanager
@@ -178,10 +178,10 @@ def create(path: Path, content: str | bytes, *, durable: bool = True) -> bool:
     """
     draft = new_draft(path)
     try:
-        return _link_unnamed(path, _as_bytes(content), durable)
+        return _link_unnamed(path, as_bytes(content), durable)
     except OSError:
         try:
-            draft.write_bytes(_as_bytes(content))
+            draft.write_bytes(as_bytes(content))
             if durable:
                 sync(draft)
             return link_if_absent(draft, path, durable=durable)
@@ -310,5 +310,6 @@ def _link_unnamed(path: Path, content: bytes, durable: bool) -> bool:
     return True
 
 
-def _as_bytes(content: str | bytes) -> bytes:
+def as_bytes(content: str | bytes) -> bytes:
+    """What `write` writes of it."""
     return content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content

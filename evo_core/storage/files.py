@@ -1,24 +1,27 @@
 """The verbs by which every part of Evo reads and writes, wherever a location lies: open, list, write, create, delete,
 link or copy.
 
-Reading works on this machine and in S3, writing on this machine alone: in a store every writing verb raises the one
-error that says so (`path_to_write`). What cannot be read is a `DataError` in the user's words; what cannot be written
-is the `OSError` of the file system, which each caller explains in its own (a full disk means another thing to a
-checkpoint than to a report).
+They work on this machine and in S3. What cannot be read is a `DataError` in the user's words; what cannot be written is
+an `OSError`, of the file system or in the same form of a store, which each caller explains in its own (a full disk
+means another thing to a checkpoint than to a report). A file in a store is seen whole or not at all, as on disk; a
+folder there is its objects, which appear one by one. What `durable` asks for, a store always does.
 """
 
 from __future__ import annotations
 
 import errno
+import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from evo_core.errors import DataError, UserError
-from evo_core.storage import atomic, local, s3
+from evo_core.storage import atomic, local
 from evo_core.storage.listed import LeaveOut, Listed
-from evo_core.storage.location import Location, is_remote, local_path, path_to_write
+from evo_core.storage.location import Location, file_name, is_remote, local_path, path_to_write
+from evo_core.storage.s3 import objects, transfer, trouble
+from evo_core.storage.s3.place import place_of
 
 _CHUNK = 8 << 20
 
@@ -30,7 +33,7 @@ def open_file(location: Location) -> BinaryIO:
         DataError: it is missing or not readable, or what reads its store is not installed.
     """
     with _reading(location):
-        return s3.open_file(str(location)) if is_remote(location) else local_path(location).open("rb")
+        return objects.open_object(place_of(str(location))) if is_remote(location) else local_path(location).open("rb")
 
 
 def file_size(location: Location) -> int:
@@ -40,7 +43,9 @@ def file_size(location: Location) -> int:
         DataError: as `open_file`.
     """
     with _reading(location):
-        return s3.file_size(str(location)) if is_remote(location) else local_path(location).stat().st_size
+        return (
+            objects.info(place_of(str(location))).size if is_remote(location) else local_path(location).stat().st_size
+        )
 
 
 def file_info(location: Location) -> Listed:
@@ -50,7 +55,7 @@ def file_info(location: Location) -> Listed:
         DataError: as `open_file`.
     """
     with _reading(location):
-        return s3.info(str(location)) if is_remote(location) else local.info(local_path(location))
+        return objects.info(place_of(str(location))) if is_remote(location) else local.info(local_path(location))
 
 
 def file_exists(location: Location) -> bool:
@@ -60,7 +65,7 @@ def file_exists(location: Location) -> bool:
         DataError: the store cannot be asked.
     """
     with _reading(location):
-        return s3.is_file(str(location)) if is_remote(location) else local_path(location).is_file()
+        return objects.is_object(place_of(str(location))) if is_remote(location) else local_path(location).is_file()
 
 
 def list_files(root: Location, leave_out: LeaveOut, *, depth: int | None = None) -> list[Listed]:
@@ -89,48 +94,84 @@ def write_file(location: Location, content: str | bytes, *, durable: bool = True
         durable: see `evo_core.storage.atomic`.
 
     Raises:
-        LocationError: it is in a store.
         OSError: it cannot be written; what was there is still there.
     """
-    atomic.write(path_to_write(location), content, durable=durable)
+    if is_remote(location):
+        transfer.put(place_of(str(location)), atomic.as_bytes(content))
+    else:
+        atomic.write(path_to_write(location), content, durable=durable)
 
 
-def replacing(location: Location, *, durable: bool = True) -> AbstractContextManager[Path]:
+@contextmanager
+def replacing(location: Location, *, durable: bool = True) -> Iterator[Path]:
     """The same for a file that something else writes: gives a draft, which gets its name when the block ends well.
 
+    The draft of one in a store is a temporary file of this machine (``TMPDIR``).
+
     Raises:
-        LocationError, OSError: as `write_file`.
+        OSError: as `write_file`.
     """
-    return atomic.replacing(path_to_write(location), durable=durable)
+    if not is_remote(location):
+        with atomic.replacing(path_to_write(location), durable=durable) as draft:
+            yield draft
+        return
+    with tempfile.TemporaryDirectory(prefix="evo-") as folder:
+        yield (draft := Path(folder) / file_name(location))
+        transfer.upload(place_of(str(location)), draft)
 
 
-def new_folder(location: Location, *, durable: bool = True, replace: bool = False) -> AbstractContextManager[Path]:
+@contextmanager
+def new_folder(location: Location, *, durable: bool = True, replace: bool = False) -> Iterator[Path]:
     """The same for a folder with all that is in it.
+
+    In a store its files appear in the order of their paths; where one cannot be written, those before it go again.
 
     Args:
         replace: remove a folder of that name; without it only an empty one may be there.
 
     Raises:
-        LocationError, OSError: as `write_file`; also where something is there that is not replaced.
+        OSError: as `write_file`; also where something is there that is not replaced.
     """
-    return atomic.new_folder(path_to_write(location), durable=durable, replace=replace)
+    if not is_remote(location):
+        with atomic.new_folder(path_to_write(location), durable=durable, replace=replace) as draft:
+            yield draft
+        return
+    place = place_of(str(location))
+    if not replace and not objects.is_empty(place):
+        raise OSError(errno.ENOTEMPTY, "something is there already", str(location))
+    with tempfile.TemporaryDirectory(prefix="evo-") as scratch:
+        draft = Path(scratch) / "folder"
+        draft.mkdir()
+        yield draft
+        if replace:
+            objects.delete(place)
+        try:
+            link_tree(draft, str(location))
+        except BaseException:
+            objects.delete(place)
+            raise
 
 
 def create_file(location: Location, content: str | bytes, *, durable: bool = True) -> bool:
     """Write a file only if nothing is there; of several that do so at once one wins. Returns whether this call did.
 
     Raises:
-        LocationError, OSError: as `write_file`.
+        OSError: as `write_file`.
     """
+    if is_remote(location):
+        return transfer.put(place_of(str(location)), atomic.as_bytes(content), if_absent=True)
     return atomic.create(path_to_write(location), content, durable=durable)
 
 
 def link_if_absent(source: Location, target: Location) -> bool:
-    """`create_file` with the content of a file that is there, as a second name of it; durable.
+    """`create_file` with the content of a local file that is there: on disk a second name of it. Durable.
 
     Raises:
-        LocationError, OSError: as `write_file`.
+        LocationError: the source is in a store.
+        OSError: as `write_file`.
     """
+    if is_remote(target):
+        return transfer.upload(place_of(str(target)), _here(source), if_absent=True)
     return atomic.link_if_absent(path_to_write(source), path_to_write(target))
 
 
@@ -138,60 +179,91 @@ def delete(location: Location) -> None:
     """Remove a file, or a folder with all that is in it; nothing happens where there is nothing.
 
     Raises:
-        LocationError: it is in a store.
         OSError: a file cannot be removed. Of a folder as much goes as can.
     """
-    local.delete(path_to_write(location))
+    if is_remote(location):
+        objects.delete(place_of(str(location)))
+    else:
+        local.delete(path_to_write(location))
+
+
+def try_writing(folder: Location) -> None:
+    """Write a little into a folder, which is there unless it is in a store, and take it away again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if is_remote(folder):
+        objects.try_writing(place_of(str(folder)))
+    else:
+        local.try_writing(path_to_write(folder))
 
 
 def link_or_copy(source: Location, target: Location) -> None:
     """Have a file at a second location, without a second copy of its bytes where the file system can.
 
     Raises:
-        LocationError: one of them is in a store.
+        DataError: the source is in a store, and cannot be read.
         OSError: it can be neither linked nor copied.
     """
-    local.link_or_copy(_here(source), path_to_write(target))
+    if is_remote(source) or is_remote(target):
+        copy_file(source, target)
+    else:
+        local.link_or_copy(_here(source), path_to_write(target))
 
 
 def copy_file(source: Location, target: Location) -> None:
     """Copy a file's content: unlike a link it keeps what was copied, whatever is written into the source. Folders that
-    lead to the target are made; a kill may leave half of it.
+    lead to the target are made; on disk a kill may leave half of it.
 
     Raises:
-        LocationError: the target is in a store.
-        DataError: the source is in one, and cannot be read.
+        DataError: the source is in a store, and cannot be read.
         OSError: it cannot be copied.
     """
     if not is_remote(source):
-        local.copy_file(_here(source), path_to_write(target))
+        if is_remote(target):
+            transfer.upload(place_of(str(target)), _here(source))
+        else:
+            local.copy_file(_here(source), path_to_write(target))
+        return
+    if is_remote(target):
+        with replacing(target) as draft:
+            _fetch(source, draft)
         return
     path = path_to_write(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_file(source) as file, path.open("wb") as copy:
-        for chunk in iter(lambda: _chunk(file, source), b""):
-            copy.write(chunk)
+    _fetch(source, path)
 
 
-def link_tree(source: Path, target: Path) -> None:
-    """The same for every file below a folder."""
+def link_tree(source: Path, target: Location) -> None:
+    """`link_or_copy` for every file below a folder, in the order of their paths."""
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        link_or_copy(path, target / path.relative_to(source))
+        link_or_copy(path, below(target, path.relative_to(source).as_posix()))
+
+
+def below(folder: Location, path: str) -> Location:
+    """The location of a path, with forward slashes, below a folder."""
+    return f"{folder.rstrip('/')}/{path}" if isinstance(folder, str) else folder / path
 
 
 def read_error(location: Location, error: BaseException) -> DataError:
     """What happened when a file was opened or read, in the user's terms."""
-    if isinstance(error, FileNotFoundError):
-        return DataError("there is no such file", file=location)
-    if type(error).__name__ == "FileExpired":  # s3fs reads the version that it saw in a listing, or none
-        return DataError("this raw file has changed since it was listed", file=location, hint="run again")
     if isinstance(error, IsADirectoryError) or (isinstance(error, OSError) and error.errno == errno.EISDIR):
         return DataError("this is a folder, not a file", file=location)
-    hint = s3.CREDENTIALS if is_remote(location) else "check who may read it"
-    if isinstance(error, PermissionError):
-        return DataError("it may not be read from here", file=location, hint=hint)
     what = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return DataError(f"it cannot be read ({what})", file=location, hint=hint if is_remote(location) else None)
+    if is_remote(location) and isinstance(error, OSError):
+        said = isinstance(error, FileNotFoundError | PermissionError) or error.errno == errno.ESTALE
+        return DataError(what if said else f"it cannot be read ({what})", file=location, hint=trouble.hint_for(error))
+    if isinstance(error, FileNotFoundError):
+        return DataError("there is no such file", file=location)
+    if isinstance(error, PermissionError):
+        return DataError("it may not be read from here", file=location, hint="check who may read it")
+    return DataError(f"it cannot be read ({what})", file=location)
+
+
+def write_hint(location: Location, error: OSError) -> str | None:
+    """What a user may do about an error in writing, where its own text does not say it."""
+    return trouble.hint_for(error) if is_remote(location) else None
 
 
 @contextmanager
@@ -203,6 +275,13 @@ def _reading(location: Location) -> Iterator[None]:
         raise
     except Exception as error:
         raise read_error(location, error) from error
+
+
+def _fetch(source: Location, path: Path) -> None:
+    """Copy the content of a file in a store."""
+    with open_file(source) as file, path.open("wb") as copy:
+        for chunk in iter(lambda: _chunk(file, source), b""):
+            copy.write(chunk)
 
 
 def _chunk(file: BinaryIO, location: Location) -> bytes:
@@ -222,11 +301,9 @@ def _on_disk(root: Path, depth: int | None, leave_out: LeaveOut) -> list[Listed]
 
 
 def _objects(root: str, leave_out: LeaveOut) -> list[Listed]:
-    try:
-        return s3.list_files(root, leave_out)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError("there is nothing here", file=root, hint="check bucket and prefix") from None
-    except Exception as error:
-        raise DataError(f"cannot be listed: {error}", file=root, hint=read_error(root, error).hint) from error
+    with _reading(root):
+        try:
+            return objects.list_objects(place_of(root), leave_out)
+        except FileNotFoundError as error:
+            what = error.strerror or "there is nothing here"
+            raise DataError(what, file=root, hint="check bucket and prefix") from None

@@ -25,8 +25,6 @@ _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://)?")
 _REMOTE = ("s3://", "boto3:s3://")
 _PREFIXES = ("local:", "file://", "file:", *_REMOTE)  # file:/x is what `Path` makes of file:///x
 _GRAMMAR = "known are PATH, local:PATH, file:///PATH, s3://BUCKET/KEY and boto3:s3://BUCKET.ENDPOINT/KEY"
-NO_STORE = "this version reads and writes local folders only"
-NO_WRITING = "this version reads from object stores and writes none"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -80,8 +78,19 @@ def check_location(location: Location, key: str | None = None) -> None:
     rest = location.removeprefix(known)
     if names_nothing(location) or (is_remote(location) and not rest.partition("/")[0].strip()):
         raise LocationError(f'"{location}" names nothing behind {known}', key=key, hint=_GRAMMAR)
+    if is_remote(location):
+        _check_store(location, known, key)
     if known in ("file://", "file:") and not rest.startswith("/"):
         raise LocationError(f'"{location}" is no absolute path', key=key, hint=f"write local:{rest} or file:///{rest}")
+
+
+def _check_store(location: str, prefix: str, key: str | None) -> None:
+    head = location.removeprefix(prefix).partition("/")[0]
+    if "@" in head:  # what stands before it may be a secret, and is not repeated
+        hint = "keep credentials in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise LocationError(f"a location in a store ({prefix}…) holds no @", key=key, hint=hint)
+    if prefix.startswith("boto3:") and not all(head.partition(".")):
+        raise LocationError(f'"{location}" names no server', key=key, hint="boto3:s3://BUCKET.ENDPOINT/KEY")
 
 
 def local_path(location: Location, key: str | None = None) -> Path:
@@ -90,22 +99,22 @@ def local_path(location: Location, key: str | None = None) -> Path:
     Raises:
         LocationError: it is no location, or one in a store.
     """
-    return expanded(location) if isinstance(location, Path) else _local_path(location, NO_STORE, key)
+    return expanded(location) if isinstance(location, Path) else _local_path(location, key)
 
 
 def path_to_write(location: Location, key: str | None = None) -> Path:
     """The same for what is written; a `Path` has been spelled out by whoever made it.
 
     Raises:
-        LocationError: it is no location, or one in a store: nothing is written there yet.
+        LocationError: it is no location, or one in a store.
     """
-    return location if isinstance(location, Path) else _local_path(location, NO_WRITING, key)
+    return location if isinstance(location, Path) else _local_path(location, key)
 
 
-def _local_path(location: str, refusal: str, key: str | None) -> Path:
+def _local_path(location: str, key: str | None) -> Path:
     check_location(location, key)
     if is_remote(location):
-        raise LocationError(f'"{location}": {refusal}', key=key, hint="name a local path")
+        raise LocationError(f'"{location}" is in a store, and a local path is expected', key=key)
     return expanded(Path(location.removeprefix(_prefix(location))))
 
 

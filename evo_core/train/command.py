@@ -80,7 +80,8 @@ def train_command(
     with ranks(launcher, backend, host=host, port=port, catch_stop=True) as joined:
         start = None
         if init is not None:
-            start = Start(Path(init), tuple(part.value for part in init_content or [Content.MODEL]), resumes=False)
+            content = tuple(part.value for part in init_content or [Content.MODEL])
+            start = Start(Path(init), content, resumes=False, source=init)
         stopped = train(cfg, folder=run_folder, init=start, ranks=joined).stopped
     if stopped:
         raise typer.Exit(STOPPED)

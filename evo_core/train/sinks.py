@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from evo_core.results_folder import writing
+from evo_core.results_folder import check_folder, writing
 from evo_core.storage.files import write_file
-from evo_core.storage.location import local_path
+from evo_core.storage.location import Location, is_remote, local_path
+from evo_core.storage.mirror import Mirror
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -45,8 +46,12 @@ def open_sinks(cfg: TrainConfig, folder: Path, step: int) -> list[Sink]:
     """
     sinks: list[Sink] = [MetricsFile(folder / FILE, step)]
     if cfg.enable_tb:
-        where = local_path(cfg.tensorboard_folder) if cfg.tensorboard_folder else folder / "tensorboard"
-        board = Tensorboard(where, queue=cfg.monitor.tensorboard.queue_max_length, step=step)
+        board = Tensorboard(
+            cfg.tensorboard_folder or folder / "tensorboard",
+            here=folder / "tensorboard",
+            queue=cfg.monitor.tensorboard.queue_max_length,
+            step=step,
+        )
         board.text("job_name", cfg.shown.job_name)
         board.text("config", f"```yaml\n{cfg.to_yaml()}\n```")
         sinks.append(board)
@@ -99,16 +104,23 @@ class Tensorboard:
 
     Args:
         folder: where event files go.
+        here: where they are written if that is in an object store, which gets copies of them as they grow.
         queue: events held back before they are written.
         step: the step the run starts at; what an earlier attempt recorded from there on is hidden.
+
+    Raises:
+        UserError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, queue: int, step: int) -> None:
+    def __init__(self, folder: Location, *, here: Path, queue: int, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
-        with writing(folder):
-            self._writer = SummaryWriter(str(folder), max_queue=queue, purge_step=step or None)
+        if is_remote(folder):
+            check_folder(folder, "tensorboard_folder")
+        self._folder = here if is_remote(folder) else local_path(folder)
+        with writing(self._folder):
+            self._writer = SummaryWriter(str(self._folder), max_queue=queue, purge_step=step or None)
+        self._mirror = Mirror(here, str(folder), self._writer.flush) if is_remote(folder) else None
 
     def text(self, name: str, text: str) -> None:
         """Record a text."""
@@ -125,3 +137,5 @@ class Tensorboard:
     def close(self) -> None:
         with suppress(OSError):
             self._writer.close()
+        if self._mirror is not None:
+            self._mirror.close()

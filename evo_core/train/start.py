@@ -16,8 +16,10 @@ from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
+from evo_core.storage.location import is_remote
 from evo_core.train.checkpointing import save_folder
 from evo_core.weights import Kind, fill_model, locate, open_weights, other_settings
+from evo_core.weights.in_store import folder_in_store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +43,7 @@ class Start:
         run: the run that is resumed.
         kind: the format of the folder that was found.
         ckpt_type: the format that it was said to have.
+        source: what was written for it, where that is no path.
     """
 
     checkpoint: Path
@@ -49,6 +52,7 @@ class Start:
     run: Run = UNKNOWN
     kind: Kind = "evo"
     ckpt_type: str | None = None
+    source: str | None = None
 
 
 def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> Start | None:
@@ -64,7 +68,8 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
     """
     info = cfg.ckpt.load_ckpt_info
     if init is None and not cfg.ckpt.auto_resume and info is not None:
-        init = Start(Path(info.path), tuple(info.content), resumes=False, ckpt_type=info.ckpt_type)
+        content = tuple(info.content)
+        init = Start(Path(info.path), content, resumes=False, ckpt_type=info.ckpt_type, source=info.path)
     folder = save_folder(cfg)
     found = _own_checkpoint(cfg, folder, first=first) if folder is not None else None
     if cfg.ckpt.auto_resume:
@@ -87,14 +92,22 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
         return found
     if init is None:
         return None
-    found_start = on_first(lambda: _located(init))
-    if not found_start.checkpoint.is_dir():
-        found_start = _located(init)  # from a hub: every node has its own copy
+    found_start = _found_by_all(init)
     if found_start.kind == "evo":
         verify(found_start.checkpoint)
     if first:
         log.info("starting from %s (%s)", found_start.checkpoint, ", ".join(init.content))
     return found_start
+
+
+def _found_by_all(init: Start) -> Start:
+    """The start with its folder found, the same on every rank; every rank must call it."""
+    if init.source is not None and is_remote(init.source):
+        source = init.source
+        init = replace(init, source=on_first(lambda: folder_in_store(source)))
+        return _located(init)  # every node has its own copy
+    found = on_first(lambda: _located(init))
+    return found if found.checkpoint.is_dir() else _located(init)  # from a hub: the same
 
 
 def _own_checkpoint(cfg: TrainConfig, folder: Path, *, first: bool) -> Start | None:
@@ -154,7 +167,7 @@ def _located(init: Start) -> Start:
     Raises:
         CheckpointError: nothing is there, it is of another format, or more than the model is asked of it.
     """
-    kind, folder = locate(str(init.checkpoint))
+    kind, folder = locate(init.source or str(init.checkpoint), whole=True)
     if kind not in _KINDS[init.ckpt_type]:
         fits = next(name for name, kinds in _KINDS.items() if name and kind in kinds and name != "hf_llama")
         raise CheckpointError(

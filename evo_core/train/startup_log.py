@@ -18,6 +18,7 @@ from evo_core.data.shards.targets import NO_TARGETS, types_without_targets
 from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
+from evo_core.storage.stage import stage
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -103,7 +104,7 @@ def _say_without_targets(cfg: TrainConfig, data: BatchSource) -> None:
     if cfg.data.valid_folder is None or not cfg.data.valid_every:
         return
     with suppress(DataError):  # what is wrong with held-out data is said when they are read
-        for name in types_without_targets(Path(cfg.data.valid_folder)):
+        for name in types_without_targets(stage(cfg.data.valid_folder)):
             log.warning("data.valid_folder %s: type %s gives no score, %s", cfg.data.valid_folder, name, NO_TARGETS)
 
 

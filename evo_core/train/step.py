@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from evo_core.evaluate.holdout import holdout
-from evo_core.storage.location import local_path
+from evo_core.storage.location import is_remote
+from evo_core.storage.stage import stage
 from evo_core.train.chance import draws_of_micro_batch
 from evo_core.train.checkpointing import Asked
 from evo_core.train.metrics import StepTotals, segments
@@ -59,6 +60,10 @@ class TrainStep:
         self._cfg, self._mesh, self._types, self._device = cfg, mesh, types, device
         self.model, self.optimizer, self._speed = model, optimizer, speed
         self.lr, self.beta2 = make_schedules(cfg)
+        folder = cfg.data.valid_folder
+        if folder is not None and is_remote(folder) and not cfg.data.valid_every:
+            folder = None  # nobody asks for scores: nothing is copied
+        self._held_out = None if folder is None else stage(folder)
 
     def train(self, batch: Batch, state: TrainState, asked: Asked, *, began: float) -> StepRecord:
         """Train on a batch: one update, unless gradients are inf or nan.
@@ -132,7 +137,7 @@ class TrainStep:
         data, mesh = self._cfg.data, self._mesh
         scores = holdout(
             self.model,
-            None if data.valid_folder is None else local_path(data.valid_folder),
+            self._held_out,
             seq_len=data.seq_len,
             micro_bsz=data.micro_bsz,
             dp_rank=mesh.data.rank,

@@ -19,8 +19,11 @@ from evo_core.checkpoint.manifest import CONFIG, check_weights, read_manifest
 from evo_core.checkpoint.saved_config import saved_config
 from evo_core.checkpoint.tensors import MODEL, check_model, read_model, stored_shapes
 from evo_core.config.families import SHIPPED
+from evo_core.parallel.collectives import on_first
+from evo_core.storage.location import is_remote
 from evo_core.weights import fill_model, open_weights
 from evo_core.weights.evo import tokenizer_of
+from evo_core.weights.in_store import folder_in_store
 from evo_core.weights.plausible import check_sizes
 from evo_core.weights.recognise import locate
 
@@ -37,6 +40,18 @@ def resolve(uri: str | Path) -> Path:
         CheckpointError: there is none.
     """
     return locate(uri)[1]
+
+
+def resolve_everywhere(uri: str | Path) -> Path:
+    """`resolve`, chosen by one rank for all; every rank must call it.
+
+    What comes from a hub or an object store is copied to each node by itself.
+    """
+    if is_remote(uri):
+        chosen = on_first(lambda: folder_in_store(str(uri)))
+        return resolve(chosen)
+    folder = on_first(lambda: resolve(uri))
+    return folder if folder.is_dir() else resolve(uri)
 
 
 def read_config(uri: str | Path) -> TrainConfig:

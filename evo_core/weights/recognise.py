@@ -8,8 +8,9 @@ from typing import Literal
 
 from evo_core.checkpoint import folder as folders
 from evo_core.errors import CheckpointError
-from evo_core.storage.location import LocationError, is_hub_id, local_path
+from evo_core.storage.location import LocationError, is_hub_id, is_remote, local_path
 from evo_core.weights.hf.folder import is_hf
+from evo_core.weights.in_store import copy_of
 from evo_core.weights.internevo.folder import is_internevo
 from evo_core.weights.llama import is_llama
 
@@ -32,19 +33,26 @@ def kind_of(folder: Path) -> Kind | None:
     return next((kind for kind, fits in foreign if fits), None)
 
 
-def locate(uri: str | Path) -> tuple[Kind, Path]:
+def locate(uri: str | Path, *, whole: bool = False) -> tuple[Kind, Path]:
     """The format and the folder of the weights that a path or a hub id means.
 
     A folder of our checkpoints means the newest complete one, a pipeline's artifact the model in it, and one in the
     making its newest checkpoint. A hub id (``owner/name``, where there is no such folder)
-    is downloaded through `huggingface_hub`: weights, settings and tokenizer, never code.
+    is downloaded through `huggingface_hub`: weights, settings and tokenizer, never code. What is in an object store is
+    copied to this machine once.
+
+    Args:
+        whole: copy the states of the optimizer too.
 
     Raises:
         CheckpointError: nothing is there, or it is of no format that is read here.
     """
     text = str(uri)
     try:
-        folder = local_path(uri if isinstance(uri, Path) and uri.exists() else text)
+        if is_remote(uri):
+            folder = copy_of(text, whole=whole)
+        else:
+            folder = local_path(uri if isinstance(uri, Path) and uri.exists() else text)
     except LocationError as error:
         raise CheckpointError(error.message, hint=error.hint) from None
     if is_hub_id(text):

@@ -74,7 +74,6 @@ def test_resolve(tmp_path: Path) -> None:
     for place, problem in (
         (tmp_path / "nowhere", "no such checkpoint folder"),
         (tmp_path / "empty", "no complete checkpoint here"),
-        ("s3://bucket/x", "local folders only"),
     ):
         with pytest.raises(CheckpointError, match=problem):
             resolve(place)

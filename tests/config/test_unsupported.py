@@ -16,9 +16,9 @@ from tests.config.jobs import at, job, refusal
 REFUSED = {
     "output_tf32": at("output_tf32", True),
     "resume_tb_folder": at("resume_tb_folder", "x"),
-    "tensorboard_folder": at("tensorboard_folder", "s3://b/x"),
-    "data.train_folder": at("data.train_folder", "boto3:s3://bucket.ip/x"),
-    "data.valid_folder": at("data.valid_folder", "s3://bucket/x"),
+    "data.train_folder": at(
+        "data", {"type": "hf", "train_folder": "s3://b/x", "tokenizer_path": "x", "pack_sample_into_one": False}
+    ),
     "model.num_chunks": at("model.num_chunks", 2),
     "model.is_reward": at("model.is_reward", True),
     "parallel.tensor.mode": at("parallel.tensor", {"size": 2, "mode": "isp"}),
@@ -26,12 +26,8 @@ REFUSED = {
     "parallel.weight.size": at("parallel", {"weight": 2, "tensor": {"mode": "isp"}}),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
     "ckpt.save_ckpt_folder": at("ckpt.save_ckpt_folder", "boto3:s3://bucket.ip/x"),
-    "ckpt.load_ckpt_info.path": at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "s3://bucket/x"}}),
     "monitor.alert.enable_feishu_alert": at("monitor.alert.enable_feishu_alert", True),
     "monitor.alert.light_monitor_address": at("monitor.alert.light_monitor_address", "http://x"),
-    "generation.ckpt_folder": at("generation.ckpt_folder", "s3://b/x"),
-    "generation.data_folder": at("generation.data_folder", "s3://b/x"),
-    "generation.output_folder": at("generation.output_folder", "s3://b/x"),
 }
 
 
@@ -59,6 +55,9 @@ def test_a_refusal_is_one_clear_sentence() -> None:
     [
         at("ckpt", {"enable_save_ckpt": False, "save_ckpt_folder": "boto3:s3://bucket.ip/x"}),
         at("ckpt.load_ckpt_info", {"path": "internlm/internlm-7b", "content": "model", "ckpt_type": "hf_model"}),
+        at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "s3://bucket/x"}}),
+        {"tensorboard_folder": "s3://b/x", "data": {"train_folder": "boto3:s3://b.ip/x", "valid_folder": "s3://b/x"}},
+        at("generation", {"ckpt_folder": "s3://b/x", "data_folder": "s3://b/x", "output_folder": "s3://b/x"}),
         at("data.use_shm", True),
         at("parallel.tensor", {"size": 1, "mode": "isp"}),
         at("parallel.tensor", 2),

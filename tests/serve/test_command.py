@@ -80,7 +80,7 @@ def test_it_listens_to_this_machine_alone_unless_told_otherwise() -> None:
     [
         (["nowhere"], "no such checkpoint folder"),
         (["lokal:x"], 'CHECKPOINT: "lokal:x": no place is known by'),
-        (["s3://bucket/x"], 'CHECKPOINT: "s3://bucket/x": this version'),
+        (["s3://bucket/x"], 'CHECKPOINT: "s3://bucket/x" is in a store, and a local path is expected'),
         ([""], "CHECKPOINT: is empty"),
         (["CKPT", "--device", "cuda:7"], "--device: cuda:7"),
         (["CKPT", "--dtype", "float3"], "unknown dtype"),

@@ -26,6 +26,18 @@ def test_what_is_no_location(text: str) -> None:
         check_location(text)
 
 
+def test_a_server_and_no_secret_are_in_a_location() -> None:
+    with pytest.raises(
+        LocationError, match=r'"boto3:s3://bucket/x" names no server \(boto3:s3://BUCKET.ENDPOINT/KEY\)'
+    ):
+        check_location("boto3:s3://bucket/x")
+    for text in ("s3://key:hush@bucket/x", "boto3:s3://bucket.key:hush@host/x"):
+        with pytest.raises(LocationError, match="AWS_SECRET_ACCESS_KEY") as caught:
+            check_location(text)
+        assert "hush" not in str(caught.value)
+    check_location("s3://bucket/a@b")
+
+
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [("lokal:x", "local:"), ("S3://b/x", "s3://"), ("flie:///x", "file://"), ("boto3:s3:/b", "boto3")],
@@ -51,7 +63,7 @@ def test_stores_and_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for text in ("s3://bucket/key", "s3://bucket", "boto3:s3://bucket.10.0.0.1:9000/x"):
         assert is_remote(text)
         check_location(text)
-        with pytest.raises(LocationError, match="local folders only"):
+        with pytest.raises(LocationError, match="a local path is expected"):
             local_path(text)
     assert not any(map(is_remote, ["local:s3://x", "x", "gs://x"]))
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from evo_core.data.shards.format import BinReader, meta_path
+from evo_core.storage.cache import cache_folder
 from evo_core.storage.files import replacing
 from evo_core.storage.lock import locked
 
@@ -260,8 +261,7 @@ def _is_sound(cached: Path, reader: BinReader) -> bool:
 
 def _cache_folder() -> Path:
     """The cache's folder, made if it can be."""
-    base = os.environ.get("EVO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "evo"
-    folder = Path(base) / "tokens"
+    folder = cache_folder("tokens")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -25,7 +25,7 @@ from evo_core.data.shards.format import meta_path
 from evo_core.data.shards.origins import ORIGINS
 from evo_core.data.shards.targets import NONE_YET
 from evo_core.errors import ConfigError, DataError
-from evo_core.storage.location import local_path
+from evo_core.storage.stage import stage
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -66,7 +66,7 @@ class TrainData:
             raise ValueError(f"rank {dp_rank} of {dp_size}")
         self._data, self._dp_rank, self._dp_size = cfg.data, dp_rank, dp_size
         self._batch_size = batch_size(cfg, dp_size)
-        folder = None if cfg.data.train_folder is None else local_path(cfg.data.train_folder)
+        folder = None if cfg.data.train_folder is None else stage(cfg.data.train_folder, beside=(ORIGINS,))
         self.types = data_types(folder)
         self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder)
         sets, self.trained, self.digest = (

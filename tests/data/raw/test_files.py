@@ -13,8 +13,8 @@ from evo_core.data.raw.documents import read_documents
 from evo_core.data.raw.listing import find_files as find
 from evo_core.data.tokenize.tokenize_file import TokenizeSpec, tokenize_file
 from evo_core.data.tokenize.tokenizers import Tokenizer
-from evo_core.errors import DataError
-from evo_core.storage.files import file_exists, file_size, open_file, read_error
+from evo_core.errors import DataError, UserError
+from evo_core.storage.files import file_exists, file_size, open_file, read_error, write_file
 from evo_core.storage.location import LocationError
 from tests.data.corpora import read_bin
 from tests.s3_server import S3Server
@@ -46,12 +46,12 @@ def test_local_files(tmp_path: Path) -> None:
     assert not file_exists(tmp_path)
 
 
-def test_local_files_need_no_fsspec(tmp_path: Path) -> None:
+def test_local_files_need_no_libraries_of_stores(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text\n")
     code = (
         "import sys; from evo_core.data.raw.documents import read_documents\n"
         f"assert list(read_documents({str(tmp_path / 'a.txt')!r})) == ['text']\n"
-        "assert not {'fsspec', 's3fs', 'pyarrow', 'torch'} & set(sys.modules)"
+        "assert not {'boto3', 'botocore', 'pyarrow', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -92,25 +92,22 @@ def test_what_cannot_be_read(store: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert "it may not be read from here (check who may read it)" in str(read_error("a.txt", PermissionError(13, "no")))
     with pytest.raises(LocationError, match=r'"nosuch://a/b": no place is known by "nosuch:'):
         open_file("nosuch://a/b")
-    monkeypatch.delitem(
-        sys.modules["fsspec.registry"]._registry, "s3", raising=False
-    )  # an earlier test may have loaded it
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(DataError, match=r"s3://a/b: the package .* is not installed \(pip install fsspec s3fs\)"):
+    monkeypatch.setitem(sys.modules, "boto3.session", None)
+    monkeypatch.setenv("AWS_REGION", "a-new-one")  # an earlier test may have a client
+    with pytest.raises(
+        UserError, match=r"s3://a/b: the package boto3, .* not installed \(pip install 'evo-lm\[s3\]'\)"
+    ):
         open_file("s3://a/b")
 
 
 @pytest.mark.s3
 def test_a_file_in_s3(s3: S3Server, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fsspec
-
     bucket = s3.new_bucket()
     # The other name of the server's variable.
     monkeypatch.setenv("S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     content = "".join(f"line {n} of a file\n" for n in range(5000))
-    with fsspec.open(f"s3://{bucket}/raw/a.txt", "w", endpoint_url=os.environ["S3_ENDPOINT_URL"]) as file:
-        file.write(content)
+    write_file(f"s3://{bucket}/raw/a.txt", content)
     (tmp_path / "a.txt").write_text(content)
     for number, place in enumerate((f"s3://{bucket}/raw/a.txt", tmp_path / "a.txt")):
         tokenize_file(TokenizeSpec(place, tmp_path / f"{number}.bin", tokenizer.path))

@@ -1,0 +1,132 @@
+"""What takes a request or a listing: an object's size, the objects below a prefix, opening, deleting, trying."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
+
+from evo_core.storage.listed import HIDDEN, LeaveOut, Listed
+from evo_core.storage.location import file_name
+from evo_core.storage.s3.place import Place
+from evo_core.storage.s3.stream import ObjectStream
+from evo_core.storage.s3.transfer import in_threads, put
+from evo_core.storage.s3.trouble import request
+
+_BUFFER = 1 << 20
+_AT_ONCE = 1000
+"""Objects that one request may delete, or list."""
+
+_PROBE = ".evo-probe"
+_HIDDEN_PART = re.compile(r"(?:[^/]*/)*?\.[^/]*")
+
+# Every function raises what `evo_core.storage.s3.trouble.request` does.
+
+
+def open_object(place: Place) -> BinaryIO:
+    """Open an object for reading; the result can seek."""
+    found = info(place)
+    return io.BufferedReader(cast(Any, ObjectStream(place, found.size, found.tag)), buffer_size=_BUFFER)
+
+
+def info(place: Place) -> Listed:
+    """What there is to know of one object now."""
+    if not place.key:
+        raise IsADirectoryError
+    head = request(place, lambda client: client.head_object(Bucket=place.bucket, Key=place.key))
+    return _listed(file_name(place.uri), place.uri, head["ContentLength"], head)
+
+
+def is_object(place: Place) -> bool:
+    """Whether there is such an object, and not only some below it."""
+    try:
+        return bool(info(place).path)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def list_objects(root: Place, leave_out: LeaveOut) -> list[Listed]:
+    """Every object below a prefix, in no order; see `evo_core.storage.files.list_files`."""
+    files, hidden, marked = list[Listed](), set[str](), not root.key
+    for details in _below(root):
+        marked = marked or details["Key"] == root.prefix
+        if (file := _file(root, details)) is None:
+            continue
+        if (found_hidden := _HIDDEN_PART.match(file.path)) is not None:
+            hidden.add(found_hidden[0])  # of a folder once, as on disk
+        else:
+            files.append(file)
+    if not (files or hidden or marked):
+        raise FileNotFoundError(root.uri)
+    for path in hidden:
+        leave_out(HIDDEN, path)
+    return files
+
+
+def every_object(root: Place) -> list[Listed]:
+    """Every object below a prefix, hidden ones too."""
+    return [file for details in _below(root) if (file := _file(root, details)) is not None]
+
+
+def is_empty(root: Place) -> bool:
+    """Whether no object lies below a prefix."""
+    return all(_file(root, details) is None for details in _below(root))
+
+
+def delete(place: Place) -> None:
+    """Remove an object and all below it; nothing happens where there is nothing."""
+    keys = [details["Key"] for details in _below(place)]
+    if place.key:
+        keys.append(place.key)
+
+    def remove(some: list[str]) -> None:
+        wanted = {"Objects": [{"Key": key} for key in some], "Quiet": True}
+
+        def attempt(client: Any) -> None:
+            answer = client.delete_objects(Bucket=place.bucket, Delete=wanted)
+            for failed in answer.get("Errors", ()):
+                raise client.exceptions.ClientError({"Error": failed}, "DeleteObjects")
+
+        request(place, attempt)
+
+    in_threads(remove, [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)])
+
+
+def try_writing(folder: Place) -> None:
+    """Write a little below a prefix, and take it away again."""
+    probe = folder.below(_PROBE)
+    put(probe, b"")
+    try:
+        delete(probe)
+    except PermissionError:
+        pass  # who may write may not always delete; it is hidden, and always the same one
+
+
+def _below(root: Place) -> Iterator[dict[str, Any]]:
+    """What a store says of each object below a prefix."""
+    following: dict[str, str] = {}
+    while True:
+        where = {"Bucket": root.bucket, "Prefix": root.prefix, "MaxKeys": _AT_ONCE, **following}
+        page = request(root, _listing(where))
+        yield from page.get("Contents", ())
+        if not page.get("IsTruncated"):
+            return
+        following = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _file(root: Place, details: dict[str, Any]) -> Listed | None:
+    """What a listing says of an object; None of the mark of a folder, as a store makes them for its page."""
+    path = details["Key"].removeprefix(root.prefix)
+    if not path or path.endswith("/"):
+        return None
+    return _listed(path, root.below(path).uri, details["Size"], details)
+
+
+def _listing(where: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
+    return lambda client: client.list_objects_v2(**where)
+
+
+def _listed(path: str, uri: str, size: int, details: dict[str, Any]) -> Listed:
+    tag = str(details.get("ETag") or "").strip('"')
+    return Listed(path, uri, int(size), details["LastModified"].timestamp(), tag=tag)
