@@ -160,8 +160,11 @@ def _serve(pipe: Connection, rank: int, size: int, folder: Path, timeout: float)
     """The life of a rank: from the fork to the end of the process that wanted it."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a terminal's whole group; the first process ends all
-    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", TORCHINDUCTOR_COMPILE_THREADS="1")
     torch.set_num_threads(1)
+    if (inductor := sys.modules.get("torch._inductor.config")) is not None:
+        # Helpers of a compiler that this process has used before do not come along with a fork.
+        inductor.compile_threads = 1  # type: ignore[attr-defined]
     with _stack_file(folder, rank).open("w") as stack:
         _answer(pipe, stack, _START, lambda: _join(folder / "store", rank, size, timeout))
         while True:
