@@ -79,8 +79,7 @@ def test_two_settings_side_by_side(page: Any, pictures: Path) -> None:
 
 def test_stopping_and_mistakes_are_shown(page: Any) -> None:
     left = page.get_by_label("Left")
-    left.get_by_label("temperature").fill("2")
-    left.get_by_label("top_p").fill("1")
+    left.get_by_label("temperature").fill("0")  # the likeliest tokens: this text does not end by itself
     left.get_by_label("max tokens").fill("40000")
     ask(page, "the")
     page.get_by_role("button", name="Stop").click()
