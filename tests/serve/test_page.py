@@ -79,12 +79,12 @@ def test_two_settings_side_by_side(page: Any, pictures: Path) -> None:
 
 def test_stopping_and_mistakes_are_shown(page: Any) -> None:
     left = page.get_by_label("Left")
-    left.get_by_label("temperature").fill("0")  # the likeliest tokens: this text does not end by itself
+    left.get_by_label("temperature").fill("0")
     left.get_by_label("max tokens").fill("40000")
-    ask(page, "the")
+    ask(page, "word word word")  # of 2206 tokens, the likeliest ones: time enough to stop it
     page.get_by_role("button", name="Stop").click()
     done(page)
-    assert left.locator(".figures").inner_text() in ("stopped", "came to an end") or "came to" in left.inner_text()
+    assert "stopped" in left.locator(".figures").inner_text()
     left.get_by_label("max tokens").fill("60000")
     ask(page, "the")
     done(page)
