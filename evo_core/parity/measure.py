@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evo_core.checkpoint import TrainState
-from evo_core.data import open_source
+from evo_core.data import Prefetch, open_source
 from evo_core.optim.protocol import Optimizer
 from evo_core.parallel.mesh import Mesh, make_mesh
 from evo_core.placement import Placement
@@ -81,17 +81,16 @@ def model_of(cfg: TrainConfig, mesh: Mesh) -> nn.Module:
 def steps_of(cfg: TrainConfig, mesh: Mesh, model: nn.Module) -> list[Seen]:
     """All steps of a job with a model of it; every rank must call it."""
     optimizer = _Watched(cast("Zero1AdamW", make_optimizer(cfg, model, mesh)))
-    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size)
+    data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
     speed = Throughput.of(cfg, world_size=mesh.world.size, dp=mesh.data.size)
     step = TrainStep(cfg, mesh, model, cast("Optimizer", optimizer), speed=speed, types=data.types, device=_CPU)
     state, seen = TrainState(), []
-    for state.step in range(cfg.data.total_steps):
-        batch, _ = data.draw(state.step)
-        measured = step.train(batch, state, Asked(), began=0.0).measured
-        assert measured is not None  # only what is skipped has none
-        numbers = {"loss": measured.loss, "grad_norm": measured.grad_norm, **measured.by_type}
-        seen.append(Seen(numbers, optimizer.shares))
-    data.close()
+    with Prefetch(data, 0, cfg.data.total_steps, workers=0, tensor=mesh.tensor) as batches:
+        for state.step in range(cfg.data.total_steps):
+            measured = step.train(batches.batch(state.step), state, Asked(), began=0.0).measured
+            assert measured is not None  # only what is skipped has none
+            numbers = {"loss": measured.loss, "grad_norm": measured.grad_norm, **measured.by_type}
+            seen.append(Seen(numbers, optimizer.shares))
     return seen
 
 
