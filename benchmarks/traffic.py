@@ -21,8 +21,9 @@ def sent(cfg: ModelConfig, mode: str, ranks: int, tokens: int, *, element: int) 
     """Bytes that each rank sends in the forward and backward pass of one micro-batch, by collective.
 
     With n ranks an all-reduce of a tensor is counted as ``2 (n - 1) / n`` of its bytes, an all-gather, a reduce-scatter
-    and an all-to-all as ``(n - 1) / n`` of the whole one's. Not in it: the gradients of what is whole on every rank,
-    which are summed once a step.
+    and an all-to-all as ``(n - 1) / n`` of the whole one's. A block that is recomputed sends its forward's again, but
+    for what comes out of the MLP, where nothing of the block is computed with it (a norm, dropout). Not in it: the
+    gradients of what is whole on every rank, which are summed once a step.
 
     Args:
         cfg: of a decoder without experts, trained with labels.
@@ -33,22 +34,26 @@ def sent(cfg: ModelConfig, mode: str, ranks: int, tokens: int, *, element: int) 
     """
     wide = max(element, 4)
     stream = tokens * cfg.hidden_size * element  # the residual stream, whole
-    blocks, recomputed = cfg.num_layers, int(cfg.num_layers * float(cfg.checkpoint))
+    layers = 2 * cfg.num_layers  # attention and MLP of each block
+    # Backward is forward the other way round. One more is the head's input.
+    entered = left = 2 * layers + 1
+    if mode == "fsp":
+        entered += layers
+    again = int(cfg.num_layers * float(cfg.checkpoint))
+    entered += 2 * again
+    left += 2 * again if cfg.apply_post_layer_norm or cfg.drop_rate else again
     whole: Counter[str] = Counter()
 
-    cut_by_hidden = cfg.embed_split_hidden and not cfg.tie_word_embeddings
+    by_hidden = cfg.embed_split_hidden and not cfg.tie_word_embeddings
     if mode == "mtp":
-        whole["all_gather" if cut_by_hidden else "all_reduce"] += stream
-        # Attention and MLP each: one forward, one backward; one for the head, backward.
-        whole["all_reduce"] += (2 * 2 * blocks + 2 * recomputed + 1) * stream
+        whole["all_gather" if by_hidden else "all_reduce"] += stream
+        whole["all_reduce"] += left * stream
     else:
-        if cut_by_hidden:
+        whole += Counter(all_gather=entered * stream, reduce_scatter=left * stream)
+        if by_hidden:
             whole["all_to_all"] += 2 * stream // ranks
         else:
-            whole += Counter(reduce_scatter=stream, all_gather=stream)
-        pairs = 2 * 2 * blocks + 2 * recomputed + 1
-        again = 2 * blocks if mode == "fsp" else 0
-        whole += Counter(reduce_scatter=pairs * stream, all_gather=(pairs + again) * stream)
+            whole += Counter(all_gather=stream, reduce_scatter=stream)
     if cfg.parallel_output:
         whole["all_gather"] += ranks * KNOWN_OF_A_TOKEN * tokens * wide
     else:

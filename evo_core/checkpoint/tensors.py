@@ -153,7 +153,10 @@ def check_model(folder: Path, model: nn.Module) -> None:
 
 def model_tensors(model: nn.Module) -> dict[str, Placed]:
     """What this rank holds of the tensors of a model that a checkpoint keeps, by name; a buffer is whole."""
-    cut = placements_of(model)
+    placements = placements_of(model)
+    named = list(model.named_parameters(remove_duplicate=False))
+    of_parameter = {parameter: placements[name] for name, parameter in named if name in placements}
+    cut = {name: of_parameter[parameter] for name, parameter in named if parameter in of_parameter}
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     return placed({name: Placed(each, cut[name]) if name in cut else each for name, each in tensors.items()})
 

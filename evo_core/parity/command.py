@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -59,14 +60,16 @@ def parity_command(
     """Show that layouts of several ranks train as one process does.
 
     A small model is trained for five steps at each layout, on the CPUs of this machine, and for as many on one process.
-    Loss, norm and every gradient of every step are compared. With --config it is the user's model, made smaller.
+    Loss, norm and every gradient of every step are compared. With --config it is your model, made smaller.
 
     The exit status is 1 where a layout deviates or fails, 2 where the input is wrong.
     """
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) != 0:
+        return  # one process starts the ranks, whatever started it
     from evo_core.parity.layouts import ROWS, SIZES, chosen, ranks_of
 
     words = layouts or ["all"]
-    ranks = ranks or ranks_of(words)
+    ranks = ranks_of(words) if ranks is None else ranks
     if ranks not in SIZES:
         raise ConfigError(f"there are layouts of 2 and of 4 ranks, not of {ranks}", key="--ranks")
     small = None if config is None else _small(config, ranks)
@@ -75,7 +78,7 @@ def parity_command(
     if list_:
         print("\n".join(row.name for row in rows))
         return
-    if not _equal(ranks, dtype, small, rows, by_name="all" not in words, as_json=json_):
+    if not _equal(ranks, dtype, small, rows, words, as_json=json_):
         raise typer.Exit(MISS)
 
 
@@ -91,12 +94,14 @@ def _small(config: str, ranks: int) -> CutDown:
     return cut_down(load_config(config), ranks)
 
 
-def _equal(ranks: int, dtype: str, small: CutDown | None, rows: Sequence[Row], *, by_name: bool, as_json: bool) -> bool:
+def _equal(
+    ranks: int, dtype: str, small: CutDown | None, rows: Sequence[Row], named: Sequence[str], *, as_json: bool
+) -> bool:
     """Run the rows and print what comes of each; tell whether all are equal.
 
     Args:
         small: the user's job; None is the one that is shipped.
-        by_name: whether each row was asked for: then one that the job cannot have is an error, and else left out.
+        named: the words that were given for the rows; one that is no name is a pattern.
     """
     from evo_core.config.resolve import merge
     from evo_core.job import report_progress
@@ -109,9 +114,8 @@ def _equal(ranks: int, dtype: str, small: CutDown | None, rows: Sequence[Row], *
     with tempfile.TemporaryDirectory(prefix="evo-parity-") as folder:
         write_documents(Path(folder), model["model"]["vocab_size"])
         with Matrix(ranks, merge(training(Path(folder)), model), dtype) as matrix:
-            if small is not None and not by_name:
-                rows, left_out = matrix.legal(rows)
-                notes += left_out
+            rows, left_out = matrix.legal(rows, named)
+            notes += left_out
             table, coming = Table(rows), matrix.results(rows)
             say = (lambda line: None) if as_json else partial(print, flush=True)
             say("\n".join([*notes, table.head()]))

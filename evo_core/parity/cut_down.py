@@ -15,16 +15,17 @@ from evo_core.config import ModelConfig
 from evo_core.errors import ConfigError
 from evo_core.nearest import divisors
 from evo_core.parity.job import MICRO_BSZ, SEQ_LEN, STDS, Settings
-from evo_core.parity.layouts import OWN, Layout, Row
+from evo_core.parity.layouts import OWN, SIZES, Layout, Row
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 _LAYERS, _HIDDEN, _VOCAB, _EXPERTS, _GROUP = 4, 64, 96, 4, 8
-"""The most that is left of each; _GROUP are queries that share a key/value head."""
+"""What is left of each, about or at most; _GROUP are queries that share a key/value head."""
 
 _KEPT_OF_DATA = ("pack_sample_into_one", "use_packed_dataset", "mask_token_zero")
-_KEPT_OF_OPTIMIZER = ("overlap_sync_grad",)
+_WAY_OF_MODEL = ("checkpoint", "compile", "embed_split_hidden", "parallel_output")
+"""How the job carries its model out: in the row of its own layout alone."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
     layout = _layout(cfg, ranks)
     sizes = _sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])
     scale = math.sqrt(max(model.hidden_size / sizes["hidden_size"], 1.0))
-    kept = model.model_dump(exclude={"model_type", "use_fp32_norm", "moe", "dtype", "checkpoint", *STDS, *sizes})
+    kept = model.model_dump(exclude={"model_type", "use_fp32_norm", "moe", "dtype", *_WAY_OF_MODEL, *STDS, *sizes})
     settings: Settings = {
         "seed": cfg.seed,
         "model_type": cfg.model_type,
@@ -70,18 +71,22 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
         "data": {name: getattr(cfg.data, name) for name in _KEPT_OF_DATA},
     }
     way: Settings = {
-        "model": {"checkpoint": model.checkpoint},
-        "hybrid_zero_optimizer": {name: getattr(cfg.hybrid_zero_optimizer, name) for name in _KEPT_OF_OPTIMIZER},
+        "model": {name: getattr(model, name) for name in _WAY_OF_MODEL},
+        "hybrid_zero_optimizer": {"overlap_sync_grad": cfg.hybrid_zero_optimizer.overlap_sync_grad},
     }
     return CutDown(settings, Row(OWN, layout, way=way), tuple(_notes(cfg, sizes, layout)))
 
 
 def _layout(cfg: TrainConfig, ranks: int) -> Layout:
-    """The job's layout, each kind of parallelism as large as the ranks allow."""
+    """The job's layout where it fits the ranks; else the nearest one with the same kinds of parallelism, if there are
+    ranks for them."""
     tensor, zero1 = cfg.parallel.tensor, cfg.parallel.zero1
-    size = max(d for d in divisors(ranks) if d <= tensor.size)
-    data = ranks // size
-    share = zero1.size if zero1.size <= 0 else max(d for d in divisors(data) if d <= zero1.size)
+    sizes = [size for size in divisors(ranks) if size <= tensor.size]
+    if tensor.size not in sizes or (zero1.size > 0 and ranks // tensor.size % zero1.size):
+        beside_data = [size for size in sizes if 1 < size < ranks]
+        sizes = beside_data if beside_data and zero1.size != 1 else sizes
+    size = max(sizes)
+    share = zero1.size if zero1.size <= 0 else max(d for d in divisors(ranks // size) if d <= zero1.size)
     block = cfg.parallel.model_dump()
     block["tensor"]["size"], block["zero1"]["size"] = size, share
     return Layout(OWN, ranks, block)
@@ -89,31 +94,34 @@ def _layout(cfg: TrainConfig, ranks: int) -> Layout:
 
 def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]:
     """The small model's sizes, by key."""
-    queries, kv_heads = model.num_attention_heads, model.num_kv_attention_heads
-    group = min(queries // kv_heads, _GROUP)
-    if kv_heads >= tensor:  # each rank has heads of its own, and one more than one where it had
-        small_kv = min(kv_heads, max(small_tensor, 2) if kv_heads > tensor or tensor == 1 else small_tensor)
-    else:  # heads are on several ranks
-        small_kv = max(1, small_tensor * kv_heads // tensor)
-    heads = group * small_kv
-    heads *= -(-small_tensor // math.gcd(heads, small_tensor)) if heads % small_tensor else 1
-    inner = model.num_attention_heads * model.head_dim / model.hidden_size
-    head_dim = 2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2))
-    head_dim = min(head_dim, model.head_dim)
-    hidden = max(4, 4 * round(heads * head_dim / inner / 4))
-    if model.head_dim * queries == model.hidden_size:
-        hidden = heads * head_dim
-    experts = min(model.num_experts, max(_EXPERTS, model.moe.top_k))
+    heads, kv_heads = _heads(model, tensor, small_tensor)
+    inner = model.num_attention_heads * model.head_dim / model.hidden_size  # where heads are wider than the stream
+    head_dim = min(2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2)), model.head_dim)
+    hidden = heads * head_dim if inner == 1 else max(4, 4 * round(heads * head_dim / inner / 4))
     return {
         "num_layers": min(model.num_layers, _LAYERS),
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_kv_attention_heads": heads // group,
+        "num_kv_attention_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": min(model.vocab_size, _VOCAB),
         "multiple_of": min(model.multiple_of, 4),
-        "num_experts": experts,
+        "num_experts": min(model.num_experts, max(_EXPERTS, model.moe.top_k)),
     }
+
+
+def _heads(model: ModelConfig, tensor: int, small_tensor: int) -> tuple[int, int]:
+    """Query and key/value heads. As many queries share a key/value head as did, and where tensor ranks had key/value
+    heads of their own, or several had the same, they still do."""
+    kv_heads = model.num_kv_attention_heads
+    group = min(model.num_attention_heads // kv_heads, _GROUP)
+    if kv_heads < tensor:
+        small = max(1, small_tensor * kv_heads // tensor)
+    else:
+        small = max(small_tensor, min(kv_heads, 2))
+        while group * small % max(SIZES):  # so that the other layouts can have the model too
+            small *= 2
+    return group * small, small
 
 
 def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]:

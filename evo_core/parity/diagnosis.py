@@ -57,15 +57,17 @@ def _meaning(
     factors = {name: _factor(reference[step], steps[step], name) for name in (each.name for each in wrong)}
     if None not in factors.values() and len({round(factor, 6) for factor in factors.values() if factor}) == 1:
         factor = next(iter(factors.values()))
-        return f"it is {factor:.6g} times what it should be: summed over other ranks than it is divided by"
+        return (
+            f"it is {factor:.6g} times what it should be: a number of ranks, or a scale of the configuration, by which "
+            "gradients are multiplied or divided once too often or too seldom"
+        )
     total = len(reference[step].gradients)
     if len(wrong) <= max(1, _FEW * total):
         return (
-            "the others agree, so what flows back is right and this parameter's own sum is not: a part of the "
+            "the others agree, so what flows back is right and the sum of what it leaves here is not: a part of the "
             "gradient on each rank that is not summed, or a piece in the wrong place"
         )
-    last = wrong[-1].name if wrong[-1].name in reference[step].gradients else wrong[0].name
-    return f"the backward pass differs from {last} downwards, and the loss does not"
+    return f"the loss agrees, and the backward pass does not from {wrong[0].name} on down"
 
 
 def _of_numbers(one: Step, other: Step, numbers: dict[str, Deviation]) -> str:

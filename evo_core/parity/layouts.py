@@ -139,20 +139,32 @@ WAYS: MappingProxyType[str, Settings] = MappingProxyType(
 """Settings of execution, which may change no number: blocks by what is typed."""
 
 
+_TOGETHER = (
+    ("dropout", "recompute"),  # what is recomputed must draw the same again
+    ("moe", "recompute"),
+    ("moe-one-expert", "recompute"),
+    ("embed-grad-scale", "vocab-embedding"),
+    ("smoothing", "whole-logits"),
+    ("norm-head", "whole-logits"),
+)
+"""Models and ways that may get in each other's."""
+
+
 def _rows() -> Iterator[Row]:
     for layout in LAYOUTS:
         yield Row(layout.name, layout)
         yield Row(f"{layout.name}-recompute", layout, way=WAYS["recompute"])
     for layout in _typical():
-        for name, way in WAYS.items():
-            if name != "recompute" and _matters(name, layout):
-                yield Row(f"{layout.name}-{name}", layout, way=way)
+        for way in WAYS:
+            if way != "recompute" and _matters(way, layout):
+                yield Row(f"{layout.name}-{way}", layout, way=WAYS[way])
         if layout.name == "dp4-zero2":
             continue  # dp2-zero2 has shown it
-        for name, model in MODELS.items():
-            yield Row(f"{layout.name}-{name}", layout, merge(_HALF_A_BATCH, model))
-        for name in ("dropout", "moe", "moe-one-expert"):  # what is recomputed must draw the same again
-            yield Row(f"{layout.name}-{name}-recompute", layout, merge(_HALF_A_BATCH, MODELS[name]), WAYS["recompute"])
+        for model, blocks in MODELS.items():
+            yield Row(f"{layout.name}-{model}", layout, merge(_HALF_A_BATCH, blocks))
+        for model, way in _TOGETHER:
+            if _matters(way, layout):
+                yield Row(f"{layout.name}-{model}-{way}", layout, merge(_HALF_A_BATCH, MODELS[model]), WAYS[way])
 
 
 def _typical() -> list[Layout]:
@@ -164,8 +176,6 @@ def _typical() -> list[Layout]:
 def _matters(way: str, layout: Layout) -> bool:
     """Whether a setting does anything at a layout. Compilation takes a minute, and is tried where it has most to do."""
     tensor = layout.parallel.get("tensor", {}).get("size", 1)
-    if way == "overlap":
-        return tensor < layout.ranks
     if way == "compile":
         return layout.name.startswith("msp")
     return way not in ("vocab-embedding", "whole-logits") or tensor > 1

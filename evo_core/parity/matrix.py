@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from evo_core.errors import ConfigError
-from evo_core.parity.deviation import FLOAT64_BAR, NARROW_FACTOR, Deviations, deviations
+from evo_core.parity.deviation import FLOAT64_BAR, LOSS, NARROW_FACTOR, NORM, Deviations, deviations
 from evo_core.parity.diagnosis import diagnosis, rounding
 from evo_core.parity.job import Settings, job
 from evo_core.parity.layouts import OWN, Row, settings_of
@@ -53,7 +54,7 @@ class Result:
 
 
 def compared(
-    reference: Sequence[Step], ranks: Sequence[Sequence[Seen]], bar: float
+    reference: Sequence[Step], ranks: Sequence[Sequence[Seen]], bar: float, *, exact: bool = True
 ) -> tuple[Deviations | None, str | None]:
     """How far what the ranks saw is from the reference, and why that is not fine, if it is not.
 
@@ -61,12 +62,12 @@ def compared(
         reference: the steps of one process, in float64.
         ranks: by rank, then by step.
         bar: the largest deviation that is fine.
+        exact: whether the ranks computed in float64 too.
     """
     try:
         steps = joined(ranks)
     except NotWhole as error:
         return None, str(error)
-    exact = bar == FLOAT64_BAR
     found = deviations(reference, steps, exact=exact)
     if found.worst.value <= bar:
         return found, None
@@ -106,18 +107,22 @@ class Matrix(AbstractContextManager["Matrix"]):
         cfg.check_world(self._ranks)
         return cfg
 
-    def legal(self, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    def legal(self, rows: Sequence[Row], named: Collection[str]) -> tuple[list[Row], list[str]]:
         """The rows that the job can have, and a line for each other one.
 
+        Args:
+            named: those that were asked for by name.
+
         Raises:
-            ConfigError: the job cannot have its own layout.
+            ConfigError: the job cannot have one of these, nor its own layout, nor any.
         """
-        legal, left_out = [], []
+        legal: list[Row] = []
+        left_out: list[str] = []
         for row in rows:
             try:
                 self.job_of(row)
             except ConfigError as error:
-                if row.name == OWN:
+                if row.name == OWN or row.name in named or (row is rows[-1] and not legal):
                     raise
                 left_out.append(f"without {row.name}: {error}")
             else:
@@ -129,28 +134,41 @@ class Matrix(AbstractContextManager["Matrix"]):
 
         Raises:
             ConfigError: a row is not legal.
-            RankError: one process cannot run a job.
         """
         jobs = [self.job_of(row) for row in rows]
         return (self._result(row, cfg) for row, cfg in zip(rows, jobs, strict=True))
 
     def _result(self, row: Row, cfg: TrainConfig) -> Result:
-        reference = self._reference(row, "float64")
-        bar = FLOAT64_BAR
-        if self.dtype != "float64":
-            alone = deviations(reference, self._reference(row, self.dtype), exact=False)
-            bar = NARROW_FACTOR * alone.worst.value
-        began = time.perf_counter()
+        found, bar, seconds = None, FLOAT64_BAR, 0.0
         try:
-            found, why = compared(reference, self._pool.run(measure, cfg), bar)
+            reference = self._reference(row, "float64")
+            if self.dtype != "float64":
+                alone = deviations(reference, self._reference(row, self.dtype), exact=False)
+                bar = NARROW_FACTOR * alone.worst.value
+            began = time.perf_counter()
+            seen = self._pool.run(measure, cfg)
+            seconds = time.perf_counter() - began
+            found, why = compared(reference, seen, bar, exact=self.dtype == "float64")
         except RankError as error:
-            found, why = None, str(error)
-        return Result(row, cfg, self._ranks, found, bar, why, time.perf_counter() - began)
+            why = str(error)
+        return Result(row, cfg, self._ranks, found, bar, why, seconds)
 
     def _reference(self, row: Row, dtype: str) -> list[Step]:
-        """The row's model on one process, the plain way; run once."""
+        """The row's model on one process, the plain way; run once.
+
+        Raises:
+            RankError: it cannot be run, or ends in numbers that nothing can be compared with.
+        """
         key = json.dumps(row.model, sort_keys=True), dtype
         if key not in self._references:
             cfg = job(self._base, row.model, dtype=dtype)
-            self._references[key] = joined(self._alone.run(measure, cfg))
+            try:
+                steps = joined(self._alone.run(measure, cfg))
+            except RankError as error:
+                raise RankError(f"one process, to compare with: {error}") from None
+            for number, step in enumerate(steps):
+                if not math.isfinite(step.numbers[LOSS] + step.numbers[NORM]):
+                    what = f"loss {step.numbers[LOSS]:g} and grad_norm {step.numbers[NORM]:g} in step {number}"
+                    raise RankError(f"one process has {what} in {dtype}: there is nothing to compare with")
+            self._references[key] = steps
         return self._references[key]

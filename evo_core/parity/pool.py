@@ -19,10 +19,11 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,9 @@ import torch.distributed as dist
 from evo_core.process import die_with_parent
 
 T = TypeVar("T")
+
+_START = 120.0
+"""Seconds for the ranks to find each other."""
 
 _LATER = 2.0
 """Seconds that the ranks have beyond a task's own, to write down where they hang."""
@@ -44,7 +48,7 @@ class Pool:
 
     Args:
         size: how many.
-        timeout: seconds that a task may take, and a collective in it.
+        timeout: seconds that a task may take.
     """
 
     def __init__(self, size: int, *, timeout: float) -> None:
@@ -68,18 +72,19 @@ class Pool:
         Raises:
             RankError: a rank failed, with its traceback; it died; or the time is over, with where the ranks hang.
         """
-        if not self._processes:
-            self._start()
         message = pickle.dumps((task, args))
         try:
+            if not self._processes:
+                self._start()
+                self._collect(_START)
             for pipe in self._pipes:
                 pipe.send_bytes(message)
-            return self._collect(time.monotonic() + self._timeout + _LATER)
+            return self._collect(self._timeout)
         except BaseException as error:
             lost = [rank for rank, process in enumerate(self._processes) if not process.is_alive()]
             self.close()
             if isinstance(error, BrokenPipeError):
-                raise RankError(f"rank {lost} ended between two tasks") from error
+                raise RankError(f"ranks {lost} ended between two tasks") from error
             raise
 
     def close(self) -> None:
@@ -114,13 +119,15 @@ class Pool:
         finally:
             gc.unfreeze()
 
-    def _collect(self, deadline: float) -> list[Any]:
+    def _collect(self, seconds: float) -> list[Any]:
+        """The answer of each rank; the first failure ends the waiting."""
+        deadline = time.monotonic() + seconds + _LATER
         results: dict[int, Any] = {}
         while len(results) < self.size:
             waiting = {self._pipes[rank]: rank for rank in range(self.size) if rank not in results}
             ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise RankError(self._where_they_hang(sorted(waiting.values())))
+                raise RankError(self._where_they_hang(sorted(waiting.values()), seconds))
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting[pipe]
@@ -136,9 +143,9 @@ class Pool:
                 results[rank] = value
         return [results[rank] for rank in range(self.size)]
 
-    def _where_they_hang(self, missing: list[int]) -> str:
+    def _where_they_hang(self, missing: list[int], seconds: float) -> str:
         assert self._folder is not None
-        lines = [f"ranks {missing} were not done within {self._timeout:g} s:"]
+        lines = [f"ranks {missing} were not done within {seconds:g} s:"]
         for rank in missing:
             stack = _stack_file(Path(self._folder.name), rank)
             lines += [f"rank {rank}", stack.read_text() if stack.exists() else "  left no word"]
@@ -155,15 +162,29 @@ def _serve(pipe: Connection, rank: int, size: int, folder: Path, timeout: float)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a terminal's whole group; the first process ends all
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     with _stack_file(folder, rank).open("w") as stack:
+        _answer(pipe, stack, _START, lambda: _join(folder / "store", rank, size, timeout))
         while True:
             task, args = pickle.loads(pipe.recv_bytes())
-            faulthandler.dump_traceback_later(timeout, file=stack)
-            try:
-                answer = (True, task(*args))
-            except BaseException:
-                answer = (False, traceback.format_exc())
-            faulthandler.cancel_dump_traceback_later()
-            pipe.send_bytes(pickle.dumps(answer))
+            _answer(pipe, stack, timeout, partial(task, *args))
+
+
+def _join(store: Path, rank: int, size: int, timeout: float) -> None:
+    """Make the default group. Its patience is longer than that for a task, so that all ranks say where they hang."""
+    patience = timedelta(seconds=max(timeout, _START) + 60)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(store), size), rank=rank, world_size=size, timeout=patience
+    )
+    dist.barrier()
+
+
+def _answer(pipe: Connection, stack: TextIO, seconds: float, task: Callable[[], Any]) -> None:
+    """Carry out a task and send what it returns, or the traceback of what it raises; note where it is when its time is
+    over."""
+    faulthandler.dump_traceback_later(seconds, file=stack)
+    try:
+        answer = (True, task())
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    faulthandler.cancel_dump_traceback_later()
+    pipe.send_bytes(pickle.dumps(answer))

@@ -10,8 +10,9 @@ from evo_core.parity.deviation import LOSS, NORM, Deviation
 from evo_core.parity.layouts import Row
 from evo_core.parity.matrix import Result
 
-_WIDTHS = (5, 5, 9, 8, 8, 8, 36, 7, 6)
-_HEAD = ("zero1", "mode", "recompute", "loss", "norm", "gradient", "worst gradient", "verdict", "s")
+_NAME = "worst gradient"
+_WIDTHS = {"zero1": 5, "mode": 5, "recompute": 9, "loss": 8, "norm": 8, "gradient": 8, _NAME: 36, "verdict": 7, "s": 6}
+"""Of the columns behind the name of a row. Names stand at the left of theirs, numbers and words at the right."""
 
 
 class Table:
@@ -26,7 +27,7 @@ class Table:
 
     def head(self) -> str:
         """What each column is."""
-        return self._line("layout", _HEAD)
+        return self._line("layout", tuple(_WIDTHS))
 
     def line(self, result: Result) -> str:
         """A row's numbers, and under them why it is not equal."""
@@ -39,7 +40,8 @@ class Table:
         return line if result.why is None else f"{line}\n{_indented(result.why)}"
 
     def _line(self, name: str, cells: Sequence[str]) -> str:
-        padded = [cell.rjust(w) if w <= 9 else _end(cell, w).ljust(w) for cell, w in zip(cells, _WIDTHS, strict=True)]
+        columns = zip(cells, _WIDTHS.items(), strict=True)
+        padded = [_end(cell, w).ljust(w) if of == _NAME else cell.rjust(w) for cell, (of, w) in columns]
         return "  ".join([name.ljust(self._width), *padded]).rstrip()
 
 

@@ -23,7 +23,8 @@ class Step:
 
     Attributes:
         numbers: see `Seen`.
-        gradients: whole ones, by parameter name, in the type in which they are accumulated.
+        gradients: whole ones, by parameter name, in the type in which they are accumulated; on one process in the order
+            in which backward makes them, from the head down.
     """
 
     numbers: Mapping[str, float]

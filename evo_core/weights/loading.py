@@ -87,6 +87,7 @@ def load_model(
         CheckpointError: there is no complete checkpoint, or it is damaged.
     """
     from evo_core.model import build_model
+    from evo_core.parallel.apply import build_parallel
     from evo_core.parallel.collectives import failing_together
 
     is_cut = mesh is not None and mesh.tensor.size > 1
@@ -94,12 +95,10 @@ def load_model(
     together = failing_together if is_cut else nullcontext
     with together():
         found = _find(uri, check)
-    if mesh is not None and is_cut:
-        from evo_core.parallel.apply import build_parallel
-
-        model: nn.Module = build_parallel(found.model, mesh, device, dtype=dtype)
+    if mesh is None:
+        model: nn.Module = build_model(found.model, device=device, dtype=dtype)
     else:
-        model = build_model(found.model, device=device, dtype=dtype)
+        model = build_parallel(found.model, mesh, device, dtype=dtype)
     with together():
         found.fill(model)
     if is_cut:

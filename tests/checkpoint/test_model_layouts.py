@@ -147,11 +147,11 @@ def test_states_that_lie_there_as_vectors_are_read_into_parts(root: Path, tmp_pa
         write_tensors(folder / "optimizer", {name: truth(name, placed).reshape(-1) for name, placed in states.items()})
 
     run_on_ranks(as_vectors, 1)
-    for layout in (FOUR, BOTH):
-        assert run_on_ranks(differing, 4, tmp_path, family, ONE, layout) == [[]] * 4
+    found = run_on_ranks(lambda: [differing(tmp_path, family, ONE, layout) for layout in (FOUR, BOTH)], 4)
+    assert found == [[[], []]] * 4
 
 
-def complaints(checkpoint: Path, cfg: TrainConfig) -> str:
+def complaint(checkpoint: Path, cfg: TrainConfig) -> str:
     """What a rank says of a checkpoint that does not fit, and that nothing of its own was changed before."""
     model, optimizer = state_of(cfg, FOUR)
     before = [(placed.local, placed.local.clone()) for _, placed in held(model, optimizer)]
@@ -167,23 +167,20 @@ def test_what_does_not_fit_is_told_by_every_rank_before_anything_is_changed(root
 
     def without_moments() -> None:
         model, optimizer = state_of(config(family), ONE)
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
         states = {name: placed for name, placed in optimizer.state().items() if not name.startswith("exp_avg.")}
         save(tmp_path, config(family), model, states, TrainState(step=1))
 
     run_on_ranks(without_moments, 1)
     cases = [
-        (
-            root / family / "1x1" / "1",
-            {"vocab_size": 128},
-            "has shape [64, 32] there and [128, 32] here",
-        ),
+        (root / family / "1x1" / "1", {"vocab_size": 128}, "has shape [64, 32] there and [128, 32] here"),
         (root / family / "4x1" / "1", {"num_layers": 2}, "lacks layers.1."),
         (tmp_path / "1", {}, "lacks exp_avg."),
     ]
-    for checkpoint, changes, message in cases:
-        said = run_on_ranks(complaints, 4, checkpoint, config(family, **changes))
-        assert len(set(said)) == 1
-        assert message in said[0]
+    said = run_on_ranks(lambda: [complaint(checkpoint, config(family, **own)) for checkpoint, own, _ in cases], 4)
+    assert all(of_rank == said[0] for of_rank in said)
+    assert all(message in complained for complained, (*_, message) in zip(said[0], cases, strict=True))
 
 
 def test_a_head_on_two_ranks_that_has_drifted_apart_is_told(tmp_path: Path) -> None:
@@ -235,8 +232,7 @@ class Tied(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
         on_each = tuple(Placement.cut((6, 3), 0, t, 2, [t]) for t in range(2))
-        names = ("embedding.weight", "head.weight")
-        self.held = {name: Held(on_each, rank, partial=False) for name in names}
+        self.held = {name: Held(on_each, rank, partial=False) for name, _ in self.named_parameters()}
 
 
 def test_one_weight_under_two_names_is_compared_where_it_lies(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from benchmarks.traffic import kept, sent
 from evo_core.config import ModelConfig
 from evo_core.model import Decoder
+from evo_core.model.draws import Draws
 from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import counting
 from tests.parallel.meshes import mesh_of
@@ -27,6 +28,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"dtype": "torch.bfloat16", "embed_split_hidden": False},
     {"parallel_output": False, "use_swiglu": False},
     {"model_type": "INTERNLM2_PUBLIC", "tie_word_embeddings": True, "checkpoint": 1.0},
+    {"drop_rate": 0.1, "checkpoint": 1.0},
+    {"apply_post_layer_norm": True, "checkpoint": 1.0},
 ]
 
 
@@ -64,7 +67,9 @@ def built(cfg: ModelConfig, mode: str) -> Decoder:
 def loss_of(model: Decoder) -> torch.Tensor:
     ids = torch.arange(TOKENS + 1) % model.cfg.vocab_size
     positions, ends = torch.arange(TOKENS), torch.tensor([0, 5, TOKENS], dtype=torch.int32)
-    loss = model(ids[:-1], positions, ends, labels=ids[1:]).loss
+    part, parts = model.rows
+    draws = Draws(1, 0, 0, start=part * TOKENS // parts, tokens=TOKENS)
+    loss = model(ids[:-1], positions, ends, labels=ids[1:], draws=draws).loss
     assert loss is not None
     return loss
 

@@ -178,7 +178,7 @@ def test_nothing_is_found_where_nothing_is_broken(bench: Bench, model: str, para
     assert bench.why(model, parallel, nothing) is None
 
 
-OWN_SUM = r"step 0: {name} deviates.*own sum is not"
+OWN_SUM = r"step 0: {name} deviates.*the sum of what it leaves here is not"
 
 
 @pytest.mark.parametrize(

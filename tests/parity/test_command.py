@@ -93,6 +93,7 @@ def test_the_list(config: Path, capsys: Captured) -> None:
     [
         (["--layouts", "mtp2", "msq2"], r'--layouts: no such layout: msq2; did you mean "m.p2"\? \(--list shows all\)'),
         (["--layouts", "msp4", "--ranks", "2"], r"--layouts: msp4 is for 4 ranks, not 2 \(add --ranks 4\)"),
+        (["--ranks", "0"], r"--ranks: there are layouts of 2 and of 4 ranks, not of 0"),
         (["--ranks", "3"], r"--ranks: there are layouts of 2 and of 4 ranks, not of 3"),
         (["--dtype", "float16"], r"--dtype: 'float16'"),
         (["--config", "nowhere.yaml"], r"nowhere.yaml"),

@@ -101,8 +101,8 @@ def off(*names: str, by: tuple[float, float]) -> Step:
         ([step(dict.fromkeys(NAMES, 1.0), norm=1.5, acc=0.5)], r"\(0.5 times\): .* left out"),
         ([step(dict.fromkeys(NAMES, 1.0), acc=0.25)], "acc .*counted for the log"),
         ([step(dict.fromkeys(NAMES, 0.5), acc=0.5)], "7 more of 8 gradients: it is 0.5 times what it should be"),
-        ([off("c", by=(0.5, 0.0))], "step 0: c .* own sum is not"),
-        ([off(*"abcd", by=(0.5, 0.0))], "backward pass differs from d downwards"),
+        ([off("c", by=(0.5, 0.0))], "step 0: c .* the sum of what it leaves here is not"),
+        ([off(*"bcde", by=(0.5, 0.0))], "the loss agrees, and the backward pass does not from b on down"),
         ([GOOD, off("c", by=(0.5, 0.0))], "step 1: c .* the update differs"),
     ],
 )

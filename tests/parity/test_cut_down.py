@@ -67,16 +67,28 @@ def test_every_shipped_job_can_be_tried(path: Path, tmp_path: Path, monkeypatch:
         assert any(line.startswith("model.num_layers") or "random documents" in line for line in cut.notes)
 
 
-def test_a_layout_that_is_too_large_keeps_its_kinds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "zero1", "ranks", "small_tensor", "small_zero1"),
+    [
+        (8, 16, 4, 2, 2),  # both kinds stay
+        (8, 16, 2, 2, 1),
+        (8, -1, 4, 2, -1),
+        (8, 1, 4, 4, 1),
+        (4, -1, 4, 4, -1),  # it fits
+        (4, 2, 4, 2, 2),
+        (2, 8, 4, 2, 2),
+        (1, 8, 4, 1, 4),
+    ],
+)
+def test_a_layout_that_does_not_fit_keeps_its_kinds(
+    tensor: int, zero1: int, ranks: int, small_tensor: int, small_zero1: int, tmp_path: Path
+) -> None:
     shape = ROOT / "configs" / "models" / "llama2_7b_gqa.yaml"
-    was = of_shape(shape, {"tensor": {"size": 8, "mode": "fsp"}, "zero1": {"size": 16}})
-    cut = cut_down(was, 4)
-    cfg = small(cut, tmp_path, 4)
-    assert (cfg.parallel.tensor.size, cfg.parallel.tensor.mode) == (4, "fsp")
-    assert "parallel.tensor.size 8 -> 4" in cut.notes and "parallel.zero1.size 16 -> 1" in cut.notes
-    heads, kv_heads = was.model.num_attention_heads, was.model.num_kv_attention_heads
-    assert (kv_heads < 8) == (cfg.model.num_kv_attention_heads < 4)
-    assert f"model.num_attention_heads {heads} -> {cfg.model.num_attention_heads}" in cut.notes
+    was = of_shape(shape, {"tensor": {"size": tensor, "mode": "fsp"}, "zero1": {"size": zero1}})
+    cut = cut_down(was, ranks)
+    parallel = small(cut, tmp_path, ranks).parallel
+    assert (parallel.tensor.size, parallel.tensor.mode, parallel.zero1.size) == (small_tensor, "fsp", small_zero1)
+    assert (f"parallel.tensor.size {tensor} -> {small_tensor}" in cut.notes) == (tensor != small_tensor)
 
 
 def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
@@ -92,6 +104,7 @@ def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
                 "num_experts": 16,
                 "checkpoint": 0.5,
                 "drop_rate": 0.1,
+                "parallel_output": False,
             },
             "moe": {"top_k": 2, "capacity_factor": 1.5},
             "loss": {"label_smoothing": 0.1},
@@ -105,7 +118,8 @@ def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
     assert (cfg.seed, cfg.model.num_experts, cfg.moe.capacity_factor) == (7, 4, 1.5)
     assert (float(cfg.model.checkpoint), cfg.model.drop_rate, cfg.loss.label_smoothing) == (0.5, 0.1, 0.1)
     assert (cfg.adam.weight_decay, cfg.data.pack_sample_into_one) == (0.1, True)
-    assert cfg.hybrid_zero_optimizer.overlap_sync_grad
+    assert cfg.hybrid_zero_optimizer.overlap_sync_grad and not cfg.model.parallel_output
+    assert not {"checkpoint", "parallel_output"} & set(cut_down(was, 2).settings["model"])  # one process does without
     std = was.model.attn_wqkv_init_std * (4096 / cfg.model.hidden_size) ** 0.5
     assert cfg.model.attn_wqkv_init_std == pytest.approx(std)
 

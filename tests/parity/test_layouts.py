@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -58,3 +59,11 @@ def test_a_name_that_is_not_there(word: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         chosen(["dp2", word], 2)
     assert error.value.key == "--layouts"
+
+
+def test_the_page_names_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
+    endings = re.findall(r"`-([a-z0-9][a-z0-9-]*)`", page)
+    assert len(endings) >= 8 and set(endings) <= {*MODELS, *WAYS}
+    names = re.findall(r"`((?:dp|mtp|msp|fsp)\d[a-z0-9-]*)`", page)
+    assert len(names) >= 4 and set(names) <= {row.name for row in ROWS}

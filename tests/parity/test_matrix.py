@@ -20,13 +20,12 @@ pytestmark = pytest.mark.parity
 SHORT = (
     "dp2-zero2-overlap",
     "mtp2-one-kv-head",
-    "mtp2-qwen3",
     "msp2-recompute-half",
     "msp2-tied",
     "msp2-moe-recompute",
-    "msp2-dropout",
     "fsp2-internlm",
 )
+FOUR_IN_NARROW_TYPES = ["dp4*", "mtp4", "msp4", "fsp4", "*2-dp2*-recompute", "*4-tied", "*4-fp32-*", "mtp4-one-kv-head"]
 
 
 def results(folder: Path, ranks: int, dtype: str, *names: str) -> Iterator[Result]:
@@ -55,22 +54,42 @@ def test_what_a_job_cannot_have_is_left_out_with_the_reason(tmp_path: Path) -> N
     model = merge(small_model(), {"model": {"attn_drop_rate": 0.1}})
     rows = [row for row in chosen(["all"], 2) if not row.model]
     with Matrix(2, merge(training(tmp_path), model), "float64") as matrix:
-        legal, left_out = matrix.legal(rows)
+        legal, left_out = matrix.legal(rows, ["msp*"])
         with pytest.raises(ConfigError, match="attn_drop_rate"):
             matrix.results(rows)
         with pytest.raises(ConfigError, match="attn_drop_rate"):
-            matrix.legal([replace(rows[-1], name=OWN)])
+            matrix.legal([rows[0], replace(rows[-1], name=OWN)], [])
+        with pytest.raises(ConfigError, match="attn_drop_rate"):
+            matrix.legal(rows, ["dp2", "msp2"])
+        with pytest.raises(ConfigError, match="attn_drop_rate"):
+            matrix.legal([row for row in rows if row.name.startswith("mtp")], ["mtp*"])
     assert {row.name for row in legal} == {row.name for row in rows if row.name.startswith("dp2")}
     assert len(left_out) == len(rows) - len(legal)
     assert any(re.match("without mtp2: model.attn_drop_rate: ", line) for line in left_out)
 
 
+def test_one_process_that_gets_nowhere_is_named(tmp_path: Path) -> None:
+    write_documents(tmp_path, VOCAB_SIZE)
+    endless = merge(small_model(), {"model": {"attn_wqkv_init_std": 1e308}})
+    with Matrix(2, merge(training(tmp_path), endless), "float64") as matrix:
+        (result,) = matrix.results(chosen(["dp2"], 2))
+    assert not result.equal and result.found is None
+    assert result.why is not None and re.match("one process has loss nan .* in step 0 in float64", result.why)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("ranks", "dtype"),
-    [(2, "float64"), (4, "float64"), (2, "float32"), (2, "bfloat16"), (4, "float32"), (4, "bfloat16")],
+    ("ranks", "dtype", "names"),
+    [
+        (2, "float64", ["all"]),
+        (4, "float64", ["all"]),
+        (2, "float32", ["all"]),
+        (2, "bfloat16", ["all"]),
+        (4, "float32", FOUR_IN_NARROW_TYPES),
+        (4, "bfloat16", FOUR_IN_NARROW_TYPES),
+    ],
 )
-def test_every_layout(tmp_path: Path, ranks: int, dtype: str) -> None:
-    missed = [f"{r.row.name}: {r.why}" for r in results(tmp_path, ranks, dtype, "all") if not r.equal]
+def test_every_layout(tmp_path: Path, ranks: int, dtype: str, names: list[str]) -> None:
+    missed = [f"{r.row.name}: {r.why}" for r in results(tmp_path, ranks, dtype, *names) if not r.equal]
     assert not missed, "\n".join(missed)

@@ -70,12 +70,12 @@ def test_a_rank_that_was_killed_between_two_tasks_is_named(pool: Pool) -> None:
     os.kill(victim, signal.SIGKILL)
     while start_time(victim) is not None:
         time.sleep(0.01)
-    with pytest.raises(RankError, match=r"rank (1 was killed by signal 9|\[1\] ended between two tasks)"):
+    with pytest.raises(RankError, match=r"ranks? (1 was killed by signal 9|\[1\] ended between two tasks)"):
         pool.run(rank_and_sum, 0)
 
 
 def test_a_rank_that_hangs_is_told_with_where_it_does() -> None:
-    with Pool(2, timeout=0.5) as pool, pytest.raises(RankError, match=r"(?s)ranks \[1\] were not done.*in hang_on"):
+    with Pool(2, timeout=1.0) as pool, pytest.raises(RankError, match=r"(?s)ranks \[1\] were not done.*in hang_on"):
         pool.run(hang_on, 1)
 
 

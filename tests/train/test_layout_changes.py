@@ -29,8 +29,8 @@ LEGS = [Leg(4, 4, 1), Leg(2, 2, 1, "msp"), Leg(1, 1, 1), Leg(4, 2, 2, "fsp")]
 """Two steps each; the batch is the same, whatever part of it a rank sees."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "INTERNLM2_PUBLIC": {},  # groups; at tensor size 4 each of the two key/value heads is on two ranks
-    "QWEN3": {"model__tie_word_embeddings": True},  # three projections, norms of heads
+    "INTERNLM2_PUBLIC": {"model__num_kv_attention_heads": 1},  # a group, whose key/value head all tensor ranks have
+    "QWEN3": {"model__tie_word_embeddings": True},  # three projections, norms of heads; of 4 ranks two share a head
     "INTERNLM_MoE": {"model__num_kv_attention_heads": 4, "model__num_experts": 4, "moe": {"top_k": 2}},  # blocks
 }
 

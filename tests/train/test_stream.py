@@ -102,7 +102,7 @@ def test_it_goes_on_at_another_tensor_size(
     run_on_ranks(interrupted, before[0], layout(before[1]), tmp_path / "run", 6)
     assert len(TrainState.read(tmp_path / "ckpt" / "4").data_cursors) == 2
     run_on_ranks(run, after[0], layout(after[1]), tmp_path / "run")
-    assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-10)
+    assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-12, abs=0)
     assert len(whole) == 12
 
 
@@ -112,15 +112,3 @@ def test_another_number_of_ranks_is_refused(tmp_path: Path, folder: Path) -> Non
         CheckpointError, match=r"each of 2 data-parallel ranks has its place .* here are 1 of them \(go on with 2"
     ):
         run(stream_job(tmp_path, folder, data__total_steps=6), tmp_path / "run")
-
-
-def test_the_place_in_the_data_is_that_of_data_ranks(tmp_path: Path, folder: Path) -> None:
-    """Two of them, of two tensor ranks each and then of one."""
-    settings: dict[str, Any] = {"model__dtype": "torch.float64", "lr_scheduler__total_steps": 12}
-    whole = stream_job(tmp_path, folder, ckpt__enable_save_ckpt=False, **settings)
-    run_on_ranks(run, 2, whole, tmp_path / "a")
-    for tensor, last_step in ((2, 6), (1, 12)):
-        own = {"parallel": {"tensor": tensor}, "data__total_steps": last_step}
-        run_on_ranks(run, 2 * tensor, stream_job(tmp_path, folder, **own, **settings), tmp_path / "b")
-    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-12, abs=0)
-    assert len(losses(tmp_path / "b")) == 12

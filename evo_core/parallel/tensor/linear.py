@@ -53,18 +53,15 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, in_features here] -> [rows here, out_features]."""
-        y = _row(x, self.weight, self.exchange)
+        # The exchange is no part of the product: a recomputed block ends with what the last product keeps (its input),
+        # and neither multiplies nor sends once more what only comes after it.
+        y = self.exchange.leave(linear(x, self.weight))
         return y if self.bias is None else y + self.bias
 
 
 @torch.compiler.disable
 def _columns(x: Tensor, exchange: Exchange, parameters: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     return _Columns.apply(x, exchange, *parameters)
-
-
-@torch.compiler.disable
-def _row(x: Tensor, weight: Tensor, exchange: Exchange) -> Tensor:
-    return _Row.apply(x, weight, exchange)
 
 
 class _Columns(torch.autograd.Function):
@@ -98,23 +95,6 @@ class _Columns(torch.autograd.Function):
         if summing is not None:
             summing.wait()
         return d_x, None, *result
-
-
-class _Row(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, exchange: Exchange) -> Tensor:
-        ctx.exchange = exchange
-        ctx.save_for_backward(x, weight)
-        return exchange.left(linear(x, weight))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        grad = ctx.exchange.entered(grads[0])
-        d_x = _sum_of_products([grad], [weight]) if ctx.needs_input_grad[0] else None
-        d_weight = _weight_gradient(grad, x, weight) if ctx.needs_input_grad[1] else None
-        return d_x, d_weight, None
 
 
 def _sum_of_products(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
