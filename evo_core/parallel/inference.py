@@ -5,17 +5,17 @@ Whatever a model was trained with, it is exchanged as by mtp here, and all ranks
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from evo_core.config.schema.model import ModelConfig
 from evo_core.config.tensor_rules import sharing_error
+from evo_core.errors import ConfigError
+from evo_core.nearest import divisors, nearest
 from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.mesh import Mesh, make_mesh
-
-if TYPE_CHECKING:
-    from evo_core.config import ModelConfig
 
 
 def inference_mesh(
@@ -32,9 +32,14 @@ def inference_mesh(
         key: where `tensor` was stated, for messages.
 
     Raises:
-        ConfigError: the ranks do not divide by it, or the model cannot be cut so; names the nearest that fits.
+        ConfigError: the ranks do not divide by it, or the model cannot be cut so; names the nearest that fits both.
     """
-    degrees = Degrees.of_inference(tensor, dist.get_world_size(), key)
-    if (error := sharing_error(model, tensor, key)) is not None:
+    world_size = dist.get_world_size()
+    degrees = Degrees.of_inference(tensor, world_size, key)
+    error = sharing_error(model, tensor, key)
+    if error is not None and isinstance(model, ModelConfig):
+        fitting = [size for size in divisors(world_size) if sharing_error(model, size, key) is None]
+        error = ConfigError(error.message, key=key, hint=f"nearest on {world_size} ranks: {nearest(tensor, fitting)}")
+    if error is not None:
         raise error
     return make_mesh(degrees, device_type=torch.device(device).type)

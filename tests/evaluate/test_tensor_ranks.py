@@ -69,7 +69,12 @@ def test_texts_that_are_generated(checkpoints: Path) -> None:
     ("world_size", "tensor", "message"),
     [
         (2, 3, "--tensor: 2 ranks do not divide by 3 (nearest: 2, or start 3 ranks)"),
-        (3, 3, "--tensor: 3 ranks cannot share vocab_size 400, num_attention_heads 4"),
+        (
+            6,
+            6,
+            "--tensor: 6 ranks cannot share vocab_size 400, num_attention_heads 4, an MLP 256 wide, "
+            "hidden_size 32 (nearest on 6 ranks: 2)",
+        ),
         (1, 0, "--tensor: 0 must be 1 or more"),
     ],
 )
