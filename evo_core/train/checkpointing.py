@@ -166,7 +166,7 @@ class Checkpointing:
             self.newest = self._written(stage(tensors), None, now, snapshot, began)
             return
         self._background.start(tensors, lambda staged, group: self._written(staged, group, now, snapshot, began))
-        log.info("step %d is being saved, after %.2f s for a copy", state.step, time.perf_counter() - began)
+        log.info("step %d is being saved; the run waited %.2f s", state.step, time.perf_counter() - began)
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written in the background, if one is; every rank must call it.
