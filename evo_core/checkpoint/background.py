@@ -19,6 +19,9 @@ from evo_core.placement import Placed
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 300.0
+"""Seconds that a run which ends with an error waits for a checkpoint: other ranks may hang and never complete it."""
+
 Write = Callable[[Staged, dist.ProcessGroup], Path]
 """Writes what was staged, over a group of all ranks, and returns the folder."""
 
@@ -37,7 +40,7 @@ class BackgroundSaves:
         """Copy the tensors, by part of the checkpoint and name, and begin to write them; nothing else is under way."""
         assert self._thread is None
         staged = stage(tensors, self._copies)
-        # As a daemon it holds up no rank that ends with an error: the others may be gone, and it would wait for them.
+        # As a daemon it holds up no rank for ever that ends with an error: the others may hang (see `settle`).
         self._thread = threading.Thread(target=self._run, args=(staged, write), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -55,6 +58,15 @@ class BackgroundSaves:
         if failure is not None:
             raise failure
         return self._saved
+
+    def settle(self) -> None:
+        """Let what was begun come to its end before an error ends this rank; never raises, and waits minutes at most.
+
+        The other ranks' threads go on meanwhile; where a rank is gone, the connection to it breaks and the wait ends.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            log.warning("an error ends this rank once the checkpoint that is being written is complete or lost")
+            self._thread.join(_PATIENCE)
 
     def _run(self, staged: Staged, write: Write) -> None:
         try:

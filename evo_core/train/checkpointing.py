@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,6 +178,19 @@ class Checkpointing:
         """
         if self._background is not None:
             self.newest = self._background.wait() or self.newest
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A block after whose error the checkpoint that is being written is complete, if it can be.
+
+        An error some steps after a save must not cost the steps before it.
+        """
+        try:
+            yield
+        except Exception:
+            if self._background is not None:
+                self._background.settle()
+            raise
 
     def _written(
         self, staged: Staged, group: dist.ProcessGroup | None, state: TrainState, snapshot: bool, began: float

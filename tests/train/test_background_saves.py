@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from evo_core.checkpoint import saving
 from evo_core.checkpoint.manifest import read_manifest
 from evo_core.checkpoint.tensors import read_tensors, stored_shapes
 from evo_core.checkpoint.train_state import TrainState
+from evo_core.errors import DataError
 from tests.ranks import run_on_ranks
 from tests.train.jobs import before_each_step, job, losses, run
 
@@ -57,3 +60,27 @@ def test_a_run_that_is_told_to_end_waits_for_its_last_one(tmp_path: Path) -> Non
 
     assert run_on_ranks(body, 1) == [(3, tmp_path / "ckpt" / "3")]
     assert read_manifest(tmp_path / "ckpt" / "3").step == 3
+
+
+def test_a_run_that_ends_with_an_error_leaves_its_last_one_complete(tmp_path: Path) -> None:
+    cfg = job(tmp_path, ckpt__async_upload=True, **CHANGES)
+
+    def body() -> bool:
+        failing, write_parts = threading.Event(), saving.write_parts
+
+        def waits(*args: Any) -> None:
+            failing.wait()
+            write_parts(*args)
+
+        def fails(step: int) -> None:
+            if step == 2:
+                failing.set()
+                raise DataError("a damaged shard")
+
+        saving.write_parts = waits
+        before_each_step(fails)
+        with pytest.raises(DataError, match="a damaged shard"):
+            run(cfg, tmp_path / "run")
+        return (tmp_path / "ckpt" / "2" / "manifest.json").exists()
+
+    assert run_on_ranks(body, 2) == [True, True]
