@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from evo_core.checkpoint.agreement import check_agreement
+from evo_core.checkpoint.agreement import check_agreement, describe
 from evo_core.checkpoint.manifest import file_record
 from evo_core.checkpoint.tensors import read_tensors, write_tensors
 from evo_core.placement import Placed, Placement
@@ -67,7 +67,7 @@ def measure(parameters: float, zero: int, rounds: int, root: Path) -> dict[str, 
     for number in range(rounds):
         folder = root / str(number)
         own = f"__{dist.get_rank()}_*"
-        times["compare"].append(timed(lambda: check_agreement(here)))
+        times["compare"].append(timed(lambda: check_agreement(describe(here))))
         times["write"].append(timed(lambda folder=folder: write_tensors(folder, here)))  # type: ignore[misc]
         times["digest"].append(timed(lambda folder=folder, own=own: [*map(file_record, folder.glob(own))] and None))  # type: ignore[misc]
         times["read"].append(timed(lambda folder=folder: read_tensors(folder, here)))  # type: ignore[misc]

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
+
 from evo_core.checkpoint.checksum import checksums
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_on_first, on_first
@@ -24,25 +26,30 @@ _Held = tuple[Sizes, Sizes, Ranks, int | None]
 checksum. Plain tuples, for rank 0 of many gets a hundred thousand."""
 
 
-class _Tensor(NamedTuple):
+class Described(NamedTuple):
+    """What a rank has of one tensor."""
+
     shape: Sizes
     dtype: str
     pieces: list[_Held]
 
 
-def check_agreement(tensors: Mapping[str, Placed]) -> None:
+def check_agreement(described: Mapping[str, Described], group: dist.ProcessGroup | None = None) -> None:
     """Compare what all ranks are about to write under the same names; every rank must call it.
 
-    Shapes, types and rectangles, and checksums of the pieces that several ranks hold, go to rank 0 in one message.
+    Args:
+        described: what this rank has, as `describe` says it; it goes to rank 0 in one message.
+        group: all ranks, in their order; None is the default group.
 
     Raises:
         CheckpointError: they differ, overlap or leave a hole; on every rank, naming the tensors and the ranks.
     """
-    everybody = gather_on_first(_described(tensors))
-    on_first(lambda: _compare(everybody))
+    everybody = gather_on_first(described, group)
+    on_first(lambda: _compare(everybody), group)
 
 
-def _described(tensors: Mapping[str, Placed]) -> dict[str, _Tensor]:
+def describe(tensors: Mapping[str, Placed]) -> dict[str, Described]:
+    """Shape, type and rectangles of each tensor, and checksums of the pieces that several ranks hold."""
     shared = [view for placed in tensors.values() for piece, view in placed.pieces() if len(piece.ranks) > 1]
     sums = iter(checksums(shared))
     # One object for equal ranks: a pickle holds it once, and not the numbers of a thousand ranks for each piece.
@@ -59,12 +66,12 @@ def _described(tensors: Mapping[str, Placed]) -> dict[str, _Tensor]:
             for piece in placed.placement.pieces
         ]
         dtype = str(placed.local.dtype).removeprefix("torch.")
-        described[name] = _Tensor(placed.placement.shape, dtype, held)
+        described[name] = Described(placed.placement.shape, dtype, held)
     return described
 
 
-def _compare(everybody: Sequence[Mapping[str, _Tensor]]) -> None:
-    by_name: dict[str, dict[int, _Tensor]] = defaultdict(dict)
+def _compare(everybody: Sequence[Mapping[str, Described]]) -> None:
+    by_name: dict[str, dict[int, Described]] = defaultdict(dict)
     for rank, tensors in enumerate(everybody):
         for name, tensor in tensors.items():
             by_name[name][rank] = tensor
@@ -77,7 +84,7 @@ def _compare(everybody: Sequence[Mapping[str, _Tensor]]) -> None:
         )
 
 
-def _faults(name: str, there: Mapping[int, _Tensor]) -> Iterator[str]:
+def _faults(name: str, there: Mapping[int, Described]) -> Iterator[str]:
     """What is wrong with one tensor, given what each rank has of it."""
     kinds = _by_value({rank: f"{list(tensor.shape)} {tensor.dtype}" for rank, tensor in there.items()})
     if len(kinds) > 1:

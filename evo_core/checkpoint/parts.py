@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class Parts(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise TypeError(f"{func} of a tensor that is not here as a whole")
+
+    def rectangles(self) -> Iterator[tuple[Rectangle, Tensor]]:
+        """Where each part lies in the whole tensor, and what is in it."""
+        for offsets, tensor in self.parts.items():
+            yield Rectangle(offsets, tuple(tensor.shape)), tensor
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Parts({list(self.shape)}, {self.dtype}, at {list(self.parts)})"

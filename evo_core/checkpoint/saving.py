@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,8 @@ from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
 from evo_core.checkpoint.manifest import CONFIG, TOKENIZER, FileRecord, Manifest, file_record, write_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_tensors
+from evo_core.checkpoint.staging import Staged, stage
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_parts
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
@@ -34,6 +35,7 @@ from evo_core.storage.local import try_writing
 from evo_core.storage.location import is_hub_id, is_remote
 
 if TYPE_CHECKING:
+    from evo_core.checkpoint.parts import Parts
     from evo_core.config import TrainConfig
 
 _PROBE_BYTES = 1 << 20
@@ -70,17 +72,47 @@ def save(
         CheckpointError: it cannot be written, or ranks have different values of one tensor; on every rank.
         UserError: the tokenizer that goes with the weights cannot be read any more; on every rank.
     """
-    tensors = {MODEL: model_tensors(model), OPTIMIZER: optimizer_state}
-    check_agreement({f"{part}/{name}": placed for part, named in tensors.items() for name, placed in named.items()})
-    folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot))
+    staged = stage(tensors_of(model, optimizer_state))
+    return write(root, cfg, staged, state, ending=ending_ids_of(model), snapshot=snapshot, run=run)
+
+
+def tensors_of(model: nn.Module, optimizer_state: Mapping[str, Placed]) -> dict[str, Mapping[str, Placed]]:
+    """The tensors of a checkpoint, by its part and name."""
+    return {MODEL: model_tensors(model), OPTIMIZER: optimizer_state}
+
+
+def ending_ids_of(model: nn.Module) -> tuple[int, ...]:
+    """The ids that end a text, which go with the weights."""
+    return tuple(sorted(getattr(model, "ending", ())))
+
+
+def write(
+    root: Path,
+    cfg: TrainConfig,
+    staged: Staged,
+    state: TrainState,
+    *,
+    ending: Sequence[int] = (),
+    snapshot: bool = False,
+    run: Run = UNKNOWN,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Write a checkpoint of what was staged; see `save`. Every rank must call it, in any thread of its own.
+
+    Args:
+        ending: ids that end a text.
+        group: all ranks, in their order, for nothing else in this time; None is the default group.
+    """
+    check_agreement(staged.described, group)
+    folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot), group)
     try:
-        _fill(folder, cfg, tensors, state, ending=getattr(model, "ending", ()))
+        _fill(folder, cfg, staged, state, ending, group)
     except UserError:
         if dist.get_rank() == 0:
             with suppress(OSError):  # the reason is the error that is raised
                 folders.remove(folder)
         raise
-    on_first(lambda: _remove_old(root, cfg.ckpt.keep, run))
+    on_first(lambda: _remove_old(root, cfg.ckpt.keep, run), group)
     return folder
 
 
@@ -95,30 +127,30 @@ def _remove_old(root: Path, keep: int | None, run: Run) -> None:
 def _fill(
     folder: Path,
     cfg: TrainConfig,
-    tensors: Mapping[str, Mapping[str, Placed]],
+    staged: Staged,
     state: TrainState,
-    *,
-    ending: Iterable[int],
+    ending: Sequence[int],
+    group: dist.ProcessGroup | None,
 ) -> None:
     """Write all files of a checkpoint, the manifest last."""
-    for part, named in tensors.items():
-        _write_tensors(folder, part, named)
+    for part, named in staged.parts.items():
+        _write_tensors(folder, part, named, group)
 
     def shared() -> str | None:
         save_config(_portable(cfg), folder / CONFIG)
         state.write(folder)
-        write_generation(folder, as_eos_token_id(sorted(ending)))
+        write_generation(folder, as_eos_token_id(list(ending)))
         return _copy_tokenizer(cfg, folder)
 
-    tokenizer = on_first(lambda: _written(folder, shared))
+    tokenizer = on_first(lambda: _written(folder, shared), group)
     files: dict[str, FileRecord] = {}
-    with failing_together():
+    with failing_together(group):
         own = _written(folder, lambda: _own_records(folder))
-    for records in gather_objects(own):
+    for records in gather_objects(own, group):
         files.update(records)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
     manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
-    on_first(lambda: _written(folder, lambda: _complete(folder, manifest)))
+    on_first(lambda: _written(folder, lambda: _complete(folder, manifest)), group)
 
 
 def _complete(folder: Path, manifest: Manifest) -> None:
@@ -140,7 +172,7 @@ def _written(folder: Path, write: Callable[[], T]) -> T:
         raise CheckpointError(_cannot(error.strerror or str(error)), file=folder) from error
 
 
-def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Placed]) -> None:
+def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Parts], group: dist.ProcessGroup | None) -> None:
     """Write tensors into a part of the checkpoint, from all ranks; where one of them fails, all are told the same.
 
     Raises:
@@ -149,10 +181,10 @@ def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Placed]) -> No
     from torch.distributed.checkpoint import CheckpointException
 
     try:
-        write_tensors(folder / part, tensors)
+        write_parts(folder / part, tensors, group)
     except CheckpointException as error:  # on every rank
         failures = [failure for failure, _ in error.failures.values()]
-        reason = on_first(lambda: _refusal(folder, failures))
+        reason = on_first(lambda: _refusal(folder, failures), group)
         if reason is None:
             raise
         raise CheckpointError(_cannot(reason), file=folder) from error

@@ -23,6 +23,8 @@ from evo_core.placement import Placed, Placement, Rectangle, placements_of
 if TYPE_CHECKING:
     from torch.distributed.checkpoint import StorageReader
 
+    from evo_core.checkpoint.parts import Parts
+
 MODEL, OPTIMIZER = "model", "optimizer"
 
 
@@ -38,14 +40,23 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
 def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
     """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in
     equal parts."""
-    import torch.distributed.checkpoint as dcp
+    write_parts(folder, own_tensors(tensors))
 
+
+def own_tensors(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Parts]:
+    """What this rank writes of tensors of any shape."""
     from evo_core.checkpoint.parts import Parts
 
     here = placed(tensors)
     own = own_parts(here, dist.get_rank())
-    items = {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
-    dcp.save(items, storage_writer=dcp.FileSystemWriter(folder))
+    return {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
+
+
+def write_parts(folder: Path, parts: Mapping[str, Parts], group: dist.ProcessGroup | None = None) -> None:
+    """Write what each rank has of tensors, named alike on all; every rank of the group (None: the default) calls it."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(dict(parts), storage_writer=dcp.FileSystemWriter(folder), process_group=group)
 
 
 def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:

@@ -143,6 +143,10 @@ def _no_shm(config: TrainConfig, device: str) -> bool:
     return not data.use_shm or data.train_folder is None or data.type == "hf"
 
 
+def _no_saves(config: TrainConfig, device: str) -> bool:
+    return not config.ckpt.enable_save_ckpt or config.ckpt.save_ckpt_folder is None
+
+
 def _no_upload(config: TrainConfig, device: str) -> bool:
     return not is_remote(config.ckpt.save_ckpt_folder or "")
 
@@ -175,7 +179,7 @@ EFFECTLESS = (
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
-    Effectless("ckpt.async_upload", _no_upload, "save_ckpt_folder is local"),
+    Effectless("ckpt.async_upload", _no_saves, "nothing is saved"),
     Effectless("ckpt.async_upload_tmp_folder", _no_upload, "save_ckpt_folder is local"),
     Effectless("monitor.alert.feishu_alert_address", _always, "enable_feishu_alert is false"),
     Effectless("monitor.alert.alert_file_path", _always, "enable_feishu_alert is false"),

@@ -170,32 +170,36 @@ def on_first(find: Callable[[], T], group: dist.ProcessGroup | None = None) -> T
     return answer
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """The plain Python value of every rank, in rank order, on every rank."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, value)
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The plain Python value of every rank of a group, in rank order, on each; None is the default group."""
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, value, group=group)
     return everyone
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """A block that ends on every rank with the `UserError` of any, of several with the first rank's.
 
     A rank that raised alone would leave the others waiting for it. So nothing in the block may wait for other ranks.
+
+    Args:
+        group: whose ranks; None is the default group.
     """
     failure: UserError | None = None
     try:
         yield
     except UserError as error:
         failure = error
-    for each in gather_objects(failure):
+    for each in gather_objects(failure, group):
         if each is not None:
             raise each
 
 
-def gather_on_first(value: Any) -> list[Any]:
-    """The plain Python value of every rank, in rank order, on rank 0; nothing on the others."""
-    is_first = dist.get_rank() == 0
-    everyone: list[Any] = [None] * dist.get_world_size() if is_first else []
-    dist.gather_object(value, everyone if is_first else None)
+def gather_on_first(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The plain Python value of every rank of a group (None is the default one), in rank order, on the first of them;
+    nothing on the others."""
+    is_first = dist.get_rank(group) == 0
+    everyone: list[Any] = [None] * dist.get_world_size(group) if is_first else []
+    dist.gather_object(value, everyone if is_first else None, group=group, group_dst=0)
     return everyone

@@ -7,20 +7,28 @@ same after it and decide alike.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from evo_core.checkpoint import TrainState, save
+from evo_core.checkpoint import TrainState
+from evo_core.checkpoint.background import BackgroundSaves
+from evo_core.checkpoint.saving import ending_ids_of, tensors_of, write
+from evo_core.checkpoint.staging import stage
 from evo_core.parallel.collectives import gather_objects
 from evo_core.storage.location import local_path
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
     from torch import nn
 
     from evo_core.checkpoint.run import Run
+    from evo_core.checkpoint.staging import Staged
     from evo_core.config import TrainConfig
     from evo_core.data import Prefetch
     from evo_core.optim.protocol import Optimizer
@@ -109,7 +117,7 @@ class Checkpointing:
         newest: the checkpoint that the run goes on from; None for a run that begins.
 
     Attributes:
-        newest: the newest checkpoint of the run; None where it has none.
+        newest: the newest complete checkpoint of the run; None where it has none.
     """
 
     def __init__(
@@ -128,6 +136,7 @@ class Checkpointing:
         self._model, self._optimizer = model, optimizer
         self._folder, self._cadence = save_folder(cfg), Cadence.of(cfg)
         self._stop, self._stop_file = stop, stop_file
+        self._background = BackgroundSaves() if cfg.ckpt.async_upload and self._cadence.saves else None
         self.newest = newest
 
     def asked(self) -> Asked:
@@ -139,7 +148,7 @@ class Checkpointing:
         return self._cadence.decide(done, asked)
 
     def save(self, state: TrainState, batches: Prefetch, *, snapshot: bool) -> None:
-        """Write a checkpoint of now; every rank must call it.
+        """Write a checkpoint of now, or with ``ckpt.async_upload`` begin to; every rank must call it.
 
         Args:
             state: where the run is; what optimizer and data know of it is filled in here.
@@ -147,15 +156,50 @@ class Checkpointing:
             snapshot: write it among the snapshots.
 
         Raises:
-            CheckpointError: it cannot be written, on every rank.
+            CheckpointError: it cannot be written, or the one before could not, on every rank.
         """
-        assert self._folder is not None
         began = time.perf_counter()
+        self.finish()
         state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
         state.data_cursors = data_cursors(batches, self._mesh)
-        tensors = self._optimizer.state()
-        self.newest = save(self._folder, self._cfg, self._model, tensors, state, snapshot=snapshot, run=self._run)
-        log.info("saved %s in %.1f s", self.newest, time.perf_counter() - began)
+        tensors = tensors_of(self._model, self._optimizer.state())
+        now = copy.deepcopy(state)
+        if self._background is None:
+            self.newest = self._written(stage(tensors), None, now, snapshot, began)
+            return
+        self._background.start(tensors, lambda staged, group: self._written(staged, group, now, snapshot, began))
+        log.info("step %d is being saved; the run waited %.2f s", state.step, time.perf_counter() - began)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written in the background, if one is; every rank must call it.
+
+        Raises:
+            CheckpointError: it could not be written, on every rank.
+        """
+        if self._background is not None:
+            self.newest = self._background.wait() or self.newest
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A block after whose error the checkpoint that is being written is complete, if it can be.
+
+        An error some steps after a save must not cost the steps before it.
+        """
+        try:
+            yield
+        except Exception:
+            if self._background is not None:
+                self._background.settle()
+            raise
+
+    def _written(
+        self, staged: Staged, group: dist.ProcessGroup | None, state: TrainState, snapshot: bool, began: float
+    ) -> Path:
+        assert self._folder is not None
+        ending, run = ending_ids_of(self._model), self._run
+        folder = write(self._folder, self._cfg, staged, state, ending=ending, snapshot=snapshot, run=run, group=group)
+        log.info("saved %s in %.1f s", folder, time.perf_counter() - began)
+        return folder
 
 
 def data_cursors(batches: Prefetch, mesh: Mesh) -> list[Any]:

@@ -72,7 +72,7 @@ def run_steps(run: TrainRun) -> TrainResult:
     """Train until the last step, or until a signal or the stop file ends the run; every rank must call it."""
     state, saving, data = run.state, run.saving, run.cfg.data
     end = None
-    with run.batches() as batches, run.metric_log() as metric_log:
+    with run.batches() as batches, run.metric_log() as metric_log, saving.settled():
         while state.step < data.total_steps and end is None:
             began = time.perf_counter()
             batch = batches.batch(state.step)
@@ -93,6 +93,7 @@ def run_steps(run: TrainRun) -> TrainResult:
             if state.step % clean_up_interval(run.cfg) == 0:
                 clean_up(run.ranks)
             end = todo.end
+        saving.finish()
 
     log.info("%s at step %d of %d, newest checkpoint: %s", _ENDS[end], state.step, data.total_steps, saving.newest)
     return TrainResult(state.step, state.loss, saving.newest, stopped=end == "signal")

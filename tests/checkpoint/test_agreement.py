@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from evo_core.checkpoint.agreement import _described, check_agreement
+from evo_core.checkpoint.agreement import check_agreement, describe
 from evo_core.checkpoint.checksum import hashed, weighed
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement, Span
@@ -28,7 +28,7 @@ def complaint(layout: Layout, change: Change) -> str:
         tensors = held(layout, dist.get_rank(), filled=True)
         change(tensors, dist.get_rank())
         try:
-            check_agreement(tensors)
+            check_agreement(describe(tensors))
         except CheckpointError as error:
             return str(error)
         return ""
@@ -42,7 +42,7 @@ def test_what_a_rank_says_does_not_grow_with_pieces_times_ranks() -> None:
 
     def said(ranks: int) -> int:
         placements = [Placement.whole((8, 4), range(ranks)).share(0, 8, range(0, ranks, 8)) for _ in range(500)]
-        return len(pickle.dumps(_described({str(n): Placed(torch.zeros(1, 4), p) for n, p in enumerate(placements)})))
+        return len(pickle.dumps(describe({str(n): Placed(torch.zeros(1, 4), p) for n, p in enumerate(placements)})))
 
     assert said(1024) < 1.1 * said(64)
 

@@ -41,7 +41,8 @@ def expected(tmp_path: Path) -> list[float]:
     return undisturbed(tmp_path)
 
 
-def kills(tmp_path: Path, expected: list[float], times: int) -> None:
+def kills(tmp_path: Path, expected: list[float], times: int, **changes: Any) -> None:
+    write_job(tmp_path, model__dtype="torch.float32", data__total_steps=STEPS, ckpt__checkpoint_every=5, **changes)
     choose = random.Random(times)
     for attempt in range(times):
         command = Command(arguments(tmp_path), tmp_path / f"log{attempt + 1}", ranks=2)
@@ -53,26 +54,38 @@ def kills(tmp_path: Path, expected: list[float], times: int) -> None:
     assert [record["step"] for record in curve(tmp_path / "run")] == list(range(STEPS))
 
 
-def test_everything_killed_now_and_then(tmp_path: Path, expected: list[float]) -> None:
-    kills(tmp_path, expected, 4)
+@pytest.mark.parametrize("behind", [False, True], ids=["saved in the step", "saved in the background"])
+def test_everything_killed_now_and_then(tmp_path: Path, expected: list[float], behind: bool) -> None:
+    kills(tmp_path, expected, 4, ckpt__async_upload=behind)
 
 
 @pytest.mark.slow
-def test_everything_killed_many_times(tmp_path: Path, expected: list[float]) -> None:
-    kills(tmp_path, expected, 50)
+@pytest.mark.parametrize("behind", [False, True], ids=["saved in the step", "saved in the background"])
+def test_everything_killed_many_times(tmp_path: Path, expected: list[float], behind: bool) -> None:
+    kills(tmp_path, expected, 50, ckpt__async_upload=behind)
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["in the step", "in the background"])
 @pytest.mark.parametrize("where", ["tensors", "records", "manifest"])
-def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str) -> None:
+def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str, behind: bool) -> None:
     """One rank dies inside the second save; the others go with it; the first checkpoint is whole."""
+    changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
+    write_job(tmp_path, ckpt__async_upload=behind, **changes)
 
     def arm(step: int) -> None:
         if step != 7 or os.environ["RANK"] != ("1" if where == "records" else "0"):
             return
         import evo_core.checkpoint.saving as saving
 
-        name = {"tensors": "write_tensors", "records": "_own_records", "manifest": "write_manifest"}[where]
-        setattr(saving, name, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        name = {"tensors": "write_parts", "records": "_own_records", "manifest": "write_manifest"}[where]
+        whole = getattr(saving, name)
+
+        def dies(folder: Path, *args: Any) -> Any:
+            if "10" in folder.parts:  # the save before may still be under way
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(folder, *args)
+
+        setattr(saving, name, dies)
 
     command = Command(arguments(tmp_path), tmp_path / "log1", ranks=2, each_step=arm)
     assert -signal.SIGKILL in command.wait()

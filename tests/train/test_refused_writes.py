@@ -39,8 +39,9 @@ def one_line(log: Path) -> str:
     return line
 
 
-def test_a_full_disk_is_named_and_its_room_given_back(tmp_path: Path, small_disk: Path) -> None:
-    write_job(tmp_path, ckpt__save_ckpt_folder=str(small_disk / "ckpt"), **BIG)
+@pytest.mark.parametrize("behind", [False, True], ids=["in the step", "in the background"])
+def test_a_full_disk_is_named_and_its_room_given_back(tmp_path: Path, small_disk: Path, behind: bool) -> None:
+    write_job(tmp_path, ckpt__save_ckpt_folder=str(small_disk / "ckpt"), ckpt__async_upload=behind, **BIG)
     arguments = ["--config", str(tmp_path / "job.yaml"), "--folder", str(tmp_path / "run")]
     assert Command(arguments, tmp_path / "log").wait() == [2]
     line = one_line(tmp_path / "log")
@@ -48,8 +49,9 @@ def test_a_full_disk_is_named_and_its_room_given_back(tmp_path: Path, small_disk
     assert list((small_disk / "ckpt").iterdir()) == []
 
 
-def test_every_rank_is_told_of_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
-    cfg = job(tmp_path, ckpt__save_ckpt_folder=str(small_disk / "ckpt"), **BIG)
+@pytest.mark.parametrize("behind", [False, True], ids=["in the step", "in the background"])
+def test_every_rank_is_told_of_a_full_disk(tmp_path: Path, small_disk: Path, behind: bool) -> None:
+    cfg = job(tmp_path, ckpt__save_ckpt_folder=str(small_disk / "ckpt"), ckpt__async_upload=behind, **BIG)
 
     def body() -> str:
         with pytest.raises(CheckpointError, match="no checkpoint can be saved: No space left on device") as error:

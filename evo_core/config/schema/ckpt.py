@@ -45,7 +45,7 @@ class CkptConfig(Block):
         True, "Carry on from the newest complete checkpoint in save_ckpt_folder; load_ckpt_info is not read then."
     )
     load_ckpt_info: LoadInfo | None = optional_block("What to start from where auto_resume is false.")
-    async_upload: bool = execution(False, "Write checkpoints for an object store in the background.")
+    async_upload: bool = execution(False, "Write checkpoints in the background: a step waits for a copy of them only.")
     async_upload_tmp_folder: str = execution("/dev/shm/internlm_tmp_ckpt/", "Where they lie until they are uploaded.")
     stop_file_path: str | None = execution(
         None, "A file with a step number n: n > 0 saves and stops at step n, n < 0 saves at step -n and goes on."

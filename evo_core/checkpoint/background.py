@@ -1,0 +1,81 @@
+"""Checkpoints written behind the training: a step waits for a copy of what is saved, and a thread does the rest.
+
+The thread's ranks talk over a process group of their own, so that nothing of it mixes with what the steps send. One
+checkpoint is written at a time: the next one, and the end of the run, wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+
+from evo_core.checkpoint.staging import HostCopies, Staged, stage
+from evo_core.errors import UserError
+from evo_core.placement import Placed
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 300.0
+"""Seconds that a run which ends with an error waits for a checkpoint: other ranks may hang and never complete it."""
+
+Write = Callable[[Staged, dist.ProcessGroup], Path]
+"""Writes what was staged, over a group of all ranks, and returns the folder."""
+
+
+class BackgroundSaves:
+    """Writes one checkpoint after another behind the training; every rank must make one and call it alike."""
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._copies = HostCopies()
+        self._thread: threading.Thread | None = None
+        self._saved: Path | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, tensors: Mapping[str, Mapping[str, Placed]], write: Write) -> None:
+        """Copy the tensors, by part of the checkpoint and name, and begin to write them; nothing else is under way."""
+        assert self._thread is None
+        staged = stage(tensors, self._copies)
+        # As a daemon it holds up no rank for ever that ends with an error: the others may hang (see `settle`).
+        self._thread = threading.Thread(target=self._run, args=(staged, write), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> Path | None:
+        """The checkpoint that was begun, complete; None where none was begun since the last call.
+
+        Raises:
+            UserError: it could not be written, twice; on every rank.
+        """
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return self._saved
+
+    def settle(self) -> None:
+        """Let what was begun come to its end before an error ends this rank; never raises, and waits minutes at most.
+
+        The other ranks' threads go on meanwhile; where a rank is gone, the connection to it breaks and the wait ends.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            log.warning("an error ends this rank once the checkpoint that is being written is complete or lost")
+            self._thread.join(_PATIENCE)
+
+    def _run(self, staged: Staged, write: Write) -> None:
+        try:
+            try:
+                self._saved = write(staged, self._group)
+            except UserError as error:  # the same on every rank, and what was written is removed
+                if dist.get_rank() == 0:
+                    log.warning("%s: trying once more", error)
+                self._saved = write(staged, self._group)
+        except BaseException as error:
+            log.error("a checkpoint that was written in the background is lost: %s", error)
+            self._failure = error

@@ -1,0 +1,83 @@
+"""Saves behind the training: what is written is what was there when it was asked for, in memory that is used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from evo_core.checkpoint.agreement import check_agreement
+from evo_core.checkpoint.background import BackgroundSaves
+from evo_core.checkpoint.staging import HostCopies, Staged, stage
+from evo_core.checkpoint.tensors import read_tensors, write_parts
+from evo_core.errors import CheckpointError
+from tests.checkpoint.layouts import LAYOUTS, Layout, held
+from tests.ranks import run_on_ranks
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_what_is_written_is_what_was_there(tmp_path: Path, layout: Layout) -> None:
+    def body() -> None:
+        saves, tensors = BackgroundSaves(), held(layout, dist.get_rank(), filled=True)
+        for number in range(2):
+
+            def write(staged: Staged, group: dist.ProcessGroup, folder: Path = tmp_path / str(number)) -> Path:
+                check_agreement(staged.described, group)
+                write_parts(folder, staged.parts["model"], group)
+                return folder
+
+            saves.start({"model": tensors}, write)
+            for placed in tensors.values():  # training goes on, and its ranks talk to each other
+                dist.all_reduce(torch.ones(1000))
+                placed.local.add_(1)
+            assert saves.wait() == tmp_path / str(number)
+            assert saves.wait() is None
+        before = held(layout, dist.get_rank(), filled=True)
+        for number in range(2):
+            read = held(layout, dist.get_rank(), filled=False)
+            read_tensors(tmp_path / str(number), read)
+            for name, placed in read.items():
+                assert torch.equal(placed.local, before[name].local + number), (number, name)
+
+    run_on_ranks(body, layout.ranks)
+
+
+def test_copies_are_what_the_rank_writes_and_are_used_again() -> None:
+    def body() -> tuple[int, int]:
+        layout = Layout(1, 1, 2)
+        tensors, copies = held(layout, dist.get_rank(), filled=True), HostCopies()
+        places = []
+        for _ in range(2):
+            staged = stage({"model": tensors}, copies)
+            parts = [values for each in staged.parts["model"].values() for _, values in each.rectangles()]
+            places.append([values.data_ptr() for values in parts])
+        assert places[0] == places[1]
+        return copies.nbytes, sum(placed.local.nbytes for placed in tensors.values())
+
+    own, whole = zip(*run_on_ranks(body, 2), strict=True)
+    assert sum(own) == whole[0] == whole[1]
+
+
+def test_a_save_is_tried_twice_and_then_told_on_every_rank(tmp_path: Path) -> None:
+    def body() -> list[str]:
+        saves, tensors = BackgroundSaves(), held(Layout(1, 2), dist.get_rank(), filled=True)
+        tries: list[int] = []
+
+        def refused(staged: Staged, group: dist.ProcessGroup) -> Path:
+            tries.append(len(tries))
+            raise CheckpointError("no room", file=tmp_path)
+
+        def at_last(staged: Staged, group: dist.ProcessGroup) -> Path:
+            return refused(staged, group) if len(tries) < 3 else tmp_path
+
+        saves.start({"model": tensors}, refused)
+        with pytest.raises(CheckpointError, match="no room"):
+            saves.wait()
+        assert tries == [0, 1]
+        saves.start({"model": tensors}, at_last)  # and the next one is tried as if nothing had happened
+        assert saves.wait() == tmp_path
+        return [str(number) for number in tries]
+
+    assert run_on_ranks(body, 2) == [["0", "1", "2"]] * 2

@@ -1,0 +1,86 @@
+"""With ``ckpt.async_upload`` the same run and the same checkpoints, each whole before the run goes past the next."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evo_core.checkpoint import saving
+from evo_core.checkpoint.manifest import read_manifest
+from evo_core.checkpoint.tensors import read_tensors, stored_shapes
+from evo_core.checkpoint.train_state import TrainState
+from evo_core.errors import DataError
+from tests.ranks import run_on_ranks
+from tests.train.jobs import before_each_step, job, losses, run
+
+CHANGES: dict[str, Any] = {"model__dtype": "torch.bfloat16", "ckpt__checkpoint_every": 2, "ckpt__oss_snapshot_freq": 3}
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.empty(shape, dtype=torch.float64) for name, shape in stored_shapes(folder).items()}
+    read_tensors(folder, tensors)
+    return tensors
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_they_change_nothing_but_when_a_step_goes_on(tmp_path: Path, tensor: int) -> None:
+    def body(name: str) -> Path:
+        place = {"ckpt__save_ckpt_folder": f"local:{tmp_path / name}", "ckpt__async_upload": name == "behind"}
+        cfg = job(tmp_path, parallel__tensor=tensor, **CHANGES, **place)
+        return run(cfg, tmp_path / f"{name}_run").checkpoint
+
+    for name in ("within", "behind"):
+        assert run_on_ranks(body, 2, name) == [tmp_path / name / "8"] * 2
+    assert losses(tmp_path / "behind_run") == losses(tmp_path / "within_run")
+    folders = sorted(path.parent.relative_to(tmp_path / "within") for path in tmp_path.glob("within/**/manifest.json"))
+    assert [str(folder) for folder in folders] == ["2", "4", "6", "8", "snapshot/3"]
+    for folder in folders:
+        there, here = tmp_path / "within" / folder, tmp_path / "behind" / folder
+        assert read_manifest(here).files.keys() == read_manifest(there).files.keys()
+        was, now = TrainState.read(there), TrainState.read(here)
+        was.folder = now.folder
+        assert now == was
+        for part in ("model", "optimizer"):
+            expected, found = stored(there / part), stored(here / part)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_run_that_is_told_to_end_waits_for_its_last_one(tmp_path: Path) -> None:
+    cfg = job(tmp_path, ckpt__async_upload=True, ckpt__stop_file_path=str(tmp_path / "stop"), **CHANGES)
+
+    def body() -> tuple[int, Path]:
+        before_each_step(lambda step: (tmp_path / "stop").write_text("3") if step == 2 else None)
+        result = run(cfg, tmp_path / "run")
+        return result.step, result.checkpoint
+
+    assert run_on_ranks(body, 1) == [(3, tmp_path / "ckpt" / "3")]
+    assert read_manifest(tmp_path / "ckpt" / "3").step == 3
+
+
+def test_a_run_that_ends_with_an_error_leaves_its_last_one_complete(tmp_path: Path) -> None:
+    cfg = job(tmp_path, ckpt__async_upload=True, **CHANGES)
+
+    def body() -> bool:
+        failing, write_parts = threading.Event(), saving.write_parts
+
+        def waits(*args: Any) -> None:
+            failing.wait()
+            write_parts(*args)
+
+        def fails(step: int) -> None:
+            if step == 2:
+                failing.set()
+                raise DataError("a damaged shard")
+
+        saving.write_parts = waits
+        before_each_step(fails)
+        with pytest.raises(DataError, match="a damaged shard"):
+            run(cfg, tmp_path / "run")
+        return (tmp_path / "ckpt" / "2" / "manifest.json").exists()
+
+    assert run_on_ranks(body, 2) == [True, True]
