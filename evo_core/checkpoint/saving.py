@@ -27,8 +27,8 @@ from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_p
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
-from evo_core.errors import CheckpointError, UserError
-from evo_core.parallel.collectives import failing_together, gather_objects, on_first
+from evo_core.errors import CheckpointError
+from evo_core.parallel.collectives import RankFailed, failing_together, gather_objects, on_first
 from evo_core.placement import Placed
 from evo_core.storage.atomic import sync, sync_tree
 from evo_core.storage.local import try_writing
@@ -71,6 +71,7 @@ def save(
     Raises:
         CheckpointError: it cannot be written, or ranks have different values of one tensor; on every rank.
         UserError: the tokenizer that goes with the weights cannot be read any more; on every rank.
+        RankFailed: a rank met an error that is no user's mistake; on every rank.
     """
     staged = stage(tensors_of(model, optimizer_state))
     return write(root, cfg, staged, state, ending=ending_ids_of(model), snapshot=snapshot, run=run)
@@ -107,7 +108,7 @@ def write(
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot), group)
     try:
         _fill(folder, cfg, staged, state, ending, group)
-    except UserError:
+    except Exception:
         if dist.get_rank() == 0:
             with suppress(OSError):  # the reason is the error that is raised
                 folders.remove(folder)
@@ -176,7 +177,8 @@ def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Parts], group:
     """Write tensors into a part of the checkpoint, from all ranks; where one of them fails, all are told the same.
 
     Raises:
-        CheckpointError: the file system refused. Another failure is raised as it is.
+        CheckpointError: the file system refused.
+        RankFailed: something else went wrong on a rank.
     """
     from torch.distributed.checkpoint import CheckpointException
 
@@ -186,7 +188,8 @@ def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Parts], group:
         failures = [failure for failure, _ in error.failures.values()]
         reason = on_first(lambda: _refusal(folder, failures), group)
         if reason is None:
-            raise
+            rank, (failure, _) = next(iter(error.failures.items()))
+            raise RankFailed(f"rank {rank}: {type(failure).__name__}: {failure}") from error
         raise CheckpointError(_cannot(reason), file=folder) from error
 
 

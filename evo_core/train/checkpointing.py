@@ -144,11 +144,19 @@ class Checkpointing:
         return Asked(self._stop.requested, self._stop_file.read())
 
     def decide(self, done: int, asked: Asked) -> Decision:
-        """What is to be done after `done` steps, given what all ranks together have heard."""
+        """What is to be done after `done` steps, given what all ranks together have heard.
+
+        Raises:
+            BaseException: the background writing ended on this rank without the others being told: it must end too.
+        """
+        if self._background is not None:
+            self._background.check()
         return self._cadence.decide(done, asked)
 
     def save(self, state: TrainState, batches: Prefetch, *, snapshot: bool) -> None:
         """Write a checkpoint of now, or with ``ckpt.async_upload`` begin to; every rank must call it.
+
+        Where the one before was lost, this one is written and waited for before the run ends with the error of that.
 
         Args:
             state: where the run is; what optimizer and data know of it is filled in here.
@@ -156,10 +164,11 @@ class Checkpointing:
             snapshot: write it among the snapshots.
 
         Raises:
-            CheckpointError: it cannot be written, or the one before could not, on every rank.
+            UserError: it cannot be written, or the one before could not, on every rank.
+            RankFailed: the same, where a rank met an error that is no user's mistake.
         """
         began = time.perf_counter()
-        self.finish()
+        lost = self._lost()
         state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
         state.data_cursors = data_cursors(batches, self._mesh)
         tensors = tensors_of(self._model, self._optimizer.state())
@@ -169,15 +178,29 @@ class Checkpointing:
             return
         self._background.start(tensors, lambda staged, group: self._written(staged, group, now, snapshot, began))
         log.info("step %d is being saved; the run waited %.2f s", state.step, time.perf_counter() - began)
+        if lost is not None:
+            self.finish()
+            raise lost
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written in the background, if one is; every rank must call it.
 
         Raises:
-            CheckpointError: it could not be written, on every rank.
+            UserError: it could not be written, on every rank.
+            RankFailed: the same, where a rank met an error that is no user's mistake.
         """
         if self._background is not None:
             self.newest = self._background.wait() or self.newest
+
+    def _lost(self) -> Exception | None:
+        """Wait for the checkpoint that is being written, and return why it is lost if it is."""
+        try:
+            self.finish()
+        except Exception as error:
+            if self._background is not None:
+                self._background.check()  # where the ranks' threads are out of step, no other can be written
+            return error
+        return None
 
     @contextmanager
     def settled(self) -> Iterator[None]:
