@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evo_core.checkpoint.retention import outdated
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
@@ -23,7 +24,6 @@ from evo_core.storage.local import try_creating, try_writing
 
 MANIFEST = "manifest.json"
 SNAPSHOTS = "snapshot"
-SNAPSHOTS_KEPT = 2
 
 log = logging.getLogger(__name__)
 
@@ -191,21 +191,10 @@ def resolve_own(path: Path) -> Path:
     return newest
 
 
-def remove_old(root: Path, keep: int | None, run: Run = UNKNOWN) -> None:
-    """Remove all but the `keep` complete checkpoints that a run saved last (None keeps all) and its last two snapshots.
-
-    Its incomplete folders before those go too: nothing will ever complete them. What another run left stays, and so
-    does what was found damaged or is of a later step than the last that was saved: it was put there by somebody.
-    """
-    own = [f for f in find(root) if f.run is not None and f.run.id == run.id and f.name not in run.passed_over]
-    for snapshot, kept in ((False, keep), (True, SNAPSHOTS_KEPT)):
-        if kept is None:
-            continue
-        folders = [f for f in own if f.snapshot == snapshot]
-        newest = sorted((f for f in folders if f.complete), key=lambda f: f.saved, reverse=True)[:kept]
-        for folder in folders:
-            if newest and folder not in newest and folder.age < newest[0].age:
-                remove(folder.path)
+def remove_old(root: Path, keep: int | None, run: Run = UNKNOWN, *, keep_every: int | None = None) -> None:
+    """Remove what is too old of a run: see `evo_core.checkpoint.retention.outdated`."""
+    for folder in outdated(find(root), run, keep, keep_every):
+        remove(folder.path)
 
 
 def remove(path: Path) -> None:

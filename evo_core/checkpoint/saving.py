@@ -37,6 +37,7 @@ from evo_core.storage.location import is_hub_id, is_remote
 if TYPE_CHECKING:
     from evo_core.checkpoint.parts import Parts
     from evo_core.config import TrainConfig
+    from evo_core.config.schema.ckpt import CkptConfig
 
 _PROBE_BYTES = 1 << 20
 
@@ -113,14 +114,14 @@ def write(
             with suppress(OSError):  # the reason is the error that is raised
                 folders.remove(folder)
         raise
-    on_first(lambda: _remove_old(root, cfg.ckpt.keep, run), group)
+    on_first(lambda: _remove_old(root, cfg.ckpt, run), group)
     return folder
 
 
-def _remove_old(root: Path, keep: int | None, run: Run) -> None:
+def _remove_old(root: Path, ckpt: CkptConfig, run: Run) -> None:
     """Remove what is too old; what cannot be is no reason to end a run whose checkpoint is complete."""
     try:
-        folders.remove_old(root, keep, run)
+        folders.remove_old(root, ckpt.keep, run, keep_every=ckpt.kept_for_ever)
     except (OSError, CheckpointError) as error:
         log.warning("older checkpoints stay in %s: %s", root, error)
 
