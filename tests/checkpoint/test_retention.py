@@ -83,3 +83,14 @@ def test_the_newest_and_each_mth(keep: int | None, keep_every: int | None, left:
     found = [folder(step, run=Run("mine", saved=float(step))) for step in range(10, 90, 10)]
     gone = outdated(found, Run("mine"), keep, keep_every)
     assert [each.step for each in found if each not in gone] == left
+
+
+def test_a_snapshot_is_never_kept_for_ever() -> None:
+    found = [folder(step, snapshot=True, run=Run("mine", saved=float(step))) for step in (2, 4, 6, 8)]
+    assert [each.step for each in outdated(found, Run("mine"), 1, 2)] == [2, 4]
+
+
+def test_what_somebody_put_there_does_not_count() -> None:
+    saved = {4: 1.0, 9: 2.0, 5: 3.0}  # the run fell back to 4, and 9 was put back since
+    found = [folder(step, run=Run("mine", saved=time)) for step, time in saved.items()]
+    assert outdated(found, Run("mine"), 2) == []
