@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from evo_core.checkpoint import train_state
+from evo_core.checkpoint.about import About
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.errors import CheckpointError
 from evo_core.storage.files import create_file
@@ -50,6 +51,7 @@ class Manifest:
         files: path inside the folder to size and digest.
         tokenizer: path of the tokenizer inside the folder, where there is one.
         written_by: ranks and library versions, or the format it was converted from.
+        about: what a training job made it by and from; None where it was converted, or an older version wrote it.
         format: one of `READABLE`.
     """
 
@@ -59,6 +61,7 @@ class Manifest:
     files: dict[str, FileRecord]
     tokenizer: str | None = None
     written_by: dict[str, Any] = field(default_factory=dict)
+    about: About | None = None
     format: int = FORMAT
 
     @property
@@ -81,7 +84,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         OSError: it cannot be written, or there is one.
     """
     path = folder / MANIFEST
-    if not create_file(path, json.dumps({"format": manifest.format, **asdict(manifest)}, indent=1)):
+    if not create_file(path, json.dumps({"format": manifest.format, **asdict(manifest)}, indent=1, allow_nan=False)):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
@@ -93,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_twins)
+        raw = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_twins, parse_constant=_no_number)
         if type(raw["format"]) is not int:
             raise ValueError("its format is no number")
         if raw["format"] not in READABLE:
@@ -101,7 +104,9 @@ def read_manifest(folder: Path) -> Manifest:
             message = f"written by another version of Evo, in format {raw['format']}; this one reads {readable}"
             raise CheckpointError(message, file=path, hint="read it with the version that wrote it")
         files = {_inside(name): _record(**record) for name, record in raw.pop("files").items()}
-        manifest = Manifest(**raw, files=files)
+        if (about := raw.pop("about", None)) is not None:
+            about = About.read(about)
+        manifest = Manifest(**raw, files=files, about=about)
         if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):
             raise ValueError("step and tokens are not whole numbers")
         if manifest.tokenizer is not None:
@@ -121,6 +126,10 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         raise ValueError("a key is there twice")
     return result
+
+
+def _no_number(token: str) -> Any:
+    raise ValueError(f"{token} is no JSON")
 
 
 def _inside(name: str) -> str:

@@ -35,6 +35,7 @@ from evo_core.storage.local import try_writing
 from evo_core.storage.location import is_hub_id, is_remote
 
 if TYPE_CHECKING:
+    from evo_core.checkpoint.about import About
     from evo_core.checkpoint.parts import Parts
     from evo_core.config import TrainConfig
     from evo_core.config.schema.ckpt import CkptConfig
@@ -97,18 +98,20 @@ def write(
     ending: Sequence[int] = (),
     snapshot: bool = False,
     run: Run = UNKNOWN,
+    about: About | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write a checkpoint of what was staged; see `save`. Every rank must call it, in any thread of its own.
 
     Args:
         ending: ids that end a text.
+        about: what it is made by and from; the first rank's is kept.
         group: all ranks, in their order, for nothing else in this time; None is the default group.
     """
     check_agreement(staged.described, group)
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot), group)
     try:
-        _fill(folder, cfg, staged, state, ending, group)
+        _fill(folder, cfg, staged, state, ending, about, group)
     except Exception:
         if dist.get_rank() == 0:
             with suppress(OSError):  # the reason is the error that is raised
@@ -132,6 +135,7 @@ def _fill(
     staged: Staged,
     state: TrainState,
     ending: Sequence[int],
+    about: About | None,
     group: dist.ProcessGroup | None,
 ) -> None:
     """Write all files of a checkpoint, the manifest last."""
@@ -151,7 +155,7 @@ def _fill(
     for records in gather_objects(own, group):
         files.update(records)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
-    manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
+    manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by, about)
     on_first(lambda: _written(folder, lambda: _complete(folder, manifest)), group)
 
 

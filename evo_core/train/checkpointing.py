@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evo_core.checkpoint import TrainState
+from evo_core.checkpoint.about import About
 from evo_core.checkpoint.background import BackgroundSaves
 from evo_core.checkpoint.saving import ending_ids_of, tensors_of, write
 from evo_core.checkpoint.staging import stage
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Stop
+    from evo_core.train.record import StepRecord
     from evo_core.train.stop_file import StopFile
 
 log = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ class Checkpointing:
         self._folder, self._cadence = save_folder(cfg), Cadence.of(cfg)
         self._stop, self._stop_file = stop, stop_file
         self._background = BackgroundSaves() if cfg.ckpt.async_upload and self._cadence.saves else None
+        self._about = About.of(cfg, mesh.world.size) if self._cadence.saves and mesh.is_log_rank else None
         self.newest = newest
 
     def asked(self) -> Asked:
@@ -153,13 +156,14 @@ class Checkpointing:
             self._background.check()
         return self._cadence.decide(done, asked)
 
-    def save(self, state: TrainState, batches: Prefetch, *, snapshot: bool) -> None:
+    def save(self, state: TrainState, record: StepRecord, batches: Prefetch, *, snapshot: bool) -> None:
         """Write a checkpoint of now, or with ``ckpt.async_upload`` begin to; every rank must call it.
 
         Where the one before was lost, this one is written and waited for before the run ends with the error of that.
 
         Args:
             state: where the run is; what optimizer and data know of it is filled in here.
+            record: of the last step.
             batches: where the next batch comes from.
             snapshot: write it among the snapshots.
 
@@ -172,11 +176,11 @@ class Checkpointing:
         state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
         state.data_cursors = data_cursors(batches, self._mesh)
         tensors = tensors_of(self._model, self._optimizer.state())
-        now = copy.deepcopy(state)
+        now, about = copy.deepcopy(state), self._about and self._about.after(record.fields())
         if self._background is None:
-            self.newest = self._written(stage(tensors), None, now, snapshot, began)
+            self.newest = self._written(stage(tensors), None, now, about, snapshot, began)
             return
-        self._background.start(tensors, lambda staged, group: self._written(staged, group, now, snapshot, began))
+        self._background.start(tensors, lambda staged, group: self._written(staged, group, now, about, snapshot, began))
         log.info("step %d is being saved; the run waited %.2f s", state.step, time.perf_counter() - began)
         if lost is not None:
             self.finish()
@@ -216,11 +220,26 @@ class Checkpointing:
             raise
 
     def _written(
-        self, staged: Staged, group: dist.ProcessGroup | None, state: TrainState, snapshot: bool, began: float
+        self,
+        staged: Staged,
+        group: dist.ProcessGroup | None,
+        state: TrainState,
+        about: About | None,
+        snapshot: bool,
+        began: float,
     ) -> Path:
         assert self._folder is not None
-        ending, run = ending_ids_of(self._model), self._run
-        folder = write(self._folder, self._cfg, staged, state, ending=ending, snapshot=snapshot, run=run, group=group)
+        folder = write(
+            self._folder,
+            self._cfg,
+            staged,
+            state,
+            ending=ending_ids_of(self._model),
+            snapshot=snapshot,
+            run=self._run,
+            about=about,
+            group=group,
+        )
         log.info("saved %s in %.1f s", folder, time.perf_counter() - began)
         return folder
 
