@@ -131,4 +131,4 @@ def _dataset(cfg: TrainConfig) -> tuple[str | None, str | None]:
     try:
         return dataset_version(cfg.data.train_folder), None
     except (UserError, OSError):  # said without the error, which may hold what came from the environment
-        return None, "no statistics.json of `evo data shard` beside the folder"
+        return None, "no statistics.json of `evo data shard` can be read beside the folder"

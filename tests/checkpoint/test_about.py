@@ -93,8 +93,11 @@ def test_digests_tell_what_changes_weights_from_what_does_not(tmp_path: Path) ->
     ("changes", "why"),
     [
         ({"data__train_folder": None}, "random data"),
-        ({"data__train_folder": "/nowhere/at/all"}, "no statistics.json of `evo data shard` beside the folder"),
-        ({"data__train_folder": "/"}, "no statistics.json of `evo data shard` beside the folder"),
+        (
+            {"data__train_folder": "/nowhere/at/all"},
+            "no statistics.json of `evo data shard` can be read beside the folder",
+        ),
+        ({"data__train_folder": "/"}, "no statistics.json of `evo data shard` can be read beside the folder"),
     ],
 )
 def test_data_without_a_version_say_why(tmp_path: Path, changes: dict[str, Any], why: str) -> None:

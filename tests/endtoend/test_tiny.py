@@ -74,6 +74,9 @@ def test_the_checkpoint_itself_names_its_dataset_code_and_settings(whole: Evo) -
     git = manifests["model"]["provenance"]["git"]
     assert about["commit"] == (git and git["commit"])
     assert about["metrics"]["step"] == 23
+    made_by = manifests["model"]["statistics"]["made_by"]
+    assert {"commit", "dataset", "identity_digest"} <= made_by.keys()
+    assert made_by == {name: about[name] for name in made_by}
 
 
 def test_status_and_dag(whole: Evo) -> None:
