@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from evo_core.checkpoint.folder import MANIFEST, Found, find
 from evo_core.checkpoint.manifest import Manifest, read_manifest
 from evo_core.checkpoint.run import FILE as RUN_FILE
 from evo_core.checkpoint.run import Run
-from evo_core.errors import CheckpointError
-from evo_core.storage.location import local_path
+from evo_core.errors import CheckpointError, DamagedError
+from evo_core.storage.files import below, file_exists
+from evo_core.storage.location import Location, check_location, is_remote, local_path
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,22 @@ class Checkpoint:
         name: below the save folder; of one that was named by itself, its location.
         run: whose it is; None where that cannot be read.
         manifest: None where there is none, or a damaged one.
-        problem: what is wrong with the manifest that is there.
+        problem: why the manifest that is there was not read.
+        damaged: whether it is damaged, and not of a version or in a store that this one cannot read.
     """
 
-    location: Path
+    location: Location
     name: str
     run: Run | None
     manifest: Manifest | None
     problem: str | None = None
+    damaged: bool = False
 
     @property
-    def state(self) -> Literal["complete", "incomplete", "damaged"]:
+    def state(self) -> Literal["complete", "incomplete", "damaged", "unreadable"]:
         """Complete says that the manifest is whole, not that every file is as it names it."""
         if self.problem is not None:
-            return "damaged"
+            return "damaged" if self.damaged else "unreadable"
         return "incomplete" if self.manifest is None else "complete"
 
     @property
@@ -69,20 +71,19 @@ class Checkpoint:
 
     def record(self) -> dict[str, Any]:
         """All that is known, as plain data."""
-        return self.summary() | {"manifest": None if self.manifest is None else asdict(self.manifest)}
+        return self.summary() | {"manifest": self.manifest and self.manifest.plain}
 
 
 def look(folder: str) -> Checkpoint | list[Checkpoint]:
     """The checkpoint in a folder, or the checkpoints below a save folder, newest first.
 
     Raises:
-        CheckpointError: there are none.
+        UserError: there are none, or the store cannot be asked.
     """
-    location = local_path(folder, "FOLDER")
-    if not location.is_dir():
-        raise CheckpointError("no such folder", file=location)
-    if (location / MANIFEST).exists() or (location / RUN_FILE).exists():
-        return _described(location, str(location), complete=(location / MANIFEST).exists(), run=Run.read(location))
+    location = _place(folder)
+    complete = file_exists(below(location, MANIFEST))
+    if complete or file_exists(below(location, RUN_FILE)):
+        return _described(location, str(location), complete=complete, run=Run.read(location))
     found = find(location)
     if not found:
         hint = "name a save folder, or a folder <step> in it"
@@ -90,14 +91,24 @@ def look(folder: str) -> Checkpoint | list[Checkpoint]:
     return [_of(each) for each in found]
 
 
+def _place(folder: str) -> Location:
+    check_location(folder, "FOLDER")
+    if is_remote(folder):
+        return folder
+    path = local_path(folder, "FOLDER")
+    if not path.is_dir():
+        raise CheckpointError("no such folder", file=path)
+    return path
+
+
 def _of(found: Found) -> Checkpoint:
     return _described(found.path, found.name, complete=found.complete, run=found.run)
 
 
-def _described(location: Path, name: str, *, complete: bool, run: Run | None) -> Checkpoint:
+def _described(location: Location, name: str, *, complete: bool, run: Run | None) -> Checkpoint:
     if not complete:
         return Checkpoint(location, name, run, None)
     try:
         return Checkpoint(location, name, run, read_manifest(location))
     except CheckpointError as error:
-        return Checkpoint(location, name, run, None, error.message)
+        return Checkpoint(location, name, run, None, error.message, isinstance(error, DamagedError))

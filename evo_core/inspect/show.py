@@ -16,7 +16,7 @@ _NUMBERS = (2, 3, 4)
 
 
 def list_of(checkpoints: Sequence[Checkpoint]) -> str:
-    """A line each, and under them what is wrong with those that are damaged."""
+    """A line each, and under them why some were not read."""
     rows = [_HEAD, *map(_row, checkpoints)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(_cell, range(len(row)), row, widths)).rstrip() for row in rows]
@@ -52,7 +52,7 @@ def facts_of(checkpoint: Checkpoint) -> str:
 def _facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     manifest, run = checkpoint.manifest, checkpoint.run
     yield "checkpoint", str(checkpoint.location)
-    yield "state", checkpoint.state if checkpoint.problem is None else f"damaged: {checkpoint.problem}"
+    yield "state", ": ".join(filter(None, (checkpoint.state, checkpoint.problem)))
     if run is not None:
         yield "run", f"{run.id or '-'} ({run.job or '-'})"
         yield "saved", _when(run.saved)
