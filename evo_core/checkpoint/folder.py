@@ -89,7 +89,7 @@ def find(root: Location) -> list[Found]:
         (below(home, name), snapshot, match) for home, snapshot, name in places if (match := _NAME.fullmatch(name))
     ]
     look = in_threads if is_remote(root) else map  # of a store each question takes its time
-    found = look(lambda place: _found(*place), named)
+    found = [each for each in look(lambda place: _found(*place), named) if not _is_gone(each)]
     return sorted(found, key=lambda f: (f.age, not f.snapshot), reverse=True)
 
 
@@ -102,6 +102,11 @@ def _folders(home: Location) -> list[str]:
 
 def _found(path: Location, snapshot: bool, match: re.Match[str]) -> Found:
     return Found(path, int(match[1]), int(match[2] or 1), _is_complete(path), snapshot, Run.read(path))
+
+
+def _is_gone(found: Found) -> bool:
+    """Whether there is only a name: some stores go on listing a folder whose objects were removed."""
+    return is_remote(found.path) and not found.complete and found.run is UNKNOWN
 
 
 def _is_complete(path: Location) -> bool:
