@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint import saving
@@ -109,3 +110,31 @@ def test_a_lost_one_costs_neither_the_next_one_nor_the_runs_end(tmp_path: Path) 
     assert run_on_ranks(body, 2) == [(["3"], 2)] * 2  # the snapshot after the third step is the next save
     result = run_on_ranks(lambda: run(cfg, tmp_path / "run").step, 2)
     assert result == [8, 8]
+
+
+def test_a_rank_whose_writing_failed_by_itself_ends_after_the_step(tmp_path: Path) -> None:
+    """The others' threads wait for it, and would until the next save."""
+    cfg = job(tmp_path, ckpt__async_upload=True, ckpt__checkpoint_every=2)
+
+    def body() -> None:
+        check_agreement = saving.check_agreement
+
+        def fails(*args: Any) -> None:
+            if dist.get_rank() == 1:
+                raise ValueError("a bug")
+            check_agreement(*args)
+
+        def note(step: int) -> None:
+            if dist.get_rank() == 1:
+                for thread in threading.enumerate():
+                    if thread.name == "checkpoint":
+                        thread.join()
+                (tmp_path / f"step-{step}").touch()
+
+        saving.check_agreement = fails
+        before_each_step(note)
+        run(cfg, tmp_path / "run")
+
+    with pytest.raises(RuntimeError, match="rank 1 failed:(?s:.*)ValueError: a bug"):
+        run_on_ranks(body, 2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-0", "step-1", "step-2"]
