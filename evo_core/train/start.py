@@ -67,6 +67,8 @@ class Start:
         self.candidates.damaged(error)
         found = self.candidates.next()
         assert found is not None
+        if dist.get_rank() == 0:
+            log.info("resuming from %s", found[0])
         return replace(self, checkpoint=found[0], run=found[1])
 
 

@@ -68,9 +68,9 @@ def test_a_run_that_ends_with_an_error_leaves_its_last_one_complete(tmp_path: Pa
     def body() -> bool:
         failing, write_parts = threading.Event(), saving.write_parts
 
-        def waits(*args: Any) -> None:
+        def waits(*args: Any) -> Any:
             failing.wait()
-            write_parts(*args)
+            return write_parts(*args)
 
         def fails(step: int) -> None:
             if step == 2:
