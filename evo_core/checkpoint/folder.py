@@ -17,7 +17,7 @@ from pathlib import Path
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.config import local_path
 from evo_core.errors import CheckpointError
-from evo_core.storage.atomic import clear_drafts
+from evo_core.storage.atomic import clear_drafts, new_folder
 from evo_core.storage.files import delete
 from evo_core.storage.local import try_creating, try_writing
 
@@ -102,6 +102,13 @@ def newest_run(found: Sequence[Found], *, job: str | None = None, launch: Collec
     return max(runs, key=lambda run: (run.job == job, runs[run]), default=None)
 
 
+def unfinished_run(found: Sequence[Found], job: str) -> Run | None:
+    """The last run of a job that began a checkpoint and has none that is complete: it ended in its first save."""
+    completed = {f.run.id for f in found if f.complete and f.run is not None}
+    own = [f for f in found if f.run is not None and f.run.job == job and f.run.id and f.run.id not in completed]
+    return max(own, key=lambda f: f.saved).run if own else None
+
+
 def complete_ones(root: Path, run: Run | None = None) -> list[Found]:
     """The complete checkpoints of a run, newest first; warns of incomplete ones among the newest.
 
@@ -159,15 +166,26 @@ def create(root: Path, step: int, run: Run = UNKNOWN, *, snapshot: bool = False)
         clear_drafts(folder)  # a kill in the middle of removing one leaves what may be large
         while True:
             path = folder / (str(step) if attempt == 1 else f"{step}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                attempt += 1
-                continue
-            run.write(path)
-            return path
+            if _take(path, run):
+                return path
+            attempt += 1
     except OSError as error:
         raise CheckpointError(f"no checkpoint can be saved: {error.strerror}", file=folder) from error
+
+
+def _take(path: Path, run: Run) -> bool:
+    """Have a checkpoint folder appear with its owner in it, unless something has that name: whatever is killed when, no
+    folder is nobody's."""
+    if path.exists():
+        return False
+    try:
+        with new_folder(path) as draft:
+            run.write(draft)
+    except OSError as error:
+        if error.filename2 is None:
+            raise
+        return False  # another run took it first
+    return True
 
 
 def resolve_own(path: Path) -> Path:

@@ -138,11 +138,18 @@ def _own_checkpoint(cfg: TrainConfig, folder: Path, *, first: bool) -> Start | N
 
 
 def run_of(start: Start | None, cfg: TrainConfig) -> Run:
-    """The run as its checkpoints will name it, new or gone on with; every rank must call it."""
+    """The run as its checkpoints will name it, new or gone on with; every rank must call it.
+
+    One that was killed in its first save begins again as the same run, which removes what that save left.
+    """
     marks = tuple(_marks_of_all())
     if start is not None and start.resumes:
         return replace(start.run, job=cfg.job_name, launch=marks)
-    return on_first(lambda: Run.new(cfg.job_name, marks))
+    folder = save_folder(cfg)
+    unfinished = None
+    if cfg.ckpt.auto_resume and folder is not None:
+        unfinished = on_first(lambda: folders.unfinished_run(folders.find(folder), cfg.job_name))
+    return replace(unfinished, launch=marks) if unfinished else on_first(lambda: Run.new(cfg.job_name, marks))
 
 
 def _marks_of_all() -> list[str]:
