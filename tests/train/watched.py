@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from evo_core.checkpoint import verify
 from evo_core.checkpoint.folder import MANIFEST
 from tests.ranks import run_on_ranks
+from tests.s3_server import S3Server
 
 
 class Watched(Protocol):
@@ -43,6 +45,33 @@ class Disk:
 
     def check(self) -> None:
         run_on_ranks(lambda: [verify(self._folder / name).step for name in self.complete()], 1)
+
+
+class Bucket:
+    """A save folder in a new bucket of a server."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.client, self.name = server.client(), server.new_bucket()
+        self.location = f"boto3:s3://{self.name}.{urlsplit(server.endpoint).netloc}/runs/ckpt"
+
+    def begun(self) -> set[str]:
+        return {key.partition("/")[0] for key in self.keys()}
+
+    def complete(self) -> set[str]:
+        return {key.removesuffix(f"/{MANIFEST}") for key in self.keys() if key.endswith(f"/{MANIFEST}")}
+
+    def check(self) -> None:
+        run_on_ranks(lambda: [verify(f"{self.location}/{name}").step for name in self.complete()], 1)
+
+    def keys(self) -> list[str]:
+        """Of everything below the save folder, without what leads to it."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="runs/ckpt/")
+        found = [entry["Key"].removeprefix("runs/ckpt/") for page in pages for entry in page.get("Contents", ())]
+        return [key for key in found if not key.startswith(".")]
+
+    def uploads(self) -> list[str]:
+        """Keys of uploads that are neither complete nor taken back."""
+        return [entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
 
 
 def newest(names: set[str]) -> str | None:
