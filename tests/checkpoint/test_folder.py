@@ -79,6 +79,8 @@ def test_retention(tmp_path: Path) -> None:
     remove_old(tmp_path, None)
     kept = ["9", "snapshot/7", "snapshot/6"]  # 9 may be in the making, and nothing will ever complete 2-2
     assert left(tmp_path) == [*kept, "4", "3", "2", "1"]
+    remove_old(tmp_path, 2, keep_every=2)
+    assert left(tmp_path) == [*kept, "4", "3", "2"]
     remove_old(tmp_path, 2)
     assert left(tmp_path) == [*kept, "4", "3"]
 

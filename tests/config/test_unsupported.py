@@ -89,6 +89,14 @@ def test_only_what_was_set_is_named() -> None:
         "data.use_shm (random data has no index)",
         "data.text_key (it is for Hugging Face data sets)",
     ]
+    for ckpt, why in (
+        ({"checkpoint_every": 10, "keep": 1}, []),
+        ({"checkpoint_every": 10}, ["without keep all checkpoints stay"]),
+        ({"keep": 1}, ["checkpoint_every is .inf"]),
+        ({"keep": 1, "enable_save_ckpt": False}, ["nothing is saved"]),
+    ):
+        saved = job({"ckpt": {"save_ckpt_folder": "local:x", "keep_every": 20} | ckpt})
+        assert saved.settings_without_effect("cpu") == [f"ckpt.keep_every ({one})" for one in why]
     assert job({"moe": {"top_k": 2}}).settings_without_effect("cuda") == ["moe.top_k (num_experts is 1)"]
 
 
