@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.allowed import Allow, listed
 from evo_core.checkpoint.generation_settings import ending_of, generation_of
 from evo_core.checkpoint.manifest import Manifest, check_files, damage, damaged, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
@@ -23,6 +25,7 @@ from evo_core.checkpoint.tensors import (
     read_model,
     read_tensors,
     stored_shapes,
+    unread,
 )
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.errors import CheckpointError
@@ -98,18 +101,27 @@ def newest_sound(root: Path, run: Run | None = None) -> tuple[Path, Run] | None:
     return None
 
 
-def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collection[str] = ("all",)) -> TrainState:
+def load(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    content: Collection[str] = ("all",),
+    allow: Allow | None = None,
+) -> TrainState:
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
+        model: where `allow` says that tensors may be missing, with first weights.
         content: "model" with any of "sampler" (how far it is in the data), "optimizer" (Adam's moments, loss scale) and
             "scheduler" (place in the schedules); or "all".
+        allow: tensors of the model that may be missing or be left over; None: none.
 
     Returns:
         The training state of the checkpoint; what was not asked for is as in a fresh one.
 
     Raises:
-        CheckpointError: it does not fit the model, or "model" is not asked for.
+        CheckpointError: it does not fit the model, "model" is not asked for, or "optimizer" is for a model with
+            parameters that are missing there.
     """
     content = {"model", "sampler", "optimizer", "scheduler"} if "all" in content else set(content)
     if "model" not in content:
@@ -119,14 +131,17 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
             hint='add "model", or write "all"',
         )
     saved, state = TrainState.read(folder), TrainState()
-    check_model(folder / MODEL, model)
+    difference = check_model(folder / MODEL, model, allow)
     moments: int = 0
     states: Mapping[str, Placed] = {}
     if "optimizer" in content:
+        _check_states(folder, model, difference.missing, content)
         flat = read_manifest(folder).format == 1
         states = _stored_states(folder / OPTIMIZER, optimizer)
         check_tensors(folder / OPTIMIZER, states, flat=flat)  # nothing is changed where something does not fit
-    read_model(folder / MODEL, model)
+    read_model(folder / MODEL, model, allow)
+    if dist.get_rank() == 0:
+        replace(difference, missing=tuple(unread(model, difference.missing))).tell(folder)
     take_ending(folder, model)
     if "optimizer" in content:
         read_tensors(folder / OPTIMIZER, states, flat=flat)
@@ -141,6 +156,19 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
         state.folder, state.seed, state.data_cursors = saved.folder, saved.seed, saved.data_cursors
     return state
+
+
+def _check_states(folder: Path, model: nn.Module, missing: Collection[str], content: Collection[str]) -> None:
+    """Refuse to take states of an optimizer for parameters that are not in the checkpoint."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if new := [name for name in unread(model, missing) if name in parameters]:
+        rest = [name for name in ("model", "sampler", "scheduler") if name in content]
+        raise CheckpointError(
+            f"lacks {listed(new)}: a tensor that is new here has no optimizer states there",
+            file=folder,
+            key="ckpt.load_ckpt_info.content",
+            hint=f"write content: {json.dumps(rest)}",
+        )
 
 
 def take_ending(folder: Path, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.allowed import NOTHING, Allow
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_objects, on_first
@@ -44,6 +45,7 @@ class Start:
         kind: the format of the folder that was found.
         ckpt_type: the format that it was said to have.
         source: what was written for it, where that is no path.
+        allow: tensors of the model that it may lack or have beside them.
     """
 
     checkpoint: Path
@@ -53,6 +55,12 @@ class Start:
     kind: Kind = "evo"
     ckpt_type: str | None = None
     source: str | None = None
+    allow: Allow = NOTHING
+
+    @property
+    def fills_the_model(self) -> bool:
+        """Whether every tensor of the model is taken from it, so that none needs first weights."""
+        return self.resumes or not self.allow.missing
 
 
 def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> Start | None:
@@ -69,7 +77,8 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
     info = cfg.ckpt.load_ckpt_info
     if init is None and not cfg.ckpt.auto_resume and info is not None:
         content = tuple(info.content)
-        init = Start(Path(info.path), content, resumes=False, ckpt_type=info.ckpt_type, source=info.path)
+        allow = Allow(info.allow.missing, info.allow.unexpected)
+        init = Start(Path(info.path), content, resumes=False, ckpt_type=info.ckpt_type, source=info.path, allow=allow)
     folder = save_folder(cfg)
     found = _own_checkpoint(cfg, folder, first=first) if folder is not None else None
     if cfg.ckpt.auto_resume:
@@ -187,10 +196,11 @@ def _located(init: Start) -> Start:
 
 def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
     """The weights of another system's folder, at the beginning of a run; each rank reads what it holds by itself."""
-    weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
-    fill_model(model, weights)
+    weights = open_weights(start.checkpoint, start.kind, model=cfg.model, whole=False)
+    taken = fill_model(model, weights, start.allow)
     optimizer.restored(updates=0)
     if dist.get_rank() == 0:
+        taken.tell(weights.folder)
         for difference in other_settings(weights.model, cfg.model):
             log.warning("%s: %s", start.checkpoint, difference)
     return TrainState()
@@ -212,7 +222,8 @@ def take_start(
     """
     if start.kind != "evo":
         return _take_foreign(start, cfg, model, optimizer)
-    state = load(start.checkpoint, model, optimizer, start.content)
+    allow = None if start.resumes else start.allow
+    state = load(start.checkpoint, model, optimizer, start.content, allow)
     if state.step == 0:
         return state
     if state.data_digest != data.digest:

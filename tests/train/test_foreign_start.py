@@ -151,7 +151,7 @@ def test_weights_alone_have_no_optimizer(tmp_path: Path) -> None:
 
 
 def test_other_shapes_and_heads_are_refused(tmp_path: Path, hf: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"lacks blocks\.2\..* and"):
+    with pytest.raises(CheckpointError, match=r"lacks layers\.2\..* and"):
         train(from_there(tmp_path, hf, "hf_model", model__num_layers=3), folder=tmp_path / "run")
     with pytest.raises(
         CheckpointError, match=r"model\.num_attention_heads: has num_attention_heads 4 there and 8 here"

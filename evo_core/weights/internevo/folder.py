@@ -42,12 +42,13 @@ def is_internevo(folder: Path) -> bool:
     return _newest(folder) is not None
 
 
-def open_internevo(folder: Path, model: ModelConfig | None = None) -> Weights:
+def open_internevo(folder: Path, model: ModelConfig | None = None, *, whole: bool = True) -> Weights:
     """The weights of an InternEvo checkpoint, merged over its files.
 
     Args:
         folder: a checkpoint, or a save folder (then its newest complete one).
         model: the `model` block, where the folder does not say the shape itself (no ``model_config.pt``).
+        whole: refuse tensors that are not all of a model; see `open_weights`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the files are not shards of one model.
@@ -58,7 +59,7 @@ def open_internevo(folder: Path, model: ModelConfig | None = None) -> Weights:
     settings = shape_of(tensors, stated, folder)
     job = configuration(settings, folder / MODEL_CONFIG)
     check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder)
-    plain = PlainForm(job.model).to_plain(tensors)
+    plain = PlainForm(job.model).to_plain(tensors, whole=whole)
     return Weights(folder, "internevo", job, plain, find_tokenizer(folder), generation=read_generation(folder))
 
 
