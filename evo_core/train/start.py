@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
 from evo_core.checkpoint import TrainState, load, newest_sound, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.allowed import NOTHING, Allow
@@ -19,7 +17,8 @@ from evo_core.parallel.collectives import gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
 from evo_core.storage.location import is_remote
 from evo_core.train.checkpointing import save_folder
-from evo_core.weights import Kind, fill_model, locate, open_weights, other_settings
+from evo_core.train.other_systems import check_content, refuse_to_resume, take_foreign
+from evo_core.weights import Kind, locate
 from evo_core.weights.in_store import folder_in_store
 
 if TYPE_CHECKING:
@@ -82,6 +81,8 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
     folder = save_folder(cfg)
     found = _own_checkpoint(cfg, folder, first=first) if folder is not None else None
     if cfg.ckpt.auto_resume:
+        if found is None and init is None and folder is not None:
+            on_first(lambda: refuse_to_resume(folder))
         if found is not None:
             outcome = f"resuming from {found.checkpoint}"
         else:
@@ -184,26 +185,9 @@ def _located(init: Start) -> Start:
             key="ckpt.load_ckpt_info.ckpt_type",
             hint=f"write ckpt_type: {fits}",
         )
-    if kind != "evo" and init.content != ("model",):
-        raise CheckpointError(
-            f"{', '.join(init.content)}: of another system's checkpoint ({folder}) only the model is read, neither "
-            "optimizer nor schedule nor place in the data",
-            key="ckpt.load_ckpt_info.content",
-            hint='write content: ["model"]',
-        )
+    if kind != "evo":
+        check_content(kind, init.content, folder)
     return replace(init, checkpoint=folder, kind=kind)
-
-
-def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
-    """The weights of another system's folder, at the beginning of a run; each rank reads what it holds by itself."""
-    weights = open_weights(start.checkpoint, start.kind, model=cfg.model, whole=False)
-    taken = fill_model(model, weights, start.allow)
-    optimizer.restored(updates=0)
-    if dist.get_rank() == 0:
-        taken.tell(weights.folder)
-        for difference in other_settings(weights.model, cfg.model):
-            log.warning("%s: %s", start.checkpoint, difference)
-    return TrainState()
 
 
 def take_start(
@@ -221,7 +205,7 @@ def take_start(
         CheckpointError: it does not fit the model, or its place in the data is one in other data.
     """
     if start.kind != "evo":
-        return _take_foreign(start, cfg, model, optimizer)
+        return take_foreign(start, cfg, model, optimizer)
     allow = None if start.resumes else start.allow
     state = load(start.checkpoint, model, optimizer, start.content, allow)
     if state.step == 0:

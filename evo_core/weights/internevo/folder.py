@@ -2,7 +2,8 @@
 
 ``model_tp{t}_pp{p}.pt``, with isp ``model_tp{t}_wp{w}_pp{p}.pt``; a stage counts its layers from 0, and with an
 interleaved pipeline a chunk's number goes before each name. Experts lie in ``model_moe_layer{l}_expert{e}_tp{t}.pt``.
-``model_config.pt`` holds the shape. Optimizer states are not read.
+``model_config.pt`` holds the shape. Optimizer states are not read; how far the run
+was, by progress.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evo_core.checkpoint.generation_settings import read_generation
 from evo_core.errors import CheckpointError
+from evo_core.weights.internevo.newest import FSDP, MODEL, newest_below
 from evo_core.weights.internevo.shape import shape_of
 from evo_core.weights.internevo.shards import Shard, merge
 from evo_core.weights.job import configuration
@@ -28,10 +30,7 @@ from evo_core.weights.tokenizer_files import find_tokenizer
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
 
-_MODEL = re.compile(r"model_tp(\d+)(?:_wp(\d+))?_pp(\d+)\.pt")
-_FSDP = re.compile(r"model_tp\d+_pp\d+_dp\d+\.pt")
 _EXPERT = re.compile(r"model_moe_layer(\d+)_expert(\d+)_tp(\d+)\.pt")
-_STEP = re.compile(r"(\d+)\.step")
 _CHUNK = re.compile(r"(?:model\.)?(?:(\d+)\.)?(?:model\.)?(.+)")
 _LAYER = re.compile(r"(blocks|layers)\.(\d+)\.(.+)")
 MODEL_CONFIG = "model_config.pt"
@@ -39,7 +38,7 @@ MODEL_CONFIG = "model_config.pt"
 
 def is_internevo(folder: Path) -> bool:
     """Whether this looks like a checkpoint of InternEvo, or a folder of its checkpoints."""
-    return _newest(folder) is not None
+    return newest_below(folder) is not None
 
 
 def open_internevo(folder: Path, model: ModelConfig | None = None, *, whole: bool = True) -> Weights:
@@ -53,7 +52,7 @@ def open_internevo(folder: Path, model: ModelConfig | None = None, *, whole: boo
     Raises:
         CheckpointError: a file is missing or damaged, or the files are not shards of one model.
     """
-    folder = _newest(folder) or folder
+    folder = newest_below(folder) or folder
     tensors = _tensors(folder)
     stated = _stated(folder, model)
     settings = shape_of(tensors, stated, folder)
@@ -61,22 +60,6 @@ def open_internevo(folder: Path, model: ModelConfig | None = None, *, whole: boo
     check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder)
     plain = PlainForm(job.model).to_plain(tensors, whole=whole)
     return Weights(folder, "internevo", job, plain, find_tokenizer(folder), generation=read_generation(folder))
-
-
-def _newest(folder: Path) -> Path | None:
-    """The checkpoint itself, or the newest below a save folder that has its marker ``<step>.step``."""
-    if not folder.is_dir():
-        return None
-    names = [path.name for path in folder.iterdir()]
-    if any(_MODEL.fullmatch(name) or _FSDP.fullmatch(name) for name in names):
-        return folder
-    complete = [
-        (int(match[1]), path.parent)
-        for path in (*folder.glob("*/*.step"), *folder.glob("snapshot/*/*.step"))
-        if (match := _STEP.fullmatch(path.name))
-    ]
-    newest = max(complete, default=None, key=lambda found: found[0])
-    return newest[1] if newest else None
 
 
 def _stated(folder: Path, model: ModelConfig | None) -> dict[str, Any]:
@@ -94,7 +77,7 @@ def _stated(folder: Path, model: ModelConfig | None) -> dict[str, Any]:
 
 def _tensors(folder: Path) -> dict[str, Lazy]:
     """Every tensor of the model by its own name, merged over tensor, weight and pipeline ranks."""
-    if any(_FSDP.fullmatch(path.name) for path in folder.iterdir()):
+    if any(FSDP.fullmatch(path.name) for path in folder.iterdir()):
         raise CheckpointError("was written with fsdp, which cannot be merged", file=folder)
     by_place: dict[tuple[int, int], list[Shard]] = {}
     for rank, path in _model_files(folder):
@@ -129,7 +112,7 @@ class _Rank:
 def _model_files(folder: Path) -> list[tuple[_Rank, Path]]:
     files = []
     for path in folder.iterdir():
-        if match := _MODEL.fullmatch(path.name):
+        if match := MODEL.fullmatch(path.name):
             weight = None if match[2] is None else int(match[2])
             files.append((_Rank(int(match[3]), int(match[1]), weight), path))
     files.sort(key=lambda file: (file[0].stage, file[0].tensor, file[0].weight or 0))
