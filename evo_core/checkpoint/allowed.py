@@ -17,7 +17,6 @@ from pathlib import Path
 from evo_core.config import suggest
 from evo_core.errors import CheckpointError
 
-_KEY = "ckpt.load_ckpt_info.allow"
 _WRITTEN = 20
 """Patterns that a message writes out; whoever needs more of them has another model there."""
 
@@ -33,10 +32,16 @@ class Allow:
     Attributes:
         missing: tensors of the model that keep their first weights where the checkpoint lacks them.
         unexpected: tensors of the checkpoint that are left there where the model does not have them.
+        as_options: whether they are given to ``evo train --init``, and not in ``ckpt.load_ckpt_info``.
     """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    as_options: bool = False
+
+    def key(self, kind: str) -> str:
+        """Where one of the two is said."""
+        return f"--init-allow-{kind}" if self.as_options else f"ckpt.load_ckpt_info.allow.{kind}"
 
 
 NOTHING = Allow()
@@ -64,7 +69,7 @@ class Difference:
             if names:
                 log.info("%s %s: %s (tensors: %d)", folder, what, ", ".join(shortened(names, self.common)), len(names))
         if self.idle:
-            log.warning("%s: nothing differs there of %s, which may by %s", folder, ", ".join(self.idle), _KEY)
+            log.warning("%s: nothing differs there of %s, which is allowed to", folder, ", ".join(self.idle))
 
 
 def differing(
@@ -83,8 +88,8 @@ def differing(
     missing = sorted(name for name in set(wanted) - set(stored) if 0 not in wanted[name])
     unexpected = sorted(set(stored) - set(wanted))
     given = allow or NOTHING
-    _check_patterns("missing", given.missing, wanted, "this model", folder)
-    _check_patterns("unexpected", given.unexpected, stored, "this checkpoint", folder)
+    _check_patterns(given.missing, wanted, "this model", given.key("missing"), folder)
+    _check_patterns(given.unexpected, stored, "this checkpoint", given.key("unexpected"), folder)
     refused = [name for name in missing if not matches(name, given.missing)]
     left = [name for name in unexpected if not matches(name, given.unexpected)]
     common = set(wanted) & set(stored)
@@ -130,13 +135,12 @@ def shortened(names: Iterable[str], others: Collection[str]) -> list[str]:
     return patterns
 
 
-def _check_patterns(kind: str, patterns: Iterable[str], names: Collection[str], where: str, folder: Path) -> None:
+def _check_patterns(patterns: Iterable[str], names: Collection[str], where: str, key: str, folder: Path) -> None:
     """A pattern with a slip in it would allow nothing, or the wrong thing later."""
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
-            raise CheckpointError(
-                f"{pattern} is no tensor of {where}{suggest(pattern, names)}", file=folder, key=f"{_KEY}.{kind}"
-            )
+            message = f"{pattern} is no tensor of {where}{suggest(pattern, names)}"
+            raise CheckpointError(message, file=folder, key=key)
 
 
 def _hint(
@@ -152,10 +156,15 @@ def _hint(
         return "no tensor has a name of this model's: name its model_type"
     if sum(map(len, lists.values())) > _WRITTEN:
         return "that is another model: name the model block that it was trained with"
-    written = ", ".join(f"{kind}: {json.dumps(found)}" for kind, found in lists.items() if found)
+    if given.as_options:
+        words = [f"{given.key(kind)} '{pattern}'" for kind, found in lists.items() for pattern in found]
+        written = f"give {' '.join(words)}"
+    else:
+        found = ", ".join(f"{kind}: {json.dumps(patterns)}" for kind, patterns in lists.items() if patterns)
+        written = f"write allow: {{{found}}} in ckpt.load_ckpt_info"
     what = " and ".join(
         text
-        for text, found in (("draw first weights for what it lacks", refused), ("leave what is left over", left))
-        if found
+        for text, names in (("draw first weights for what it lacks", refused), ("leave what is left over", left))
+        if names
     )
-    return f"to {what}, write allow: {{{written}}} in ckpt.load_ckpt_info"
+    return f"to {what}, {written}"

@@ -44,6 +44,15 @@ def test_what_a_message_says_to_write_is_enough() -> None:
     )
 
 
+def test_options_are_named_where_they_say_it() -> None:
+    said = refused(MODEL, without("norm.weight") | {"value.weight": (1,)}, Allow(as_options=True))
+    assert said.endswith(
+        "to draw first weights for what it lacks and leave what is left over, give "
+        "--init-allow-missing 'layers.*.norm.weight' --init-allow-unexpected 'value.weight')"
+    )
+    assert refused(MODEL, MODEL, Allow(missing=("heads",), as_options=True)).startswith("there: --init-allow-missing: ")
+
+
 def test_what_is_allowed_already_stays_in_what_to_write() -> None:
     said = refused(MODEL, without("norm.weight", "head.weight"), Allow(missing=("head.*",)))
     assert '{missing: ["head.*", "layers.*.norm.weight"]}' in said
@@ -70,7 +79,7 @@ def test_a_pattern_for_what_is_there_is_told(caplog: pytest.LogCaptureFixture) -
     assert difference == Difference(idle=("head.*", "layers.*"))
     difference.tell(HERE)
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "there: nothing differs there of head.*, layers.*, which may by ckpt.load_ckpt_info.allow")
+        ("WARNING", "there: nothing differs there of head.*, layers.*, which is allowed to")
     ]
 
 

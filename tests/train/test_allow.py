@@ -12,14 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from evo_core.checkpoint import load_model
+from evo_core.command_line.program import invoke
 from evo_core.config.identity import identity_of
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.train import train
+from evo_core.train.command import app
 from evo_core.weights import write_weights
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks
-from tests.train.jobs import job, run
+from tests.train.jobs import curve, job, run, write_job
 from tests.weights.internevo_files import write_tensor_parallel
 from tests.weights.models import weights
 
@@ -136,6 +138,19 @@ def test_what_the_run_saved_itself_must_be_whole(tmp_path: Path, trained: Path) 
     again = start(tmp_path, trained, {"missing": ["layers.9.*"]}, model__num_layers=3, data__total_steps=2)
     again = again.model_copy(update={"ckpt": again.ckpt.model_copy(update={"auto_resume": True})})
     assert run(again, tmp_path / "run").step == 2
+
+
+def test_a_start_given_to_the_command(tmp_path: Path, trained: Path) -> None:
+    """By its options, with which a run that is started again goes on from its own."""
+    config = write_job(tmp_path, **STILL, model__num_layers=3, ckpt={"save_ckpt_folder": str(tmp_path / "new")})
+    words = ["--config", str(config), "--folder", str(tmp_path / "run"), "--init", str(trained)]
+    with pytest.raises(CheckpointError) as caught:
+        invoke(app, words, "evo train")
+    said = str(caught.value)
+    assert said.endswith("(to draw first weights for what it lacks, give --init-allow-missing 'layers.2.*')")
+    invoke(app, [*words, "--init-allow-missing", "layers.2.*"], "evo train")
+    invoke(app, [*words, "--init-allow-missing", "layers.2.*", "--set", "data.total_steps=2"], "evo train")
+    assert [line["step"] for line in curve(tmp_path / "run")] == [0, 1]
 
 
 @pytest.mark.parametrize("form", ["hf", "internevo"])
