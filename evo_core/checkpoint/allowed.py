@@ -12,10 +12,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from evo_core.config import suggest
 from evo_core.errors import CheckpointError
+from evo_core.storage.location import Location
 
 _WRITTEN = 20
 """Patterns that a message writes out; whoever needs more of them has another model there."""
@@ -63,7 +63,7 @@ class Difference:
     idle: tuple[str, ...] = ()
     common: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
-    def tell(self, folder: Path) -> None:
+    def tell(self, folder: Location) -> None:
         """Say in the log what was not read of a checkpoint."""
         for what, names in (("lacks, first weights were drawn", self.missing), ("has, left unread", self.unexpected)):
             if names:
@@ -73,7 +73,7 @@ class Difference:
 
 
 def differing(
-    wanted: Mapping[str, Sizes], stored: Mapping[str, Sizes], allow: Allow | None, folder: Path
+    wanted: Mapping[str, Sizes], stored: Mapping[str, Sizes], allow: Allow | None, folder: Location
 ) -> Difference:
     """Compare names and shapes of a model's tensors with those of a checkpoint.
 
@@ -135,7 +135,7 @@ def shortened(names: Iterable[str], others: Collection[str]) -> list[str]:
     return patterns
 
 
-def _check_patterns(patterns: Iterable[str], names: Collection[str], where: str, key: str, folder: Path) -> None:
+def _check_patterns(patterns: Iterable[str], names: Collection[str], where: str, key: str, folder: Location) -> None:
     """A pattern with a slip in it would allow nothing, or the wrong thing later."""
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):

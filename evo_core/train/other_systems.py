@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState
 from evo_core.errors import CheckpointError
+from evo_core.storage.location import Location
 from evo_core.weights import Kind, fill_model, open_weights, other_settings
 from evo_core.weights.in_store import newest_internevo
 from evo_core.weights.internevo.progress import Progress, Schedule, read_progress
@@ -29,7 +30,7 @@ _OF_INTERNEVO = ("model", "scheduler")
 log = logging.getLogger(__name__)
 
 
-def check_content(kind: Kind, content: Collection[str], folder: Path) -> None:
+def check_content(kind: Kind, content: Collection[str], folder: Location) -> None:
     """Refuse what is not read of another system's folder.
 
     Raises:
@@ -52,7 +53,7 @@ def check_content(kind: Kind, content: Collection[str], folder: Path) -> None:
     )
 
 
-def refuse_to_resume(save_folder: Path | str) -> None:
+def refuse_to_resume(save_folder: Location) -> None:
     """Refuse to start from scratch where InternEvo saved: who resumes there means to go on.
 
     Raises:
@@ -79,7 +80,7 @@ def take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Op
     Raises:
         CheckpointError: the folder does not fit the model, or does not say how far its run was.
     """
-    weights = open_weights(start.checkpoint, start.kind, model=cfg.model, whole=False)
+    weights = open_weights(Path(start.checkpoint), start.kind, model=cfg.model, whole=False)
     progress = read_progress(weights.folder) if "scheduler" in start.content else None
     if progress is not None:
         _check_schedule(progress, cfg, weights.folder)

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from evo_core.checkpoint.allowed import Allow, Difference
-from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from evo_core.checkpoint.records import file_record
+from evo_core.checkpoint.soundness import damage
 from evo_core.checkpoint.tensors import (
     model_tensors,
     read_model,
