@@ -115,6 +115,12 @@ def _model_files(folder: Path) -> list[tuple[_Rank, Path]]:
         if match := MODEL.fullmatch(path.name):
             weight = None if match[2] is None else int(match[2])
             files.append((_Rank(int(match[3]), int(match[1]), weight), path))
+    if not files:
+        raise CheckpointError(
+            "holds no file model_tp<t>_pp<p>.pt or model_tp<t>_wp<w>_pp<p>.pt",
+            file=folder,
+            hint="those of isp whose names have no tensor rank (model_wp<w>_pp<p>.pt) are not read",
+        )
     files.sort(key=lambda file: (file[0].stage, file[0].tensor, file[0].weight or 0))
     stages = {rank.stage for rank, _ in files}
     ranks = {stage: {(r.tensor, r.weight) for r, _ in files if r.stage == stage} for stage in stages}
