@@ -185,6 +185,9 @@ def test_another_model_is_refused(tmp_path: Path, trained: Path) -> None:
         start_from(tmp_path, trained, ["model"], model__num_layers=1)
     with pytest.raises(CheckpointError, match="lacks "):
         start_from(tmp_path, trained, ["model"], model__num_layers=3)
+    # Of a run's own nobody can allow that something lacks.
+    with pytest.raises(CheckpointError, match=r"lacks layers\.2\.[^()]*$"):
+        run(job(tmp_path, ckpt__save_ckpt_folder=str(trained), model__num_layers=3), tmp_path / "first")
 
 
 def test_init_is_used_once_and_own_checkpoints_go_first(tmp_path: Path, trained: Path) -> None:
