@@ -255,7 +255,7 @@ def _collect(ctx: StepContext[Params, LaunchRuntime], run: Path, job: Path) -> d
     checkpoint = newest_complete(ctx.work / "ckpt")
     if checkpoint is None:
         raise ConfigError("training ended without a checkpoint", file=ctx.work / "ckpt")
-    link_tree(checkpoint, ctx.folder / MODEL)
+    link_tree(Path(checkpoint), ctx.folder / MODEL)
     link_or_copy(run / METRICS, ctx.folder / METRICS)
     link_or_copy(job, ctx.folder / "config.yaml")
     if (run / "tensorboard").is_dir():

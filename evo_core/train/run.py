@@ -101,8 +101,7 @@ def make_run(
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
     state = TrainState()
     if start is not None:
-        with failing_together():
-            state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
+        start, state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
         check_model_finite(model, start.checkpoint)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
