@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from evo_core.checkpoint import Candidates, TrainState, load, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.allowed import NOTHING, Allow

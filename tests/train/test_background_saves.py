@@ -135,6 +135,6 @@ def test_a_rank_whose_writing_failed_by_itself_ends_after_the_step(tmp_path: Pat
         before_each_step(note)
         run(cfg, tmp_path / "run")
 
-    with pytest.raises(RuntimeError, match="rank 1 failed:(?s:.*)ValueError: a bug"):
+    with pytest.raises(RuntimeError, match=r"rank 1 failed:(?s:.*)ValueError: a bug"):
         run_on_ranks(body, 2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-0", "step-1", "step-2"]
