@@ -20,7 +20,7 @@ from pathlib import Path
 from evo_core.checkpoint.retention import outdated
 from evo_core.checkpoint.run import UNKNOWN, Run, check_not_overtaken
 from evo_core.errors import CheckpointError, DataError
-from evo_core.storage.atomic import clear_drafts
+from evo_core.storage.atomic import clear_drafts, new_folder
 from evo_core.storage.files import (
     below,
     create_file,
@@ -135,6 +135,13 @@ def newest_run(found: Sequence[Found], *, job: str | None = None, launch: Collec
     return max(runs, key=lambda run: (run.job == job, runs[run]), default=None)
 
 
+def unfinished_run(found: Sequence[Found], job: str) -> Run | None:
+    """The last run of a job that began a checkpoint and has none that is complete: it ended in its first save."""
+    completed = {f.run.id for f in found if f.complete and f.run is not None}
+    own = [f for f in found if f.run is not None and f.run.job == job and f.run.id and f.run.id not in completed]
+    return max(own, key=lambda f: f.saved).run if own else None
+
+
 def complete_ones(root: Location, run: Run | None = None) -> list[Found]:
     """The complete checkpoints of a run, newest first; warns of incomplete ones among the newest.
 
@@ -224,15 +231,19 @@ def create(root: Location, step: int, run: Run = UNKNOWN, *, snapshot: bool = Fa
 
 
 def _take(path: Location, run: Run) -> bool:
-    """Make a folder of that name with its ``run.json``; False where there is one."""
-    if isinstance(path, Path):
-        try:
-            path.mkdir()
-        except FileExistsError:
-            return False
-    elif file_sizes(path):
+    """Have a folder appear under that name with its ``run.json``, unless something is there: whatever is killed when,
+    no folder is nobody's."""
+    if not isinstance(path, Path):
+        return not file_sizes(path) and run.write(path)
+    if path.exists():
         return False
-    return run.write(path)
+    try:
+        with new_folder(path) as draft:
+            return run.write(draft)
+    except OSError as error:
+        if error.filename2 is None:
+            raise
+        return False  # another run took it first
 
 
 def resolve_own(path: Location) -> Location:

@@ -6,6 +6,7 @@ one sentence. The unfinished folder takes up room: on disk it is removed at once
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import tempfile
@@ -268,7 +269,7 @@ def _refusal(folder: Location, failures: Sequence[BaseException], reported: Loca
     for failure in failures:
         if isinstance(failure, UserError):
             return failure
-        if isinstance(failure, OSError):
+        if isinstance(failure, OSError) and failure.errno != errno.EFBIG:
             hint = write_hint(folder, failure)
             return CheckpointError(_cannot(failure.strerror or str(failure)), file=reported, hint=hint)
     first = failures[0] if failures else None

@@ -9,7 +9,9 @@ import pytest
 
 from evo_core.checkpoint import newest_complete
 from evo_core.checkpoint.folder import create, find, remove_old
+from evo_core.checkpoint.run import Run
 from evo_core.errors import CheckpointError
+from evo_core.storage.location import Location
 from evo_core.weights.loading import resolve
 
 
@@ -55,6 +57,20 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     names = [create(tmp_path / "ck", 5).name for _ in range(3)]
     assert names == ["5", "5-2", "5-3"]
     assert create(tmp_path / "ck", 5, snapshot=True) == tmp_path / "ck" / "snapshot" / "5"
+
+
+def test_a_folder_never_is_without_its_owner(tmp_path: Path) -> None:
+    """Whatever name appears, its run.json is there: a kill leaves no folder that nobody removes."""
+    seen: list[bool] = []
+
+    class Watching(Run):
+        def write(self, checkpoint: Location) -> bool:
+            seen.append(any(not path.name.startswith(".") for path in tmp_path.iterdir()))
+            return super().write(checkpoint)
+
+    path = create(tmp_path, 5, Watching("id", "job"))
+    assert seen == [False] and Run.read(path) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
 def test_retention(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_value_set_over_the_environments_is_written(tmp_path: Path, monkeypatc
         'data: {skip_batches: "${oc.env:TOKEN}"}',
         'parallel: {tensor: {mode: "${oc.env:TOKEN}"}}',
         'tensorboard_folder: "gs://${oc.env:TOKEN}"',
-        'ckpt: {save_ckpt_folder: "s3://b/${oc.env:TOKEN}"}',
+        'ckpt: {save_ckpt_folder: "gs://b/${oc.env:TOKEN}"}',
         'ckpt: {auto_resume: false, load_ckpt_info: {path: "gs://b/${oc.env:TOKEN}"}}',
         'moodel: "${oc.env:TOKEN}"',
         'data: "${oc.env:TOKEN}"',

@@ -6,10 +6,26 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from evo_core.config.fields import Block, execution, identity, optional_block
+from evo_core.config.fields import Block, block, execution, identity, optional_block
 from evo_core.config.types import Interval, IntervalAboveOne, PositiveInt
 
 Content = Literal["model", "sampler", "optimizer", "scheduler", "all"]
+
+
+class AllowConfig(Block):
+    """Tensors by which a checkpoint may differ from the model: their names, or shell patterns of them."""
+
+    missing: tuple[str, ...] = identity(
+        (), "Of the model: where the checkpoint lacks them, first weights are drawn.", introduced=()
+    )
+    unexpected: tuple[str, ...] = identity(
+        (), "Of the checkpoint: where the model does not have them, they are left.", introduced=()
+    )
+
+    @field_validator("missing", "unexpected", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class LoadInfo(Block):
@@ -20,6 +36,7 @@ class LoadInfo(Block):
     ckpt_type: Literal["internevo", "internlm", "evo", "llama", "hf_llama", "hf_model"] = identity(
         "internevo", "Its format; internlm is another name of internevo."
     )
+    allow: AllowConfig = block(AllowConfig, "What it may lack, and have beside the model.")
 
     @field_validator("content", mode="before")
     @classmethod
