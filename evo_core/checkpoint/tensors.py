@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint.format1 import flat_shape, turns
-from evo_core.checkpoint.writers import own_parts
+from evo_core.checkpoint.writers import Cut, cut, own_parts
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement, Rectangle, placements_of
 
@@ -40,16 +40,16 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
 def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
     """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in
     equal parts."""
-    write_parts(folder, own_tensors(tensors))
+    here = placed(tensors)
+    write_parts(folder, own_tensors(here, cut(here)))
 
 
-def own_tensors(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Parts]:
-    """What this rank writes of tensors of any shape."""
+def own_tensors(tensors: Mapping[str, Placed], shared_out: Cut) -> dict[str, Parts]:
+    """What this rank writes of tensors of any shape, which are shared out over those that hold them."""
     from evo_core.checkpoint.parts import Parts
 
-    here = placed(tensors)
-    own = own_parts(here, dist.get_rank())
-    return {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
+    own = own_parts(shared_out, dist.get_rank())
+    return {n: Parts(tensors[n].placement.shape, tensors[n].local.dtype, parts) for n, parts in own.items()}
 
 
 def write_parts(folder: Path, parts: Mapping[str, Parts], group: dist.ProcessGroup | None = None) -> None:

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.background import BackgroundSaves
 from evo_core.checkpoint.staging import HostCopies, Staged, stage
-from evo_core.checkpoint.tensors import read_tensors, write_parts
+from evo_core.checkpoint.tensors import placed, read_tensors, write_parts
 from evo_core.errors import CheckpointError
+from evo_core.placement import Placed, Placement
 from tests.checkpoint.layouts import LAYOUTS, Layout, held
 from tests.ranks import run_on_ranks
 
@@ -29,17 +30,17 @@ def test_what_is_written_is_what_was_there(tmp_path: Path, layout: Layout) -> No
                 return folder
 
             saves.start({"model": tensors}, write)
-            for placed in tensors.values():  # training goes on, and its ranks talk to each other
+            for here in tensors.values():  # training goes on, and its ranks talk to each other
                 dist.all_reduce(torch.ones(1000))
-                placed.local.add_(1)
+                here.local.add_(1)
             assert saves.wait() == tmp_path / str(number)
             assert saves.wait() is None
         before = held(layout, dist.get_rank(), filled=True)
         for number in range(2):
             read = held(layout, dist.get_rank(), filled=False)
             read_tensors(tmp_path / str(number), read)
-            for name, placed in read.items():
-                assert torch.equal(placed.local, before[name].local + number), (number, name)
+            for name, again in read.items():
+                assert torch.equal(again.local, before[name].local + number), (number, name)
 
     run_on_ranks(body, layout.ranks)
 
@@ -54,10 +55,47 @@ def test_copies_are_what_the_rank_writes_and_are_used_again() -> None:
             parts = [values for each in staged.parts["model"].values() for _, values in each.rectangles()]
             places.append([values.data_ptr() for values in parts])
         assert places[0] == places[1]
-        return copies.nbytes, sum(placed.local.nbytes for placed in tensors.values())
+        return copies.nbytes, sum(each.local.nbytes for each in tensors.values())
 
     own, whole = zip(*run_on_ranks(body, 2), strict=True)
     assert sum(own) == whole[0] == whole[1]
+
+
+@pytest.mark.parametrize("drifted", [None, 0, 1, 2, 3])
+def test_what_is_compared_is_what_was_there(drifted: int | None) -> None:
+    """Two ranks hold four rows alike, of which each writes two, and training changes them before they are compared."""
+
+    def body() -> str:
+        values = torch.arange(8.0).view(4, 2)
+        if drifted is not None and dist.get_rank() == 1:
+            values[drifted, 0] += 1
+        staged = stage({"model": {"w": Placed(values, Placement.whole((4, 2), range(2)))}}, HostCopies())
+        values.add_(dist.get_rank() + 1)
+        try:
+            check_agreement(staged.described)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    (said,) = set(run_on_ranks(body, 2))
+    assert ("model/w has other values on rank 0 than on rank 1" in said) == (drifted is not None)
+
+
+def test_copies_of_any_type_and_form() -> None:
+    def body() -> None:
+        wide = torch.arange(24).view(4, 6)
+        tensors = {
+            "column": wide[:, 1:3], "bf16": wide.bfloat16(), "bool": wide > 5, "complex": wide.to(torch.complex64),
+            "parameter": torch.nn.Parameter(wide.float()), "scalar": torch.tensor(3.5, dtype=torch.float64),
+        }  # fmt: skip
+        copies = HostCopies()
+        for _ in range(2):
+            for name, each in stage({"model": placed(tensors)}, copies).parts["model"].items():
+                ((_, values),) = each.rectangles()
+                assert torch.equal(values, tensors[name]) and values.dtype == tensors[name].dtype, name
+            wide.add_(1)
+
+    run_on_ranks(body, 1)
 
 
 def test_a_save_is_tried_twice_and_then_told_on_every_rank(tmp_path: Path) -> None:

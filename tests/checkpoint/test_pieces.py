@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from evo_core.checkpoint.format1 import turns
 from evo_core.checkpoint.tensors import read_tensors, stored_shapes, write_tensors
-from evo_core.checkpoint.writers import own_parts
+from evo_core.checkpoint.writers import cut, own_parts
 from evo_core.placement import Placed, Placement, Rectangle, Span, tiling_fault
 from tests.checkpoint.layouts import LAYOUTS, ONE, Layout, held, wholes
 from tests.ranks import run_on_ranks
@@ -118,7 +118,7 @@ def test_every_row_has_one_writer(shapes: list[tuple[int, ...]], ranks: list[int
     written: dict[str, list[Rectangle]] = defaultdict(list)
     sizes, items = [], 0
     for rank in ranks:
-        parts = own_parts(tensors, rank)
+        parts = own_parts(cut(tensors), rank)
         size = 0
         for name, named in parts.items():
             for where, view in named:
@@ -142,6 +142,6 @@ def test_ranks_may_hold_shared_pieces_in_other_orders() -> None:
     for rank, order in enumerate([spans, spans[::-1]]):
         placement = Placement.joined((10, 3), 0, order)
         placed = Placed(torch.zeros(placement.local_shape), placement)
-        written += [where for where, _ in own_parts({"kv": placed}, rank)["kv"]]
+        written += [where for where, _ in own_parts(cut({"kv": placed}), rank)["kv"]]
     rest = [Rectangle((1, 0), (3, 3)), Rectangle((7, 0), (2, 3))]
     assert tiling_fault((10, 3), [*written, *rest]) is None
