@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from evo_core.checkpoint.agreement import check_agreement, describe
-from evo_core.checkpoint.manifest import file_record
+from evo_core.checkpoint.records import file_record
 from evo_core.checkpoint.tensors import read_tensors, write_tensors
 from evo_core.placement import Placed, Placement
 from tests.ranks import run_on_ranks

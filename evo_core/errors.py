@@ -71,6 +71,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or does not fit the model."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint is not as it was written; the one before it may be."""
+
+
 def code_error(error: BaseException) -> str:
     """What a user's own code raised, with the file and line it came from."""
     if isinstance(error, SyntaxError) and error.filename:

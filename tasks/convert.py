@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from evo_core.errors import ConfigError
-from evo_core.storage.files import link_or_copy
+from evo_core.errors import ConfigError, DataError
+from evo_core.storage.files import link_or_copy, list_files
+from evo_core.storage.location import is_remote
 from tasks import kind
+from tasks.imported import Imported, know
 from tasks.kind import Facts, Input, Kind, Source, StepContext
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
-from tasks.params.paths import PipelinePath
+from tasks.params.paths import PipelineLocation, PipelinePath
+from tasks.raw.listing import object_digest
 from tasks.store.digests import DigestMemory, combine
 from tasks.train import MODEL
 
@@ -28,7 +30,9 @@ Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 class ImportParams(kind.Params):
     """What is imported."""
 
-    source: PipelinePath = Field(description="a Hugging Face, Meta or InternEvo folder with weights")
+    source: PipelineLocation = Field(
+        description="a Hugging Face, Meta or InternEvo folder with weights, on this machine or s3://bucket/prefix"
+    )
     tokenizer: PipelinePath | None = Field(None, description="a tokenizer, in place of the one beside the weights")
     config: PipelinePath | None = Field(
         None, description="a configuration with the `model` block, for an InternEvo folder without model_config.pt"
@@ -49,28 +53,14 @@ class ImportModel(Source[ImportParams, LaunchRuntime]):
     def digest(self, params: ImportParams, remember: Path) -> tuple[str, Facts]:
         """sha256 over name and content of every file that is read, and over what is made of them.
 
+        The content of a file in a store is told by its ETag, with its size.
+
         Raises:
-            ConfigError: the folder, or a file that is named, is not there or empty.
+            ConfigError: the folder, or a file that is named, is not there or empty; or no model can be made of it.
         """
-        if not params.source.is_dir():
-            hint = "download the model and name its folder" if not params.source.exists() else "name its folder"
-            raise ConfigError(f"there is no folder {params.source}", key="source", hint=hint)
-        weights = [path for path in params.source.iterdir() if path.is_file() and not path.name.startswith(".")]
-        if not weights:
-            raise ConfigError(f"there are no weights in {params.source}", key="source", hint="name the folder itself")
-        memory = DigestMemory(remember)
-        parts = [(path.name, memory.of(path).digest) for path in weights]
-        for name in ("tokenizer", "config"):
-            given: Path | None = getattr(params, name)
-            if given is None:
-                continue
-            files = [path for path in (given.iterdir() if given.is_dir() else [given]) if path.is_file()]
-            if not files:
-                raise ConfigError(f"there is no {given}", key=name)
-            parts += [(f"{name}:{path.name}", memory.of(path).digest) for path in files]
-        memory.save()
-        parts += [(name, value) for name in ("model_type", "dtype") if (value := getattr(params, name)) is not None]
-        return combine(parts), _vocabulary(params.source)
+        digest = _digest(params, remember)
+        source = Imported(params.source, params.tokenizer, params.config, params.model_type, params.dtype)
+        return digest, know(source, digest, remember)
 
     def run(self, ctx: StepContext[ImportParams, LaunchRuntime]) -> dict[str, Any]:
         """Convert the folder to a checkpoint of ours.
@@ -79,7 +69,7 @@ class ImportModel(Source[ImportParams, LaunchRuntime]):
             ConfigError: its files are no longer those that the key was made of.
         """
         params = ctx.params
-        found, _ = self.digest(params, ctx.store.inventory)
+        found = _digest(params, ctx.store.inventory)
         if ctx.source_digest is not None and found != ctx.source_digest:
             message = "the weights changed while the run was starting"
             raise ConfigError(message, file=params.source, hint="run again when they are complete")
@@ -118,21 +108,52 @@ class ExportModel(Kind[ExportParams, LaunchRuntime]):
         return _size(ctx.folder / HF)
 
 
-def _convert(ctx: StepContext[Any, Any], source: Path, target: Path, to: str, params: Any, *options: str) -> None:
+def _digest(params: ImportParams, remember: Path) -> str:
+    memory = DigestMemory(remember)
+    parts = list(_in_store(params.source) if is_remote(params.source) else _on_disk(Path(params.source), memory))
+    if not parts:
+        raise ConfigError(f"there are no weights in {params.source}", key="source", hint="name the folder itself")
+    for name in ("tokenizer", "config"):
+        given: Path | None = getattr(params, name)
+        if given is None:
+            continue
+        files = [path for path in (given.iterdir() if given.is_dir() else [given]) if path.is_file()]
+        if not files:
+            raise ConfigError(f"there is no {given}", key=name)
+        parts += [(f"{name}:{path.name}", memory.of(path).digest) for path in files]
+    memory.save()
+    parts += [(name, value) for name in ("model_type", "dtype") if (value := getattr(params, name)) is not None]
+    return combine(parts)
+
+
+def _on_disk(source: Path, memory: DigestMemory) -> Iterator[tuple[str, str]]:
+    """(name, digest) of every file of a folder."""
+    if not source.is_dir():
+        hint = "download the model and name its folder" if not source.exists() else "name its folder"
+        raise ConfigError(f"there is no folder {source}", key="source", hint=hint)
+    for path in source.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            yield path.name, memory.of(path).digest
+
+
+def _in_store(source: str) -> Iterator[tuple[str, str]]:
+    """The same of a folder in a store."""
+    try:
+        listed = list_files(source, lambda *what: None, depth=1)
+    except DataError as error:
+        raise ConfigError(f"{source}: {error.message}", key="source", hint=error.hint) from None
+    for file in listed:
+        if "/" not in file.path:
+            yield file.path, object_digest(file.tag, file.size)
+
+
+def _convert(ctx: StepContext[Any, Any], source: Path | str, target: Path, to: str, params: Any, *options: str) -> None:
     """Run the command with those of the parameters that are given."""
     args = [str(source), str(target), "--to", to]
     for name in options:
         if (value := getattr(params, name)) is not None:
             args += [f"--{name.replace('_', '-')}", str(value)]
     launch(ctx, "evo_core.convert", *args)
-
-
-def _vocabulary(source: Path) -> Facts:
-    """The vocabulary, where a file says it that can be read while planning."""
-    try:
-        return {"vocab_size": int(json.loads((source / "config.json").read_bytes())["vocab_size"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _size(folder: Path) -> dict[str, Any]:

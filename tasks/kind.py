@@ -47,10 +47,19 @@ class Runtime(BaseModel):
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a kind: the type of artifact it takes and whether it may be left out."""
+    """One input of a kind: the type of artifact it takes and whether it may be left out.
+
+    Attributes:
+        also: other types that hold what is asked for (a model holds its tokenizer).
+    """
 
     type: str
     optional: bool = False
+    also: tuple[str, ...] = ()
+
+    def takes(self, type_: str) -> bool:
+        """Whether an artifact of that type will do."""
+        return type_ == self.type or type_ in self.also
 
 
 @dataclass

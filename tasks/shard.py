@@ -126,7 +126,7 @@ class Shard(Kind[Params, Runtime]):
             )
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
-        passed = {k: v for k, v in facts["tokens"].items() if k == "vocab_size"}
+        passed = {k: v for k, v in facts["tokens"].items() if k in ("vocab_size", "tokenizer")}
         return passed | ({"types": sorted(params.types)} if params.types else {})
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tasks.store import Artifact, Store
 from tasks.store.earlier import earlier, most_alike
 from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
-from tasks.tokenizer import TOKENIZER, keep_tokenizer
+from tasks.tokenizer import keep_tokenizer, tokenizer_fact, tokenizer_in
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec
@@ -73,7 +73,7 @@ class Tokenize(Kind[Params, Runtime]):
 
     name = "data.tokenize"
     version = 2
-    inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
+    inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True, also=("model",))}
     output = "tokens"
     params_type = Params
     runtime_type = Runtime
@@ -108,14 +108,15 @@ class Tokenize(Kind[Params, Runtime]):
             )
         if params.type_key is not None and params.mode == "internevo":
             raise ConfigError("a type_key has no effect in mode internevo", key=f"{where}.params.type_key")
-        if params.tokenizer is None:
-            return
-        if not params.tokenizer.exists():
+        if params.tokenizer is not None and not params.tokenizer.exists():
             raise ConfigError(f"the tokenizer {params.tokenizer} does not exist", key=f"{where}.params.tokenizer")
+        tokenizer = params.tokenizer or _of_input(facts, where)
+        if tokenizer is None:
+            return
         from evo_core.data.tokenize.tokenizers import load_tokenizer
 
         try:
-            load_tokenizer(params.tokenizer).encode("", bos=params.bos, eos=params.eos)
+            load_tokenizer(tokenizer).encode("", bos=params.bos, eos=params.eos)
         except DataError as error:
             if error.key not in ("bos", "eos"):
                 raise  # of the tokenizer's own files
@@ -124,14 +125,10 @@ class Tokenize(Kind[Params, Runtime]):
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
         passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"} | {"type_key": params.type_key}
-        if params.tokenizer is None:
-            return passed | {k: v for k, v in facts["tokenizer"].items() if k == "vocab_size"}
-        from evo_core.data.tokenize.tokenizers import load_tokenizer
-
-        return passed | {"vocab_size": load_tokenizer(params.tokenizer).vocab_size}
+        return passed | tokenizer_facts(params.tokenizer, facts)
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
-        tokenizer = ctx.params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER
+        tokenizer = ctx.params.tokenizer or tokenizer_in(ctx.inputs["tokenizer"].path)
         tokenizer_digest = keep_tokenizer(tokenizer, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         ids = self._object_ids(ctx.params, files, tokenizer_digest)
@@ -193,6 +190,29 @@ def _object_folders(store: Store, ids: set[str]) -> set[str]:
         except FileNotFoundError:
             continue
     return found & ids
+
+
+def tokenizer_facts(given: Path | None, facts: Mapping[str, Facts]) -> Facts:
+    """What is known of the tokenizer that a step uses: the one it is given, else that of its input."""
+    from evo_core.data.tokenize.tokenizers import load_tokenizer
+
+    tokenizer = given or tokenizer_fact(facts["tokenizer"])
+    if tokenizer is None:
+        return {k: v for k, v in facts["tokenizer"].items() if k == "vocab_size"}
+    return {"vocab_size": load_tokenizer(tokenizer).vocab_size, "tokenizer": str(tokenizer)}
+
+
+def _of_input(facts: Mapping[str, Facts], where: str) -> Path | None:
+    """The tokenizer of the input, if it is there already.
+
+    Raises:
+        ConfigError: the input is a model that has none.
+    """
+    known = facts["tokenizer"]
+    if "tokenizer" in known and known["tokenizer"] is None:
+        hint = "name one: `tokenizer:` of the model.import step, or of this step instead of the input"
+        raise ConfigError("there is no tokenizer with this model", key=f"{where}.needs.tokenizer", hint=hint)
+    return tokenizer_fact(known)
 
 
 def _tokenize(

@@ -29,7 +29,8 @@ from tasks.raw.unchanged import StillAsListed
 from tasks.store.digests import digest_file
 from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
-from tasks.tokenizer import TOKENIZER
+from tasks.tokenize import tokenizer_facts
+from tasks.tokenizer import TOKENIZER, tokenizer_in
 
 if TYPE_CHECKING:
     from evo_core.data.sft.samples import SftSettings
@@ -69,7 +70,7 @@ class TokenizeSft(Kind[Params, Runtime]):
 
     name = "data.tokenize_sft"
     version = 2
-    inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True)}
+    inputs = {"raw": Input("raw"), "tokenizer": Input("tokenizer", optional=True, also=("model",))}
     output = "tokens"
     params_type = Params
     runtime_type = Runtime
@@ -108,15 +109,11 @@ class TokenizeSft(Kind[Params, Runtime]):
             raise ConfigError(error.message, file=error.file, key=key, hint=error.hint) from None
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
-        from evo_core.data.tokenize.tokenizers import load_tokenizer
-
         passed = {k: v for k, v in facts["raw"].items() if k == "lines_by_type"}
-        if params.tokenizer is None:
-            return passed | {k: v for k, v in facts["tokenizer"].items() if k == "vocab_size"}
-        return passed | {"vocab_size": load_tokenizer(params.tokenizer).vocab_size}
+        return passed | tokenizer_facts(params.tokenizer, facts)
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
-        settings = _settings(ctx.params, ctx.params.tokenizer or ctx.inputs["tokenizer"].path / TOKENIZER)
+        settings = _settings(ctx.params, ctx.params.tokenizer or tokenizer_in(ctx.inputs["tokenizer"].path))
         tokenizer = _keep_tokenizer(settings, ctx.folder)
         files = [file for file in read_listing(ctx.inputs["raw"]) if file.size]
         same = [("tokenizer", tokenizer), ("kind", f"{self.name} {self.version}")]

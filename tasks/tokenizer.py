@@ -16,6 +16,21 @@ from tasks.raw.listing import read_listing
 TOKENIZER = "tokenizer"
 """Folder in an artifact that holds its tokenizer, as `evo_core.data.tokenize.tokenizers.load_tokenizer` reads it."""
 
+_OF_A_MODEL = Path("model") / TOKENIZER
+"""Where it lies in the artifact of a model."""
+
+
+def tokenizer_in(artifact: Path) -> Path:
+    """Where the tokenizer of an artifact lies: its own, or that of the model in it."""
+    own = artifact / TOKENIZER
+    return own if own.is_dir() else artifact / _OF_A_MODEL
+
+
+def tokenizer_fact(facts: Facts) -> Path | None:
+    """The tokenizer that facts name, if it is there to be looked at."""
+    named = facts.get("tokenizer")
+    return Path(named) if named is not None and Path(named).exists() else None
+
 
 def keep_tokenizer(source: Path, artifact: Path) -> str:
     """Put every file of the tokenizer at `source` into an artifact's folder; returns the tokenizer's digest."""

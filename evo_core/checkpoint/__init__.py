@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evo_core.checkpoint.folder import newest_complete
-from evo_core.checkpoint.loading import load, newest_sound, verify
+from evo_core.checkpoint.loading import Candidates, load, verify
 from evo_core.checkpoint.saving import save
 from evo_core.checkpoint.train_state import TrainState
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from evo_core.weights.loading import load_model
 
 __all__ = [
+    "Candidates",
     "TrainState",
     "load",
     "load_model",
     "newest_complete",
-    "newest_sound",
     "save",
     "verify",
 ]

@@ -9,20 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch.distributed as dist
 
 from evo_core.checkpoint.staging import HostCopies, Staged, stage
 from evo_core.errors import UserError
 from evo_core.placement import Placed
+from evo_core.storage.location import Location
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0
 """Seconds that a run which ends with an error waits for a checkpoint: other ranks may hang and never complete it."""
 
-Write = Callable[[Staged, dist.ProcessGroup], Path]
+Write = Callable[[Staged, dist.ProcessGroup], Location]
 """Writes what was staged, over a group of all ranks, and returns the folder."""
 
 
@@ -33,7 +33,7 @@ class BackgroundSaves:
         self._group = dist.new_group(backend="gloo")
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
-        self._saved: Path | None = None
+        self._saved: Location | None = None
         self._failure: BaseException | None = None
 
     def start(self, tensors: Mapping[str, Mapping[str, Placed]], write: Write) -> None:
@@ -44,7 +44,7 @@ class BackgroundSaves:
         self._thread = threading.Thread(target=self._run, args=(staged, write), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def wait(self) -> Path | None:
+    def wait(self) -> Location | None:
         """The checkpoint that was begun, complete; None where none was begun since the last call.
 
         Raises:

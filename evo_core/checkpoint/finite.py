@@ -6,7 +6,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from evo_core.checkpoint.tensors import model_tensors
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_on_first, on_first
+from evo_core.storage.location import Location
 
 log = logging.getLogger(__name__)
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path, *, allowed: bool = True) -> None:
+def check_finite(tensors: Iterable[tuple[str, Tensor]], folder: Location, *, allowed: bool = True) -> None:
     """Say which tensors of a folder, of any shape, hold NaN or infinite elements.
 
     Args:
@@ -32,7 +32,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path, *, allowed
     _tell(found, folder, allowed)
 
 
-def check_model_finite(model: nn.Module, folder: Path, *, allowed: bool = True) -> None:
+def check_model_finite(model: nn.Module, folder: Location, *, allowed: bool = True) -> None:
     """`check_finite` of a model of which each rank holds a part, or all; every rank must call it.
 
     Each piece is looked at by one of the ranks that hold it, and the first rank tells of all.
@@ -62,7 +62,7 @@ def _not_finite(tensor: Tensor) -> int:
     return tensor.numel() - int(finite.sum())
 
 
-def _tell(found: Mapping[str, tuple[int, int]], folder: Path, allowed: bool) -> None:
+def _tell(found: Mapping[str, tuple[int, int]], folder: Location, allowed: bool) -> None:
     """Name tensors, by how many of how many elements are wrong: ``norm.weight (3 of 64)``."""
     if not found:
         return

@@ -3,27 +3,43 @@
 ``<save folder>/<step>`` is a checkpoint after that many steps, ``<save folder>/snapshot/<step>`` a snapshot. A folder
 is made once and never written again: where the name is taken (an attempt that died while it saved, another run), the
 next one is ``<step>-2``. It counts as a checkpoint only once ``manifest.json`` is in it. Where several runs save into
-one folder, each goes on from its own checkpoints and removes no other's.
+one folder, each goes on from its own checkpoints and removes no other's. The save folder may be in an object store:
+there the name of a folder is taken by its ``run.json``, which is written only where there is none.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import uuid
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.config import local_path
-from evo_core.errors import CheckpointError
+from evo_core.checkpoint.run import UNKNOWN, Run, check_not_overtaken
+from evo_core.errors import CheckpointError, DataError
 from evo_core.storage.atomic import clear_drafts
-from evo_core.storage.files import delete
-from evo_core.storage.local import try_creating, try_writing
+from evo_core.storage.files import (
+    below,
+    create_file,
+    delete,
+    delete_folder,
+    file_exists,
+    file_sizes,
+    list_folders,
+    try_writing,
+    write_hint,
+)
+from evo_core.storage.local import try_creating
+from evo_core.storage.location import Location, file_name, is_remote, local_path
+from evo_core.storage.s3.transfer import in_threads
 
 MANIFEST = "manifest.json"
 SNAPSHOTS = "snapshot"
 SNAPSHOTS_KEPT = 2
+
+_NAME = re.compile(r"(\d+)(?:-(\d+))?")
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +52,7 @@ class Found:
         run: the run it is of; None where that cannot be read.
     """
 
-    path: Path
+    path: Location
     step: int
     attempt: int
     complete: bool
@@ -56,32 +72,44 @@ class Found:
     @property
     def name(self) -> str:
         """Its path below the save folder."""
-        return f"{SNAPSHOTS}/{self.path.name}" if self.snapshot else self.path.name
+        name = file_name(self.path)
+        return f"{SNAPSHOTS}/{name}" if self.snapshot else name
 
 
-def find(root: Path) -> list[Found]:
+def find(root: Location) -> list[Found]:
     """Every checkpoint folder below a save folder, snapshots included, newest first.
 
     Raises:
         CheckpointError: the folder cannot be looked into.
     """
-    found = []
-    try:
-        for folder, snapshot in ((root, False), (root / SNAPSHOTS, True)):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                match = re.fullmatch(r"(\d+)(?:-(\d+))?", path.name)
-                if match and path.is_dir():
-                    step, attempt = int(match[1]), int(match[2] or 1)
-                    found.append(Found(path, step, attempt, _is_complete(path), snapshot, Run.read(path)))
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", file=root) from error
+    places = [(root, False, name) for name in _folders(root)]
+    if SNAPSHOTS in {name for _, _, name in places}:
+        places += [(below(root, SNAPSHOTS), True, name) for name in _folders(below(root, SNAPSHOTS))]
+    named = [
+        (below(home, name), snapshot, match) for home, snapshot, name in places if (match := _NAME.fullmatch(name))
+    ]
+    look = in_threads if is_remote(root) else map  # of a store each question takes its time
+    found = look(lambda place: _found(*place), named)
     return sorted(found, key=lambda f: (f.age, not f.snapshot), reverse=True)
 
 
-def _is_complete(path: Path) -> bool:
+def _folders(home: Location) -> list[str]:
     try:
-        return (path / MANIFEST).is_file()
-    except OSError:
+        return list_folders(home)
+    except DataError as error:
+        raise CheckpointError(error.message, file=home, hint=error.hint) from error
+
+
+def _found(path: Location, snapshot: bool, match: re.Match[str]) -> Found:
+    return Found(path, int(match[1]), int(match[2] or 1), _is_complete(path), snapshot, Run.read(path))
+
+
+def _is_complete(path: Location) -> bool:
+    try:
+        return file_exists(below(path, MANIFEST))
+    except DataError as error:
+        if is_remote(path):
+            raise CheckpointError(error.message, file=path, hint=error.hint) from error
         return True  # nobody may look inside: whoever reads it is told so
 
 
@@ -102,7 +130,7 @@ def newest_run(found: Sequence[Found], *, job: str | None = None, launch: Collec
     return max(runs, key=lambda run: (run.job == job, runs[run]), default=None)
 
 
-def complete_ones(root: Path, run: Run | None = None) -> list[Found]:
+def complete_ones(root: Location, run: Run | None = None) -> list[Found]:
     """The complete checkpoints of a run, newest first; warns of incomplete ones among the newest.
 
     Those that do not say whose they are, for their ``run.json`` is damaged, are among them.
@@ -124,61 +152,93 @@ def complete_ones(root: Path, run: Run | None = None) -> list[Found]:
     return complete
 
 
-def newest_complete(root: str | Path) -> Path | None:
+def newest_complete(root: Location) -> Location | None:
     """The newest complete checkpoint of the run that saved last below a save folder, or None; warns of newer
     incomplete ones."""
-    complete = complete_ones(local_path(str(root)))
+    complete = complete_ones(root if is_remote(root) else local_path(root))
     return complete[0].path if complete else None
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Location) -> None:
     """Make the save folder and see that it can be written to, before there is anything to save.
 
     Raises:
         CheckpointError: it cannot.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        if isinstance(root, Path):
+            root.mkdir(parents=True, exist_ok=True)
+            try_creating(root)  # as the manifest, which comes last of all
+        else:
+            _try_conditions(root)
         try_writing(root)
-        try_creating(root)  # as the manifest, which comes last of all
     except OSError as error:
         reason = "is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise CheckpointError(f"no checkpoint can be saved there: {reason}", file=root) from error
+        hint = write_hint(root, error)
+        raise CheckpointError(f"no checkpoint can be saved there: {reason}", file=root, hint=hint) from error
 
 
-def create(root: Path, step: int, run: Run = UNKNOWN, *, snapshot: bool = False) -> Path:
+def _try_conditions(root: str) -> None:
+    """See that the store writes an object only where there is none, if it is asked to: so are manifests written."""
+    probe = below(root, f".evo-probe-{uuid.uuid4().hex[:8]}")
+    create_file(probe, "1")
+    try:
+        if create_file(probe, "2"):
+            raise CheckpointError(
+                "no checkpoint can be saved there: the store replaces an object that is to be written only where there "
+                "is none (If-None-Match)",
+                file=root,
+                hint="save into another store, or on a file system",
+            )
+    finally:
+        with suppress(OSError):  # who may write may not always delete
+            delete(probe)
+
+
+def create(root: Location, step: int, run: Run = UNKNOWN, *, snapshot: bool = False) -> Location:
     """Make a new checkpoint folder for a step of a run, under the first name that is free.
 
     Raises:
-        CheckpointError: it cannot be made.
+        CheckpointError: it cannot be made, or a process that began later goes on with the same run.
     """
-    folder = root / SNAPSHOTS if snapshot else root
+    check_not_overtaken(run, root, (found.run for found in find(root)))
+    home = below(root, SNAPSHOTS) if snapshot else root
     attempt = 1
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_drafts(folder)  # a kill in the middle of removing one leaves what may be large
+        if isinstance(home, Path):
+            home.mkdir(parents=True, exist_ok=True)
+            clear_drafts(home)  # a kill in the middle of removing one leaves what may be large
         while True:
-            path = folder / (str(step) if attempt == 1 else f"{step}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                attempt += 1
-                continue
-            run.write(path)
-            return path
+            path = below(home, str(step) if attempt == 1 else f"{step}-{attempt}")
+            if _take(path, run):
+                return path
+            attempt += 1
     except OSError as error:
-        raise CheckpointError(f"no checkpoint can be saved: {error.strerror}", file=folder) from error
+        message = f"no checkpoint can be saved: {error.strerror}"
+        raise CheckpointError(message, file=home, hint=write_hint(home, error)) from error
 
 
-def resolve_own(path: Path) -> Path:
+def _take(path: Location, run: Run) -> bool:
+    """Make a folder of that name with its ``run.json``; False where there is one."""
+    if isinstance(path, Path):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            return False
+    elif file_sizes(path):
+        return False
+    return run.write(path)
+
+
+def resolve_own(path: Location) -> Location:
     """The checkpoint of ours that a folder means: itself, or the newest complete one in it.
 
     Raises:
         CheckpointError: there is none.
     """
-    if (path / MANIFEST).is_file():
+    if _is_complete(path):
         return path
-    if not path.is_dir():
+    if isinstance(path, Path) and not path.is_dir():
         raise CheckpointError("no such checkpoint folder", file=path)
     newest = newest_complete(path)
     if newest is None:
@@ -191,7 +251,7 @@ def resolve_own(path: Path) -> Path:
     return newest
 
 
-def remove_old(root: Path, keep: int | None, run: Run = UNKNOWN) -> None:
+def remove_old(root: Location, keep: int | None, run: Run = UNKNOWN) -> None:
     """Remove all but the `keep` complete checkpoints that a run saved last (None keeps all) and its last two snapshots.
 
     Its incomplete folders before those go too: nothing will ever complete them. What another run left stays, and so
@@ -199,16 +259,18 @@ def remove_old(root: Path, keep: int | None, run: Run = UNKNOWN) -> None:
     """
     own = [f for f in find(root) if f.run is not None and f.run.id == run.id and f.name not in run.passed_over]
     for snapshot, kept in ((False, keep), (True, SNAPSHOTS_KEPT)):
-        if kept is None:
-            continue
         folders = [f for f in own if f.snapshot == snapshot]
-        newest = sorted((f for f in folders if f.complete), key=lambda f: f.saved, reverse=True)[:kept]
+        complete = sorted((f for f in folders if f.complete), key=lambda f: f.saved, reverse=True)
         for folder in folders:
-            if newest and folder not in newest and folder.age < newest[0].age:
+            if complete and folder not in complete[:kept] and folder.age < complete[0].age:
                 remove(folder.path)
 
 
-def remove(path: Path) -> None:
-    """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete."""
-    delete(path / MANIFEST)
-    delete(path)
+def remove(path: Location) -> None:
+    """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    delete(below(path, MANIFEST))
+    delete_folder(path)

@@ -13,12 +13,14 @@ from typing import Any
 from evo_core.checkpoint.json_file import read_json, write_json
 from evo_core.checkpoint.manifest import TOKENIZER
 from evo_core.errors import CheckpointError
+from evo_core.storage.files import below, file_exists
+from evo_core.storage.location import Location
 
 FILE = "generation_config.json"
-_EOS = "eos_token_id"
+_CONFIG, _EOS = "config.json", "eos_token_id"
 
 
-def read_generation(*folders: Path) -> dict[str, Any]:
+def read_generation(*folders: Location) -> dict[str, Any]:
     """The settings in the first of the folders that has any, with all ids that end a text as ``eos_token_id``.
 
     These are the ones that ``generation_config.json`` names and those of ``config.json``, in this order, always in a
@@ -28,10 +30,12 @@ def read_generation(*folders: Path) -> dict[str, Any]:
         CheckpointError: a file is damaged, or its ``eos_token_id`` is neither an id nor a list of ids.
     """
     for folder in folders:
-        settings = read_json(folder / FILE) if (folder / FILE).is_file() else {}
-        ids = _ids(settings.pop(_EOS, None), folder / FILE)
-        if (folder / "config.json").is_file():
-            ids += _ids(read_json(folder / "config.json").get(_EOS), folder / "config.json")
+        settings, ids = {}, list[int]()
+        if file_exists(file := below(folder, FILE)):
+            settings = read_json(file)
+            ids = _ids(settings.pop(_EOS, None), file)
+        if file_exists(file := below(folder, _CONFIG)):
+            ids += _ids(read_json(file).get(_EOS), file)
         if ids:
             settings[_EOS] = list(dict.fromkeys(ids))
         if settings:
@@ -39,9 +43,9 @@ def read_generation(*folders: Path) -> dict[str, Any]:
     return {}
 
 
-def generation_of(folder: Path) -> dict[str, Any]:
+def generation_of(folder: Location) -> dict[str, Any]:
     """The settings in a checkpoint of ours; versions up to 1.0 kept them with the tokenizer."""
-    return read_generation(folder, folder / TOKENIZER)
+    return read_generation(folder, below(folder, TOKENIZER))
 
 
 def ending_of(settings: Mapping[str, Any]) -> frozenset[int]:
@@ -61,7 +65,7 @@ def as_eos_token_id(ids: Iterable[int]) -> dict[str, int | list[int]]:
     return {_EOS: ids[0] if len(ids) == 1 else ids} if ids else {}
 
 
-def _ids(value: Any, file: Path) -> list[int]:
+def _ids(value: Any, file: Location) -> list[int]:
     """The ids in an ``eos_token_id``; some write -1 for none."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if any(not isinstance(token, int) or isinstance(token, bool) for token in ids):

@@ -6,9 +6,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from evo_core.errors import CheckpointError
+from evo_core.storage.location import Location
 
 
-def inside(folder: Path, name: Any, *, file: Path) -> Path:
+def inside(folder: Path, name: Any, *, file: Location) -> Path:
     """The path of a name in a folder. It may be a link: a hub's cache keeps the files themselves elsewhere.
 
     Args:

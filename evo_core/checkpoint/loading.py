@@ -1,11 +1,10 @@
-"""Loading: check a checkpoint, then take from it what is asked for."""
+"""Loading: choose a checkpoint, and take from it what is asked for; what is read is compared with its digests."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -13,8 +12,9 @@ from torch import nn
 
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.generation_settings import ending_of, generation_of
-from evo_core.checkpoint.manifest import Manifest, check_files, damage, damaged, read_manifest
+from evo_core.checkpoint.manifest import Manifest, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
+from evo_core.checkpoint.soundness import check_listed, damage, damaged, unchecked
 from evo_core.checkpoint.tensors import (
     MODEL,
     OPTIMIZER,
@@ -22,14 +22,16 @@ from evo_core.checkpoint.tensors import (
     check_tensors,
     read_model,
     read_tensors,
-    stored_shapes,
 )
 from evo_core.checkpoint.train_state import TrainState
-from evo_core.errors import CheckpointError
-from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.errors import CheckpointError, DamagedError
+from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.placement import Placed
+from evo_core.storage.files import below
+from evo_core.storage.location import Location
 
 if TYPE_CHECKING:
+    from evo_core.checkpoint.stored import Reader
     from evo_core.optim.protocol import Optimizer
 
 _MASTER = "master."
@@ -37,68 +39,88 @@ _MASTER = "master."
 log = logging.getLogger(__name__)
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Location, *, loads: bool = False) -> Manifest:
     """Read a checkpoint through and compare it with its manifest, the files shared out over all ranks.
 
     Every rank must call it, and all come to the same result.
 
+    Args:
+        loads: it is loaded next: of files that are compared while they are read only the sizes are looked at.
+
     Raises:
-        CheckpointError: it is incomplete, or a file is missing or damaged.
+        DamagedError: it is incomplete, or a file is missing or damaged.
+        CheckpointError: the store does not answer.
     """
     manifest = on_first(lambda: _manifest_of_all(folder))
-    names = sorted(manifest.files)
-    own = damage(folder, manifest, names[dist.get_rank() :: dist.get_world_size()])
+    names = sorted(unchecked(manifest, manifest.files) if loads else manifest.files)
+    with failing_together():
+        own = damage(folder, manifest, names[dist.get_rank() :: dist.get_world_size()])
     problems = [problem for part in gather_objects(own) for problem in part]
     if problems:
         raise damaged(folder, problems)
     return manifest
 
 
-def _manifest_of_all(folder: Path) -> Manifest:
+def _manifest_of_all(folder: Location) -> Manifest:
     manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    check_listed(folder, manifest)
     return manifest
 
 
-def newest_sound(root: Path, run: Run | None = None) -> tuple[Path, Run] | None:
-    """The newest undamaged checkpoint of a run; says why newer ones are passed over.
+class Candidates:
+    """The complete checkpoints of a run, of which the newest whole one is wanted; every rank makes one and calls alike.
 
-    Every rank must call it.
+    Whether the files of tensors are whole shows only when they are read. So whoever loads one that turns out to be
+    damaged asks for the next.
 
     Args:
         root: the save folder.
         run: default the one that saved last.
-
-    Returns:
-        Its folder, and the run with what was passed over; None where nothing was completed yet.
-
-    Raises:
-        CheckpointError: there are complete ones, and every one is damaged.
     """
-    candidates = on_first(lambda: folders.complete_ones(root, run))
-    problems: list[CheckpointError] = []
-    for number, found in enumerate(candidates):
-        try:
-            verify(found.path)
-        except CheckpointError as error:
-            problems.append(error)
-            if dist.get_rank() == 0 and number + 1 < len(candidates):
-                log.warning("%s: falling back to the checkpoint before it", error)
-            continue
-        names = (f.name for f in candidates[:number])
-        own = found.run or run or UNKNOWN
-        return found.path, replace(own, passed_over=tuple(dict.fromkeys([*own.passed_over, *names])))
-    if problems:
-        raise CheckpointError(
-            f"no checkpoint of the run is whole, of {len(problems)}; the newest: {problems[0]}",
-            file=root,
-            key="ckpt.save_ckpt_folder",
-            hint="put back a whole copy of one; to start over, name another folder or set ckpt.auto_resume to false",
-        )
-    return None
+
+    def __init__(self, root: Location, run: Run | None = None) -> None:
+        self._root, self._run = root, run
+        self._found = on_first(lambda: folders.complete_ones(root, run))
+        self._at = 0
+        self._problems: list[DamagedError] = []
+
+    def next(self) -> tuple[Location, Run] | None:
+        """The next older one that is whole as far as can be told without loading it; says why it is not one before.
+
+        Returns:
+            Its folder, and the run with what was passed over; None where nothing was completed yet.
+
+        Raises:
+            CheckpointError: there are complete ones, and every one is damaged; or the store does not answer.
+        """
+        while self._at < len(self._found):
+            found = self._found[self._at]
+            names = (f.name for f in self._found[: self._at])
+            self._at += 1
+            try:
+                verify(found.path, loads=True)
+            except DamagedError as error:
+                self.damaged(error)
+                continue
+            own = found.run or self._run or UNKNOWN
+            return found.path, replace(own, passed_over=tuple(dict.fromkeys([*own.passed_over, *names])))
+        if self._problems:
+            raise CheckpointError(
+                f"no checkpoint of the run is whole, of {len(self._problems)}; the newest: {self._problems[0]}",
+                file=self._root,
+                key="ckpt.save_ckpt_folder",
+                hint="put back a whole copy of one; to start over, name another folder or set ckpt.auto_resume false",
+            )
+        return None
+
+    def damaged(self, error: DamagedError) -> None:
+        """Note that the one given last is damaged."""
+        self._problems.append(error)
+        if dist.get_rank() == 0 and self._at < len(self._found):
+            log.warning("%s: falling back to the checkpoint before it", error)
 
 
-def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collection[str] = ("all",)) -> TrainState:
+def load(folder: Location, model: nn.Module, optimizer: Optimizer, content: Collection[str] = ("all",)) -> TrainState:
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
@@ -109,7 +131,8 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
         The training state of the checkpoint; what was not asked for is as in a fresh one.
 
     Raises:
-        CheckpointError: it does not fit the model, or "model" is not asked for.
+        CheckpointError: it does not fit the model, "model" is not asked for, or the store does not answer.
+        DamagedError: a file is not as it was written; model and optimizer may be half filled by then.
     """
     content = {"model", "sampler", "optimizer", "scheduler"} if "all" in content else set(content)
     if "model" not in content:
@@ -118,18 +141,24 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
             key="ckpt.load_ckpt_info.content",
             hint='add "model", or write "all"',
         )
-    saved, state = TrainState.read(folder), TrainState()
-    check_model(folder / MODEL, model)
+    from evo_core.checkpoint.stored import Reader
+
+    saved, state, manifest = TrainState.read(folder), TrainState(), read_manifest(folder)
+    weights = Reader(below(folder, MODEL), manifest.records_of(MODEL))
+    check_model(weights, model)
     moments: int = 0
     states: Mapping[str, Placed] = {}
     if "optimizer" in content:
-        flat = read_manifest(folder).format == 1
-        states = _stored_states(folder / OPTIMIZER, optimizer)
-        check_tensors(folder / OPTIMIZER, states, flat=flat)  # nothing is changed where something does not fit
-    read_model(folder / MODEL, model)
+        flat = manifest.format == 1
+        stored = _stored_states(folder, manifest)
+        # A parameter that was as wide as its master value, or whose type is another now, has none there.
+        names = stored.shapes()
+        states = {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in names}
+        check_tensors(stored, states, flat=flat)  # nothing is changed where something does not fit
+    read_model(weights, model)
     take_ending(folder, model)
     if "optimizer" in content:
-        read_tensors(folder / OPTIMIZER, states, flat=flat)
+        read_tensors(stored, states, flat=flat)
         moments = saved.moments
         state.scaler = saved.scaler
         optimizer.scaler.load_state(saved.scaler)
@@ -143,7 +172,7 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, content: Collecti
     return state
 
 
-def take_ending(folder: Path, model: nn.Module) -> None:
+def take_ending(folder: Location, model: nn.Module) -> None:
     """Where a text ends goes with the weights; a registered model of another kind does not generate."""
     from evo_core.model import Decoder
 
@@ -151,15 +180,16 @@ def take_ending(folder: Path, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _stored_states(folder: Path, optimizer: Optimizer) -> dict[str, Placed]:
-    """What is to be read of an optimizer's states: the moments, and master values where both sides have them."""
-    if not folder.is_dir():
+def _stored_states(folder: Location, manifest: Manifest) -> Reader:
+    """The states of the optimizer."""
+    from evo_core.checkpoint.stored import Reader
+
+    records = manifest.records_of(OPTIMIZER)
+    if not records:
         raise CheckpointError(
             "holds weights alone, no states of an optimizer",
-            file=folder.parent,
+            file=folder,
             key="ckpt.load_ckpt_info.content",
             hint='write content: ["model"]',
         )
-    stored = stored_shapes(folder)
-    # A parameter that was as wide as its master value, or whose type is another now, has none there.
-    return {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in stored}
+    return Reader(below(folder, OPTIMIZER), records)

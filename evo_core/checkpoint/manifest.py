@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from evo_core.checkpoint import train_state
+from evo_core.checkpoint.explained import explained
 from evo_core.checkpoint.folder import MANIFEST
-from evo_core.errors import CheckpointError
-from evo_core.storage.files import create_file
+from evo_core.checkpoint.records import FileRecord
+from evo_core.errors import CheckpointError, DamagedError
+from evo_core.storage.files import below, create_file, read_if_there
+from evo_core.storage.location import Location
 
 FORMAT = 2
 """That is written. In format 1 the states of the optimizer are vectors; in format 2 they have the shapes of weights."""
@@ -24,19 +25,8 @@ READABLE = (1, 2)
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 
-_ALWAYS = (CONFIG, train_state.FILE, "model/.metadata")
+ALWAYS = (CONFIG, train_state.FILE, "model/.metadata")
 """Files that every checkpoint has."""
-
-_PARTS = ("model", "optimizer", "tokenizer")
-"""Folders of which every file is read; what a user puts beside them is theirs."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and SHA-256 of a file."""
-
-    size: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -61,58 +51,61 @@ class Manifest:
     written_by: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    def records_of(self, part: str) -> dict[str, FileRecord]:
+        """The records of the files in one of its folders, by name."""
+        prefix = f"{part}/"
+        return {name.removeprefix(prefix): record for name, record in self.files.items() if name.startswith(prefix)}
+
     @property
     def trained_here(self) -> bool:
         """Whether a training job wrote it, and not a conversion from another system's format."""
         return self.written_by.get("converted_from", "evo") == "evo"
 
 
-def file_record(path: Path) -> FileRecord:
-    """Read a file through for its record."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileRecord(path.stat().st_size, f"sha256:{digest}")
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Location, manifest: Manifest) -> None:
     """Complete a checkpoint: the manifest appears whole, and only where there is none.
 
     Raises:
         OSError: it cannot be written, or there is one.
     """
-    path = folder / MANIFEST
-    if not create_file(path, json.dumps({"format": manifest.format, **asdict(manifest)}, indent=1)):
+    path = below(folder, MANIFEST)
+    content = {"format": manifest.format, **vars(manifest)}
+    content["files"] = {name: record.plain for name, record in manifest.files.items()}
+    if not create_file(path, json.dumps(content, indent=1)):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Location) -> Manifest:
     """Read the manifest of a complete checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is not one.
+        DamagedError: there is none, or it is not one.
+        CheckpointError: it is another version's, or the store does not answer.
     """
-    path = folder / MANIFEST
+    path = below(folder, MANIFEST)
+    with explained(path, "damaged manifest"):
+        content = read_if_there(path)
+    if content is None:
+        raise DamagedError(f"incomplete: there is no {MANIFEST}", file=folder)
     try:
-        raw = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_twins)
+        raw = json.loads(content.decode("utf-8"), object_pairs_hook=_without_twins)
         if type(raw["format"]) is not int:
             raise ValueError("its format is no number")
         if raw["format"] not in READABLE:
             readable = " and ".join(map(str, READABLE))
             message = f"written by another version of Evo, in format {raw['format']}; this one reads {readable}"
             raise CheckpointError(message, file=path, hint="read it with the version that wrote it")
-        files = {_inside(name): _record(**record) for name, record in raw.pop("files").items()}
+        files = {_inside(name): FileRecord.parsed(record) for name, record in raw.pop("files").items()}
         manifest = Manifest(**raw, files=files)
         if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):
             raise ValueError("step and tokens are not whole numbers")
         if manifest.tokenizer is not None:
             _inside(manifest.tokenizer)
         return manifest
-    except FileNotFoundError:
-        raise CheckpointError(f"incomplete: there is no {MANIFEST}", file=folder) from None
     except RecursionError:
-        raise CheckpointError("damaged manifest: nested too deeply", file=path) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"damaged manifest: {error}", file=path) from error
+        raise DamagedError("damaged manifest: nested too deeply", file=path) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"damaged manifest: {error}", file=path) from error
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -129,59 +122,3 @@ def _inside(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or str(path) != name or name == ".":
         raise ValueError(f"{name!r} is no file of the checkpoint")
     return name
-
-
-def _record(size: int, digest: str) -> FileRecord:
-    if type(size) is not int or not isinstance(digest, str):
-        raise TypeError("the record of a file is no size with a digest")
-    return FileRecord(size, digest)
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Check that the manifest names every file that is read from a checkpoint, so that none goes without its digest.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    try:
-        files = (path for part in _PARTS for path in (folder / part).rglob("*") if path.is_file())
-        there = {path.relative_to(folder).as_posix() for path in files}
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", file=folder) from error
-    if unnamed := sorted((there | set(_ALWAYS)) - set(manifest.files)):
-        raise CheckpointError(f"damaged manifest: it does not name {', '.join(unnamed[:3])}", file=folder / MANIFEST)
-
-
-def check_weights(folder: Path) -> Manifest:
-    """Read a checkpoint through, but for its optimizer, and compare it with its manifest; any process may do so alone.
-
-    Raises:
-        CheckpointError: it is incomplete or damaged.
-    """
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
-    if problems := damage(folder, manifest, (name for name in manifest.files if not name.startswith("optimizer/"))):
-        raise damaged(folder, problems)
-    return manifest
-
-
-def damaged(folder: Path, problems: Iterable[str]) -> CheckpointError:
-    """The error that says what is wrong with a checkpoint."""
-    return CheckpointError(f"damaged: {'; '.join(problems)}", file=folder)
-
-
-def damage(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """What is wrong with the named files, one sentence each; nothing where they are as they were written."""
-    problems = []
-    for name in names:
-        wanted, path = manifest.files[name], folder / name
-        try:
-            if not path.is_file():
-                problems.append(f"{name} is missing")
-            elif (size := path.stat().st_size) != wanted.size:
-                problems.append(f"{name} has {size} bytes instead of {wanted.size}")
-            elif file_record(path) != wanted:
-                problems.append(f"{name} does not have the digest it was written with")
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {error.strerror}")
-    return problems

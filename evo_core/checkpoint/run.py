@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from evo_core.storage.files import write_file
+from evo_core.errors import CheckpointError, DataError
+from evo_core.storage.files import below, create_file, read_if_there
+from evo_core.storage.location import Location, is_remote
 
 FILE = "run.json"
 
@@ -28,6 +31,8 @@ class Run:
         launch: what started its ranks: see `evo_core.parallel.environment.launch_marks`.
         passed_over: its checkpoints that were found damaged, as paths below the save folder. They are left alone.
         saved: when this checkpoint was begun, in unix seconds; 0 where that is not known.
+        session: the start of the processes that saved it: when, and where. Of two sessions the later one is greater;
+            empty where it is not known.
     """
 
     id: str = ""
@@ -35,27 +40,68 @@ class Run:
     launch: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
     saved: float = 0.0
+    session: str = ""
 
     @classmethod
-    def new(cls, job: str, launch: Sequence[str] = ()) -> Run:
-        """A run that begins now."""
-        return cls(uuid.uuid4().hex, job, tuple(launch))
+    def new(cls) -> Run:
+        """A run that was never saved."""
+        return cls(uuid.uuid4().hex)
 
-    def write(self, checkpoint: Path) -> None:
-        """Write it into a new checkpoint folder, with the time."""
-        write_file(checkpoint / FILE, json.dumps({**asdict(self), "saved": time.time()}))
+    def begun_here(self, launch: Sequence[str], job: str) -> Run:
+        """The run as a session that begins now goes on with it."""
+        session = f"{time.time():017.6f} {socket.gethostname()} process {os.getpid()}"
+        return replace(self, launch=tuple(launch), job=job, session=session)
+
+    def write(self, checkpoint: Location) -> bool:
+        """Write it into a new checkpoint folder, with the time; False where another has.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return create_file(below(checkpoint, FILE), json.dumps({**asdict(self), "saved": time.time()}))
 
     @classmethod
-    def read(cls, checkpoint: Path) -> Run | None:
-        """The run that a checkpoint folder is of; None where its ``run.json`` cannot be read."""
+    def read(cls, checkpoint: Location) -> Run | None:
+        """The run that a checkpoint folder is of; None where its ``run.json`` cannot be read.
+
+        Raises:
+            CheckpointError: the store does not answer.
+        """
         try:
-            raw: dict[str, Any] = json.loads((checkpoint / FILE).read_text("utf-8"))
+            content = read_if_there(below(checkpoint, FILE))
+            if content is None:
+                return UNKNOWN
+            raw: dict[str, Any] = json.loads(content)
             launch, passed_over = tuple(map(str, raw["launch"])), tuple(map(str, raw["passed_over"]))
-            return cls(str(raw["id"]), str(raw["job"]), launch, passed_over, float(raw["saved"]))
-        except FileNotFoundError:
-            return UNKNOWN
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            session = str(raw.get("session", ""))
+            return cls(str(raw["id"]), str(raw["job"]), launch, passed_over, float(raw["saved"]), session)
+        except DataError as error:
+            if is_remote(checkpoint):
+                raise CheckpointError(error.message, file=error.file, hint=error.hint) from error
             return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+def check_not_overtaken(run: Run, root: Location, runs: Iterable[Run | None]) -> None:
+    """See that no session that began later saves as the same run: of two the later one goes on.
+
+    Args:
+        runs: those that the checkpoints in the save folder name.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    later = max((other.session for other in runs if other is not None and other.id == run.id), default="")
+    if run.session and later > run.session:
+        since, where = later.split(" ", 1)
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(since)))
+        raise CheckpointError(
+            f"no checkpoint can be saved: {where}, begun at {when}, has gone on with this run and saves it here too",
+            file=root,
+            key="ckpt.save_ckpt_folder",
+            hint="end one of the two; runs that go on side by side need a save folder or a job_name of their own",
+        )
 
 
 UNKNOWN = Run()

@@ -1,15 +1,16 @@
 """Saving: all ranks write into a new folder, and rank 0 completes it with a manifest.
 
-Where that fails (a full disk, a limit, a folder that is gone) every rank is told why in one sentence; the unfinished
-folder is removed, for it takes up room.
+Where that fails (a full disk, a limit, a folder that is gone, a store that does not answer) every rank is told why in
+one sentence. The unfinished folder takes up room: on disk it is removed at once, in a store by a later save.
 """
 
 from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +19,16 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint import run as runs
 from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.generation_settings import as_eos_token_id, write_generation
-from evo_core.checkpoint.manifest import CONFIG, TOKENIZER, FileRecord, Manifest, file_record, write_manifest
+from evo_core.checkpoint.manifest import CONFIG, TOKENIZER, Manifest, write_manifest
+from evo_core.checkpoint.records import FileRecord, content_record, file_record
 from evo_core.checkpoint.run import UNKNOWN, Run
+from evo_core.checkpoint.scratch import scratch_folder
+from evo_core.checkpoint.soundness import wrong_sizes
 from evo_core.checkpoint.staging import Staged, stage
-from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, model_tensors, write_parts
+from evo_core.checkpoint.tensors import MODEL, OPTIMIZER, Records, model_tensors, write_parts
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import local_path, save_config
 from evo_core.data.tokenize.tokenizers import load_tokenizer
@@ -31,14 +36,16 @@ from evo_core.errors import CheckpointError, UserError
 from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.placement import Placed
 from evo_core.storage.atomic import sync, sync_tree
+from evo_core.storage.files import below, file_sizes, link_tree, read_if_there, write_hint
 from evo_core.storage.local import try_writing
-from evo_core.storage.location import is_hub_id, is_remote
+from evo_core.storage.location import Location, is_hub_id, is_remote
 
 if TYPE_CHECKING:
     from evo_core.checkpoint.parts import Parts
     from evo_core.config import TrainConfig
 
 _PROBE_BYTES = 1 << 20
+_PARTS = (f"{MODEL}/", f"{OPTIMIZER}/")
 
 T = TypeVar("T")
 
@@ -46,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    root: Path,
+    root: Location,
     cfg: TrainConfig,
     model: nn.Module,
     optimizer_state: Mapping[str, Placed],
@@ -54,7 +61,7 @@ def save(
     *,
     snapshot: bool = False,
     run: Run = UNKNOWN,
-) -> Path:
+) -> Location:
     """Write a checkpoint and remove those of the run that are too old; every rank must call it.
 
     Args:
@@ -87,7 +94,7 @@ def ending_ids_of(model: nn.Module) -> tuple[int, ...]:
 
 
 def write(
-    root: Path,
+    root: Location,
     cfg: TrainConfig,
     staged: Staged,
     state: TrainState,
@@ -96,19 +103,21 @@ def write(
     snapshot: bool = False,
     run: Run = UNKNOWN,
     group: dist.ProcessGroup | None = None,
-) -> Path:
+    by_way_of: Path | None = None,
+) -> Location:
     """Write a checkpoint of what was staged; see `save`. Every rank must call it, in any thread of its own.
 
     Args:
         ending: ids that end a text.
         group: all ranks, in their order, for nothing else in this time; None is the default group.
+        by_way_of: a folder of this machine where files of tensors are written before they go to a store.
     """
     check_agreement(staged.described, group)
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot), group)
     try:
-        _fill(folder, cfg, staged, state, ending, group)
+        _fill(folder, cfg, staged, state, ending, group, by_way_of)
     except UserError:
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and not is_remote(folder):
             with suppress(OSError):  # the reason is the error that is raised
                 folders.remove(folder)
         raise
@@ -116,52 +125,87 @@ def write(
     return folder
 
 
-def _remove_old(root: Path, keep: int | None, run: Run) -> None:
+def _remove_old(root: Location, keep: int | None, run: Run) -> None:
     """Remove what is too old; what cannot be is no reason to end a run whose checkpoint is complete."""
     try:
         folders.remove_old(root, keep, run)
-    except (OSError, CheckpointError) as error:
+    except (OSError, UserError) as error:
         log.warning("older checkpoints stay in %s: %s", root, error)
 
 
 def _fill(
-    folder: Path,
+    folder: Location,
     cfg: TrainConfig,
     staged: Staged,
     state: TrainState,
     ending: Sequence[int],
     group: dist.ProcessGroup | None,
+    by_way_of: Path | None,
 ) -> None:
     """Write all files of a checkpoint, the manifest last."""
+    own: dict[str, FileRecord] = {}
     for part, named in staged.parts.items():
-        _write_tensors(folder, part, named, group)
+        records = _write_tensors(folder, part, named, group, by_way_of)
+        own |= {f"{part}/{name}": record for name, record in records.items()}
 
-    def shared() -> str | None:
-        save_config(_portable(cfg), folder / CONFIG)
-        state.write(folder)
-        write_generation(folder, as_eos_token_id(list(ending)))
-        return _copy_tokenizer(cfg, folder)
+    def shared() -> tuple[dict[str, FileRecord], str | None]:
+        with _small_files(folder) as draft:
+            save_config(_portable(cfg), draft / CONFIG)
+            state.write(draft)
+            write_generation(draft, as_eos_token_id(list(ending)))
+            tokenizer = _copy_tokenizer(cfg, draft)
+            return _records_of(draft), tokenizer
 
-    tokenizer = on_first(lambda: _written(folder, shared), group)
-    files: dict[str, FileRecord] = {}
-    with failing_together(group):
-        own = _written(folder, lambda: _own_records(folder))
-    for records in gather_objects(own, group):
-        files.update(records)
+    small, tokenizer = on_first(lambda: _written(folder, shared), group)
+    files = small | _records_of_all(own, group)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
     manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
     on_first(lambda: _written(folder, lambda: _complete(folder, manifest)), group)
 
 
-def _complete(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest once all it vouches for is on the disk: torch syncs files of tensors, not their names."""
-    sync_tree(folder)
-    sync(folder.parent)
+@contextmanager
+def _small_files(folder: Location) -> Iterator[Path]:
+    """Where rank 0 writes the small files of a checkpoint: in its folder, or on the way to a store."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="evo-") as draft:
+        yield Path(draft)
+        link_tree(Path(draft), folder)
+
+
+def _records_of(draft: Path) -> dict[str, FileRecord]:
+    """Records of the small files."""
+    paths = [path for path in draft.rglob("*") if path.is_file()]
+    names = {path.relative_to(draft).as_posix(): path for path in paths}
+    return {name: file_record(path) for name, path in names.items() if not name.startswith(_PARTS)}
+
+
+def _records_of_all(own: Mapping[str, FileRecord], group: dist.ProcessGroup | None) -> dict[str, FileRecord]:
+    """The records of the files that all ranks wrote."""
+    return {name: record for records in gather_objects(own, group) for name, record in records.items()}
+
+
+def _complete(folder: Location, manifest: Manifest) -> None:
+    """Write the manifest once all that it vouches for is there, and on the disk: torch syncs no names.
+
+    Raises:
+        CheckpointError: something is not there any more.
+    """
+    run = read_if_there(below(folder, runs.FILE))
+    manifest.files[runs.FILE] = content_record(run or b"")
+    problems = wrong_sizes(manifest.files, file_sizes(folder))
+    if run is None or problems:
+        what = problems[0] if problems else f"{runs.FILE} is missing"
+        raise CheckpointError(_cannot(f"{what}; was something removed while it was being written?"), file=folder)
+    if isinstance(folder, Path):
+        sync_tree(folder)
+        sync(folder.parent)
     write_manifest(folder, manifest)
 
 
-def _written(folder: Path, write: Callable[[], T]) -> T:
-    """Call a function that writes into the folder; what the file system refuses becomes one sentence.
+def _written(folder: Location, write: Callable[[], T]) -> T:
+    """Call a function that writes into the folder; what the file system or the store refuses becomes one sentence.
 
     Raises:
         CheckpointError: it refused.
@@ -169,48 +213,69 @@ def _written(folder: Path, write: Callable[[], T]) -> T:
     try:
         return write()
     except OSError as error:
-        raise CheckpointError(_cannot(error.strerror or str(error)), file=folder) from error
+        message = _cannot(error.strerror or str(error))
+        raise CheckpointError(message, file=folder, hint=write_hint(folder, error)) from error
 
 
-def _write_tensors(folder: Path, part: str, tensors: Mapping[str, Parts], group: dist.ProcessGroup | None) -> None:
+def _write_tensors(
+    folder: Location, part: str, tensors: Mapping[str, Parts], group: dist.ProcessGroup | None, by_way_of: Path | None
+) -> Records:
     """Write tensors into a part of the checkpoint, from all ranks; where one of them fails, all are told the same.
 
+    Returns:
+        The records of the files that this rank wrote, by name.
+
     Raises:
-        CheckpointError: the file system refused. Another failure is raised as it is.
+        CheckpointError: they cannot be written.
     """
+    if by_way_of is None:
+        return _write_into(folder, part, tensors, group, reported=folder)
+    with scratch_folder(by_way_of, group) as scratch:
+        records = _write_into(scratch, part, tensors, group, reported=by_way_of)
+        with failing_together(group):
+            _written(folder, lambda: link_tree(scratch / part, below(folder, part)))
+    return records
+
+
+def _write_into(
+    folder: Location, part: str, tensors: Mapping[str, Parts], group: dist.ProcessGroup | None, *, reported: Location
+) -> Records:
     from torch.distributed.checkpoint import CheckpointException
 
     try:
-        write_parts(folder / part, tensors, group)
+        return write_parts(below(folder, part), tensors, group)
     except CheckpointException as error:  # on every rank
         failures = [failure for failure, _ in error.failures.values()]
-        reason = on_first(lambda: _refusal(folder, failures), group)
-        if reason is None:
-            raise
-        raise CheckpointError(_cannot(reason), file=folder) from error
+        raise on_first(lambda: _refusal(folder, failures, reported), group) from error
 
 
 def _cannot(reason: str) -> str:
     return f"no checkpoint can be saved: {reason}"
 
 
-def _refusal(folder: Path, failures: Sequence[BaseException]) -> str | None:
-    """Why the file system refused, in its words; None where it did not.
+def _refusal(folder: Location, failures: Sequence[BaseException], reported: Location) -> UserError:
+    """Why tensors cannot be written, in the words of the file system or the store.
 
     A tensor is written by torch's own archive writer, which says "unexpected pos 704 vs 598" of a full disk. So where
     no rank's failure names the reason, writing a little tells it.
     """
     for failure in failures:
+        if isinstance(failure, UserError):
+            return failure
         if isinstance(failure, OSError):
-            return failure.strerror or str(failure)
+            hint = write_hint(folder, failure)
+            return CheckpointError(_cannot(failure.strerror or str(failure)), file=reported, hint=hint)
+    first = failures[0] if failures else None
+    reason = (str(first).strip() or type(first).__name__).splitlines()[0]
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
-        return f"a file may have {limit} bytes here (ulimit -f)"
-    try:
-        try_writing(folder, _PROBE_BYTES)
-    except OSError as refused:
-        return refused.strerror or str(refused)
-    return None
+        reason = f"a file may have {limit} bytes here (ulimit -f)"
+    elif isinstance(folder, Path):
+        try:
+            try_writing(folder, _PROBE_BYTES)
+        except OSError as refused:
+            reason = refused.strerror or str(refused)
+    return CheckpointError(_cannot(reason), file=reported)
 
 
 def _portable(cfg: TrainConfig) -> TrainConfig:
@@ -232,13 +297,3 @@ def _copy_tokenizer(cfg: TrainConfig, folder: Path) -> str | None:
     (folder / TOKENIZER).mkdir()
     load_tokenizer(cfg.data.tokenizer_path).copy_to(folder / TOKENIZER)
     return TOKENIZER
-
-
-def _own_records(folder: Path) -> dict[str, FileRecord]:
-    """Records of the files that this rank wrote: each digests its own, rank 0 also what is everybody's."""
-    rank = dist.get_rank()
-    own = [path for part in (MODEL, OPTIMIZER) for path in (folder / part).glob(f"__{rank}_*")]
-    if rank == 0:
-        shared = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("__"))
-        own += list(shared)
-    return {str(path.relative_to(folder)): file_record(path) for path in own}

@@ -8,13 +8,17 @@ objects are made from it. Whatever reads tensors of ours reads them by `Reader`.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -25,11 +29,18 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
 
+from evo_core.checkpoint.blocks import BlockReader, Span
+from evo_core.checkpoint.explained import explained
 from evo_core.checkpoint.inside import inside
+from evo_core.checkpoint.records import FileRecord, content_record
 from evo_core.checkpoint.restricted import RestrictedUnpickler
-from evo_core.errors import CheckpointError
+from evo_core.errors import DamagedError
 from evo_core.placement import Rectangle, tiling_fault
+from evo_core.storage.files import below, file_sizes, read_if_there
+from evo_core.storage.location import Location
 
 _FILE = ".metadata"
 
@@ -98,15 +109,22 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 class Reader(FileSystemReader):
-    """Reads the tensors of a folder, by metadata that were checked.
+    """Reads the tensors of a folder, by metadata that were checked; of its files what is asked for, each part once.
+
+    Args:
+        folder: where they are, in a store too.
+        records: what the manifest says of the folder's files, by name; what is read is compared with it. None where
+            there is no manifest.
 
     Raises:
-        CheckpointError: there are none, they are damaged, or they name code or a file elsewhere.
+        CheckpointError: there are none, or the store does not answer.
+        DamagedError: they are damaged, or name code or a file elsewhere.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.metadata = read_metadata(folder)
+    def __init__(self, folder: Location, records: Mapping[str, FileRecord] | None = None) -> None:
+        super().__init__("")
+        self.folder, self.records = folder, records
+        self.metadata = read_metadata(folder, records)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
@@ -116,25 +134,84 @@ class Reader(FileSystemReader):
         entries = self.metadata.state_dict_metadata
         return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each tensor."""
+        return {name: tuple(entry.size) for name, entry in self.tensors().items()}
 
-def read_metadata(folder: Path) -> Metadata:
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what was planned: file by file, in the order in which it lies there."""
+        by_file: dict[str, dict[Span, list[ReadItem]]] = defaultdict(lambda: defaultdict(list))
+        for item in plan.items:
+            place = self.storage_data[item.storage_index]
+            by_file[place.relative_path][place.offset, place.length].append(item)
+        for name, by_span in by_file.items():
+            self._read_file(name, by_span, planner)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _read_file(self, name: str, by_span: Mapping[Span, Sequence[ReadItem]], planner: LoadPlanner) -> None:
+        file, record = below(self.folder, name), self.records[name] if self.records is not None else None
+        spans = sorted(by_span)
+        if any(start + length > following for (start, length), (following, _) in pairwise(spans)):
+            raise DamagedError("two parts of it lie in one place", file=file)
+        with explained(file):
+            opened = BlockReader(file, record, spans)
+        with opened as blocks:
+            for span in spans:
+                with explained(file):
+                    content = _Content(blocks.read(*span))
+                    stored = torch.load(cast(Any, content), map_location="cpu", weights_only=True)
+                for item in by_span[span]:
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))
+                    planner.commit_tensor(item, target)
+
+
+class _Content(io.RawIOBase):
+    """Bytes as a file: what is read is copied once, to where it is wanted."""
+
+    def __init__(self, content: bytearray) -> None:
+        self._content, self._at = memoryview(content), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._content)}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._content[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def read_metadata(folder: Location, records: Mapping[str, FileRecord] | None = None) -> Metadata:
     """What a folder of tensors holds. Entries that are no tensors are left out: torch would unpickle them.
 
     Raises:
-        CheckpointError: see `Reader`.
+        CheckpointError, DamagedError: see `Reader`.
     """
-    try:
-        content = (folder / _FILE).read_bytes()
-        return _metadata(RestrictedUnpickler(io.BytesIO(content), _NAMES).load(), folder)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"no tensors can be read here: {error.strerror}", file=folder / _FILE) from error
-    except Exception as error:  # a damaged pickle fails in any way it likes
-        raise CheckpointError(f"no tensors can be read here: {error}", file=folder / _FILE) from error
+    file = below(folder, _FILE)
+    with explained(file, "no tensors can be read here"):
+        content = read_if_there(file)
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(file))
+        if records is not None and content_record(content, records[_FILE]) != records[_FILE]:
+            raise DamagedError("does not have the digest it was written with", file=file)
+        lengths = {name: record.size for name, record in records.items()} if records is not None else file_sizes(folder)
+        return _metadata(RestrictedUnpickler(io.BytesIO(content), _NAMES).load(), folder, lengths)
 
 
-def _metadata(found: Any, folder: Path) -> Metadata:
+def _metadata(found: Any, folder: Location, lengths: Mapping[str, int]) -> Metadata:
     entries, places = (_mapping(_of(found, _Metadata)[name]) for name in ("state_dict_metadata", "storage_data"))
     tensors = {str(name): _tensor(str(name), entry) for name, entry in entries.items() if not isinstance(entry, _Bytes)}
     stored = {}
@@ -143,18 +220,20 @@ def _metadata(found: Any, folder: Path) -> Metadata:
         offset = None if index["offset"] is None else _sizes(index["offset"])
         if place["transform_descriptors"]:
             raise ValueError("its tensors are compressed")
-        inside(folder, place["relative_path"], file=folder / _FILE)
+        inside(Path(), place["relative_path"], file=below(folder, _FILE))
         start, length = _sizes((place["offset"], place["length"]))
         stored[MetadataIndex(index["fqn"], offset)] = _StorageInfo(place["relative_path"], start, length)
-    _check_extents(tensors, stored, folder)
+    _check_extents(tensors, stored, folder, lengths)
     return Metadata(dict(tensors), planner_data={}, storage_data=stored, storage_meta=StorageMeta())
 
 
 def _check_extents(
-    tensors: Mapping[str, TensorStorageMetadata], stored: Mapping[MetadataIndex, _StorageInfo], folder: Path
+    tensors: Mapping[str, TensorStorageMetadata],
+    stored: Mapping[MetadataIndex, _StorageInfo],
+    folder: Location,
+    lengths: Mapping[str, int],
 ) -> None:
     """Check that each part of a tensor has a place that holds as many bytes, in a file that is as long."""
-    lengths: dict[str, int] = {}
     for name, tensor in tensors.items():
         for chunk in tensor.chunks:
             place = stored.get(MetadataIndex(name, chunk.offsets))
@@ -162,13 +241,10 @@ def _check_extents(
                 raise ValueError(f"it does not say where a part of {name} lies")
             file = place.relative_path
             if file not in lengths:
-                path = folder / file
-                if not path.is_file():
-                    raise CheckpointError("is missing", file=path)
-                lengths[file] = path.stat().st_size
+                raise DamagedError("is missing", file=below(folder, file))
             size = math.prod(chunk.sizes) * tensor.properties.dtype.itemsize
             if size > place.length or place.offset + place.length > lengths[file]:
-                raise CheckpointError(f"is too short for its part of {name}", file=folder / file)
+                raise DamagedError(f"is too short for its part of {name}", file=below(folder, file))
 
 
 def _tensor(name: str, entry: Any) -> TensorStorageMetadata:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 import torch
 import torch.distributed as dist
@@ -19,13 +18,20 @@ from evo_core.checkpoint.format1 import flat_shape, turns
 from evo_core.checkpoint.writers import Cut, cut, own_parts
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement, Rectangle, placements_of
+from evo_core.storage.location import Location
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint import StorageReader
-
     from evo_core.checkpoint.parts import Parts
+    from evo_core.checkpoint.records import FileRecord
+    from evo_core.checkpoint.stored import Reader
 
 MODEL, OPTIMIZER = "model", "optimizer"
+
+Records = Mapping[str, "FileRecord"]
+"""What a manifest says of the files of a folder, by name."""
+
+Stored = Union["Reader", Location]
+"""A folder of tensors that is open, with what the manifest says of its files; or one that nothing vouches for."""
 
 
 def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
@@ -37,11 +43,11 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
     }
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed]) -> None:
+def write_tensors(folder: Location, tensors: Mapping[str, torch.Tensor | Placed]) -> Records:
     """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in
-    equal parts."""
+    equal parts. Returns the records of the files that this rank wrote."""
     here = placed(tensors)
-    write_parts(folder, own_tensors(here, cut(here)))
+    return write_parts(folder, own_tensors(here, cut(here)))
 
 
 def own_tensors(tensors: Mapping[str, Placed], shared_out: Cut) -> dict[str, Parts]:
@@ -52,14 +58,22 @@ def own_tensors(tensors: Mapping[str, Placed], shared_out: Cut) -> dict[str, Par
     return {n: Parts(tensors[n].placement.shape, tensors[n].local.dtype, parts) for n, parts in own.items()}
 
 
-def write_parts(folder: Path, parts: Mapping[str, Parts], group: dist.ProcessGroup | None = None) -> None:
-    """Write what each rank has of tensors, named alike on all; every rank of the group (None: the default) calls it."""
+def write_parts(folder: Location, parts: Mapping[str, Parts], group: dist.ProcessGroup | None = None) -> Records:
+    """Write what each rank has of tensors, named alike on all; every rank of the group (None: the default) calls it.
+
+    Returns:
+        The records of the files that this rank wrote, by name.
+    """
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(dict(parts), storage_writer=dcp.FileSystemWriter(folder), process_group=group)
+    from evo_core.checkpoint.tensor_files import Writer
+
+    writer = Writer(folder)
+    dcp.save(dict(parts), storage_writer=writer, process_group=group)
+    return writer.records
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
+def read_tensors(stored: Stored, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
     """Fill tensors in place, each rank its own pieces, whatever the layout they were written at; not a collective.
 
     A tensor of another type than the stored one is filled with rounded values. Names that the checkpoint has beside
@@ -70,21 +84,21 @@ def read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, 
 
     Raises:
         CheckpointError: a name is missing, or a shape differs.
+        DamagedError: a file is not as it was written.
     """
     from evo_core.checkpoint.parts import Parts
-    from evo_core.checkpoint.stored import Reader
 
-    reader = Reader(folder)
+    reader = _opened(stored)
     here = placed(tensors)
     wanted = _wanted(here, flat)
-    _compare(folder, wanted, {name: tuple(entry.size) for name, entry in reader.tensors().items()})
+    _compare(reader, wanted)
     here = {name: each for name, each in here.items() if math.prod(each.placement.shape)}
     for turn in turns(here) if flat else [_rectangles(here)]:
         items = {name: Parts(wanted[name], here[name].local.dtype, parts) for name, parts in turn.items()}
-        _read(folder, items, reader)
+        _read(reader, items)
 
 
-def _read(folder: Path, items: Mapping[str, torch.Tensor], reader: StorageReader) -> None:
+def _read(reader: Reader, items: Mapping[str, torch.Tensor]) -> None:
     import torch.distributed.checkpoint as dcp
 
     try:
@@ -94,8 +108,10 @@ def _read(folder: Path, items: Mapping[str, torch.Tensor], reader: StorageReader
             dcp.load(dict(items), storage_reader=reader, no_dist=True)
     except dcp.CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, CheckpointError):
+            raise cause from None
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise CheckpointError(f"cannot be read: {first}", file=folder) from error
+        raise CheckpointError(f"cannot be read: {first}", file=reader.folder) from error
 
 
 def _rectangles(tensors: Mapping[str, Placed]) -> dict[str, list[tuple[Rectangle, torch.Tensor]]]:
@@ -103,27 +119,28 @@ def _rectangles(tensors: Mapping[str, Placed]) -> dict[str, list[tuple[Rectangle
     return {name: [(piece.where, view) for piece, view in each.pieces()] for name, each in tensors.items()}
 
 
-def check_tensors(folder: Path, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
+def check_tensors(stored: Stored, tensors: Mapping[str, torch.Tensor | Placed], *, flat: bool = False) -> None:
     """Compare names and shapes of tensors with those of a folder, as `read_tensors` does before it reads.
 
     Raises:
         CheckpointError: one is missing, or has another shape.
     """
-    _compare(folder, _wanted(placed(tensors), flat), stored_shapes(folder))
+    _compare(_opened(stored), _wanted(placed(tensors), flat))
 
 
-def read_model(folder: Path, model: nn.Module) -> None:
+def read_model(stored: Stored, model: nn.Module) -> None:
     """Fill the parameters and buffers of a model; all of them, and nothing may be left over.
 
     Raises:
         CheckpointError: names or shapes are not those of the model, or what is one weight in it is two there.
     """
-    check_model(folder, model)
-    read_tensors(folder, model_tensors(model))
-    _check_tied(folder, model)
+    reader = _opened(stored)
+    check_model(reader, model)
+    read_tensors(reader, model_tensors(model))
+    _check_tied(reader, model)
 
 
-def _check_tied(folder: Path, model: nn.Module) -> None:
+def _check_tied(reader: Reader, model: nn.Module) -> None:
     """Check that each weight that a model has under several names is the same under all of them in a folder, as far
     as it is here."""
     first: dict[nn.Parameter, str] = {}
@@ -133,22 +150,24 @@ def _check_tied(folder: Path, model: nn.Module) -> None:
             continue
         for stored in (before, name):
             there = Placed(torch.empty_like(kept[before].local), kept[before].placement)
-            read_tensors(folder, {stored: there})
+            read_tensors(reader, {stored: there})
             if not torch.allclose(there.local, parameter, rtol=0, atol=0, equal_nan=True):
-                raise CheckpointError(f"{before} and {name} are two weights there and one in this model", file=folder)
+                raise CheckpointError(
+                    f"{before} and {name} are two weights there and one in this model", file=reader.folder
+                )
 
 
-def check_model(folder: Path, model: nn.Module) -> None:
+def check_model(stored: Stored, model: nn.Module) -> None:
     """Compare names and shapes of a folder with those of a model, which needs no memory for them ("meta").
 
     Raises:
         CheckpointError: they are others.
     """
-    wanted, stored = _wanted(model_tensors(model)), stored_shapes(folder)
-    unexpected = sorted(set(stored) - set(wanted))
+    reader, wanted = _opened(stored), _wanted(model_tensors(model))
+    unexpected = sorted(set(reader.shapes()) - set(wanted))
     if unexpected:
-        raise CheckpointError(f"has {_listed(unexpected)}, which this model does not have", file=folder)
-    _compare(folder, wanted, stored)
+        raise CheckpointError(f"has {_listed(unexpected)}, which this model does not have", file=reader.folder)
+    _compare(reader, wanted)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Placed]:
@@ -161,15 +180,19 @@ def model_tensors(model: nn.Module) -> dict[str, Placed]:
     return placed({name: Placed(each, cut[name]) if name in cut else each for name, each in tensors.items()})
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(stored: Stored) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what a folder of tensors holds.
 
     Raises:
         CheckpointError: the folder does not hold any.
     """
+    return _opened(stored).shapes()
+
+
+def _opened(stored: Stored) -> Reader:
     from evo_core.checkpoint.stored import Reader
 
-    return {name: tuple(entry.size) for name, entry in Reader(folder).tensors().items()}
+    return stored if isinstance(stored, Reader) else Reader(stored)
 
 
 def _wanted(tensors: Mapping[str, Placed], flat: bool = False) -> dict[str, tuple[int, ...]]:
@@ -178,15 +201,16 @@ def _wanted(tensors: Mapping[str, Placed], flat: bool = False) -> dict[str, tupl
     return {name: flat_shape(shape) for name, shape in shapes.items()} if flat else shapes
 
 
-def _compare(folder: Path, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
+def _compare(reader: Reader, wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Check that every tensor is stored in its shape; of one without elements there is nothing to store."""
-    wanted = {name: shape for name, shape in wanted.items() if math.prod(shape)}
+    wanted, stored = {name: shape for name, shape in wanted.items() if math.prod(shape)}, reader.shapes()
     missing = sorted(set(wanted) - set(stored))
     if missing:
-        raise CheckpointError(f"lacks {_listed(missing)}", file=folder)
+        raise CheckpointError(f"lacks {_listed(missing)}", file=reader.folder)
     for name, shape in wanted.items():
         if shape != stored[name]:
-            raise CheckpointError(f"{name} has shape {list(stored[name])} there and {list(shape)} here", file=folder)
+            message = f"{name} has shape {list(stored[name])} there and {list(shape)} here"
+            raise CheckpointError(message, file=reader.folder)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evo_core.errors import CheckpointError
-from evo_core.storage.files import write_file
+from evo_core.errors import CheckpointError, DataError
+from evo_core.storage.files import below, read_if_there, write_file
+from evo_core.storage.location import Location
 
 FILE = "train_state.json"
 
@@ -53,16 +54,22 @@ class TrainState:
         write_file(checkpoint / FILE, json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def read(cls, checkpoint: Path) -> TrainState:
+    def read(cls, checkpoint: Location) -> TrainState:
         """Read it from a checkpoint folder.
 
         Raises:
-            CheckpointError: it is missing or of another version.
+            CheckpointError: it is missing or of another version, or the store does not answer.
         """
+        file = below(checkpoint, FILE)
         try:
-            fields = json.loads((checkpoint / FILE).read_text())
+            content = read_if_there(file)
+            if content is None:
+                raise ValueError("there is no such file")
+            fields = json.loads(content)
             if _DATA_CURSORS_ONCE in fields:
                 fields["data_cursors"] = fields.pop(_DATA_CURSORS_ONCE)
             return cls(**fields)
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"cannot read the training state: {error}", file=checkpoint / FILE) from error
+        except DataError as error:
+            raise CheckpointError(error.message, file=file, hint=error.hint) from error
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"cannot read the training state: {error}", file=file) from error

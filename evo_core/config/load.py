@@ -38,13 +38,34 @@ def load_config(
     Raises:
         ConfigError: with file, line and key; several mistakes are reported together.
     """
+    document = read_laid_over(path, overrides, blocks)
+    if inference and isinstance(parallel := document.data.get("parallel"), dict):
+        document.data["parallel"] = _of_inference(parallel)
+    return checked(document)
+
+
+def read_laid_over(
+    path: str | Path, overrides: Sequence[str] = (), blocks: Mapping[str, Any] | None = None
+) -> Document:
+    """A job's file with blocks and overrides laid over it, not checked yet.
+
+    Raises:
+        ConfigError: it cannot be read, or an override cannot be applied.
+    """
     document = read_job(Path(path))
     if blocks:
         laid_over = Document(document.file, _under_one_name(dict(blocks)), {})
         document.lay_over(laid_over)
     document.override(_ALIASES.get(key, key) + rest for key, rest in map(_split, overrides))
-    if inference and isinstance(parallel := document.data.get("parallel"), dict):
-        document.data["parallel"] = _of_inference(parallel)
+    return document
+
+
+def checked(document: Document) -> TrainConfig:
+    """The configuration that a document means.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     return _checked(document, document.resolved())
 
 

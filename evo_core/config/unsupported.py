@@ -49,17 +49,12 @@ def _local(value: str | None, config: TrainConfig) -> bool:
     return value is None or not is_remote(value)
 
 
-def _local_if_saved(value: str | None, config: TrainConfig) -> bool:
-    return not config.ckpt.enable_save_ckpt or _local(value, config)
-
-
 def _local_or_shards(value: str | None, config: TrainConfig) -> bool:
     return config.data.type != "hf" or _local(value, config)
 
 
 _ANOTHER = "name a local folder or a hub id, or tokenize it"
 _NO_STREAM = "this version reads Hugging Face data sets from local folders and hubs only"
-_NO_SAVING = "this version saves checkpoints in local folders only"
 
 REFUSALS = (
     Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
@@ -71,7 +66,6 @@ REFUSALS = (
     Refusal("parallel.pipeline.size", _is(1), "this version has no pipeline parallelism", "set it to 1"),
     Refusal("parallel.weight.size", _is(1), "this version has no weight parallelism", "set it to 1"),
     Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
-    Refusal("ckpt.save_ckpt_folder", _local_if_saved, _NO_SAVING, "name a local folder"),
     Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
     Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
 )
@@ -148,7 +142,7 @@ def _no_saves(config: TrainConfig, device: str) -> bool:
 
 
 def _no_upload(config: TrainConfig, device: str) -> bool:
-    return not is_remote(config.ckpt.save_ckpt_folder or "")
+    return not (config.ckpt.async_upload and is_remote(config.ckpt.save_ckpt_folder or ""))
 
 
 _ROOM = ("capacity_factor", "eval_capacity_factor", "min_capacity", "drop_tokens", "use_rts")
@@ -180,7 +174,7 @@ EFFECTLESS = (
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
     Effectless("ckpt.async_upload", _no_saves, "nothing is saved"),
-    Effectless("ckpt.async_upload_tmp_folder", _no_upload, "save_ckpt_folder is local"),
+    Effectless("ckpt.async_upload_tmp_folder", _no_upload, "nothing is uploaded in the background"),
     Effectless("monitor.alert.feishu_alert_address", _always, "enable_feishu_alert is false"),
     Effectless("monitor.alert.alert_file_path", _always, "enable_feishu_alert is false"),
     Effectless("loss.moe_loss_coeff", _no_experts, "num_experts is 1"),

@@ -16,7 +16,7 @@ import typer
 from evo_core.command_line.program import plain_app, run
 from evo_core.errors import CheckpointError, ConfigError
 from evo_core.job import report_progress
-from evo_core.storage.location import local_path
+from evo_core.storage.location import check_location, local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ app = plain_app()
 
 @app.command()
 def convert_command(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with weights, or a hub id (owner/name).")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with weights, here or in S3, or a hub id.")],
     target: Annotated[str, typer.Argument(metavar="TGT", help="A new or an empty folder.")],
     from_: Annotated[
         Literal["evo", "internevo", "llama", "hf"] | None,
@@ -90,7 +90,7 @@ def convert_command(
 
     from evo_core.weights import as_model_type, check_free, open_weights, write_weights
 
-    local_path(source, "SRC")
+    check_location(source, "SRC")
     folder = local_path(target, "TGT")
     check_free(folder)
     weights = open_weights(source, from_, model=model)

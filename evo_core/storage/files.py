@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,6 +66,47 @@ def file_exists(location: Location) -> bool:
     """
     with _reading(location):
         return objects.is_object(place_of(str(location))) if is_remote(location) else local_path(location).is_file()
+
+
+def read_if_there(location: Location) -> bytes | None:
+    """The content of a small file; None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open_file(location) as file, _reading(location):
+            return file.read()
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+
+
+def list_folders(root: Location) -> list[str]:
+    """Names of the folders right in a folder, in no order; none where it is not there.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _reading(root):
+        if is_remote(root):
+            return objects.folders(place_of(str(root)))
+        path = local_path(root)
+        return [each.name for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
+
+
+def file_sizes(folder: Location) -> dict[str, int]:
+    """Bytes of every file at any depth below a folder, hidden ones too, by path with forward slashes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _reading(folder):
+        if is_remote(folder):
+            return {file.path: file.size for file in objects.every_object(place_of(str(folder)))}
+        path = local_path(folder)
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
 
 
 def list_files(root: Location, leave_out: LeaveOut, *, depth: int | None = None) -> list[Listed]:
@@ -185,6 +226,18 @@ def delete(location: Location) -> None:
         objects.delete(place_of(str(location)))
     else:
         local.delete(path_to_write(location))
+
+
+def delete_folder(folder: Location) -> None:
+    """`delete` for a folder, with what killed processes had begun to upload into it.
+
+    Raises:
+        OSError: as `delete`.
+    """
+    delete(folder)
+    if is_remote(folder):
+        with suppress(OSError):  # a store without the request, or no right to it: nobody sees what is left
+            objects.abort_uploads(place_of(str(folder)))
 
 
 def try_writing(folder: Location) -> None:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from evo_core.checkpoint import TrainState
 from evo_core.checkpoint.background import BackgroundSaves
 from evo_core.checkpoint.saving import ending_ids_of, tensors_of, write
+from evo_core.checkpoint.scratch import scratch_folder
 from evo_core.checkpoint.staging import stage
 from evo_core.parallel.collectives import gather_objects
-from evo_core.storage.location import local_path
+from evo_core.storage.location import Location, is_remote, local_path
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -130,14 +131,18 @@ class Checkpointing:
         *,
         stop: Stop,
         stop_file: StopFile,
-        newest: Path | None,
+        newest: Location | None,
     ) -> None:
         self._cfg, self._run, self._mesh = cfg, run, mesh
         self._model, self._optimizer = model, optimizer
         self._folder, self._cadence = save_folder(cfg), Cadence.of(cfg)
+        self._by_way_of = _folder_on_the_way(cfg)
         self._stop, self._stop_file = stop, stop_file
         self._background = BackgroundSaves() if cfg.ckpt.async_upload and self._cadence.saves else None
         self.newest = newest
+        if self._by_way_of is not None:
+            with scratch_folder(self._by_way_of, None):
+                pass  # one that cannot be written is found before there is anything to save
 
     def asked(self) -> Asked:
         """What this rank alone has heard so far."""
@@ -194,10 +199,19 @@ class Checkpointing:
 
     def _written(
         self, staged: Staged, group: dist.ProcessGroup | None, state: TrainState, snapshot: bool, began: float
-    ) -> Path:
+    ) -> Location:
         assert self._folder is not None
-        ending, run = ending_ids_of(self._model), self._run
-        folder = write(self._folder, self._cfg, staged, state, ending=ending, snapshot=snapshot, run=run, group=group)
+        folder = write(
+            self._folder,
+            self._cfg,
+            staged,
+            state,
+            ending=ending_ids_of(self._model),
+            snapshot=snapshot,
+            run=self._run,
+            group=group,
+            by_way_of=self._by_way_of,
+        )
         log.info("saved %s in %.1f s", folder, time.perf_counter() - began)
         return folder
 
@@ -216,8 +230,17 @@ def data_cursors(batches: Prefetch, mesh: Mesh) -> list[Any]:
     return [found[rank] for rank in range(mesh.data.size)]
 
 
-def save_folder(cfg: TrainConfig) -> Path | None:
+def save_folder(cfg: TrainConfig) -> Location | None:
     """Where the run saves; None where it saves nothing."""
-    if not cfg.ckpt.enable_save_ckpt or cfg.ckpt.save_ckpt_folder is None:
+    folder = cfg.ckpt.save_ckpt_folder
+    if not cfg.ckpt.enable_save_ckpt or folder is None:
         return None
-    return local_path(cfg.ckpt.save_ckpt_folder)
+    return folder if is_remote(folder) else local_path(folder)
+
+
+def _folder_on_the_way(cfg: TrainConfig) -> Path | None:
+    """Where files of tensors are written before they go to a store; None where they go there at once."""
+    folder, on_the_way = save_folder(cfg), cfg.ckpt.async_upload_tmp_folder
+    if folder is None or not is_remote(folder) or not cfg.ckpt.async_upload or on_the_way is None:
+        return None
+    return local_path(on_the_way)

@@ -18,6 +18,7 @@ from evo_core.train.run_log import logging_of_run
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.parallel.process_group import Ranks
+    from evo_core.storage.location import Location
     from evo_core.train.record import StepRecord
     from evo_core.train.start import Start
 
@@ -39,7 +40,7 @@ class TrainResult:
 
     step: int
     loss: float | None
-    checkpoint: Path | None
+    checkpoint: Location | None
     stopped: bool = False
 
 

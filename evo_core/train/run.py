@@ -20,6 +20,7 @@ from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import failing_together, on_first
 from evo_core.parallel.first_weights import draw_first_weights
 from evo_core.train.checkpointing import Checkpointing
+from evo_core.train.continuation import check_continuation
 from evo_core.train.metric_log import MetricLog
 from evo_core.train.optimizer import make_optimizer
 from evo_core.train.start import find_start, run_of, take_start
@@ -90,6 +91,8 @@ def make_run(
     lines.keep_in(folder)
     log_ranks(cfg, ranks, mesh, folder)
 
+    if start is not None and not start.resumes:
+        on_first(lambda: check_continuation(cfg, start))
     with failing_together():  # ranks that share a model are told by the one that reads, the others here
         data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None)
@@ -98,8 +101,7 @@ def make_run(
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
     state = TrainState()
     if start is not None:
-        with failing_together():
-            state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
+        start, state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
         check_model_finite(model, start.checkpoint)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())

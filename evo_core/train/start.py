@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from evo_core.checkpoint import TrainState, load, newest_sound, verify
+from evo_core.checkpoint import Candidates, TrainState, load, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.run import UNKNOWN, Run
-from evo_core.errors import CheckpointError
-from evo_core.parallel.collectives import gather_objects, on_first
+from evo_core.errors import CheckpointError, DamagedError
+from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
-from evo_core.storage.location import is_remote
+from evo_core.storage.location import Location, is_remote
 from evo_core.train.checkpointing import save_folder
 from evo_core.weights import Kind, fill_model, locate, open_weights, other_settings
-from evo_core.weights.in_store import folder_in_store
+from evo_core.weights.in_store import folder_in_store, is_own
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,15 +44,30 @@ class Start:
         kind: the format of the folder that was found.
         ckpt_type: the format that it was said to have.
         source: what was written for it, where that is no path.
+        candidates: of the run's own checkpoints the older ones, should this one turn out to be damaged.
     """
 
-    checkpoint: Path
+    checkpoint: Location
     content: tuple[str, ...]
     resumes: bool
     run: Run = UNKNOWN
     kind: Kind = "evo"
     ckpt_type: str | None = None
     source: str | None = None
+    candidates: Candidates | None = field(default=None, compare=False)
+
+    def before(self, error: DamagedError) -> Start:
+        """The run's checkpoint before this one, which is damaged; every rank must call it.
+
+        Raises:
+            CheckpointError: there is none, or this one was asked for by name.
+        """
+        if self.candidates is None:
+            raise error
+        self.candidates.damaged(error)
+        found = self.candidates.next()
+        assert found is not None
+        return replace(self, checkpoint=found[0], run=found[1])
 
 
 def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> Start | None:
@@ -94,7 +109,7 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
         return None
     found_start = _found_by_all(init)
     if found_start.kind == "evo":
-        verify(found_start.checkpoint)
+        verify(found_start.checkpoint, loads=True)
     if first:
         log.info("starting from %s (%s)", found_start.checkpoint, ", ".join(init.content))
     return found_start
@@ -104,13 +119,15 @@ def _found_by_all(init: Start) -> Start:
     """The start with its folder found, the same on every rank; every rank must call it."""
     if init.source is not None and is_remote(init.source):
         source = init.source
-        init = replace(init, source=on_first(lambda: folder_in_store(source)))
-        return _located(init)  # every node has its own copy
+        folder = on_first(lambda: folder_in_store(source))
+        if on_first(lambda: is_own(folder)):
+            return _fitting(init, "evo", folder)  # each rank reads its part of it
+        return _located(replace(init, source=folder))  # every node has its own copy
     found = on_first(lambda: _located(init))
-    return found if found.checkpoint.is_dir() else _located(init)  # from a hub: the same
+    return found if Path(found.checkpoint).is_dir() else _located(init)  # from a hub: the same
 
 
-def _own_checkpoint(cfg: TrainConfig, folder: Path, *, first: bool) -> Start | None:
+def _own_checkpoint(cfg: TrainConfig, folder: Location, *, first: bool) -> Start | None:
     """The checkpoint in the save folder that the run goes on from; every rank must call it.
 
     With auto_resume that is the newest of this job's last run, else of the last run of any. Without it a launcher that
@@ -123,9 +140,9 @@ def _own_checkpoint(cfg: TrainConfig, folder: Path, *, first: bool) -> Start | N
         run = folders.newest_run(everything, job=cfg.job_name)
     elif max(gather_objects(restarts(os.environ))):
         run = folders.newest_run(everything, job=cfg.job_name, launch=_marks_of_all())
-    sound = newest_sound(folder, run) if run is not None or cfg.ckpt.auto_resume else None
-    if sound is not None:
-        return Start(sound[0], ("all",), resumes=True, run=sound[1])
+    candidates = Candidates(folder, run) if run is not None or cfg.ckpt.auto_resume else None
+    if candidates is not None and (sound := candidates.next()) is not None:
+        return Start(sound[0], ("all",), resumes=True, run=sound[1], candidates=candidates)
     if first and (there := [found for found in everything if found.complete]):
         log.warning(
             "%s is in use: %d checkpoints of other runs lie there (the newest is %s). They are left alone; this run's "
@@ -139,10 +156,9 @@ def _own_checkpoint(cfg: TrainConfig, folder: Path, *, first: bool) -> Start | N
 
 def run_of(start: Start | None, cfg: TrainConfig) -> Run:
     """The run as its checkpoints will name it, new or gone on with; every rank must call it."""
-    marks = tuple(_marks_of_all())
-    if start is not None and start.resumes:
-        return replace(start.run, job=cfg.job_name, launch=marks)
-    return on_first(lambda: Run.new(cfg.job_name, marks))
+    marks = _marks_of_all()
+    run = start.run if start is not None and start.resumes else None
+    return on_first(lambda: (run or Run.new()).begun_here(marks, cfg.job_name))
 
 
 def _marks_of_all() -> list[str]:
@@ -167,7 +183,11 @@ def _located(init: Start) -> Start:
     Raises:
         CheckpointError: nothing is there, it is of another format, or more than the model is asked of it.
     """
-    kind, folder = locate(init.source or str(init.checkpoint), whole=True)
+    return _fitting(init, *locate(init.source or str(init.checkpoint), whole=True))
+
+
+def _fitting(init: Start, kind: Kind, folder: Location) -> Start:
+    """The start with the folder that was found for it, if that is what was said of it."""
     if kind not in _KINDS[init.ckpt_type]:
         fits = next(name for name, kinds in _KINDS.items() if name and kind in kinds and name != "hf_llama")
         raise CheckpointError(
@@ -187,7 +207,7 @@ def _located(init: Start) -> Start:
 
 def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
     """The weights of another system's folder, at the beginning of a run; each rank reads what it holds by itself."""
-    weights = open_weights(start.checkpoint, start.kind, model=cfg.model)
+    weights = open_weights(Path(start.checkpoint), start.kind, model=cfg.model)
     fill_model(model, weights)
     optimizer.restored(updates=0)
     if dist.get_rank() == 0:
@@ -204,12 +224,33 @@ def take_start(
     data: BatchSource,
     batch_tokens: int,
     mesh: Mesh,
-) -> TrainState:
-    """Load the chosen checkpoint.
+) -> tuple[Start, TrainState]:
+    """Load the chosen checkpoint; of the run's own, the one before where it turns out to be damaged. Every rank must
+    call it.
+
+    Returns:
+        What was loaded in the end, and where the run is by it.
 
     Raises:
-        CheckpointError: it does not fit the model, or its place in the data is one in other data.
+        CheckpointError: it does not fit the model, or its place in the data is one in other data; on every rank.
     """
+    while True:
+        try:
+            with failing_together():
+                return start, _taken(start, cfg, model, optimizer, data, batch_tokens, mesh)
+        except DamagedError as error:
+            start = start.before(error)
+
+
+def _taken(
+    start: Start,
+    cfg: TrainConfig,
+    model: nn.Module,
+    optimizer: Optimizer,
+    data: BatchSource,
+    batch_tokens: int,
+    mesh: Mesh,
+) -> TrainState:
     if start.kind != "evo":
         return _take_foreign(start, cfg, model, optimizer)
     state = load(start.checkpoint, model, optimizer, start.content)

@@ -17,12 +17,12 @@ from evo_core.checkpoint.manifest import (
     CONFIG,
     TOKENIZER,
     Manifest,
-    check_weights,
-    file_record,
     read_manifest,
     write_manifest,
 )
+from evo_core.checkpoint.records import FileRecord, file_record
 from evo_core.checkpoint.saved_config import saved_config
+from evo_core.checkpoint.soundness import check_weights
 from evo_core.checkpoint.tensors import MODEL, read_tensors
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.config import save_config
@@ -39,7 +39,7 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     """The weights of a complete checkpoint folder.
 
     Args:
-        check: compare the files that are read with their digests first.
+        check: compare small files with their digests; those of tensors are, part by part, while they are read.
 
     Raises:
         CheckpointError: it is incomplete or damaged.
@@ -47,7 +47,7 @@ def open_evo(folder: Path, *, check: bool = True) -> Weights:
     manifest = check_weights(folder) if check else read_manifest(folder)
     cfg = saved_config(folder)
     tokenizer = tokenizer_of(folder, manifest)
-    stored = _stored(folder / MODEL)
+    stored = _stored(folder / MODEL, manifest)
     if cfg.model_type in SHIPPED:
         check_sizes(cfg.model, [tensor.shape for tensor in stored.values()], folder / CONFIG)
     plain = PlainForm(cfg.model).to_plain(stored)
@@ -80,7 +80,7 @@ def write_evo(weights: Weights, folder: Path) -> None:
         folder: an empty one.
     """
     own = PlainForm(weights.model).from_plain(weights.tensors)
-    _store(folder / MODEL, own)
+    records = _store(folder / MODEL, own)
     save_config(weights.config, folder / CONFIG)
     write_generation(folder, weights.generation)
     TrainState(step=0).write(folder)
@@ -88,40 +88,51 @@ def write_evo(weights: Weights, folder: Path) -> None:
     if weights.tokenizer is not None:
         copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
         tokenizer = TOKENIZER
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    files = {str(path.relative_to(folder)): file_record(path) for path in paths}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {f"{MODEL}/{name}": record for name, record in records.items()}
+    files |= {name: file_record(path) for name, path in paths.items() if name not in files}
     written_by = {"converted_from": weights.kind, "torch": torch.__version__}
     write_manifest(folder, Manifest(weights.step, weights.tokens, "", files, tokenizer, written_by))
 
 
-def _stored(folder: Path) -> dict[str, Lazy]:
+def _stored(folder: Path, manifest: Manifest) -> dict[str, Lazy]:
     """The tensors of a `torch.distributed.checkpoint`, each read alone."""
     from evo_core.checkpoint.stored import Reader
+
+    reader = Reader(folder, manifest.records_of(MODEL))
 
     def lazy(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Lazy:
         def read(where: Rectangle) -> Tensor:
             tensor = torch.empty(where.sizes, dtype=dtype)
             piece = Piece(where, (0,) * len(shape), (0,))
-            read_tensors(folder, {name: Placed(tensor, Placement(shape, where.sizes, (piece,)))})
+            read_tensors(reader, {name: Placed(tensor, Placement(shape, where.sizes, (piece,)))})
             return tensor
 
         return Lazy(shape, dtype, read)
 
-    return {name: lazy(name, tuple(e.size), e.properties.dtype) for name, e in Reader(folder).tensors().items()}
+    return {name: lazy(name, tuple(e.size), e.properties.dtype) for name, e in reader.tensors().items()}
 
 
-def _store(folder: Path, tensors: Mapping[str, Lazy]) -> None:
-    """Write a `torch.distributed.checkpoint` with one tensor in memory at a time: each is made when its turn comes."""
+def _store(folder: Path, tensors: Mapping[str, Lazy]) -> dict[str, FileRecord]:
+    """Write a `torch.distributed.checkpoint` with one tensor in memory at a time: each is made when its turn comes.
+
+    Returns:
+        The records of its files, by name.
+    """
     import torch.distributed.checkpoint as dcp
+
+    from evo_core.checkpoint.tensor_files import Writer
 
     class OneByOne(dcp.DefaultSavePlanner):
         def lookup_object(self, index: Any) -> Any:
             return tensors[index.fqn].read()
 
     places = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    writer = Writer(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            dcp.save(places, storage_writer=dcp.FileSystemWriter(folder), planner=OneByOne(), no_dist=True)
+            dcp.save(places, storage_writer=writer, planner=OneByOne(), no_dist=True)
         except dcp.CheckpointException as error:  # what really happened, Ctrl-C included
             raise next(iter(error.failures.values()))[0] from None
+    return writer.records

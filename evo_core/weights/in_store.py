@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evo_core.checkpoint import folder as folders
-from evo_core.checkpoint.run import FILE as RUN
 from evo_core.errors import CheckpointError, DataError
-from evo_core.storage.files import list_files
+from evo_core.storage.files import below, file_exists, list_files
 from evo_core.storage.stage import stage
 
 _OURS = re.compile(rf"(?:{folders.SNAPSHOTS}/)?\d+(?:-\d+)?/.*")
@@ -26,13 +25,21 @@ def folder_in_store(uri: str) -> str:
         names = [file.path for file in list_files(uri, lambda *what: None)]
         if folders.MANIFEST in names or not any(map(_OURS.fullmatch, names)):
             return uri
-        # what tells complete ones and their runs apart is little, and is looked at as on a disk
-        small = stage(uri, wanted=lambda path: path.rpartition("/")[2] in (folders.MANIFEST, RUN))
-        newest = folders.newest_complete(small)
+        newest = folders.newest_complete(uri)
     if newest is None:
         message = f"no complete checkpoint here: no folder <step>/{folders.MANIFEST}"
         raise CheckpointError(message, file=uri)
-    return f"{uri.rstrip('/')}/{newest.relative_to(small).as_posix()}"
+    return str(newest)
+
+
+def is_own(folder: str) -> bool:
+    """Whether a folder in a store is a checkpoint of ours, which is read from there.
+
+    Raises:
+        CheckpointError: the store cannot be asked.
+    """
+    with _store_errors():
+        return file_exists(below(folder, folders.MANIFEST))
 
 
 def copy_of(uri: str, *, whole: bool) -> Path:

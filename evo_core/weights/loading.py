@@ -15,9 +15,10 @@ from torch import nn
 from evo_core.checkpoint.finite import check_finite, check_model_finite
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.checkpoint.loading import take_ending
-from evo_core.checkpoint.manifest import CONFIG, check_weights, read_manifest
+from evo_core.checkpoint.manifest import CONFIG, read_manifest
 from evo_core.checkpoint.saved_config import saved_config
-from evo_core.checkpoint.tensors import MODEL, check_model, read_model, stored_shapes
+from evo_core.checkpoint.soundness import check_weights
+from evo_core.checkpoint.tensors import MODEL, check_model, read_model
 from evo_core.config.families import SHIPPED
 from evo_core.parallel.collectives import on_first
 from evo_core.storage.location import is_remote
@@ -91,8 +92,8 @@ def load_model(
         device: where to put it.
         dtype: type of the weights; default that of the training run.
         mesh: ranks that share each layer (`evo_core.parallel.inference.inference_mesh`); None is a whole model.
-        check: compare the files that are read with their digests first, and say which weights are NaN or infinite;
-            one rank of a machine is enough.
+        check: compare small files with their digests, and say which weights are NaN or infinite; one rank of a machine
+            is enough. What is read of files of tensors is always compared with its digests.
         allow_non_finite: False refuses such weights.
 
     Returns:
@@ -152,21 +153,23 @@ def _find(uri: str | Path, check: bool) -> _Found:
 
 def _own(folder: Path, check: bool) -> _Found:
     """A checkpoint of ours."""
+    from evo_core.checkpoint.stored import Reader
     from evo_core.data.tokenize.tokenizers import load_tokenizer
     from evo_core.model import build_model
 
     manifest = check_weights(folder) if check else read_manifest(folder)
+    stored = Reader(folder / MODEL, manifest.records_of(MODEL))
     cfg = saved_config(folder)
     if cfg.model_type in SHIPPED:  # what does not fit is told before it takes memory
-        check_sizes(cfg.model, list(stored_shapes(folder / MODEL).values()), folder / CONFIG)
-        check_model(folder / MODEL, build_model(cfg.model, device="meta"))
+        check_sizes(cfg.model, list(stored.shapes().values()), folder / CONFIG)
+        check_model(stored, build_model(cfg.model, device="meta"))
     path = tokenizer_of(folder, manifest)
     tokenizer = load_tokenizer(path) if path else None
     if tokenizer is not None and manifest.trained_here:
         tokenizer.begin = None  # the begin id, as the documents that it was trained on
 
     def fill(model: nn.Module) -> None:
-        read_model(folder / MODEL, model)
+        read_model(stored, model)
         take_ending(folder, model)
 
     return _Found(folder, cfg.model, tokenizer, fill)

@@ -64,7 +64,7 @@ def locate(uri: str | Path, *, whole: bool = False) -> tuple[Kind, Path]:
         return kind, folder
     if folder.is_file():
         raise CheckpointError("is a file", file=folder, hint=f"name the folder it is in: {folder.parent}")
-    return "evo", folders.resolve_own(folder)
+    return "evo", Path(folders.resolve_own(folder))
 
 
 def _in_artifact(artifact: Path) -> Path:

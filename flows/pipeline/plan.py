@@ -218,9 +218,9 @@ def _resolve_ref(pipeline: Pipeline, step: Step, name: str, ref: str, store: Sto
         entry = store.refs.resolve(ref)
     except ConfigError as error:
         raise pipeline.error(error.message, where, error.hint) from error
-    wanted = step.kind.inputs[name].type
-    if entry["type"] != wanted:
-        raise pipeline.error(f"{step.kind.name} takes a {wanted} here, but {ref} is a {entry['type']}", where)
+    wanted = step.kind.inputs[name]
+    if not wanted.takes(entry["type"]):
+        raise pipeline.error(f"{step.kind.name} takes a {wanted.type} here, but {ref} is a {entry['type']}", where)
     artifact = store.with_key(entry["key"])
     if artifact is None:
         raise pipeline.error(f"{ref} names an artifact that is not in the store {store.root}", where)

@@ -209,7 +209,9 @@ def _check_step(document: Document, resolved: Resolved, name: str, step: StepFil
     except ConfigError as error:
         raise _error(document, error.message, f"{where}.uses", error.hint) from None
     written = resolved.written["steps"].get(name, {}).get("params") or {}
-    params = _validate(document, kind.params_type, step.params, f"{where}.params", resolved.secrets, written)
+    params = _validate(
+        document, kind.params_type, step.params, f"{where}.params", resolved.secrets, written, frozenset(step.needs)
+    )
     runtime = _validate(document, kind.runtime_type, step.runtime, f"{where}.runtime", resolved.secrets)
     return Step(name, kind, params, runtime, step.needs, step.cache)
 
@@ -221,13 +223,16 @@ def _validate(
     where: str,
     secrets: Secrets,
     written: Mapping[str, Any] | None = None,
+    needs: frozenset[str] = frozenset(),
 ) -> BaseModel:
     """Params or runtime as their kind declares them.
 
     Args:
         written: the same data with references where the environment's values are, for a kind that writes files.
+        needs: the names of the step's inputs.
     """
     context = {"folder": document.file.parent, "where": where, "written": raw if written is None else written}
+    context["needs"] = needs
     try:
         return model.model_validate(raw, context=context)
     except ValidationError as error:
@@ -259,7 +264,7 @@ def _check_inputs(document: Document, steps: Mapping[str, Step]) -> None:
                 known = step.kind.inputs
                 hint = f"{step.kind.name} takes {', '.join(known)}" if known else f"{step.kind.name} takes no input"
                 raise _error(document, f"unknown input {name!r}{suggest(name, known)}", f"{where}.{name}", hint)
-            if need in steps and steps[need].kind.output != wanted.type:
+            if need in steps and not wanted.takes(steps[need].kind.output):
                 made = steps[need].kind.output
                 raise _error(
                     document,
@@ -268,7 +273,7 @@ def _check_inputs(document: Document, steps: Mapping[str, Step]) -> None:
                 )
         for name, wanted in step.kind.inputs.items():
             if not wanted.optional and name not in step.needs:
-                fits = [s.name for s in steps.values() if s.kind.output == wanted.type]
+                fits = [s.name for s in steps.values() if wanted.takes(s.kind.output)]
                 hint = f"write {name}: {fits[0]}" if fits else f"a step that makes a {wanted.type}, or a ref"
                 raise _error(document, f"the input {name!r} ({wanted.type}) is missing", where, hint)
 

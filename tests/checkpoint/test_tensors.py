@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from evo_core.checkpoint.manifest import Manifest, damage, file_record, read_manifest, write_manifest
+from evo_core.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from evo_core.checkpoint.records import file_record
+from evo_core.checkpoint.soundness import damage
 from evo_core.checkpoint.tensors import model_tensors, read_model, read_tensors, stored_shapes, write_tensors
 from evo_core.errors import CheckpointError
 from evo_core.optim.zero1 import Zero1AdamW

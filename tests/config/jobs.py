@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 
 from evo_core.config import TrainConfig
+from evo_core.config.open_shape import read_open_job
 from evo_core.config.resolve import merge
 from evo_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+JOBS = sorted(
+    path
+    for path in (CONFIGS / "train").iterdir()
+    if path.suffix in (".py", ".yaml") and read_open_job(path, [], {}) is None
+)
+"""The shipped training jobs that say the shape of their model."""
 MODEL = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128}
 
 

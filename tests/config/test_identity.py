@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evo_core.config import TrainConfig, load_config
 from evo_core.config.fields import NEVER, Block, Leaf, leaves, value_at
 from evo_core.config.identity import put
-from tests.config.jobs import CONFIGS, at, job
+from tests.config.jobs import JOBS, at, job
 
 LEAVES = list(leaves(TrainConfig))
 LOAD_INFO = {"path": "local:x", "content": ["model"]}
@@ -145,7 +145,7 @@ def test_the_way_a_value_is_written_does_not_matter() -> None:
 
 
 def test_the_identity_is_plain_data() -> None:
-    for path in CONFIGS.glob("train/*.*"):
+    for path in JOBS:
         identity = load_config(path).identity(8)
         assert json.loads(json.dumps(identity, allow_nan=False)) == identity
 

@@ -13,9 +13,9 @@ import pytest
 from evo_core.config import ConfigErrors, TrainConfig, load_config, suggest
 from evo_core.config.fields import NEVER, Block, block_type, leaves
 from evo_core.errors import ConfigError
-from tests.config.jobs import CONFIGS, MODEL, at, job, refusal
+from tests.config.jobs import CONFIGS, JOBS, MODEL, at, job, refusal
 
-JOBS = sorted(p for p in (*CONFIGS.glob("train/*"), *CONFIGS.glob("models/*")) if p.is_file())
+SHIPPED_FILES = [*JOBS, *sorted(CONFIGS.glob("models/*"))]
 
 
 def blocks(kind: type[Block]) -> list[type[Block]]:
@@ -85,7 +85,7 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code, str(CONFIGS / "train" / "demo.yaml")], check=True)
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", SHIPPED_FILES, ids=lambda p: p.name)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     config = load_config(path)
     config.check_world(2 if path.name == "demo.yaml" else 8)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evo_core.config import TrainConfig, load_config, save_config
 from evo_core.config.yaml_file import dump_yaml, parse_yaml
 from evo_core.errors import ConfigError
-from tests.config.jobs import CONFIGS, MODEL, at, job
+from tests.config.jobs import CONFIGS, JOBS, MODEL, at, job
 
 SECRET = "hush-0123456789"
 WITH_SECRET = f"""
@@ -30,7 +30,7 @@ def again(config: TrainConfig, folder: Path) -> TrainConfig:
     return load_config(folder / "again.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("train/*.*")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_shipped_configurations_read_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     loaded = again(config, tmp_path)

@@ -17,10 +17,10 @@ from evo_core.model.registry import register_model_type
 from evo_core.parity.cut_down import CutDown, cut_down
 from evo_core.parity.job import job, training
 from evo_core.parity.layouts import settings_of
+from tests.config.jobs import JOBS
 
 ROOT = Path(__file__).parents[2]
 SHAPES = sorted((ROOT / "configs" / "models").glob("*.yaml"))
-JOBS = sorted(path for path in (ROOT / "configs" / "train").iterdir() if path.suffix in (".py", ".yaml"))
 
 
 def small(cut: CutDown, folder: Path, ranks: int) -> TrainConfig:

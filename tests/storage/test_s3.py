@@ -233,13 +233,13 @@ def test_an_answer_that_is_lost(s3: S3Server, tmp_path: Path, monkeypatch: pytes
         network.cut = 0
         assert not files.create_file(location, "again")
         assert read(location) == b"mine" and network.cuts == 2
-        ask = transfer._Written.__call__
+        ask = transfer.Written.__call__
 
-        def lose_the_last(self: transfer._Written, write: Callable[[object], object]) -> bool:
+        def lose_the_last(self: transfer.Written, write: Callable[[object], object]) -> bool:
             network.cut = 0
             return ask(self, write)
 
-        monkeypatch.setattr(transfer._Written, "__call__", lose_the_last)
+        monkeypatch.setattr(transfer.Written, "__call__", lose_the_last)
         assert files.link_if_absent(big, f"{location}-big"), "complete, though the store could not say so"
     assert read(f"s3://{bucket}/x-big") == big.read_bytes()
 

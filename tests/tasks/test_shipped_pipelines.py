@@ -43,7 +43,13 @@ def planned(path: Path, store: Store, tmp_path: Path) -> Plan:
 
 
 def test_there_are_the_shipped_pipelines() -> None:
-    assert {path.stem for path in PIPELINES} == {"demo", "pretrain-7b", "finetune-7b", "data-refresh"}
+    assert {path.stem for path in PIPELINES} == {
+        "demo",
+        "pretrain-7b",
+        "finetune-7b",
+        "continue-pretrain",
+        "data-refresh",
+    }
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)

@@ -99,7 +99,7 @@ def test_snapshots_of_another_run_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_unfinished_folders_are_removed_by_their_own_run_alone(tmp_path: Path) -> None:
-    mine, others = Run.new("job"), Run.new("job")
+    mine, others = Run.new(), Run.new()
     for owner in (mine, others):
         create(tmp_path, 1, owner)  # is never completed, or is in the making
     done = create(tmp_path, 2, mine)
@@ -147,7 +147,7 @@ def test_a_launcher_that_starts_a_run_again_resumes_it_without_auto_resume(
 
 
 def test_the_run_that_saved_last_is_the_newest_whatever_its_steps(tmp_path: Path) -> None:
-    for step, owner in ((9, Run.new("a")), (5, Run.new("b"))):
+    for step, owner in ((9, Run("1", "a")), (5, Run("2", "b"))):
         (create(tmp_path, step, owner) / "manifest.json").write_text("{}")
         time.sleep(0.002)
     found = find(tmp_path)

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from evo_core.checkpoint import load_model
-from evo_core.checkpoint.manifest import file_record
+from evo_core.checkpoint.records import file_record
 from evo_core.convert.command import main as convert
 from evo_core.errors import CheckpointError
 from evo_core.serve.command import main as serve

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from evo_core.checkpoint import TrainState, load, load_model, save
-from evo_core.checkpoint.manifest import file_record
+from evo_core.checkpoint.records import file_record
 from evo_core.checkpoint.stored import read_metadata
 from evo_core.checkpoint.tensors import read_tensors, stored_shapes, write_tensors
 from evo_core.config import load_config

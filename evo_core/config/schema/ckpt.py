@@ -32,7 +32,7 @@ class CkptConfig(Block):
 
     enable_save_ckpt: bool = execution(True, "False: nothing is saved, and so nothing can be resumed.")
     save_ckpt_folder: str | None = execution(
-        None, "Where checkpoints go: local:FOLDER or a plain folder; to be stated where enable_save_ckpt is."
+        None, "Where checkpoints go, a folder or one in an object store; to be stated where enable_save_ckpt is."
     )
     checkpoint_every: Interval = execution(
         float("inf"), "Updates between two checkpoints; the last step is always saved. .inf: only that."
@@ -46,7 +46,9 @@ class CkptConfig(Block):
     )
     load_ckpt_info: LoadInfo | None = optional_block("What to start from where auto_resume is false.")
     async_upload: bool = execution(False, "Write checkpoints in the background: a step waits for a copy of them only.")
-    async_upload_tmp_folder: str = execution("/dev/shm/internlm_tmp_ckpt/", "Where they lie until they are uploaded.")
+    async_upload_tmp_folder: str | None = execution(
+        None, "Where files for an object store lie until they are uploaded in the background; None: they are nowhere."
+    )
     stop_file_path: str | None = execution(
         None, "A file with a step number n: n > 0 saves and stops at step n, n < 0 saves at step -n and goes on."
     )

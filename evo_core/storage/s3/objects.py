@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 from evo_core.storage.listed import HIDDEN, LeaveOut, Listed
@@ -69,6 +70,16 @@ def every_object(root: Place) -> list[Listed]:
     return [file for details in _below(root) if (file := _file(root, details)) is not None]
 
 
+def folders(root: Place) -> list[str]:
+    """Names of the folders right below a prefix."""
+    pages = _pages(root, {"Delimiter": "/"})
+    return [
+        each["Prefix"].removeprefix(root.prefix).rstrip("/")
+        for page in pages
+        for each in page.get("CommonPrefixes", ())
+    ]
+
+
 def is_empty(root: Place) -> bool:
     """Whether no object lies below a prefix."""
     return all(_file(root, details) is None for details in _below(root))
@@ -93,6 +104,23 @@ def delete(place: Place) -> None:
     in_threads(remove, [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)])
 
 
+def abort_uploads(root: Place) -> None:
+    """Take back the uploads below a prefix that were never completed: killed processes leave them.
+
+    Raises:
+        OSError: as ever; also where the store has no such request, or whoever asks may not make it.
+    """
+    following: dict[str, str] = {}
+    while True:
+        page = request(root, _uploads({"Bucket": root.bucket, "Prefix": root.prefix, **following}))
+        for upload in page.get("Uploads", ()):
+            where = {"Bucket": root.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            request(root, _aborting(where))
+        if not page.get("IsTruncated"):
+            return
+        following = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
 def try_writing(folder: Place) -> None:
     """Write a little below a prefix, and take it away again."""
     probe = folder.below(_PROBE)
@@ -105,11 +133,17 @@ def try_writing(folder: Place) -> None:
 
 def _below(root: Place) -> Iterator[dict[str, Any]]:
     """What a store says of each object below a prefix."""
+    for page in _pages(root):
+        yield from page.get("Contents", ())
+
+
+def _pages(root: Place, how: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """The answers that list what is below a prefix."""
     following: dict[str, str] = {}
     while True:
-        where = {"Bucket": root.bucket, "Prefix": root.prefix, "MaxKeys": _AT_ONCE, **following}
+        where = {"Bucket": root.bucket, "Prefix": root.prefix, "MaxKeys": _AT_ONCE, **(how or {}), **following}
         page = request(root, _listing(where))
-        yield from page.get("Contents", ())
+        yield page
         if not page.get("IsTruncated"):
             return
         following = {"ContinuationToken": page["NextContinuationToken"]}
@@ -125,6 +159,18 @@ def _file(root: Place, details: dict[str, Any]) -> Listed | None:
 
 def _listing(where: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
     return lambda client: client.list_objects_v2(**where)
+
+
+def _uploads(where: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
+    return lambda client: client.list_multipart_uploads(**where)
+
+
+def _aborting(where: dict[str, Any]) -> Callable[[Any], Any]:
+    def attempt(client: Any) -> None:
+        with suppress(client.exceptions.NoSuchUpload):
+            client.abort_multipart_upload(**where)
+
+    return attempt
 
 
 def _listed(path: str, uri: str, size: int, details: dict[str, Any]) -> Listed:

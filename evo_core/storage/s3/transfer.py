@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,7 +24,9 @@ from evo_core.storage.s3.trouble import ABSENT, CHANGED, error_code, request
 PIECE = 16 << 20
 """Bytes of a piece; what is not longer goes in one request."""
 
-_MOST_PIECES = 9000  # a store takes 10,000
+MOST_PIECES = 9000
+"""Of one object: a store takes 10,000."""
+
 _READ = 1 << 20
 _WRITER = "evo-writer"
 """Metadata by which whoever asked twice, for the first answer was lost, knows its own object again."""
@@ -47,7 +49,7 @@ def put(place: Place, content: bytes, *, if_absent: bool = False) -> bool:
     Raises:
         OSError: as `evo_core.storage.s3.trouble.request`.
     """
-    write = _Written(place, if_absent)
+    write = Written(place, if_absent)
     return write(lambda client: client.put_object(**write.where, **write.mark, Body=content, **write.condition))
 
 
@@ -60,7 +62,7 @@ def upload(place: Place, path: Path, *, if_absent: bool = False) -> bool:
     size = path.stat().st_size
     if size <= PIECE:
         return put(place, path.read_bytes(), if_absent=if_absent)
-    write = _Written(place, if_absent)
+    write = Written(place, if_absent)
     begun = request(place, lambda client: client.create_multipart_upload(**write.where, **write.mark))
     where = {**write.where, "UploadId": begun["UploadId"]}
 
@@ -70,12 +72,11 @@ def upload(place: Place, path: Path, *, if_absent: bool = False) -> bool:
             data = os.pread(file.fileno(), end - start, start)
         if len(data) != end - start:
             raise OSError(errno.EIO, "became shorter while it was read", str(path))
-        sent = request(place, lambda client: client.upload_part(**where, PartNumber=number, Body=data))
-        return {"PartNumber": number, **{name: sent[name] for name in sent if name == "ETag" or "Checksum" in name}}
+        return send_piece(place, where, number, data)
 
     done = False
     try:
-        cuts = _pieces(size, max(PIECE, -(-size // _MOST_PIECES)))
+        cuts = _pieces(size, max(PIECE, -(-size // MOST_PIECES)))
         all_parts = {"Parts": in_threads(send, [(number, *cut) for number, cut in enumerate(cuts, 1)])}
         done = write(
             lambda client: client.complete_multipart_upload(**where, MultipartUpload=all_parts, **write.condition)
@@ -85,6 +86,16 @@ def upload(place: Place, path: Path, *, if_absent: bool = False) -> bool:
         if not done:
             with suppress(OSError, UserError):
                 request(place, lambda client: client.abort_multipart_upload(**where))
+
+
+def send_piece(place: Place, where: Mapping[str, str], number: int, data: bytes | bytearray) -> dict[str, Any]:
+    """Send a piece of an upload; what the store is told of it when the object is put together.
+
+    Raises:
+        OSError: as `evo_core.storage.s3.trouble.request`.
+    """
+    sent = request(place, lambda client: client.upload_part(**where, PartNumber=number, Body=data))
+    return {"PartNumber": number, **{name: sent[name] for name in sent if name == "ETag" or "Checksum" in name}}
 
 
 def download(wanted: Iterable[Wanted]) -> None:
@@ -102,6 +113,26 @@ def download(wanted: Iterable[Wanted]) -> None:
     in_threads(lambda job: request(job[0].place, lambda client: _fetch(client, *job)), jobs)
 
 
+def read_range(place: Place, start: int, buffer: memoryview, tag: str) -> None:
+    """Fill a buffer with the bytes from `start` on of that version of an object.
+
+    Raises:
+        OSError: they end before that, the object is another by now, or as `evo_core.storage.s3.trouble.request`.
+    """
+
+    def read(client: Any) -> None:
+        body, at = client.get_object(**span_of(place, start, start + len(buffer), tag))["Body"], 0
+        with closing(body):
+            while at < len(buffer) and (data := body.read(min(_READ, len(buffer) - at))):
+                buffer[at : at + len(data)] = data
+                at += len(data)
+        if at != len(buffer):
+            raise ConnectionError("the store ended its answer early")
+
+    if len(buffer):
+        request(place, read)
+
+
 def in_threads(call: Callable[[Any], T], jobs: Iterable[Any]) -> list[T]:
     """The results of a call on each of them, several at a time; after a failure no more are begun."""
     with ThreadPoolExecutor(THREADS) as pool:
@@ -116,7 +147,7 @@ def in_threads(call: Callable[[Any], T], jobs: Iterable[Any]) -> list[T]:
     return [future.result() for future in futures]
 
 
-class _Written:
+class Written:
     """The request that makes an object visible. It knows its own object again where the answer to it was lost: asked a
     second time, the store says that something is there, or that there is no such upload."""
 

@@ -1,0 +1,139 @@
+"""A job that leaves the shape of its model open: it is that of the weights which the job starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evo_core.config.families import SHIPPED
+from evo_core.config.fields import leaves, value_at
+from evo_core.config.identity import plain, put
+from evo_core.config.load import checked, read_laid_over
+from evo_core.config.resolve import Document, merge
+from evo_core.config.schema.model import ModelConfig
+from evo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evo_core.config.schema.train_config import TrainConfig
+
+SIZES = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size")
+"""A model block without any of them leaves the shape open."""
+
+_TOP_LEVEL = ("model_type", "use_fp32_norm", "moe")
+
+_OF_TRAINING = ("drop_rate", "attn_drop_rate", "embed_grad_scale", "init_type", "use_scaled_init")
+"""Settings of the `model` block by which weights are trained; others say what a network of them computes."""
+
+_EVERY_DIVISOR = 2**8 * 9 * 5 * 7
+_STAND_IN = {
+    "model_type": "INTERNLM2_PUBLIC",
+    "model": {
+        "num_layers": 5040,
+        "hidden_size": 2 * _EVERY_DIVISOR,
+        "num_attention_heads": _EVERY_DIVISOR,
+        "vocab_size": _EVERY_DIVISOR,
+        "mlp_ratio": 1.0,
+        "multiple_of": 1,
+    },
+}
+"""A shape that no layout contradicts, by which all the rest of a job is checked before the true one is known."""
+
+Network = Mapping[str, Any]
+"""What describes a network: `model`, `model_type`, `use_fp32_norm` and `moe` of a configuration, as plain data."""
+
+
+@dataclass(frozen=True)
+class OpenJob:
+    """The settings of such a job.
+
+    Attributes:
+        document: its file, with all that is laid over it.
+    """
+
+    document: Document
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """Dotted keys of the settings of the network that the job states all the same."""
+        data = self.document.data
+        block = data.get("model") or {}
+        return frozenset({f"model.{name}" for name in block} | {name for name in _TOP_LEVEL if name in data})
+
+    def closed(self, network: Network) -> TrainConfig:
+        """The job with this network, but for what it states itself.
+
+        Raises:
+            ConfigError: they contradict each other, or the rest of the job does.
+        """
+        document = Document(self.document.file, merge(dict(network), self.document.data), {})
+        document.places = self.document.places
+        return checked(document)
+
+    def unshaped(self) -> TrainConfig:
+        """The job with a shape that stands in for the one that is not known yet.
+
+        Raises:
+            ConfigError: the rest of the job is wrong.
+        """
+        return self.closed(_STAND_IN)
+
+
+def read_open_job(path: Path, overrides: Sequence[str], blocks: Mapping[str, Any]) -> OpenJob | None:
+    """The job in a file; None where it states a size of its model, or a model type of a user's own.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    document = read_laid_over(path, overrides, blocks)
+    block = document.data.get("model")
+    if not (block is None or isinstance(block, dict)) or any(name in (block or {}) for name in SIZES):
+        return None
+    model_type = document.data.get("model_type", SHIPPED[0])
+    return OpenJob(document) if model_type in SHIPPED else None
+
+
+def network_of(config: TrainConfig) -> dict[str, Any]:
+    """What describes the network of a configuration, in full.
+
+    A model type of a user's own has none that another job can take over: empty.
+    """
+    network: dict[str, Any] = {}
+    if not isinstance(config.model, ModelConfig):
+        return network
+    for leaf in leaves(config):
+        block, _, name = leaf.key.rpartition(".")
+        describes = leaf.key in _TOP_LEVEL or block.partition(".")[0] in ("model", "moe")
+        if not describes or leaf.mark != "identity" or name in _OF_TRAINING or name.endswith("_init_std"):
+            continue
+        value = plain(value_at(config, leaf.key))
+        if value is not None:
+            put(network, leaf.key, value)
+    return network
+
+
+def differences(there: Network, config: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value there, value here) of each setting in which a job's network is another."""
+    ours, theirs = dict(_flat(network_of(config))), dict(_flat(there))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if theirs.get(key) != ours.get(key):
+            yield key, theirs.get(key), ours.get(key)
+
+
+def shape_conflict(there: Network, config: TrainConfig, where: str) -> ConfigError | None:
+    """The first size in which a job's network differs from that of the weights it starts from, as an error."""
+    sizes = ("model_type", *(f"model.{name}" for name in (*SIZES, "num_kv_attention_heads", "head_dim", "num_experts")))
+    for key, one, other in differences(there, config):
+        if key in sizes:
+            hint = f"write {one}, or leave the sizes of the model block out to take those of the weights"
+            return ConfigError(f"is {other} here, and {one} in the weights to start from", key=where + key, hint=hint)
+    return None
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
