@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.config.errors import one_by_one, raise_all
+from evo_core.config.own_code import refuse_code_beside
 from evo_core.config.python_file import run_python_config
 from evo_core.config.resolve import Document, Resolved, read_document
 from evo_core.config.schema.train_config import TrainConfig
@@ -85,9 +86,11 @@ def load_saved_config(path: Path) -> TrainConfig:
     address of alerts) wherever they do not describe the model.
 
     Raises:
-        ConfigError: as `load_config`; of a variable that is needed and not set.
+        ConfigError: as `load_config`; of a variable that is needed and not set; or of a model type whose code lies with
+            the weights.
     """
     document = read_job(path)
+    refuse_code_beside(path, document.data.get("model_type"))
     try:
         return _checked(document, document.resolved(lambda key: key.startswith(_OF_THE_MODEL)))
     except ConfigError:

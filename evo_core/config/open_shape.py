@@ -26,6 +26,15 @@ _TOP_LEVEL = ("model_type", "use_fp32_norm", "moe")
 _OF_TRAINING = ("drop_rate", "attn_drop_rate", "embed_grad_scale", "init_type", "use_scaled_init")
 """Settings of the `model` block by which weights are trained; others say what a network of them computes."""
 
+_WIDTH = "model.mlp_ratio"
+_OF_THE_TENSORS = (
+    "model_type",
+    *(f"model.{name}" for name in (*SIZES, "num_kv_attention_heads", "head_dim", "num_experts", "moe_use_residual")),
+    *(f"model.{name}" for name in ("no_bias", "qk_norm", "norm_type", "use_swiglu", "apply_post_layer_norm")),
+    *("model.tie_word_embeddings", "model.is_reward", _WIDTH),
+)
+"""Settings that say which tensors a model has, and their shapes."""
+
 _EVERY_DIVISOR = 2**8 * 9 * 5 * 7
 _STAND_IN = {
     "model_type": "INTERNLM2_PUBLIC",
@@ -114,21 +123,43 @@ def network_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def differences(there: Network, config: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value there, value here) of each setting in which a job's network is another."""
-    ours, theirs = dict(_flat(network_of(config))), dict(_flat(there))
+    """(dotted key, value there, value here) of each setting in which a job's network is another.
+
+    The width of the MLP, which two settings make, stands under ``model.mlp_ratio``.
+    """
+    ours, theirs = _compared(network_of(config)), _compared(there)
     for key in sorted(ours.keys() | theirs.keys()):
         if theirs.get(key) != ours.get(key):
             yield key, theirs.get(key), ours.get(key)
 
 
 def shape_conflict(there: Network, config: TrainConfig, where: str) -> ConfigError | None:
-    """The first size in which a job's network differs from that of the weights it starts from, as an error."""
-    sizes = ("model_type", *(f"model.{name}" for name in (*SIZES, "num_kv_attention_heads", "head_dim", "num_experts")))
-    for key, one, other in differences(there, config):
-        if key in sizes:
-            hint = f"write {one}, or leave the sizes of the model block out to take those of the weights"
-            return ConfigError(f"is {other} here, and {one} in the weights to start from", key=where + key, hint=hint)
+    """The first setting by which a job's model has other tensors than the weights it starts from, as an error.
+
+    Args:
+        where: what stands before the setting's key.
+    """
+    found = {key: (one, other) for key, one, other in differences(there, config)}
+    for key in _OF_THE_TENSORS:
+        if key not in found:
+            continue
+        one, other = found[key]
+        here = f"makes an MLP {other} wide" if key == _WIDTH else f"is {other}"
+        return ConfigError(
+            f"{here} here, and {one} in the weights to start from",
+            key=where + key,
+            hint="leave it out, and the sizes of the model block with it, to take those of the weights",
+        )
     return None
+
+
+def _compared(network: Network) -> dict[str, Any]:
+    """A network's settings by dotted keys, with the width of the MLP for what makes it."""
+    flat = dict(_flat(network))
+    flat.pop("model.multiple_of", None)
+    if _WIDTH in flat:
+        flat[_WIDTH] = ModelConfig.model_validate(network["model"]).mlp_hidden_size
+    return flat
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

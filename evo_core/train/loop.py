@@ -102,7 +102,7 @@ def run_steps(run: TrainRun) -> TrainResult:
 
             todo = saving.decide(state.step, record.asked)
             if todo.save:
-                saving.save(state, batches, snapshot=todo.save == "snapshot")
+                saving.save(state, record, batches, snapshot=todo.save == "snapshot")
             if state.step % clean_up_interval(run.cfg) == 0:
                 clean_up(run.ranks)
             end = todo.end

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from evo_core.checkpoint import Candidates, TrainState, load, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.allowed import NOTHING, Allow
@@ -74,6 +76,8 @@ class Start:
         self.candidates.damaged(error)
         found = self.candidates.next()
         assert found is not None
+        if dist.get_rank() == 0:
+            log.info("resuming from %s", found[0])
         return replace(self, checkpoint=found[0], run=found[1])
 
 
@@ -169,10 +173,20 @@ def _own_checkpoint(cfg: TrainConfig, folder: Location, *, begins: bool, first: 
 
 
 def run_of(start: Start | None, cfg: TrainConfig) -> Run:
-    """The run as its checkpoints will name it, new or gone on with; every rank must call it."""
-    marks = _marks_of_all()
+    """The run as its checkpoints will name it, new or gone on with; every rank must call it.
+
+    One that was killed in its first save begins again as the same run, which removes what that save left.
+    """
+    marks, folder = _marks_of_all(), save_folder(cfg)
     run = start.run if start is not None and start.resumes else None
-    return on_first(lambda: (run or Run.new()).begun_here(marks, cfg.job_name))
+
+    def begun() -> Run:
+        unfinished = None
+        if run is None and cfg.ckpt.auto_resume and folder is not None:
+            unfinished = folders.unfinished_run(folders.find(folder), cfg.job_name)
+        return (run or unfinished or Run.new()).begun_here(marks, cfg.job_name)
+
+    return on_first(begun)
 
 
 def _marks_of_all() -> list[str]:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -186,9 +187,31 @@ def test_another_shape_than_the_weights(bench: Bench) -> None:
     shape = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 320, "dtype": "torch.float32"}
     said = refusal(bench, weights, f"steps.model.params.model={json.dumps(shape)}")
     assert "steps.model.params.model.vocab_size: is 320 here, and 304 in the weights to start from" in said
-    assert "leave the sizes of the model block out" in said
+    assert "leave it out, and the sizes of the model block with it" in said
     said = refusal(bench, weights, "steps.model.params.model_type=LLAMA2")
     assert "steps.model.params.model_type: is LLAMA2 here, and INTERNLM in the weights" in said
+
+
+@pytest.mark.parametrize(
+    ("stated", "here", "there"),
+    [
+        ({"tie_word_embeddings": True}, "tie_word_embeddings: is True", "False"),
+        ({"no_bias": True}, "no_bias: is True", "False"),
+        ({"qk_norm": True}, "qk_norm: is True", "False"),
+        ({"norm_type": "layernorm"}, "norm_type: is layernorm", "rmsnorm"),
+        ({"use_swiglu": False}, "use_swiglu: is False", "True"),
+        ({"mlp_ratio": 4}, "mlp_ratio: makes an MLP 128 wide", "64"),
+    ],
+)
+def test_settings_by_which_the_model_has_other_tensors(bench: Bench, stated: Any, here: str, there: str) -> None:
+    over = f"steps.model.params.model={json.dumps(SMALL['model'] | stated)}"
+    said = refusal(bench, bench.weights("internlm-7b"), over)
+    assert f"steps.model.params.model.{here} here, and {there} in the weights" in said
+
+
+def test_one_width_in_other_words_is_no_difference(bench: Bench) -> None:
+    over = f"steps.model.params.model={json.dumps(SMALL['model'] | {'mlp_ratio': 1.9, 'multiple_of': 64})}"
+    assert bench.plan(bench.weights("internlm-7b"), over).step("model").facts["vocab_size"] == ROWS
 
 
 def test_a_layout_that_the_weights_do_not_divide_by(bench: Bench) -> None:

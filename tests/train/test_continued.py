@@ -16,12 +16,15 @@ from evo_core.config import TrainConfig
 from evo_core.config.open_shape import network_of, read_open_job
 from evo_core.data import BinWriter, open_source
 from evo_core.errors import CheckpointError, DataError
+from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.start import Start
 from evo_core.weights import open_weights, write_weights
+from tests.s3_server import S3Server
 from tests.train.jobs import curve, losses
 from tests.weights.published import FORMS, PIECES, SENTENCES, letters
 
+KINDS = {"internlm-7b": "hf_model", "meta-llama": "llama", "evo": "evo"}
 JOB: dict[str, Any] = {
     "enable_tb": False,
     "data": {"seq_len": 32, "micro_bsz": 1, "global_batch_tokens": 64, "total_steps": 4},
@@ -57,9 +60,15 @@ def imported(source: Path, target: Path) -> Path:
     return target
 
 
-def go_on(cfg: TrainConfig, weights: Path, folder: Path) -> None:
+def go_on(cfg: TrainConfig, weights: Path | None, folder: Path) -> None:
+    """Train from weights, or from what the job names."""
     torch.set_num_threads(1)
-    train(cfg, folder=folder, init=Start(weights, ("model",), resumes=False))
+    train(cfg, folder=folder, init=None if weights is None else Start(weights, ("model",), resumes=False))
+
+
+def with_start(cfg: TrainConfig, info: dict[str, Any]) -> TrainConfig:
+    ckpt = {"enable_save_ckpt": False, "auto_resume": False, "load_ckpt_info": info}
+    return TrainConfig.model_validate({**cfg.to_plain(), "ckpt": ckpt})
 
 
 def first_loss(cfg: TrainConfig, logits: Any) -> float:
@@ -138,6 +147,30 @@ def test_data_of_another_tokenizer_are_refused_before_the_first_step(tmp_path: P
         assert f"of {PIECES} ids" in str(told.value)
         train(cfg, folder=tmp_path / f"{name}-right", init=start)
         assert curve(tmp_path / f"{name}-right")[0]["step"] == 0
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("form", ["internlm-7b", "meta-llama", "evo"])
+def test_from_a_store(
+    form: str, tmp_path: Path, tokenizer: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first loss is that of the same weights on disk; data of another tokenizer are refused there too."""
+    monkeypatch.setenv("EVO_CACHE", str(tmp_path / "cache"))
+    FORMS["internlm-7b" if form == "evo" else form](tmp_path / "theirs", tokenizer, tmp_path / "trace")
+    folder, uri = tmp_path / "theirs", f"s3://{s3.new_bucket()}/weights"
+    cfg = open_job(tmp_path, folder, tokenizer, ckpt={"enable_save_ckpt": False})
+    if form == "evo":
+        folder = imported(folder, tmp_path / "evo")
+    link_tree(folder, uri)
+    for name, place in (("disk", str(folder)), ("store", uri)):
+        info = {"path": place, "content": ["model"], "ckpt_type": KINDS[form]}
+        go_on(with_start(cfg, info), None, tmp_path / name)
+    assert losses(tmp_path / "store") == losses(tmp_path / "disk")
+    (tmp_path / "other").mkdir()
+    other = letters(tmp_path / "other", ["quick brown foxes jump over lazy dogs", "sphinx of black quartz"])
+    data = cfg.data.model_copy(update={"tokenizer_path": str(other)})
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        go_on(with_start(cfg, info).model_copy(update={"data": data}), None, tmp_path / "wrong")
 
 
 def test_ids_without_a_row_are_refused(tmp_path: Path, tokenizer: Path) -> None:

@@ -21,7 +21,7 @@ PIECES, ROWS = 300, 304
 
 SENTENCES = ["the cat sat on the mat", "in the beginning was the word", "a cat is a cat", "the word is the word"]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-INTERNLM = {
+INTERNLM: dict[str, Any] = {
     "architectures": ["InternLMForCausalLM"],
     "auto_map": {
         "AutoConfig": "configuration_internlm.InternLMConfig",
@@ -33,7 +33,7 @@ INTERNLM = {
     "rotary": {"base": 10000, "type": "dynamic"},
     "torch_dtype": "float32",
 }
-INTERNLM2 = {
+INTERNLM2: dict[str, Any] = {
     "architectures": ["InternLM2ForCausalLM"],
     "attn_implementation": "eager",
     "auto_map": {
@@ -68,13 +68,10 @@ def _internlm(folder: Path, tokenizer: Path, trace: Path, generation: str, confi
     kept = {name: value for name, value in settings.items() if name not in ("rope_scaling", "rotary", "bias")}
     (folder / "config.json").write_text(json.dumps({**kept, **config}))
     write_tokenizer(folder, tokenizer)
-    classes = {
-        "internlm": ["tokenization_internlm.InternLMTokenizer", None],
-        "internlm2": [
-            "tokenization_internlm2.InternLM2Tokenizer",
-            "tokenization_internlm2_fast.InternLM2TokenizerFast",
-        ],
-    }[generation]
+    classes: list[str | None] = ["tokenization_internlm.InternLMTokenizer", None]
+    if generation == "internlm2":
+        fast = "tokenization_internlm2_fast.InternLM2TokenizerFast"
+        classes = ["tokenization_internlm2.InternLM2Tokenizer", fast]
     name = str(classes[0]).rpartition(".")[2]
     stated = {"auto_map": {"AutoTokenizer": classes}, "tokenizer_class": name, "model_max_length": 10**30, **SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))

@@ -55,6 +55,9 @@ class CkptConfig(Block):
         float("inf"), "Updates between two checkpoints; the last step is always saved. .inf: only that."
     )
     keep: PositiveInt | None = execution(None, "Newest checkpoints to keep; None: all.")
+    keep_every: PositiveInt | None = execution(
+        None, "Updates between two checkpoints that stay for ever beside them; a multiple of checkpoint_every."
+    )
     oss_snapshot_freq: IntervalAboveOne = execution(
         float("inf"), "Updates between two snapshots, of which the newest two are kept; 1 or less, null or .inf: none."
     )
@@ -69,6 +72,11 @@ class CkptConfig(Block):
     stop_file_path: str | None = execution(
         None, "A file with a step number n: n > 0 saves and stops at step n, n < 0 saves at step -n and goes on."
     )
+
+    @property
+    def kept_for_ever(self) -> int | None:
+        """Checkpoints at multiples of this step are never removed; None where none is kept so."""
+        return None if self.checkpoint_every == float("inf") else self.keep_every
 
     @property
     def starts_from_load_ckpt_info(self) -> bool:

@@ -39,7 +39,8 @@ def open_stream(name: str, subset: str | None = None) -> IterableDataset:
     if subset is not None:
         options["data_dir"] = subset
     try:
-        return datasets.load_dataset(source, split="train", streaming=True, **options)
+        # Versions that know loading scripts run those of a folder and of a hub unless told not to.
+        return datasets.load_dataset(source, split="train", streaming=True, trust_remote_code=False, **options)
     except Exception as error:  # the library's errors are of many kinds
         if is_hub_id(name):
             raise DataError(

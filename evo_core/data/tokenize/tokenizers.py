@@ -7,7 +7,7 @@ from pathlib import Path
 from evo_core.data.tokenize.hugging_face_tokenizer import HuggingFaceTokenizer
 from evo_core.data.tokenize.sentencepiece_tokenizer import SentencePieceTokenizer
 from evo_core.data.tokenize.tokenizer import WHERE_FROM, Tokenizer
-from evo_core.data.tokenize.tokenizer_settings import SIDE_FILES
+from evo_core.data.tokenize.tokenizer_settings import CONFIG, SIDE_FILES, read_json_object
 from evo_core.data.tokenize.training import train_sentencepiece
 from evo_core.errors import DataError
 from evo_core.storage.location import is_hub_id, local_path
@@ -60,6 +60,11 @@ def _fetched(hub_id: str) -> Path:
         raise DataError(f"this tokenizer cannot be fetched from the hub: {reason}", file=hub_id, hint=hint) from None
 
 
+def _brings_code(folder: Path) -> bool:
+    """Whether the tokenizer of a folder is made by a class that lies beside it."""
+    return "auto_map" in read_json_object(folder / CONFIG)
+
+
 def _file_in(folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).is_file():
@@ -67,7 +72,10 @@ def _file_in(folder: Path) -> Path:
     models = sorted(folder.glob("*.model"))
     if len(models) != 1:
         found = ", ".join(model.name for model in models) or "none"
+        hint = "its class (auto_map) is code of its own, which is not run" if _brings_code(folder) else None
         raise DataError(
-            f"expected tokenizer.json, tokenizer.model or one *.model in this folder; *.model: {found}", file=folder
+            f"expected tokenizer.json, tokenizer.model or one *.model in this folder; *.model: {found}",
+            file=folder,
+            hint=hint,
         )
     return models[0]

@@ -35,7 +35,11 @@ def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
         return by_type[hf_type]
     what = ", ".join(names) or hf_type or "no architecture"
     remote = "; it brings code of its own, which is not run" if config.get("auto_map") else ""
-    raise CheckpointError(f"{what} is not supported{remote}", file=file, hint=f"supported: {', '.join(ARCHITECTURES)}")
+    hint = (
+        f"read are {', '.join(ARCHITECTURES)}; a network of another kind is a class of your own, registered as "
+        "model_type: package.module:Class (docs/models.md)"
+    )
+    raise CheckpointError(f"{what} is not supported{remote}", file=file, hint=hint)
 
 
 def model_settings(config: Mapping[str, Any], architecture: Architecture, file: Path) -> dict[str, Any]:
