@@ -72,7 +72,7 @@ def newest_internevo(folder: Location) -> Location | None:
     if isinstance(folder, Path) or not is_remote(folder):
         return newest_below(local_path(folder))
     with _store_errors():
-        newest = newest_of(file_sizes(folder))  # a run's first save has not been: there may be nothing
+        newest = newest_of(file_sizes(folder))  # a save folder may be empty yet
     return None if newest is None else f"{folder.rstrip('/')}/{newest}".removesuffix("/.")
 
 
