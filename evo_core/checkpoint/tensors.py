@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Union
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from evo_core.checkpoint.allowed import Allow, Difference, differing, listed
 from evo_core.checkpoint.format1 import flat_shape, turns
 from evo_core.checkpoint.writers import own_parts
 from evo_core.errors import CheckpointError
@@ -128,25 +129,29 @@ def check_tensors(stored: Stored, tensors: Mapping[str, torch.Tensor | Placed], 
     _compare(_opened(stored), _wanted(placed(tensors), flat))
 
 
-def read_model(stored: Stored, model: nn.Module) -> None:
-    """Fill the parameters and buffers of a model; all of them, and nothing may be left over.
+def read_model(stored: Stored, model: nn.Module, allow: Allow | None = None) -> Difference:
+    """Fill the parameters and buffers of a model.
+
+    Args:
+        allow: what may be missing, and is left as it is, or be left over; None: nothing.
 
     Raises:
         CheckpointError: names or shapes are not those of the model, or what is one weight in it is two there.
     """
     reader = _opened(stored)
-    check_model(reader, model)
-    read_tensors(reader, model_tensors(model))
-    _check_tied(reader, model)
+    difference = check_model(reader, model, allow)
+    read_tensors(reader, {n: each for n, each in model_tensors(model).items() if n not in difference.missing})
+    _check_tied(reader, model, difference.missing)
+    return difference
 
 
-def _check_tied(reader: Reader, model: nn.Module) -> None:
+def _check_tied(reader: Reader, model: nn.Module, missing: Collection[str]) -> None:
     """Check that each weight that a model has under several names is the same under all of them in a folder, as far
     as it is here."""
     first: dict[nn.Parameter, str] = {}
     kept = model_tensors(model)  # some models leave out the second name
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in kept or (before := first.setdefault(parameter, name)) == name:
+        if name not in kept or name in missing or (before := first.setdefault(parameter, name)) == name:
             continue
         for stored in (before, name):
             there = Placed(torch.empty_like(kept[before].local), kept[before].placement)
@@ -157,17 +162,21 @@ def _check_tied(reader: Reader, model: nn.Module) -> None:
                 )
 
 
-def check_model(stored: Stored, model: nn.Module) -> None:
+def check_model(stored: Stored, model: nn.Module, allow: Allow | None = None) -> Difference:
     """Compare names and shapes of a folder with those of a model, which needs no memory for them ("meta").
 
     Raises:
-        CheckpointError: they are others.
+        CheckpointError: they are others, and `allow` does not say that they may be.
     """
-    reader, wanted = _opened(stored), _wanted(model_tensors(model))
-    unexpected = sorted(set(reader.shapes()) - set(wanted))
-    if unexpected:
-        raise CheckpointError(f"has {_listed(unexpected)}, which this model does not have", file=reader.folder)
-    _compare(reader, wanted)
+    reader = _opened(stored)
+    return differing(_wanted(model_tensors(model)), reader.shapes(), allow, reader.folder)
+
+
+def unread(model: nn.Module, missing: Collection[str]) -> list[str]:
+    """The missing tensors that are not read under another name that the model has for them."""
+    kept, parameters = model_tensors(model), dict(model.named_parameters(remove_duplicate=False))
+    read = {parameter for name, parameter in parameters.items() if name in kept and name not in missing}
+    return [name for name in missing if name not in parameters or parameters[name] not in read]
 
 
 def model_tensors(model: nn.Module) -> dict[str, Placed]:
@@ -206,14 +215,8 @@ def _compare(reader: Reader, wanted: Mapping[str, tuple[int, ...]]) -> None:
     wanted, stored = {name: shape for name, shape in wanted.items() if math.prod(shape)}, reader.shapes()
     missing = sorted(set(wanted) - set(stored))
     if missing:
-        raise CheckpointError(f"lacks {_listed(missing)}", file=reader.folder)
+        raise CheckpointError(f"lacks {listed(missing)}", file=reader.folder)
     for name, shape in wanted.items():
         if shape != stored[name]:
             message = f"{name} has shape {list(stored[name])} there and {list(shape)} here"
             raise CheckpointError(message, file=reader.folder)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

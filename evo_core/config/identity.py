@@ -37,7 +37,8 @@ def identity_of(config: TrainConfig, world_size: int) -> dict[str, Any]:
         if secrets.hold(leaf.key) and leaf.key not in _BY_REFERENCE:
             raise enters_the_key(leaf.key, secrets)
         value = plain(value_at(config, leaf.key))
-        if value == leaf.introduced and type(value) is type(leaf.introduced):
+        introduced = plain(leaf.introduced)
+        if value == introduced and type(value) is type(introduced):
             continue
         if leaf.key.startswith("ckpt.load_ckpt_info.") and not config.ckpt.starts_from_load_ckpt_info:
             continue

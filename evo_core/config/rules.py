@@ -131,6 +131,14 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
         message = "names no folder, and enable_save_ckpt is true: nothing would be saved"
         hint = "write local:FOLDER, or enable_save_ckpt: false"
         yield ConfigError(message, key="ckpt.save_ckpt_folder", hint=hint)
+    if ckpt.kept_for_ever is not None and ckpt.kept_for_ever % ckpt.checkpoint_every:
+        every = int(ckpt.checkpoint_every)
+        multiples = [ckpt.kept_for_ever // every * every, (ckpt.kept_for_ever // every + 1) * every]
+        yield ConfigError(
+            f"{ckpt.keep_every} is no multiple of checkpoint_every {every}",
+            key="ckpt.keep_every",
+            hint=f"nearest: {nearest(ckpt.kept_for_ever, [n for n in multiples if n])}",
+        )
     if info is None or (ckpt.auto_resume and "auto_resume" in ckpt.model_fields_set):
         return  # said not to be read; where auto_resume is merely its default, it was meant to be
     key = "ckpt.load_ckpt_info.content"

@@ -141,6 +141,15 @@ def _no_saves(config: TrainConfig, device: str) -> bool:
     return not config.ckpt.enable_save_ckpt or config.ckpt.save_ckpt_folder is None
 
 
+def _saves_all(config: TrainConfig, device: str) -> bool:
+    return not _no_saves(config, device) and config.ckpt.keep is None
+
+
+def _saves_at_no_interval(config: TrainConfig, device: str) -> bool:
+    endless = config.ckpt.checkpoint_every == float("inf")
+    return endless and not _no_saves(config, device) and config.ckpt.keep is not None
+
+
 def _no_upload(config: TrainConfig, device: str) -> bool:
     return not (config.ckpt.async_upload and is_remote(config.ckpt.save_ckpt_folder or ""))
 
@@ -173,6 +182,9 @@ EFFECTLESS = (
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
+    Effectless("ckpt.keep_every", _no_saves, "nothing is saved"),
+    Effectless("ckpt.keep_every", _saves_all, "without keep all checkpoints stay"),
+    Effectless("ckpt.keep_every", _saves_at_no_interval, "checkpoint_every is .inf"),
     Effectless("ckpt.async_upload", _no_saves, "nothing is saved"),
     Effectless("ckpt.async_upload_tmp_folder", _no_upload, "nothing is uploaded in the background"),
     Effectless("monitor.alert.feishu_alert_address", _always, "enable_feishu_alert is false"),

@@ -20,6 +20,14 @@ from evo_core.errors import UserError
 
 T = TypeVar("T")
 
+
+class RankFailed(RuntimeError):
+    """What one rank did for all, or all at the same time, ended on a rank with an error that is no `UserError`.
+
+    It is raised on every rank, so that none waits for one that gave up.
+    """
+
+
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -150,24 +158,43 @@ def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | Non
 
 
 def on_first(find: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Call a function on the first rank of a group and return its result on every rank of it; a `UserError` of it is
-    raised on every rank.
+    """Call a function on the first rank of a group and return its result on every rank of it.
 
     For what all must see alike, such as the listing of a network folder.
 
     Args:
         group: None is the default group.
+
+    Raises:
+        UserError: the function did; on every rank.
+        RankFailed: the function raised something else; on every rank, where they are several.
     """
+    if dist.get_world_size(group) == 1:
+        return find()
     answer: Any = None
+    cause: Exception | None = None
     if dist.get_rank(group) == 0:
         try:
             answer = find()
-        except UserError as error:
+        except (UserError, RankFailed) as error:
             answer = error
+        except Exception as error:
+            answer, cause = _rank_failed(error), error
     answer = broadcast_object(answer, group=group)
-    if isinstance(answer, UserError):
-        raise answer
+    _raise_if_error(answer, cause)
     return answer
+
+
+def _rank_failed(error: Exception) -> RankFailed:
+    return RankFailed(f"rank {dist.get_rank()}: {type(error).__name__}: {error}")
+
+
+def _raise_if_error(told: Any, cause: Exception | None) -> None:
+    """Raise what ranks were told if it is an error; on the rank that it is of, with the one that it stands for."""
+    if cause is not None:
+        raise told from cause
+    if isinstance(told, UserError | RankFailed):
+        raise told
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -179,21 +206,30 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
 
 @contextmanager
 def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """A block that ends on every rank with the `UserError` of any, of several with the first rank's.
+    """A block that ends on every rank with the error of any, of several with the first rank's.
 
     A rank that raised alone would leave the others waiting for it. So nothing in the block may wait for other ranks.
 
     Args:
         group: whose ranks; None is the default group.
+
+    Raises:
+        UserError: a rank raised it.
+        RankFailed: a rank raised something else, and they are several.
     """
-    failure: UserError | None = None
+    if dist.get_world_size(group) == 1:
+        yield
+        return
+    told: UserError | RankFailed | None = None
+    cause: Exception | None = None
     try:
         yield
-    except UserError as error:
-        failure = error
-    for each in gather_objects(failure, group):
-        if each is not None:
-            raise each
+    except (UserError, RankFailed) as error:
+        told = error
+    except Exception as error:
+        told, cause = _rank_failed(error), error
+    for rank, each in enumerate(gather_objects(told, group)):
+        _raise_if_error(each, cause if rank == dist.get_rank(group) else None)
 
 
 def gather_on_first(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evo_core.checkpoint import TrainState
+from evo_core.checkpoint.about import About
 from evo_core.checkpoint.background import BackgroundSaves
 from evo_core.checkpoint.saving import ending_ids_of, tensors_of, write
 from evo_core.checkpoint.scratch import scratch_folder
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Stop
+    from evo_core.train.record import StepRecord
     from evo_core.train.stop_file import StopFile
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,7 @@ class Checkpointing:
         self._by_way_of = _folder_on_the_way(cfg)
         self._stop, self._stop_file = stop, stop_file
         self._background = BackgroundSaves() if cfg.ckpt.async_upload and self._cadence.saves else None
+        self._about = About.of(cfg, mesh.world.size) if self._cadence.saves and mesh.is_log_rank else None
         self.newest = newest
         if self._by_way_of is not None:
             with scratch_folder(self._by_way_of, None):
@@ -149,40 +152,64 @@ class Checkpointing:
         return Asked(self._stop.requested, self._stop_file.read())
 
     def decide(self, done: int, asked: Asked) -> Decision:
-        """What is to be done after `done` steps, given what all ranks together have heard."""
+        """What is to be done after `done` steps, given what all ranks together have heard.
+
+        Raises:
+            BaseException: the background writing ended on this rank without the others being told: it must end too.
+        """
+        if self._background is not None:
+            self._background.check()
         return self._cadence.decide(done, asked)
 
-    def save(self, state: TrainState, batches: Prefetch, *, snapshot: bool) -> None:
+    def save(self, state: TrainState, record: StepRecord, batches: Prefetch, *, snapshot: bool) -> None:
         """Write a checkpoint of now, or with ``ckpt.async_upload`` begin to; every rank must call it.
+
+        Where the one before was lost, this one is written and waited for before the run ends with the error of that.
 
         Args:
             state: where the run is; what optimizer and data know of it is filled in here.
+            record: of the last step.
             batches: where the next batch comes from.
             snapshot: write it among the snapshots.
 
         Raises:
-            CheckpointError: it cannot be written, or the one before could not, on every rank.
+            UserError: it cannot be written, or the one before could not, on every rank.
+            RankFailed: the same, where a rank met an error that is no user's mistake.
         """
         began = time.perf_counter()
-        self.finish()
+        lost = self._lost()
         state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
         state.data_cursors = data_cursors(batches, self._mesh)
         tensors = tensors_of(self._model, self._optimizer.state())
-        now = copy.deepcopy(state)
+        now, about = copy.deepcopy(state), self._about and self._about.after(record.fields())
         if self._background is None:
-            self.newest = self._written(stage(tensors), None, now, snapshot, began)
+            self.newest = self._written(stage(tensors), None, now, about, snapshot, began)
             return
-        self._background.start(tensors, lambda staged, group: self._written(staged, group, now, snapshot, began))
+        self._background.start(tensors, lambda staged, group: self._written(staged, group, now, about, snapshot, began))
         log.info("step %d is being saved; the run waited %.2f s", state.step, time.perf_counter() - began)
+        if lost is not None:
+            self.finish()
+            raise lost
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written in the background, if one is; every rank must call it.
 
         Raises:
-            CheckpointError: it could not be written, on every rank.
+            UserError: it could not be written, on every rank.
+            RankFailed: the same, where a rank met an error that is no user's mistake.
         """
         if self._background is not None:
             self.newest = self._background.wait() or self.newest
+
+    def _lost(self) -> Exception | None:
+        """Wait for the checkpoint that is being written, and return why it is lost if it is."""
+        try:
+            self.finish()
+        except Exception as error:
+            if self._background is not None:
+                self._background.check()  # where the ranks' threads are out of step, no other can be written
+            return error
+        return None
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -198,7 +225,13 @@ class Checkpointing:
             raise
 
     def _written(
-        self, staged: Staged, group: dist.ProcessGroup | None, state: TrainState, snapshot: bool, began: float
+        self,
+        staged: Staged,
+        group: dist.ProcessGroup | None,
+        state: TrainState,
+        about: About | None,
+        snapshot: bool,
+        began: float,
     ) -> Location:
         assert self._folder is not None
         folder = write(
@@ -209,6 +242,7 @@ class Checkpointing:
             ending=ending_ids_of(self._model),
             snapshot=snapshot,
             run=self._run,
+            about=about,
             group=group,
             by_way_of=self._by_way_of,
         )

@@ -14,6 +14,7 @@ from evo_core.command_line.config_options import ConfigFile, Seed, Set, override
 from evo_core.command_line.launcher_options import Backend, Host, Launcher, Port
 from evo_core.command_line.program import plain_app, run
 from evo_core.command_line.several_words import name_before_each
+from evo_core.errors import ConfigError
 from evo_core.storage.location import check_location, local_path
 
 STOPPED = 143
@@ -54,6 +55,14 @@ def train_command(
         list[Content] | None,
         typer.Option(help="What to take from it; several words, or repeated. [default: model]", show_default=False),
     ] = None,
+    init_allow_missing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Tensors of the model that it may lack: a name or pattern; may be repeated."),
+    ] = None,
+    init_allow_unexpected: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Tensors beside the model's that it may have; may be repeated."),
+    ] = None,
     launcher: Launcher = None,
     backend: Backend = None,
     seed: Seed = None,
@@ -72,7 +81,12 @@ def train_command(
         cfg.run_name  # noqa: B018 - what cannot name a folder is told before anything is joined or read
     if init is not None:
         check_location(init, "--init")
+    elif init_allow_missing or init_allow_unexpected:
+        option = "--init-allow-missing" if init_allow_missing else "--init-allow-unexpected"
+        message = "there is no --init, whose checkpoint it is about"
+        raise ConfigError(message, key=option, hint="of ckpt.load_ckpt_info write its own allow")
 
+    from evo_core.checkpoint.allowed import Allow
     from evo_core.parallel.process_group import ranks
     from evo_core.train.loop import train
     from evo_core.train.start import Start
@@ -81,7 +95,8 @@ def train_command(
         start = None
         if init is not None:
             content = tuple(part.value for part in init_content or [Content.MODEL])
-            start = Start(Path(init), content, resumes=False, source=init)
+            allow = Allow(tuple(init_allow_missing or ()), tuple(init_allow_unexpected or ()), as_options=True)
+            start = Start(Path(init), content, resumes=False, source=init, allow=allow)
         stopped = train(cfg, folder=run_folder, init=start, ranks=joined).stopped
     if stopped:
         raise typer.Exit(STOPPED)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from evo_core.parallel import process_group
 from evo_core.parallel.mesh import make_mesh
-from evo_core.parallel.one_job import check_one_job, options_of, settings_of
+from evo_core.parallel.one_job import Setting, check_one_job, options_of, settings_of
 from evo_core.train.memory import clean_up, clean_up_interval
 from evo_core.train.run import TrainRun, make_run
 from evo_core.train.run_log import logging_of_run
@@ -62,11 +62,23 @@ def train(
     if ranks is None:
         with process_group.ranks(catch_stop=True) as joined:
             return train(cfg, folder=folder, init=init, ranks=joined)
-    check_one_job(settings_of(cfg) | options_of(init=init and init.checkpoint, init_content=init and init.content))
+    check_one_job(settings_of(cfg) | _options(init))
     cfg.check_world(ranks.world_size)
     mesh = make_mesh(cfg.degrees(ranks.world_size), device_type=ranks.device.type)
     with logging_of_run(speaks=mesh.is_log_rank) as lines:
         return run_steps(make_run(cfg, folder, init, ranks, mesh, lines))
+
+
+def _options(init: Start | None) -> dict[str, Setting]:
+    """What ``--init`` and the options about it say, for the comparison over ranks."""
+    if init is None:
+        return {}
+    return options_of(
+        init=init.checkpoint,
+        init_content=init.content,
+        init_allow_missing=init.allow.missing,
+        init_allow_unexpected=init.allow.unexpected,
+    )
 
 
 def run_steps(run: TrainRun) -> TrainResult:
@@ -90,7 +102,7 @@ def run_steps(run: TrainRun) -> TrainResult:
 
             todo = saving.decide(state.step, record.asked)
             if todo.save:
-                saving.save(state, batches, snapshot=todo.save == "snapshot")
+                saving.save(state, record, batches, snapshot=todo.save == "snapshot")
             if state.step % clean_up_interval(run.cfg) == 0:
                 clean_up(run.ranks)
             end = todo.end

@@ -96,7 +96,7 @@ def make_run(
         on_first(partial(check_continuation, cfg, start))
     with failing_together():  # ranks that share a model are told by the one that reads, the others here
         data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
-    model = make_model(cfg, mesh, ranks.device, drawn=start is None)
+    model = make_model(cfg, mesh, ranks.device, drawn=start is None or not start.fills_the_model)
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))

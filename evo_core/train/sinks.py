@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from evo_core.checkpoint.about import finite
 from evo_core.results_folder import check_folder, writing
 from evo_core.storage.files import write_file
 from evo_core.storage.location import Location, is_remote, local_path
@@ -77,7 +77,7 @@ class MetricsFile:
     def write(self, fields: Mapping[str, Any]) -> None:
         """Append a record; numbers that are not finite become null, which JSON can say."""
         with writing(self._path):
-            self._stream.write(json.dumps({k: _finite(v) for k, v in fields.items()}) + "\n")
+            self._stream.write(json.dumps(finite(fields)) + "\n")
 
     def close(self) -> None:
         with suppress(OSError):  # of a line that was refused before
@@ -93,10 +93,6 @@ def _steps(path: Path) -> list[tuple[str, int]]:
         except (ValueError, KeyError, TypeError):
             continue
     return result
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Tensorboard:

@@ -12,13 +12,15 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import Candidates, TrainState, load, verify
 from evo_core.checkpoint import folder as folders
+from evo_core.checkpoint.allowed import NOTHING, Allow
 from evo_core.checkpoint.run import UNKNOWN, Run
 from evo_core.errors import CheckpointError, DamagedError
 from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
 from evo_core.storage.location import Location, is_remote
 from evo_core.train.checkpointing import save_folder
-from evo_core.weights import Kind, fill_model, locate, open_weights, other_settings
+from evo_core.train.other_systems import check_content, refuse_to_resume, take_foreign
+from evo_core.weights import Kind, locate
 from evo_core.weights.in_store import folder_in_store, is_own
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Start:
         ckpt_type: the format that it was said to have.
         source: what was written for it, where that is no path.
         candidates: of the run's own checkpoints the older ones, should this one turn out to be damaged.
+        allow: tensors of the model that it may lack or have beside them.
     """
 
     checkpoint: Location
@@ -55,6 +58,12 @@ class Start:
     ckpt_type: str | None = None
     source: str | None = None
     candidates: Candidates | None = field(default=None, compare=False)
+    allow: Allow = NOTHING
+
+    @property
+    def fills_the_model(self) -> bool:
+        """Whether every tensor of the model is taken from it, so that none needs first weights."""
+        return self.resumes or not self.allow.missing
 
     def before(self, error: DamagedError) -> Start:
         """The run's checkpoint before this one, which is damaged; every rank must call it.
@@ -67,6 +76,8 @@ class Start:
         self.candidates.damaged(error)
         found = self.candidates.next()
         assert found is not None
+        if dist.get_rank() == 0:
+            log.info("resuming from %s", found[0])
         return replace(self, checkpoint=found[0], run=found[1])
 
 
@@ -84,10 +95,13 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
     info = cfg.ckpt.load_ckpt_info
     if init is None and not cfg.ckpt.auto_resume and info is not None:
         content = tuple(info.content)
-        init = Start(Path(info.path), content, resumes=False, ckpt_type=info.ckpt_type, source=info.path)
+        allow = Allow(info.allow.missing, info.allow.unexpected)
+        init = Start(Path(info.path), content, resumes=False, ckpt_type=info.ckpt_type, source=info.path, allow=allow)
     folder = save_folder(cfg)
     found = _own_checkpoint(cfg, folder, first=first) if folder is not None else None
     if cfg.ckpt.auto_resume:
+        if found is None and init is None and folder is not None:
+            on_first(lambda: refuse_to_resume(folder))
         if found is not None:
             outcome = f"resuming from {found.checkpoint}"
         else:
@@ -155,10 +169,20 @@ def _own_checkpoint(cfg: TrainConfig, folder: Location, *, first: bool) -> Start
 
 
 def run_of(start: Start | None, cfg: TrainConfig) -> Run:
-    """The run as its checkpoints will name it, new or gone on with; every rank must call it."""
-    marks = _marks_of_all()
+    """The run as its checkpoints will name it, new or gone on with; every rank must call it.
+
+    One that was killed in its first save begins again as the same run, which removes what that save left.
+    """
+    marks, folder = _marks_of_all(), save_folder(cfg)
     run = start.run if start is not None and start.resumes else None
-    return on_first(lambda: (run or Run.new()).begun_here(marks, cfg.job_name))
+
+    def begun() -> Run:
+        unfinished = None
+        if run is None and cfg.ckpt.auto_resume and folder is not None:
+            unfinished = folders.unfinished_run(folders.find(folder), cfg.job_name)
+        return (run or unfinished or Run.new()).begun_here(marks, cfg.job_name)
+
+    return on_first(begun)
 
 
 def _marks_of_all() -> list[str]:
@@ -195,25 +219,9 @@ def _fitting(init: Start, kind: Kind, folder: Location) -> Start:
             key="ckpt.load_ckpt_info.ckpt_type",
             hint=f"write ckpt_type: {fits}",
         )
-    if kind != "evo" and init.content != ("model",):
-        raise CheckpointError(
-            f"{', '.join(init.content)}: of another system's checkpoint ({folder}) only the model is read, neither "
-            "optimizer nor schedule nor place in the data",
-            key="ckpt.load_ckpt_info.content",
-            hint='write content: ["model"]',
-        )
+    if kind != "evo":
+        check_content(kind, init.content, folder)
     return replace(init, checkpoint=folder, kind=kind)
-
-
-def _take_foreign(start: Start, cfg: TrainConfig, model: nn.Module, optimizer: Optimizer) -> TrainState:
-    """The weights of another system's folder, at the beginning of a run; each rank reads what it holds by itself."""
-    weights = open_weights(Path(start.checkpoint), start.kind, model=cfg.model)
-    fill_model(model, weights)
-    optimizer.restored(updates=0)
-    if dist.get_rank() == 0:
-        for difference in other_settings(weights.model, cfg.model):
-            log.warning("%s: %s", start.checkpoint, difference)
-    return TrainState()
 
 
 def take_start(
@@ -252,8 +260,9 @@ def _taken(
     mesh: Mesh,
 ) -> TrainState:
     if start.kind != "evo":
-        return _take_foreign(start, cfg, model, optimizer)
-    state = load(start.checkpoint, model, optimizer, start.content)
+        return take_foreign(start, cfg, model, optimizer)
+    allow = None if start.resumes else start.allow
+    state = load(start.checkpoint, model, optimizer, start.content, allow)
     if state.step == 0:
         return state
     if state.data_digest != data.digest:

@@ -20,6 +20,7 @@ from torch import nn
 
 from evo_core.errors import CheckpointError
 from evo_core.weights.evo import open_evo, write_evo
+from evo_core.weights.fitting import fitting
 from evo_core.weights.hf.folder import RotaryType, open_hf, write_hf
 from evo_core.weights.internevo.folder import open_internevo
 from evo_core.weights.internevo.writer import write_internevo
@@ -31,6 +32,7 @@ from evo_core.weights.source import Weights, dtype_setting
 from evo_core.weights.target import check_free, new_folder
 
 if TYPE_CHECKING:
+    from evo_core.checkpoint.allowed import Allow, Difference
     from evo_core.config import ModelConfig
     from evo_core.model import Decoder
 
@@ -54,7 +56,12 @@ Target = Literal["evo", "internevo", "hf"]
 
 
 def open_weights(
-    uri: str | Path, kind: Kind | None = None, *, model: ModelConfig | None = None, check: bool = True
+    uri: str | Path,
+    kind: Kind | None = None,
+    *,
+    model: ModelConfig | None = None,
+    check: bool = True,
+    whole: bool = True,
 ) -> Weights:
     """The weights that a path or a hub id means.
 
@@ -62,6 +69,7 @@ def open_weights(
         kind: the format it must be in; None takes what lies there.
         model: the `model` block, for an InternEvo folder that does not say its shape.
         check: compare the files of our own format with their digests.
+        whole: refuse another system's folder with tensors that are not all of a model; else `fill_model` says which.
 
     Raises:
         CheckpointError: nothing is there, it is of another format, damaged, or of a model that is not supported.
@@ -72,8 +80,8 @@ def open_weights(
     readers: dict[Kind, Any] = {
         "evo": partial(open_evo, check=check),
         "hf": open_hf,
-        "llama": open_llama,
-        "internevo": partial(open_internevo, model=model),
+        "llama": partial(open_llama, whole=whole),
+        "internevo": partial(open_internevo, model=model, whole=whole),
     }
     try:
         return readers[found](folder)
@@ -151,8 +159,11 @@ def build(weights: Weights, *, device: torch.device | str = "cpu", dtype: torch.
     return model
 
 
-def fill_model(model: nn.Module, weights: Weights) -> None:
+def fill_model(model: nn.Module, weights: Weights, allow: Allow | None = None) -> Difference:
     """Copy weights into a model of the same shape, be it of another family, with its rows in another order.
+
+    Args:
+        allow: what of the model may be missing, and is left as it is, or be left over; None: nothing.
 
     Raises:
         CheckpointError: the tensors are not those of the model, or its heads are others.
@@ -165,8 +176,10 @@ def fill_model(model: nn.Module, weights: Weights) -> None:
                 raise CheckpointError(
                     f"has {name} {getattr(there, name)} there and {getattr(here, name)} here", key=f"model.{name}"
                 )
-        fill(model, PlainForm(here).from_plain(_untied(weights, here)))
+        own, difference = fitting(weights, here, allow)
+        fill(model, own)
         model.ending = weights.ending
+        return difference
     except CheckpointError as error:
         raise _in(weights.folder, error) from error
 
@@ -187,14 +200,6 @@ def other_settings(there: ModelConfig, here: ModelConfig) -> list[str]:
         for name in names
         if getattr(there, name) != getattr(here, name)
     ]
-
-
-def _untied(weights: Weights, here: ModelConfig) -> dict[str, Any]:
-    """The tensors, with a head of its own where here it is not the embedding."""
-    tensors = dict(weights.tensors)
-    if weights.model.tie_word_embeddings and not here.tie_word_embeddings:
-        tensors["head.weight"] = tensors["embedding.weight"]
-    return tensors
 
 
 def _in(folder: Path, error: CheckpointError) -> CheckpointError:

@@ -28,8 +28,11 @@ def is_llama(folder: Path) -> bool:
     return (folder / PARAMS).is_file() and bool(_files(folder))
 
 
-def open_llama(folder: Path) -> Weights:
+def open_llama(folder: Path, *, whole: bool = True) -> Weights:
     """The weights of one of Meta's folders, merged over its files.
+
+    Args:
+        whole: refuse tensors that are not all of a model; see `open_weights`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the files are not shards of one model.
@@ -40,13 +43,13 @@ def open_llama(folder: Path) -> Weights:
         if shard.keys() != shards[0].keys():
             raise CheckpointError("holds other tensors than the first file", file=path)
     tensors = {
-        name: _merged(name, [shard[name] for shard in shards], int(params["dim"]), folder)
+        name: _merged(name, [shard[name] for shard in shards], int(params["dim"]), folder, whole=whole)
         for name in shards[0]
         if name != "rope.freqs"  # follows from the settings
     }
     job = configuration(_settings(params, tensors, folder), folder / PARAMS)
     check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder / PARAMS)
-    plain = PlainForm(job.model).to_plain(tensors)
+    plain = PlainForm(job.model).to_plain(tensors, whole=whole)
     beside = (folder, folder.parent)
     return Weights(folder, "llama", job, plain, find_tokenizer(*beside), generation=read_generation(*beside))
 
@@ -78,7 +81,7 @@ def _settings(params: Mapping[str, Any], tensors: Mapping[str, Lazy], folder: Pa
     return settings
 
 
-def _merged(name: str, parts: list[Lazy], dim: int, folder: Path) -> Lazy:
+def _merged(name: str, parts: list[Lazy], dim: int, folder: Path, *, whole: bool) -> Lazy:
     """One tensor from the shards of all ranks."""
     module = name.rpartition(".")[0].rpartition(".")[2]
     if module in _COLUMNS:
@@ -87,7 +90,7 @@ def _merged(name: str, parts: list[Lazy], dim: int, folder: Path) -> Lazy:
         return stacked(parts, 1)
     if module == "tok_embeddings":  # Llama 2 splits it by features, Llama 3 by vocabulary
         return stacked(parts, 0 if parts[0].shape[1] == dim else 1)
-    if "norm" in module:
+    if "norm" in module or not whole:  # nobody reads what a llama does not have
         return parts[0]
     raise CheckpointError(f"has {name}, which a llama does not have", file=folder)
 

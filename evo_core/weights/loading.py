@@ -136,7 +136,7 @@ class _Found:
     folder: Path
     model: ModelConfig | Any
     tokenizer: Tokenizer | None
-    fill: Callable[[nn.Module], None]
+    fill: Callable[[nn.Module], object]
 
 
 def _find(uri: str | Path, check: bool) -> _Found:

@@ -7,13 +7,14 @@ format knows only how to get there and back, and any two of them convert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from evo_core.checkpoint.allowed import listed
 from evo_core.checkpoint.tensors import model_tensors
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
@@ -75,16 +76,22 @@ class PlainForm:
             plain: tensor.shape for plain, tensor in self.to_plain(self._shapes).items()
         }
 
-    def to_plain(self, own: Tensors) -> dict[str, Lazy]:
+    def to_plain(self, own: Tensors, *, whole: bool = True) -> dict[str, Lazy]:
         """The plain form of a model's own tensors.
 
+        Args:
+            whole: refuse what is not all of a model; else what is there is given, left-over tensors by their own names.
+
         Raises:
-            CheckpointError: one is missing, mis-shaped, or left over.
+            CheckpointError: one is mis-shaped, or with `whole` missing or left over.
         """
         own = {name: tensor for name, tensor in own.items() if not self._is_tied_head(name)}
-        compare({slot.name: self._shapes[slot.name].shape for slot in self._slots}, own)
-        plain = {}
+        wanted = {name: shape for name, shape in self.own_shapes.items() if whole or name in own}
+        compare(wanted, own if whole else {name: own[name] for name in wanted})
+        plain = {} if whole else {name: tensor for name, tensor in own.items() if name not in wanted}
         for slot in self._slots:
+            if slot.name not in wanted:
+                continue
             for part in slot.parts:
                 tensor = own[slot.name]
                 plain[part] = self._paired(part, self._part(tensor, part) if slot.fused else tensor, pairs_to_halves)
@@ -97,7 +104,21 @@ class PlainForm:
             CheckpointError: one is missing, mis-shaped, or left over.
         """
         compare(self.shapes, plain)
-        return {slot.name: self._own(slot, plain) for slot in self._slots}
+        return self.fitting(plain)
+
+    def fitting(self, plain: Tensors) -> dict[str, Lazy]:
+        """A model's own tensors, by its own names: those of which every part is in a plain form."""
+        return {slot.name: self._own(slot, plain) for slot in self._slots if all(part in plain for part in slot.parts)}
+
+    @property
+    def own_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each of the model's own tensors."""
+        return {slot.name: self._shapes[slot.name].shape for slot in self._slots}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The model's own name of each tensor of the plain form; several have one where they are one tensor there."""
+        return {part: slot.name for slot in self._slots for part in slot.parts}
 
     def _own(self, slot: _Slot, plain: Tensors) -> Lazy:
         parts = [self._paired(part, plain[part], halves_to_pairs) for part in slot.parts]
@@ -135,17 +156,17 @@ def compare(wanted: Mapping[str, tuple[int, ...]], given: Tensors) -> None:
     """
     problems = []
     if missing := [name for name in wanted if name not in given]:
-        problems.append(f"lacks {_listed(missing)}")
+        problems.append(f"lacks {listed(missing)}")
     if unexpected := [name for name in given if name not in wanted]:
-        problems.append(f"has {_listed(unexpected)}, which this model does not have")
+        problems.append(f"has {listed(unexpected)}, which this model does not have")
     misshapen = [name for name, shape in wanted.items() if name in given and given[name].shape != shape]
     if misshapen:
         shapes = [f"{name} {list(given[name].shape)} in place of {list(wanted[name])}" for name in misshapen]
-        problems.append(f"has the shapes {_listed(shapes)}")
+        problems.append(f"has the shapes {listed(shapes)}")
     if quantised := [
         f"{name} of {given[name].dtype}" for name in wanted if name in given and not _is_usual(given[name])
     ]:
-        problems.append(f"has quantised weights ({_listed(quantised)}): take ones that are not")
+        problems.append(f"has quantised weights ({listed(quantised)}): take ones that are not")
     if problems:
         raise CheckpointError("; ".join(problems))
 
@@ -158,10 +179,13 @@ def fill(model: nn.Module, own: Tensors) -> None:
     """Copy what this rank holds of a model's tensors into it, one by one, rounded to the types it has.
 
     Args:
-        own: whole, as `PlainForm.from_plain` gives them; of each no more is read than is held here.
+        own: whole, as `PlainForm.fitting` gives them; of each no more is read than is held here. What is not among them
+            stays as it is.
     """
     with torch.no_grad():
         for name, placed in model_tensors(model).items():
+            if name not in own:
+                continue
             for piece, view in placed.pieces():
                 view.copy_(own[name].part(piece.where))
 
@@ -185,9 +209,3 @@ def _modules(module: nn.Module, name: str, plain: str) -> Iterator[tuple[str, st
 
 def _below(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _listed(names: Collection[str]) -> str:
-    names = list(names)
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

@@ -28,9 +28,14 @@ def kind_of(folder: Path) -> Kind | None:
     foreign: tuple[tuple[Kind, bool], ...] = (
         ("hf", is_hf(folder)),
         ("llama", is_llama(folder)),
-        ("internevo", is_internevo(folder)),
+        ("internevo", is_internevo(folder) and not _holds_ours(folder)),
     )
     return next((kind for kind, fits in foreign if fits), None)
+
+
+def _holds_ours(folder: Path) -> bool:
+    """Whether a run of ours that began with a checkpoint there has saved beside it."""
+    return any(found.complete for found in folders.find(folder))
 
 
 def locate(uri: str | Path, *, whole: bool = False) -> tuple[Kind, Path]:

@@ -1,4 +1,4 @@
-"""`evo train`, `evaluate`, `generate`, `serve`, `convert` and `parity`: commands of evo_core under `evo`."""
+"""`evo train`, `evaluate`, `generate`, `serve`, `convert`, `inspect` and `parity`: commands of evo_core under `evo`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SUMMARIES = {
     "generate": "Let a model continue prompts.",
     "serve": "Serve a model: an OpenAI-compatible HTTP API and a page.",
     "convert": "Convert weights from one system's format to another's.",
+    "inspect": "Show which checkpoints there are, and what is behind each.",
     "parity": "Show that layouts of several ranks train as one process does.",
 }
 """What the list of commands says of each; kept here as their modules are not imported for it."""

@@ -9,17 +9,14 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import evo_core
+from evo_core.code_version import CORE, git_state, package_version
 
-CORE = Path(evo_core.__file__).parent
 SECRET = re.compile(r"secret|passw(or)?d|api_?key|access_?key|auth_?token", re.IGNORECASE)
 PACKAGES = ("evo-lm", "torch", "numpy", "sentencepiece", "tokenizers", "prefect")
 
@@ -34,7 +31,7 @@ def provenance(kind: type) -> dict[str, Any]:
         "user": _user(),
         "pid": os.getpid(),
         "python": platform.python_version(),
-        "versions": {name: v for name in PACKAGES if (v := _version(name))},
+        "versions": {name: v for name in PACKAGES if (v := package_version(name))},
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -60,21 +57,9 @@ def _sha12(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-@cache
 def _git() -> dict[str, Any] | None:
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(CORE.parent), *words], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
-    if not commit:
-        return None
-    return {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    state = git_state()
+    return None if state is None else {"commit": state.commit, "dirty": bool(state.modified)}
 
 
 def _user() -> str:
@@ -82,13 +67,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return str(os.getuid())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _without_secret(word: str) -> str:

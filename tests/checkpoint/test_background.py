@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import torch.distributed as dist
 from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.background import BackgroundSaves
 from evo_core.checkpoint.staging import HostCopies, Staged, stage
-from evo_core.checkpoint.tensors import read_tensors, write_parts
+from evo_core.checkpoint.tensors import placed, read_tensors, write_parts
 from evo_core.errors import CheckpointError
+from evo_core.parallel.collectives import RankFailed, failing_together, on_first
 from tests.checkpoint.layouts import LAYOUTS, Layout, held
 from tests.ranks import run_on_ranks
 
@@ -29,17 +31,17 @@ def test_what_is_written_is_what_was_there(tmp_path: Path, layout: Layout) -> No
                 return folder
 
             saves.start({"model": tensors}, write)
-            for placed in tensors.values():  # training goes on, and its ranks talk to each other
+            for each in tensors.values():  # training goes on, and its ranks talk to each other
                 dist.all_reduce(torch.ones(1000))
-                placed.local.add_(1)
+                each.local.add_(1)
             assert saves.wait() == tmp_path / str(number)
             assert saves.wait() is None
         before = held(layout, dist.get_rank(), filled=True)
         for number in range(2):
             read = held(layout, dist.get_rank(), filled=False)
             read_tensors(tmp_path / str(number), read)
-            for name, placed in read.items():
-                assert torch.equal(placed.local, before[name].local + number), (number, name)
+            for name, each in read.items():
+                assert torch.equal(each.local, before[name].local + number), (number, name)
 
     run_on_ranks(body, layout.ranks)
 
@@ -54,30 +56,99 @@ def test_copies_are_what_the_rank_writes_and_are_used_again() -> None:
             parts = [values for each in staged.parts["model"].values() for _, values in each.rectangles()]
             places.append([values.data_ptr() for values in parts])
         assert places[0] == places[1]
-        return copies.nbytes, sum(placed.local.nbytes for placed in tensors.values())
+        return copies.nbytes, sum(each.local.nbytes for each in tensors.values())
 
     own, whole = zip(*run_on_ranks(body, 2), strict=True)
     assert sum(own) == whole[0] == whole[1]
 
 
+def test_copies_take_the_memory_of_what_is_copied_and_no_more() -> None:
+    def body() -> tuple[int, int, int]:
+        dtypes = (torch.float32, torch.bfloat16, torch.uint8)
+        tensors = {str(n): torch.ones(33_000 + n, dtype=dtypes[n % 3]) for n in range(600)}
+        stage({"model": placed({"0": tensors["0"]})}, HostCopies())  # imports what it needs
+        copies, before = HostCopies(), resident_bytes()
+        staged = stage({"model": placed(tensors)}, copies)
+        grown = resident_bytes() - before
+        parts = [values for each in staged.parts["model"].values() for _, values in each.rectangles()]
+        assert len({values.untyped_storage().data_ptr() for values in parts}) == len(dtypes)
+        return copies.nbytes, sum(tensor.nbytes for tensor in tensors.values()), grown
+
+    ((own, whole, grown),) = run_on_ranks(body, 1)
+    assert own == whole
+    assert whole <= grown < 1.1 * whole
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
 def test_a_save_is_tried_twice_and_then_told_on_every_rank(tmp_path: Path) -> None:
-    def body() -> list[str]:
+    def body() -> int:
         saves, tensors = BackgroundSaves(), held(Layout(1, 2), dist.get_rank(), filled=True)
-        tries: list[int] = []
+        tries = 0
 
-        def refused(staged: Staged, group: dist.ProcessGroup) -> Path:
-            tries.append(len(tries))
-            raise CheckpointError("no room", file=tmp_path)
+        def write(staged: Staged, group: dist.ProcessGroup) -> Path:
+            nonlocal tries
+            tries += 1
+            if tries < 4:
+                raise CheckpointError("no room", file=tmp_path)
+            return tmp_path
 
-        def at_last(staged: Staged, group: dist.ProcessGroup) -> Path:
-            return refused(staged, group) if len(tries) < 3 else tmp_path
-
-        saves.start({"model": tensors}, refused)
+        saves.start({"model": tensors}, write)
         with pytest.raises(CheckpointError, match="no room"):
             saves.wait()
-        assert tries == [0, 1]
-        saves.start({"model": tensors}, at_last)  # and the next one is tried as if nothing had happened
+        assert tries == 2
+        saves.start({"model": tensors}, write)  # and the next one is tried as if nothing had happened
         assert saves.wait() == tmp_path
-        return [str(number) for number in tries]
+        return tries
 
-    assert run_on_ranks(body, 2) == [["0", "1", "2"]] * 2
+    assert run_on_ranks(body, 2) == [4, 4]
+
+
+def test_what_is_no_mistake_of_the_user_fails_on_every_rank_too(tmp_path: Path) -> None:
+    def body() -> tuple[str, str]:
+        saves, tensors = BackgroundSaves(), held(Layout(1, 2), dist.get_rank(), filled=True)
+        tries = 0
+
+        def write(staged: Staged, group: dist.ProcessGroup) -> Path:
+            nonlocal tries
+            tries += 1
+            with failing_together(group):
+                if tries <= 2 and dist.get_rank() == 1:
+                    raise MemoryError("none left")
+            return on_first(lambda: tmp_path, group)
+
+        saves.start({"model": tensors}, write)
+        with pytest.raises(RankFailed) as caught:
+            saves.wait()
+        saves.start({"model": tensors}, write)
+        assert saves.wait() == tmp_path
+        return str(caught.value), type(caught.value.__cause__).__name__
+
+    told = "rank 1: MemoryError: none left"
+    assert run_on_ranks(body, 2) == [(told, "NoneType"), (told, "MemoryError")]
+
+
+def test_a_rank_that_failed_without_a_word_to_the_others_must_end(tmp_path: Path) -> None:
+    def body() -> str:
+        saves, tensors = BackgroundSaves(), held(Layout(1, 2), dist.get_rank(), filled=True)
+
+        def write(staged: Staged, group: dist.ProcessGroup) -> Path:
+            if dist.get_rank() == 1:
+                raise ValueError("a bug")
+            dist.barrier(group)
+            return tmp_path
+
+        saves.check()
+        saves.start({"model": tensors}, write)
+        if dist.get_rank() == 0:
+            return "waits"
+        saves.settle()
+        for stop in (saves.check, saves.wait, saves.check):
+            with pytest.raises(ValueError, match="a bug"):
+                stop()
+        return "ends"
+
+    assert run_on_ranks(body, 2) == ["waits", "ends"]

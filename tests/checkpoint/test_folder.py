@@ -9,7 +9,9 @@ import pytest
 
 from evo_core.checkpoint import newest_complete
 from evo_core.checkpoint.folder import create, find, remove_old
+from evo_core.checkpoint.run import Run
 from evo_core.errors import CheckpointError
+from evo_core.storage.location import Location
 from evo_core.weights.loading import resolve
 
 
@@ -57,12 +59,28 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     assert create(tmp_path / "ck", 5, snapshot=True) == tmp_path / "ck" / "snapshot" / "5"
 
 
+def test_a_folder_never_is_without_its_owner(tmp_path: Path) -> None:
+    """Whatever name appears, its run.json is there: a kill leaves no folder that nobody removes."""
+    seen: list[bool] = []
+
+    class Watching(Run):
+        def write(self, checkpoint: Location) -> bool:
+            seen.append(any(not path.name.startswith(".") for path in tmp_path.iterdir()))
+            return super().write(checkpoint)
+
+    path = create(tmp_path, 5, Watching("id", "job"))
+    assert seen == [False] and Run.read(path) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["5"]
+
+
 def test_retention(tmp_path: Path) -> None:
     make(tmp_path, "1", "2", "3", "4", *(f"snapshot/{n}" for n in (5, 6, 7)))
     make(tmp_path, "2-2", "9", complete=False)
     remove_old(tmp_path, None)
     kept = ["9", "snapshot/7", "snapshot/6"]  # 9 may be in the making, and nothing will ever complete 2-2
     assert left(tmp_path) == [*kept, "4", "3", "2", "1"]
+    remove_old(tmp_path, 2, keep_every=2)
+    assert left(tmp_path) == [*kept, "4", "3", "2"]
     remove_old(tmp_path, 2)
     assert left(tmp_path) == [*kept, "4", "3"]
 

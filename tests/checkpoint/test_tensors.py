@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from evo_core.checkpoint.allowed import Allow, Difference
 from evo_core.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from evo_core.checkpoint.records import file_record
 from evo_core.checkpoint.soundness import damage
-from evo_core.checkpoint.tensors import model_tensors, read_model, read_tensors, stored_shapes, write_tensors
+from evo_core.checkpoint.tensors import (
+    model_tensors,
+    read_model,
+    read_tensors,
+    stored_shapes,
+    unread,
+    write_tensors,
+)
 from evo_core.errors import CheckpointError
 from evo_core.optim.zero1 import Zero1AdamW
 from tests.optim.optimizers import zero1_adamw
@@ -97,6 +105,19 @@ def test_one_weight_under_two_names_is_one_in_the_checkpoint_too(tmp_path: Path)
                     read_model(folder, other)
 
     run_on_ranks(save_and_read, 1)
+
+
+def test_a_second_name_that_is_missing_is_not_a_new_tensor(tmp_path: Path) -> None:
+    """Its weight is read by the other; only where both are missing does the weight need to be drawn."""
+    stored = Tied(tied=True).embedding.state_dict(prefix="embedding.")
+    run_on_ranks(lambda: write_tensors(tmp_path, stored | {"other": torch.ones(2)}), 1)
+    allow = Allow(missing=("head.weight",), unexpected=("other",))
+    difference = read_model(tmp_path, model := Tied(tied=True), allow)
+    assert difference == Difference(("head.weight",), ("other",))
+    assert torch.equal(model.head.weight, stored["embedding.weight"])
+    assert unread(model, difference.missing) == []
+    assert unread(Tied(tied=False), difference.missing) == ["head.weight"]
+    assert unread(model, ("embedding.weight", "head.weight")) == ["embedding.weight", "head.weight"]
 
 
 def test_missing_names_wrong_shapes_and_leftovers_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from evo_core.errors import ConfigError
 from flows.cli import app
 from flows.commands.jobs import SUMMARIES
 from tests.command_line.commands import cli, commands, job_app, parameters, parse
+from tests.train.jobs import write_job
 
 COMMANDS = list(commands())
 each_command = pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def shown(options: list[str]) -> str:
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 20
 
 
 @each_command
@@ -191,3 +192,10 @@ def test_several_words_after_init_content() -> None:
     for words in (["--init-content"], ["--init-content", "model", "modle"], ["--init-content", "--config"]):
         with pytest.raises(ConfigError, match=r"^--init-content: "):
             invoke(job_app("train"), ["--config", "c", *words], "evo train")
+
+
+def test_allowed_tensors_without_a_checkpoint_to_start_from(tmp_path: Path) -> None:
+    write_job(tmp_path)
+    words = ["--config", str(tmp_path / "job.yaml"), "--init-allow-missing", "head.weight"]
+    with pytest.raises(ConfigError, match=r"^--init-allow-missing: there is no --init"):
+        invoke(job_app("train"), words, "evo train")

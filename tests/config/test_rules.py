@@ -24,6 +24,14 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
             at("model.num_layers", 10**9),
             "model.num_layers: 1000000000 blocks are more than any model has (at most 10000)",
         ),
+        (
+            at("ckpt", {"checkpoint_every": 40, "keep_every": 100}),
+            "ckpt.keep_every: 100 is no multiple of checkpoint_every 40 (nearest: 80 or 120)",
+        ),
+        (
+            at("ckpt", {"checkpoint_every": 40, "keep_every": 10}),
+            "ckpt.keep_every: 10 is no multiple of checkpoint_every 40 (nearest: 40)",
+        ),
         (at("model.num_attention_heads", 64), "model.num_attention_heads: a head is 1 wide; rotary positions need"),
         (
             INTERNLM2 | at("model.num_kv_attention_heads", 3),

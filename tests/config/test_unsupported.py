@@ -25,7 +25,6 @@ REFUSED = {
     "parallel.pipeline.size": at("parallel.pipeline", 2),
     "parallel.weight.size": at("parallel", {"weight": 2, "tensor": {"mode": "isp"}}),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
-    "ckpt.save_ckpt_folder": at("ckpt.save_ckpt_folder", "boto3:s3://bucket.ip/x"),
     "monitor.alert.enable_feishu_alert": at("monitor.alert.enable_feishu_alert", True),
     "monitor.alert.light_monitor_address": at("monitor.alert.light_monitor_address", "http://x"),
 }
@@ -53,7 +52,7 @@ def test_a_refusal_is_one_clear_sentence() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        at("ckpt", {"enable_save_ckpt": False, "save_ckpt_folder": "boto3:s3://bucket.ip/x"}),
+        at("ckpt.save_ckpt_folder", "boto3:s3://bucket.ip/x"),
         at("ckpt.load_ckpt_info", {"path": "internlm/internlm-7b", "content": "model", "ckpt_type": "hf_model"}),
         at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "s3://bucket/x"}}),
         {"tensorboard_folder": "s3://b/x", "data": {"train_folder": "boto3:s3://b.ip/x", "valid_folder": "s3://b/x"}},
@@ -90,6 +89,14 @@ def test_only_what_was_set_is_named() -> None:
         "data.use_shm (random data has no index)",
         "data.text_key (it is for Hugging Face data sets)",
     ]
+    for ckpt, why in (
+        ({"checkpoint_every": 10, "keep": 1}, []),
+        ({"checkpoint_every": 10}, ["without keep all checkpoints stay"]),
+        ({"keep": 1}, ["checkpoint_every is .inf"]),
+        ({"keep": 1, "enable_save_ckpt": False}, ["nothing is saved"]),
+    ):
+        saved = job({"ckpt": {"save_ckpt_folder": "local:x", "keep_every": 20} | ckpt})
+        assert saved.settings_without_effect("cpu") == [f"ckpt.keep_every ({one})" for one in why]
     assert job({"moe": {"top_k": 2}}).settings_without_effect("cuda") == ["moe.top_k (num_experts is 1)"]
 
 

@@ -49,7 +49,7 @@ def test_shipped_configurations_read_back_equal(path: Path, tmp_path: Path) -> N
             "ckpt", {"load_ckpt_info": {"path": "local:x", "content": ["model", "sampler"]}, "checkpoint_every": ".inf"}
         ),
         at("generation", {"eos_id": [2, 0], "prompts": ["一", 'a "b"\n']}),
-        at("ckpt", {"oss_snapshot_freq": 25, "keep": 3}),
+        at("ckpt", {"oss_snapshot_freq": 25, "keep": 3, "keep_every": 100, "checkpoint_every": 50}),
         at("beta2_scheduler.c", 0.8),
         at("data.skip_batches", "1-2"),
         at("job_name", "true"),
@@ -142,7 +142,7 @@ def test_a_value_set_over_the_environments_is_written(tmp_path: Path, monkeypatc
         'data: {skip_batches: "${oc.env:TOKEN}"}',
         'parallel: {tensor: {mode: "${oc.env:TOKEN}"}}',
         'tensorboard_folder: "gs://${oc.env:TOKEN}"',
-        'ckpt: {save_ckpt_folder: "s3://b/${oc.env:TOKEN}"}',
+        'ckpt: {save_ckpt_folder: "gs://b/${oc.env:TOKEN}"}',
         'ckpt: {auto_resume: false, load_ckpt_info: {path: "gs://b/${oc.env:TOKEN}"}}',
         'moodel: "${oc.env:TOKEN}"',
         'data: "${oc.env:TOKEN}"',

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 
 import pytest
 
+from evo_core.config.canonical_json import canonical_json
 from tests.endtoend.conftest import HERE, STEPS, Evo
 
 TINY = str(HERE / "tiny.yaml")
@@ -60,6 +62,21 @@ def test_a_generated_text_is_traced_to_the_raw_files(whole: Evo) -> None:
     assert {file["path"].partition("/")[0] for file in found["raw_files"]} == {"cn", "en", "code"}
     assert all("git" in entry and entry["argv"] for entry in found["lineage"])
     whole("trace", "words that no model wrote", status=2)
+
+
+def test_the_checkpoint_itself_names_its_dataset_code_and_settings(whole: Evo) -> None:
+    manifests = {step: json.loads((whole.artifact(step).parents[1] / "manifest.json").read_text()) for step in STEPS}
+    about = json.loads((whole.artifact("model") / "model" / "manifest.json").read_text())["about"]
+    digests = {file["path"]: file["digest"] for file in manifests["shards"]["files"]}
+    assert about["dataset"] == f"blake3:{digests['statistics.json']}"
+    job = canonical_json(manifests["model"]["identity"]["params"]["job"])
+    assert about["identity_digest"] == f"sha256:{hashlib.sha256(job.encode()).hexdigest()}"
+    git = manifests["model"]["provenance"]["git"]
+    assert about["commit"] == (git and git["commit"])
+    assert about["metrics"]["step"] == 23
+    made_by = manifests["model"]["statistics"]["made_by"]
+    assert {"commit", "dataset", "identity_digest"} <= made_by.keys()
+    assert made_by == {name: about[name] for name in made_by}
 
 
 def test_status_and_dag(whole: Evo) -> None:

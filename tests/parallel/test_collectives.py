@@ -67,6 +67,38 @@ def test_an_error_of_any_rank_is_raised_on_all() -> None:
     assert run_on_ranks(ask, 3, [1, 2]) == ["nothing on rank 1"] * 3
 
 
+def test_what_is_no_mistake_of_the_user_is_raised_on_all_too() -> None:
+    def ask() -> list[tuple[str, str]]:
+        def fail() -> int:
+            raise KeyError("a bug")
+
+        def together() -> None:
+            with collectives.failing_together():
+                if dist.get_rank() == 1:
+                    fail()
+
+        told = []
+        for call in (lambda: collectives.on_first(fail), together):
+            with pytest.raises(collectives.RankFailed) as caught:
+                call()
+            told.append((str(caught.value), type(caught.value.__cause__).__name__))
+        return told
+
+    first, second = run_on_ranks(ask, 2)
+    assert first == [("rank 0: KeyError: 'a bug'", "KeyError"), ("rank 1: KeyError: 'a bug'", "NoneType")]
+    assert second == [("rank 0: KeyError: 'a bug'", "NoneType"), ("rank 1: KeyError: 'a bug'", "KeyError")]
+
+
+def test_one_rank_raises_what_it_met() -> None:
+    def ask() -> None:
+        with pytest.raises(KeyError):
+            collectives.on_first(lambda: {}["nothing"])
+        with pytest.raises(KeyError), collectives.failing_together():
+            _ = {}["nothing"]
+
+    run_on_ranks(ask, 1)
+
+
 def test_objects_go_to_the_first_rank_alone() -> None:
     answers = run_on_ranks(lambda: collectives.gather_on_first({"rank": dist.get_rank()}), 3)
     assert answers == [[{"rank": 0}, {"rank": 1}, {"rank": 2}], [], []]

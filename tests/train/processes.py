@@ -40,7 +40,8 @@ class Command:
     ) -> None:
         self.log = log
         port = free_port()
-        self.pids = []
+        self.pids: list[int] = []
+        self._statuses: dict[int, int] = {}
         for rank in range(ranks):
             variables = dict(environment or {}, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
             if ranks > 1:
@@ -52,23 +53,28 @@ class Command:
                     _run(arguments, log, variables, each_step)
             self.pids.append(pid)
 
+    def ended(self) -> bool:
+        """Whether every rank has ended."""
+        for pid in self.pids:
+            if pid not in self._statuses and (done := os.waitpid(pid, os.WNOHANG))[0]:
+                self._statuses[pid] = os.waitstatus_to_exitcode(done[1])
+        return len(self._statuses) == len(self.pids)
+
     def wait(self, timeout: float = 60.0) -> list[int]:
         """Exit statuses in rank order; those killed by a signal are negative. Kills what is left at the timeout."""
         deadline = time.monotonic() + timeout
-        statuses: dict[int, int] = {}
-        while len(statuses) < len(self.pids):
-            for pid in self.pids:
-                if pid not in statuses and (done := os.waitpid(pid, os.WNOHANG))[0]:
-                    statuses[pid] = os.waitstatus_to_exitcode(done[1])
+        while not self.ended():
             if time.monotonic() > deadline:
-                self.kill([pid for pid in self.pids if pid not in statuses])
+                self.kill()
                 raise TimeoutError(self.log.read_text())
             time.sleep(0.005)
-        return [statuses[pid] for pid in self.pids]
+        return [self._statuses[pid] for pid in self.pids]
 
     def kill(self, pids: Sequence[int] | None = None, number: int = signal.SIGKILL) -> None:
+        """Send ranks a signal, by default all that are left."""
         for pid in self.pids if pids is None else pids:
-            os.kill(pid, number)
+            if pid not in self._statuses:
+                os.kill(pid, number)
 
 
 _held: list[socket.socket] = []

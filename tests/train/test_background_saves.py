@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint import saving
 from evo_core.checkpoint.manifest import read_manifest
 from evo_core.checkpoint.tensors import read_tensors, stored_shapes
 from evo_core.checkpoint.train_state import TrainState
-from evo_core.errors import DataError
+from evo_core.errors import CheckpointError, DataError
 from tests.ranks import run_on_ranks
 from tests.train.jobs import before_each_step, job, losses, run
 
@@ -36,9 +38,9 @@ def test_they_change_nothing_but_when_a_step_goes_on(tmp_path: Path, tensor: int
     for name in ("within", "behind"):
         assert run_on_ranks(body, 2, name) == [tmp_path / name / "8"] * 2
     assert losses(tmp_path / "behind_run") == losses(tmp_path / "within_run")
-    folders = sorted(path.parent.relative_to(tmp_path / "within") for path in tmp_path.glob("within/**/manifest.json"))
-    assert [str(folder) for folder in folders] == ["2", "4", "6", "8", "snapshot/3"]
-    for folder in folders:
+    saved = sorted(path.parent.relative_to(tmp_path / "within") for path in tmp_path.glob("within/**/manifest.json"))
+    assert [str(folder) for folder in saved] == ["2", "4", "6", "8", "snapshot/3"]
+    for folder in saved:
         there, here = tmp_path / "within" / folder, tmp_path / "behind" / folder
         assert read_manifest(here).files.keys() == read_manifest(there).files.keys()
         was, now = TrainState.read(there), TrainState.read(here)
@@ -68,9 +70,9 @@ def test_a_run_that_ends_with_an_error_leaves_its_last_one_complete(tmp_path: Pa
     def body() -> bool:
         failing, write_parts = threading.Event(), saving.write_parts
 
-        def waits(*args: Any) -> None:
+        def waits(*args: Any) -> Any:
             failing.wait()
-            write_parts(*args)
+            return write_parts(*args)
 
         def fails(step: int) -> None:
             if step == 2:
@@ -84,3 +86,55 @@ def test_a_run_that_ends_with_an_error_leaves_its_last_one_complete(tmp_path: Pa
         return (tmp_path / "ckpt" / "2" / "manifest.json").exists()
 
     assert run_on_ranks(body, 2) == [True, True]
+
+
+def test_a_lost_one_costs_neither_the_next_one_nor_the_runs_end(tmp_path: Path) -> None:
+    cfg = job(tmp_path, ckpt__async_upload=True, **CHANGES)
+
+    def body() -> tuple[list[str], int]:
+        create = folders.create
+        steps: list[int] = []
+
+        def refuses(root: Path, step: int, *args: Any, **options: Any) -> Path:
+            if step == 2:
+                raise CheckpointError("no room", file=root)
+            return create(root, step, *args, **options)
+
+        folders.create = refuses
+        before_each_step(steps.append)
+        with pytest.raises(CheckpointError, match="no room"):
+            run(cfg, tmp_path / "run")
+        whole = [path.parent.name for path in tmp_path.glob("ckpt/**/manifest.json")]
+        return whole, steps[-1]
+
+    assert run_on_ranks(body, 2) == [(["3"], 2)] * 2  # the snapshot after the third step is the next save
+    result = run_on_ranks(lambda: run(cfg, tmp_path / "run").step, 2)
+    assert result == [8, 8]
+
+
+def test_a_rank_whose_writing_failed_by_itself_ends_after_the_step(tmp_path: Path) -> None:
+    """The others' threads wait for it, and would until the next save."""
+    cfg = job(tmp_path, ckpt__async_upload=True, ckpt__checkpoint_every=2)
+
+    def body() -> None:
+        check_agreement = saving.check_agreement
+
+        def fails(*args: Any) -> None:
+            if dist.get_rank() == 1:
+                raise ValueError("a bug")
+            check_agreement(*args)
+
+        def note(step: int) -> None:
+            if dist.get_rank() == 1:
+                for thread in threading.enumerate():
+                    if thread.name == "checkpoint":
+                        thread.join()
+                (tmp_path / f"step-{step}").touch()
+
+        saving.check_agreement = fails
+        before_each_step(note)
+        run(cfg, tmp_path / "run")
+
+    with pytest.raises(RuntimeError, match=r"rank 1 failed:(?s:.*)ValueError: a bug"):
+        run_on_ranks(body, 2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-0", "step-1", "step-2"]

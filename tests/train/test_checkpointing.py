@@ -126,6 +126,13 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["7", "8"]
 
 
+def test_each_mth_stays_for_ever(tmp_path: Path) -> None:
+    often = {"ckpt__checkpoint_every": 1, "ckpt__keep_every": 3}
+    for steps, keep, left in ((8, 1, ["3", "6", "8"]), (10, 2, ["10", "3", "6", "9"])):
+        run(job(tmp_path, data__total_steps=steps, ckpt__keep=keep, **often), tmp_path / "run")
+        assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == left
+
+
 def test_nothing_is_saved_where_saving_is_off(tmp_path: Path) -> None:
     result = run(job(tmp_path, ckpt__enable_save_ckpt=False), tmp_path / "run")
     assert result.checkpoint is None

@@ -14,11 +14,18 @@ from evo_core.checkpoint import load_model
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.train import train
+from evo_core.train.start import Start
 from evo_core.weights import open_weights, write_weights
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job
-from tests.weights.internevo_files import tensor_shard, write_model_config, write_tensor_parallel
+from tests.weights.internevo_files import (
+    tensor_shard,
+    write_context,
+    write_model_config,
+    write_scheduler,
+    write_tensor_parallel,
+)
 from tests.weights.models import weights
 
 
@@ -38,6 +45,16 @@ def made(folder: Path, **changes: Any) -> Any:
     model = build_model(job(folder, **changes).model)
     randomise(model, seed=5)
     return model
+
+
+def theirs(folder: Path) -> Path:
+    """A folder of InternEvo: 6 batches, of which one had no update."""
+    write_tensor_parallel(made(folder.parent).state_dict(), folder, 2, tensor=2, pipeline=1)
+    write_model_config(folder, {"num_attention_heads": 4, "num_kv_attention_heads": 2})
+    write_context(folder, batches=6, updates=5, tokens=6 * 128)
+    write_scheduler(folder, position=5, total_steps=20, warmup=4, lr=1e-2, eta_min=1e-3)
+    (folder / f"{folder.name}.step").write_text("")
+    return folder
 
 
 def start_loss(cfg: Any, folder: Path) -> float:
@@ -135,12 +152,18 @@ def test_a_wrong_type_is_named_with_the_right_one(tmp_path: Path, hf: Path) -> N
             train(from_there(tmp_path, hf, said), folder=tmp_path / "run")
 
 
-def test_optimizer_states_of_internevo_are_not_read(tmp_path: Path) -> None:
-    model = made(tmp_path)
-    write_tensor_parallel(model.state_dict(), tmp_path / "20", 2, tensor=1, pipeline=1)
-    write_model_config(tmp_path / "20", {"num_attention_heads": 4, "num_kv_attention_heads": 2})
-    with pytest.raises(CheckpointError, match=r"only the model is read, neither optimizer.*content: \[.model.\]"):
-        train(from_there(tmp_path, tmp_path / "20", "internevo", ["model", "optimizer"]), folder=tmp_path / "run")
+@pytest.mark.parametrize("content", [["model", "optimizer"], ["model", "sampler", "scheduler"], "all"])
+def test_what_is_not_read_of_internevo_is_refused_with_what_to_write(tmp_path: Path, content: Any) -> None:
+    theirs(tmp_path / "20")
+    said = r'neither optimizer nor place in the data \(write content: \["model", "scheduler"\]\)$'
+    with pytest.raises(CheckpointError, match=said):
+        train(from_there(tmp_path, tmp_path / "20", "internevo", content), folder=tmp_path / "run")
+
+
+def test_of_other_systems_the_model_alone_is_read(tmp_path: Path, hf: Path) -> None:
+    said = r'only the model is read, neither .* \(write content: \["model"\]\)$'
+    with pytest.raises(CheckpointError, match=said):
+        train(job(tmp_path), init=Start(hf, ("model", "scheduler"), resumes=False), folder=tmp_path / "run")
 
 
 def test_weights_alone_have_no_optimizer(tmp_path: Path) -> None:
@@ -151,7 +174,7 @@ def test_weights_alone_have_no_optimizer(tmp_path: Path) -> None:
 
 
 def test_other_shapes_and_heads_are_refused(tmp_path: Path, hf: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"lacks blocks\.2\..* and"):
+    with pytest.raises(CheckpointError, match=r"lacks layers\.2\..* and"):
         train(from_there(tmp_path, hf, "hf_model", model__num_layers=3), folder=tmp_path / "run")
     with pytest.raises(
         CheckpointError, match=r"model\.num_attention_heads: has num_attention_heads 4 there and 8 here"

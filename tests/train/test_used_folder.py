@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from evo_core.checkpoint import newest_complete
+from evo_core.checkpoint import newest_complete, saving
 from evo_core.checkpoint.folder import create, find, newest_run, remove_old
 from evo_core.checkpoint.run import Run
 from evo_core.errors import CheckpointError
@@ -57,6 +57,24 @@ def test_a_second_run_keeps_its_own_and_the_olders_and_is_resumed(
     assert f"resuming from {tmp_path / 'ckpt' / '2'}" in capsys.readouterr().out
     assert saved(tmp_path) == ["4", "8", "9"]
     assert [record["step"] for record in curve(tmp_path / "new")] == list(range(9))
+
+
+def test_a_run_that_ended_in_its_first_save_begins_again_as_the_same_run(tmp_path: Path) -> None:
+    def body() -> None:
+        def dies(*args: Any) -> None:
+            raise RuntimeError("as if it were killed")
+
+        saving._complete = dies
+        with pytest.raises(RuntimeError, match="as if it were killed"):
+            restart(tmp_path, "run", 8)
+
+    run_on_ranks(body, 1)
+    assert saved(tmp_path) == ["3"] and newest_complete(tmp_path / "ckpt") is None
+    shutil.copytree(tmp_path / "ckpt" / "3", tmp_path / "ckpt" / "2")
+    record = tmp_path / "ckpt" / "2" / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "id": "another's", "job": "another"}))
+    restart(tmp_path, "run", 7, ckpt__keep=9)
+    assert saved(tmp_path) == ["2", "3-2", "6", "7"]
 
 
 def forget_the_run(checkpoint: Path) -> None:

@@ -113,6 +113,58 @@ def write_isp(state: State, folder: Path, layers: int, *, tensor: int, weight: i
             torch.save({}, folder / f"topo_tp{t}_wp{w}_pp{p}.json")
 
 
+def write_context(folder: Path, *, batches: int, updates: int, tokens: int, **changes: Any) -> None:
+    """``context.pt`` after so many batches: the number of the last one is in it, and the number of updates."""
+    context = {
+        "batch_count": batches - 1,
+        "num_consumed_samples_in_epoch": 8 * batches,
+        "num_consumed_tokens": tokens,
+        "inf_nan_skip_batches": batches - updates,
+        "step_count": updates,
+        "tensorboard_folder": "RUN/7b/tensorboard",
+    }
+    torch.save({name: value for name, value in (context | changes).items() if value is not None}, folder / "context.pt")
+
+
+def write_scheduler(
+    folder: Path,
+    *,
+    position: int,
+    total_steps: int,
+    warmup: int,
+    lr: float,
+    eta_min: float,
+    name: str = "schedulder.pt",
+) -> None:
+    """The state of the two schedulers in each other: the outer one stands still when the inner one has begun."""
+    finished = position >= warmup
+    inner = {
+        "T_max": total_steps - warmup,
+        "eta_min": eta_min,
+        "base_lrs": [lr],
+        "last_epoch": position - warmup if finished else 0,
+        "verbose": False,
+        "_step_count": position - warmup + 1 if finished else 1,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [lr],
+    }
+    outer = {
+        "_init_steps": 0,
+        "_warmup_steps": warmup,
+        "warmup_epochs": warmup,
+        "finished": finished,
+        "base_lrs": [lr],
+        "last_epoch": min(position, warmup),
+        "verbose": False,
+        "_step_count": min(position, warmup) + 1,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [lr],
+        "after_scheduler_type": "CosineAnnealingLR",
+        "after_scheduler_dict": inner,
+    }
+    torch.save(outer, folder / name)
+
+
 def write_model_config(folder: Path, settings: Mapping[str, Any]) -> None:
     """``model_config.pt`` as InternEvo leaves it: a dictionary of a class of its own, a dtype in it."""
     name = "internlm.core.context.parallel_context"

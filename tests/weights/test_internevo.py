@@ -176,6 +176,15 @@ def test_fsdp_is_refused(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
+def test_files_of_names_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    """A save folder is known by its marker, whatever the files beside it are called."""
+    (tmp_path / "20").mkdir()
+    (tmp_path / "20" / "20.step").write_text("")
+    torch.save({}, tmp_path / "20" / "model_wp0_pp0.pt")
+    with pytest.raises(CheckpointError, match=r"20: holds no file model_tp<t>_pp<p>\.pt or .*model_wp<w>_pp<p>\.pt"):
+        open_weights(tmp_path)
+
+
 def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
     made = model("INTERNLM", **SIZES)
     write_tensor_parallel(made.state_dict(), tmp_path, 2, tensor=1, pipeline=1)

@@ -2,7 +2,8 @@
 
 ``model_tp{t}_pp{p}.pt``, with isp ``model_tp{t}_wp{w}_pp{p}.pt``; a stage counts its layers from 0, and with an
 interleaved pipeline a chunk's number goes before each name. Experts lie in ``model_moe_layer{l}_expert{e}_tp{t}.pt``.
-``model_config.pt`` holds the shape. Optimizer states are not read.
+``model_config.pt`` holds the shape. Optimizer states are not read; how far the run
+was, by progress.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evo_core.checkpoint.generation_settings import read_generation
 from evo_core.errors import CheckpointError
+from evo_core.weights.internevo.newest import FSDP, MODEL, newest_below
 from evo_core.weights.internevo.shape import shape_of
 from evo_core.weights.internevo.shards import Shard, merge
 from evo_core.weights.job import configuration
@@ -28,10 +30,7 @@ from evo_core.weights.tokenizer_files import find_tokenizer
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
 
-_MODEL = re.compile(r"model_tp(\d+)(?:_wp(\d+))?_pp(\d+)\.pt")
-_FSDP = re.compile(r"model_tp\d+_pp\d+_dp\d+\.pt")
 _EXPERT = re.compile(r"model_moe_layer(\d+)_expert(\d+)_tp(\d+)\.pt")
-_STEP = re.compile(r"(\d+)\.step")
 _CHUNK = re.compile(r"(?:model\.)?(?:(\d+)\.)?(?:model\.)?(.+)")
 _LAYER = re.compile(r"(blocks|layers)\.(\d+)\.(.+)")
 MODEL_CONFIG = "model_config.pt"
@@ -39,43 +38,28 @@ MODEL_CONFIG = "model_config.pt"
 
 def is_internevo(folder: Path) -> bool:
     """Whether this looks like a checkpoint of InternEvo, or a folder of its checkpoints."""
-    return _newest(folder) is not None
+    return newest_below(folder) is not None
 
 
-def open_internevo(folder: Path, model: ModelConfig | None = None) -> Weights:
+def open_internevo(folder: Path, model: ModelConfig | None = None, *, whole: bool = True) -> Weights:
     """The weights of an InternEvo checkpoint, merged over its files.
 
     Args:
         folder: a checkpoint, or a save folder (then its newest complete one).
         model: the `model` block, where the folder does not say the shape itself (no ``model_config.pt``).
+        whole: refuse tensors that are not all of a model; see `open_weights`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the files are not shards of one model.
     """
-    folder = _newest(folder) or folder
+    folder = newest_below(folder) or folder
     tensors = _tensors(folder)
     stated = _stated(folder, model)
     settings = shape_of(tensors, stated, folder)
     job = configuration(settings, folder / MODEL_CONFIG)
     check_sizes(job.model, [tensor.shape for tensor in tensors.values()], folder)
-    plain = PlainForm(job.model).to_plain(tensors)
+    plain = PlainForm(job.model).to_plain(tensors, whole=whole)
     return Weights(folder, "internevo", job, plain, find_tokenizer(folder), generation=read_generation(folder))
-
-
-def _newest(folder: Path) -> Path | None:
-    """The checkpoint itself, or the newest below a save folder that has its marker ``<step>.step``."""
-    if not folder.is_dir():
-        return None
-    names = [path.name for path in folder.iterdir()]
-    if any(_MODEL.fullmatch(name) or _FSDP.fullmatch(name) for name in names):
-        return folder
-    complete = [
-        (int(match[1]), path.parent)
-        for path in (*folder.glob("*/*.step"), *folder.glob("snapshot/*/*.step"))
-        if (match := _STEP.fullmatch(path.name))
-    ]
-    newest = max(complete, default=None, key=lambda found: found[0])
-    return newest[1] if newest else None
 
 
 def _stated(folder: Path, model: ModelConfig | None) -> dict[str, Any]:
@@ -93,7 +77,7 @@ def _stated(folder: Path, model: ModelConfig | None) -> dict[str, Any]:
 
 def _tensors(folder: Path) -> dict[str, Lazy]:
     """Every tensor of the model by its own name, merged over tensor, weight and pipeline ranks."""
-    if any(_FSDP.fullmatch(path.name) for path in folder.iterdir()):
+    if any(FSDP.fullmatch(path.name) for path in folder.iterdir()):
         raise CheckpointError("was written with fsdp, which cannot be merged", file=folder)
     by_place: dict[tuple[int, int], list[Shard]] = {}
     for rank, path in _model_files(folder):
@@ -128,9 +112,15 @@ class _Rank:
 def _model_files(folder: Path) -> list[tuple[_Rank, Path]]:
     files = []
     for path in folder.iterdir():
-        if match := _MODEL.fullmatch(path.name):
+        if match := MODEL.fullmatch(path.name):
             weight = None if match[2] is None else int(match[2])
             files.append((_Rank(int(match[3]), int(match[1]), weight), path))
+    if not files:
+        raise CheckpointError(
+            "holds no file model_tp<t>_pp<p>.pt or model_tp<t>_wp<w>_pp<p>.pt",
+            file=folder,
+            hint="those of isp whose names have no tensor rank (model_wp<w>_pp<p>.pt) are not read",
+        )
     files.sort(key=lambda file: (file[0].stage, file[0].tensor, file[0].weight or 0))
     stages = {rank.stage for rank, _ in files}
     ranks = {stage: {(r.tensor, r.weight) for r, _ in files if r.stage == stage} for stage in stages}

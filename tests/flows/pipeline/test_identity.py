@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evo_core.config.canonical_json import canonical_json
 from evo_core.errors import ConfigError
-from flows.pipeline.identity import canonical_json, identity, key
+from flows.pipeline.identity import identity, key
 from flows.pipeline.plan import make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.kind import Params, plain_params

@@ -1,0 +1,6 @@
+"""Entry point of ``python -m evo_core.inspect``."""
+
+from evo_core.inspect.command import main
+
+if __name__ == "__main__":
+    main()
