@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evo_core.checkpoint import folder as folders
 from evo_core.errors import CheckpointError, DataError
-from evo_core.storage.files import below, file_exists, list_files
+from evo_core.storage.files import below, file_exists, file_sizes, list_files
 from evo_core.storage.location import Location, is_remote, local_path
 from evo_core.storage.stage import stage
 from evo_core.weights.internevo.newest import newest_below, newest_of
@@ -72,7 +72,7 @@ def newest_internevo(folder: Location) -> Location | None:
     if isinstance(folder, Path) or not is_remote(folder):
         return newest_below(local_path(folder))
     with _store_errors():
-        newest = newest_of(file.path for file in list_files(folder, lambda *what: None))
+        newest = newest_of(file_sizes(folder))  # a save folder may be empty yet
     return None if newest is None else f"{folder.rstrip('/')}/{newest}".removesuffix("/.")
 
 
