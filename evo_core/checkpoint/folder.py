@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.checkpoint.retention import outdated
+from evo_core.checkpoint.run import FILE as OWNER
 from evo_core.checkpoint.run import UNKNOWN, Run, check_not_overtaken
 from evo_core.errors import CheckpointError, DataError
 from evo_core.storage.atomic import clear_drafts, new_folder
@@ -280,4 +281,4 @@ def remove(path: Location) -> None:
         OSError: it cannot be removed.
     """
     delete(below(path, MANIFEST))
-    delete_folder(path)
+    delete_folder(path, last=OWNER)

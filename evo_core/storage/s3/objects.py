@@ -85,12 +85,23 @@ def is_empty(root: Place) -> bool:
     return all(_file(root, details) is None for details in _below(root))
 
 
-def delete(place: Place) -> None:
-    """Remove an object and all below it; nothing happens where there is nothing."""
+def delete(place: Place, *, last: str | None = None) -> None:
+    """Remove an object and all below it; nothing happens where there is nothing.
+
+    Args:
+        last: path below it of an object that goes when all others are gone.
+    """
     keys = [details["Key"] for details in _below(place)]
     if place.key:
         keys.append(place.key)
+    if last is not None and (key := place.below(last).key) in keys:
+        keys.remove(key)
+        _delete(place, keys)
+        keys = [key]
+    _delete(place, keys)
 
+
+def _delete(place: Place, keys: list[str]) -> None:
     def remove(some: list[str]) -> None:
         wanted = {"Objects": [{"Key": key} for key in some], "Quiet": True}
 
