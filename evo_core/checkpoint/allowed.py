@@ -140,7 +140,9 @@ def _check_patterns(patterns: Iterable[str], names: Collection[str], where: str,
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             message = f"{pattern} is no tensor of {where}{suggest(pattern, names)}"
-            raise CheckpointError(message, file=folder, key=key)
+            raise CheckpointError(
+                message, file=folder, key=key, hint=f"its names are like {', '.join(list(names)[:3])}"
+            )
 
 
 def _hint(
@@ -153,7 +155,9 @@ def _hint(
         "unexpected": [*given.unexpected, *shortened(left, common)],
     }
     if not common:
-        return "no tensor has a name of this model's: name its model_type"
+        return (
+            "no tensor there has a name of this model's: it is of another family (model_type), or all begin otherwise"
+        )
     if sum(map(len, lists.values())) > _WRITTEN:
         return "that is another model: name the model block that it was trained with"
     if given.as_options:
