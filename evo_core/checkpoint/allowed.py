@@ -155,9 +155,7 @@ def _hint(
         "unexpected": [*given.unexpected, *shortened(left, common)],
     }
     if not common:
-        return (
-            "no tensor there has a name of this model's: it is of another family (model_type), or all begin otherwise"
-        )
+        return "no tensor there has a name of this model's: it is of another family (model_type), or all have a prefix"
     if sum(map(len, lists.values())) > _WRITTEN:
         return "that is another model: name the model block that it was trained with"
     if given.as_options:
