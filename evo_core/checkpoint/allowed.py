@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -45,6 +45,13 @@ class Allow:
 
 
 NOTHING = Allow()
+
+
+def content_to_state(names: Sequence[str], allow: Allow | None) -> tuple[str, str]:
+    """Key and hint of an error about what is to be taken of a checkpoint: what to state, where the start is stated."""
+    if allow is not None and allow.as_options:
+        return "--init-content", f"give --init-content {' '.join(names)}"
+    return "ckpt.load_ckpt_info.content", f"write content: {json.dumps(names)}"
 
 
 @dataclass(frozen=True)
