@@ -16,14 +16,13 @@ from evo_core.config import TrainConfig
 from evo_core.config.open_shape import network_of, read_open_job
 from evo_core.data import BinWriter, open_source
 from evo_core.errors import CheckpointError, DataError
-from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.start import Start
 from evo_core.weights import cast, open_weights, write_weights
 from tests.s3_server import S3Server
 from tests.train.jobs import curve, losses
 from tests.weights.models import same
-from tests.weights.published import FORMS, PIECES, SENTENCES, letters
+from tests.weights.published import FORMS, PIECES, SENTENCES, letters, put
 
 KINDS = {"internlm-7b": "hf_model", "meta-llama": "llama", "evo": "evo"}
 JOB: dict[str, Any] = {
@@ -182,11 +181,11 @@ def test_from_a_store(
     """The first loss is that of the same weights on disk; data of another tokenizer are refused there too."""
     monkeypatch.setenv("EVO_CACHE", str(tmp_path / "cache"))
     FORMS["internlm-7b" if form == "evo" else form](tmp_path / "theirs", tokenizer, tmp_path / "trace")
-    folder, uri = tmp_path / "theirs", f"s3://{s3.new_bucket()}/weights"
+    folder, uri = tmp_path / "theirs", f"s3://{s3.new_bucket()}/models/weights"
     cfg = open_job(tmp_path, folder, tokenizer, ckpt={"enable_save_ckpt": False})
     if form == "evo":
         folder = imported(folder, tmp_path / "evo")
-    link_tree(folder, uri)
+    put(folder, uri)
     for name, place in (("disk", str(folder)), ("store", uri)):
         info = {"path": place, "content": ["model"], "ckpt_type": KINDS[form]}
         go_on(with_start(cfg, info), None, tmp_path / name)
