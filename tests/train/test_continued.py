@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evo_core.checkpoint import load_model
+from evo_core.checkpoint.records import file_record
 from evo_core.config import TrainConfig
 from evo_core.config.open_shape import network_of, read_open_job
 from evo_core.data import BinWriter, open_source
@@ -204,6 +205,23 @@ def test_ids_without_a_row_are_refused(tmp_path: Path, tokenizer: Path) -> None:
         writer.write([1, 5, 304, 2])
     with pytest.raises(DataError, match="token id 304 is outside the vocabulary of 304"):
         go_on(cfg, imported(tmp_path / "theirs", tmp_path / "evo"), tmp_path / "run")
+
+
+def test_weights_with_settings_of_another_version(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FORMS["meta-llama"](tmp_path / "theirs", tokenizer, tmp_path / "trace")
+    cfg = open_job(tmp_path, tmp_path / "theirs", tokenizer)
+    config = imported(tmp_path / "theirs", tmp_path / "evo") / "config.yaml"
+    config.write_text(config.read_text() + "of_a_later_version: 1\n")
+    manifest = json.loads((tmp_path / "evo" / "manifest.json").read_text())
+    record = file_record(config)
+    manifest["files"]["config.yaml"] = {"size": record.size, "digest": record.digest}
+    (tmp_path / "evo" / "manifest.json").write_text(json.dumps(manifest))
+    go_on(cfg, tmp_path / "evo", tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "the settings of these weights are not compared with this run's:" in said
+    assert "of_a_later_version" in said
 
 
 def test_what_is_said_of_schedule_and_settings(
