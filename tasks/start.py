@@ -57,20 +57,33 @@ def other_settings(job: TrainConfig, network: Mapping[str, Any]) -> Iterator[str
             yield f"{key} is {there} with these weights and {here} in this run"
 
 
-def found_facts(data: Path, init: Path) -> dict[str, Facts]:
-    """The facts of two artifacts that are there: a dataset, and the model to start from."""
-    from evo_core.config import load_saved_config
-    from evo_core.config.open_shape import network_of
+def found_facts(data: Path, init: Path, *, shaped: bool = False) -> dict[str, Facts]:
+    """The facts of two artifacts that are there: a dataset, and the model to start from.
+
+    Args:
+        shaped: the job states its shape, and does without that of a model of another version.
+
+    Raises:
+        ConfigError: the configuration of the model to start from cannot be read.
+    """
     from evo_core.data.tokenize.tokenizers import load_tokenizer
 
-    there = load_saved_config(init / "model" / "config.yaml")
     of_data, of_weights = tokenizer_in(data), tokenizer_in(init)
     known = {"vocab_size": load_tokenizer(of_data).vocab_size, "tokenizer": str(of_data)} if of_data.exists() else {}
-    vocab_size = there.model.vocab_size
-    return {
-        "data": known,
-        "init": {"network": network_of(there), "vocab_size": vocab_size, "tokenizer": str(of_weights)},
-    }
+    return {"data": known, "init": {**_shape(init, must=not shaped), "tokenizer": str(of_weights)}}
+
+
+def _shape(init: Path, *, must: bool) -> Facts:
+    from evo_core.config import load_saved_config
+    from evo_core.config.open_shape import network_of
+
+    try:
+        there = load_saved_config(init / "model" / "config.yaml")
+    except ConfigError:
+        if must:
+            raise
+        return {}
+    return {"network": network_of(there), "vocab_size": there.model.vocab_size}
 
 
 def _other_tokenizer(facts: Mapping[str, Facts]) -> str | None:
