@@ -67,7 +67,7 @@ def check_weights(folder: Location) -> Manifest:
 
 def unchecked(manifest: Manifest, names: Iterable[str]) -> list[str]:
     """Those of the files that nothing is compared with while they are read: small ones, and all of older versions."""
-    return [name for name in names if not manifest.files[name].blocks]
+    return [name for name in names if not manifest.files[name].by_block]
 
 
 def damaged(folder: Location, problems: Iterable[str]) -> DamagedError:
@@ -105,8 +105,8 @@ def _read_through(file: Location, like: FileRecord) -> FileRecord:
     with open_file(file) as stream:
         while content := stream.read(BLOCK):
             size += len(content)
-            if like.blocks:
+            if like.by_block:
                 blocks.update(memoryview(content))
             else:
                 whole.update(content)
-    return blocks.record() if like.blocks else FileRecord(size, f"sha256:{whole.hexdigest()}")
+    return blocks.record() if like.by_block else FileRecord(size, f"sha256:{whole.hexdigest()}")
