@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from evo_core.checkpoint import saving
 from evo_core.data import Batch, Prefetch
 from evo_core.errors import UserError
 from evo_core.train import run as run_module
+from tests.disks import fill, small_disk
 from tests.s3_proxy import Proxy, broken_network
 from tests.s3_server import READER_KEY, READER_SECRET, S3Server
 from tests.train.jobs import job, losses, run
@@ -155,24 +155,9 @@ def test_a_store_that_stops_answering_in_a_load(
 
 @pytest.fixture
 def small_memory(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory of 1 MiB, as /dev/shm is one, where one may be made."""
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Leave no room on a disk."""
-    with (folder / "filler").open("wb", buffering=0) as file:
-        while True:
-            try:
-                file.write(bytes(1 << 12))
-            except OSError:
-                return
+    """A file system in memory of 1 MiB, as /dev/shm is one."""
+    with small_disk(tmp_path / "shm", "1m") as folder:
+        yield folder
 
 
 def test_a_folder_on_the_way_that_fills_up(
