@@ -16,9 +16,12 @@ _PARTS = ("model/", "optimizer/", "tokenizer/")
 """Folders of which every file is read; what a user puts beside them is theirs."""
 
 
-def check_listed(folder: Location, manifest: Manifest) -> None:
+def check_listed(folder: Location, manifest: Manifest, names: Iterable[str] | None = None) -> None:
     """Check that what a manifest names is there with its size, and that it names every file that is read, so that none
     goes without its digest; no file is opened.
+
+    Args:
+        names: the files that have to be there, of those that it names; None: all.
 
     Raises:
         DamagedError: it is not.
@@ -29,7 +32,8 @@ def check_listed(folder: Location, manifest: Manifest) -> None:
     read = {path for path in there if path.startswith(_PARTS)}
     if unnamed := sorted((read | set(ALWAYS)) - set(manifest.files)):
         raise DamagedError(f"damaged manifest: it does not name {', '.join(unnamed[:3])}", file=folder)
-    if problems := wrong_sizes(manifest.files, there):
+    wanted = manifest.files if names is None else {name: manifest.files[name] for name in names}
+    if problems := wrong_sizes(wanted, there):
         raise damaged(folder, problems)
 
 
@@ -53,8 +57,8 @@ def check_weights(folder: Location) -> Manifest:
         CheckpointError: the store does not answer.
     """
     manifest = read_manifest(folder)
-    check_listed(folder, manifest)
     names = [name for name in manifest.files if not name.startswith("optimizer/")]
+    check_listed(folder, manifest, names)
     if problems := damage(folder, manifest, unchecked(manifest, names)):
         raise damaged(folder, problems)
     return manifest
