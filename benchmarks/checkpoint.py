@@ -1,105 +1,261 @@
-"""What a save consists of, in time: ``python -m benchmarks.checkpoint``.
+"""Saving and loading a training state beside torch's own ways: ``python -m benchmarks.checkpoint``.
 
-Ranks on this machine save a decoder in bfloat16 whose optimizer keeps float32 moments and master values, by ZeRO cut
-over all ranks or, with ``--zero 1``, held by each. Of the slowest rank, the best of several rounds:
+Ranks of this machine hold a decoder in float32 and the moments of its AdamW, of which each rank writes about 256 MB. In
+turns it is saved and loaded by this repository (digests, manifest, comparison of what ranks hold in common), by
+torch.distributed.checkpoint (DCP) with its defaults, and by torch.save and torch.load, a file a rank: in memory
+(/dev/shm), on the local disk, and in S3 (a SeaweedFS on this machine; DCP writes there by fsspec and s3fs, and
+torch.save a file that boto3 uploads). What is loaded is compared with what was saved. Medians of rounds, of the slowest
+rank:
 
-- ``compare``: checksums of what several ranks hold, gathered and compared before anything is written;
-- ``write``: each rank its pieces, by torch.distributed.checkpoint;
-- ``digest``: SHA-256 of what was written;
-- ``read``: the same pieces back.
+- ``save``, ``load``: seconds, and of the process's own CPU time, which other load on the machine changes less. Files
+  are read from the page cache. Only torch.save does not wait until the bytes are on the disk;
+- ``blocks``: seconds for which a save in the background keeps the step waiting, planning included, and the share of the
+  same system's save that they are;
+- ``step``: time of the training steps that run while it is written, of that of steps before it;
+- ``costs``: all that such a save adds to the training, waiting and slower steps, as a share of a save that waits;
+- ``memory``: MB by which a rank grows at most in its first save in the background, and in its second.
 
-Seconds of the wall clock, and of the process's own CPU time, which other load on the machine changes less.
+With S3, a last line counts what one of two ranks asks for to load its half of what four have saved.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from evo_core.checkpoint.agreement import check_agreement, describe
-from evo_core.checkpoint.records import file_record
-from evo_core.checkpoint.tensors import read_tensors, write_tensors
-from evo_core.placement import Placed, Placement
+from benchmarks.savers import Dcp, Evo, Plain, Saver, Training, layers_of
+from evo_core.checkpoint.agreement import check_agreement
+from evo_core.checkpoint.checksum import checksums
+from evo_core.checkpoint.saving import tensors_of
+from evo_core.checkpoint.staging import stage
+from evo_core.storage import files
+from evo_core.storage.location import Location, is_remote
+from tests.memory import growing
 from tests.ranks import run_on_ranks
+from tests.s3_server import s3_server
 
-PARTS = ("compare", "write", "digest", "read")
+EVO, DCP, DCP_PROCESS, PLAIN = "Evo", "DCP", "DCP, a process", "torch.save"
+SPEED_BAR, BLOCK_BAR = 0.8, 0.10
+MEMORY, DISK, S3 = "memory", "disk", "s3"
+STEPS = 4
+"""Before each save in the background."""
 
-
-def shapes(parameters: float, layers: int = 12) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a decoder of about that many parameters."""
-    width = max(64, int((parameters / layers / 12) ** 0.5) // 64 * 64)
-    block = {"wqkv": (3 * width, width), "wo": (width, width), "w13": (16 * width // 3, width),
-             "w2": (width, 8 * width // 3), "norm1": (width,), "norm2": (width,)}  # fmt: skip
-    return {f"layers.{n}.{name}": shape for n in range(layers) for name, shape in block.items()}
-
-
-def tensors(parameters: float, zero: int) -> dict[str, Placed]:
-    """What a rank holds: the weights, and its share of the optimizer's states."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    same_share = range(rank % zero, world, zero)
-    made = {}
-    generator = torch.Generator().manual_seed(0)  # all ranks alike
-    for name, shape in shapes(parameters).items():
-        placement = Placement.whole(shape, range(world))
-        made[name] = Placed(torch.randn(shape, generator=generator).bfloat16(), placement)
-        share = placement.share(rank % zero, zero, same_share)
-        for state in ("exp_avg", "exp_avg_sq", "master"):
-            made[f"{state}.{name}"] = Placed(torch.full(share.local_shape, 0.5), share)
-    return made
+Times = dict[str, dict[str, list[float]]]
+"""By contestant and quantity, one a round, of one rank."""
 
 
-def timed(work: Callable[[], None]) -> tuple[float, float]:
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and CPU seconds of this process's threads, all ranks at once."""
     dist.barrier()
     began, used = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - began, time.process_time() - used
 
 
-def measure(parameters: float, zero: int, rounds: int, root: Path) -> dict[str, list[tuple[float, float]]]:
-    here = tensors(parameters, zero)
-    times: dict[str, list[tuple[float, float]]] = {part: [] for part in PARTS}
-    for number in range(rounds):
-        folder = root / str(number)
-        own = f"__{dist.get_rank()}_*"
-        times["compare"].append(timed(lambda: check_agreement(describe(here))))
-        times["write"].append(timed(lambda folder=folder: write_tensors(folder, here)))  # type: ignore[misc]
-        times["digest"].append(timed(lambda folder=folder, own=own: [*map(file_record, folder.glob(own))] and None))  # type: ignore[misc]
-        times["read"].append(timed(lambda folder=folder: read_tensors(folder, here)))  # type: ignore[misc]
-    return times
+# --- one rank
+
+
+def measure(root: Location, layers: int, zero: int, rounds: int, processes: bool) -> dict[str, Any]:
+    """Times of each contestant on this rank."""
+    training = Training(layers, zero)
+    waiting: dict[str, Saver] = {EVO: Evo(training), DCP: Dcp(training), PLAIN: Plain(training)}
+    behind: dict[str, Saver] = {EVO: waiting[EVO], DCP: waiting[DCP]}
+    if processes and not is_remote(root):
+        behind[DCP_PROCESS] = Dcp(training, processes=True)
+    times: Times = defaultdict(lambda: defaultdict(list))
+    for number in range(rounds + 1):  # the first finds memory, connections and threads
+        for name, saver in waiting.items():
+            with place(root) as here:
+                spent = {"save": timed(partial(saver.save, here)), "load": loaded(name, saver, here)}
+                for kind, (seconds, cpu) in spent.items() if number else ():
+                    times[name][kind].append(seconds)
+                    times[name][f"{kind} cpu"].append(cpu)
+        for name, saver in behind.items():
+            with place(root) as here:
+                figures = during(training, saver, here)
+                for kind, value in figures.items() if number else ():
+                    times[name][kind].append(value)
+        if number:
+            times[EVO]["compare"].append(timed(lambda: compare(training))[0])
+    for saver in behind.values():
+        saver.close()
+    own = sum(values.nbytes for values in waiting[PLAIN].values().values())
+    return {"times": {name: dict(each) for name, each in times.items()}, "bytes": own}
+
+
+def compare(training: Training) -> None:
+    """What ranks hold in common, as before every save."""
+    check_agreement(stage(tensors_of(training.model, training.optimizer.state())).described)
+
+
+def loaded(name: str, saver: Saver, here: Location) -> tuple[float, float]:
+    """Time of loading, into what holds other values before it and must hold those that were saved after it."""
+    values = list(saver.values().values())
+    before = checksums(values)()
+    for each in values:
+        each.data.zero_()
+    spent = timed(lambda: saver.load(here))
+    if checksums(values)() != before:
+        raise SystemExit(f"{name} has loaded other values than it saved: void")
+    return spent
+
+
+def during(training: Training, saver: Saver, here: Location) -> dict[str, float]:
+    """Steps without and with a save behind them."""
+    alone = [timed(training.step)[0] for _ in range(STEPS)]
+    begun: list[Any] = []
+    blocked, blocked_cpu = timed(lambda: begun.append(saver.begin(here)))
+    steps, done = [], torch.zeros(1)
+    while not done:
+        steps.append(timed(training.step)[0])
+        done.fill_(float(begun[0].done()))
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)  # all ranks take as many
+    waited = timed(begun[0].wait)[0]
+    usual = statistics.median(alone)
+    return {
+        "blocks": blocked,
+        "blocks cpu": blocked_cpu,
+        "step": statistics.median(steps) / usual,
+        "adds": blocked + waited + sum(steps) - usual * len(steps),
+    }
+
+
+def memory(root: Location, layers: int, zero: int, which: str) -> list[float]:
+    """MB by which this rank grows in the first save in the background, and in the second."""
+    training = Training(layers, zero)
+    saver: Saver = {EVO: Evo, DCP: Dcp}[which](training)
+    found = []
+    for _ in range(2):
+        with place(root) as here:
+            dist.barrier()
+            with growing() as grown:
+                saver.begin(here).wait()
+            found.append(grown.peak / 1e6)
+    return found
+
+
+@contextmanager
+def place(root: Location) -> Iterator[Location]:
+    """A place that all ranks know, for one checkpoint: gone after the block."""
+    box = [f"{time.time_ns()}"]
+    dist.broadcast_object_list(box)
+    here = files.below(root, box[0])
+    try:
+        yield here
+        dist.barrier()
+    finally:
+        if dist.get_rank() == 0:
+            if is_remote(here):
+                files.delete(here)
+            else:
+                shutil.rmtree(here, ignore_errors=True)
+        dist.barrier()
+
+
+# --- all ranks
+
+
+def combine(ranks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians of the slowest rank's times, by contestant and quantity."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, quantities in ranks[0]["times"].items():
+        for kind in quantities:
+            rounds = zip(*(rank["times"][name][kind] for rank in ranks), strict=True)
+            found[name][kind] = statistics.median(max(each) for each in rounds)
+    return dict(found)
+
+
+def show(found: dict[str, dict[str, float]], grown: dict[str, list[float]]) -> Iterator[str]:
+    """The lines of one place."""
+    times = f"{'save':>8} {'load':>8} {'CPU-s':>7} {'CPU-s':>7}"
+    yield f"  {'':15} {times} {'blocks':>16} {'step':>7} {'costs':>7} {'memory':>9}"
+    saves = {DCP_PROCESS: DCP}
+    for name, figures in found.items():
+        line = f"  {name:15}"
+        for kind, width in (("save", 8), ("load", 8), ("save cpu", 7), ("load cpu", 7)):
+            line += f" {figures[kind]:{width}.3f}" if kind in figures else " " * (width + 1)
+        if "blocks" in figures:
+            whole = found[saves.get(name, name)]["save"]
+            blocks = f"{figures['blocks']:.3f} ({figures['blocks'] / whole:.1%})"
+            line += f" {blocks:>16} {figures['step']:6.2f}x {figures['adds'] / whole:7.0%}"
+        if name in grown:
+            line += f" {grown[name][0]:4.0f} {grown[name][1]:4.0f}"
+        yield line.rstrip()
+    ours, peer, plain = found[EVO], found[DCP], found[PLAIN]
+    for kind in ("save", "load"):
+        speed, cpu = peer[kind] / ours[kind], peer[f"{kind} cpu"] / ours[f"{kind} cpu"]
+        bar = f"; bar {SPEED_BAR}: {_reached(speed >= SPEED_BAR)}" if kind == "save" else ""
+        beside = f"{plain[kind] / ours[kind]:.2f}x as fast as torch.{kind}"
+        yield f"  {kind}: Evo is {speed:.2f}x as fast as DCP (by CPU time {cpu:.2f}x), {beside}{bar}"
+    share, cpu = ours["blocks"] / ours["save"], ours["blocks cpu"] / ours["save cpu"]
+    bar = f"bar {BLOCK_BAR:.0%}: {_reached(share <= BLOCK_BAR)}"
+    yield f"  a step waits for {share:.1%} of a save (by CPU time {cpu:.1%}); {bar}"
+    yield f"  comparing what ranks hold in common takes {ours['compare'] / ours['save']:.1%} of a save"
+
+
+def _reached(yes: bool) -> str:
+    return "reached" if yes else "MISSED"
+
+
+@contextmanager
+def root_of(kind: str, folder: Path | None) -> Iterator[Location]:
+    """Where the checkpoints of a kind of place lie; nothing of it is left after the block."""
+    if kind == S3:
+        with s3_server() as server:
+            os.environ.update(server.environment)
+            yield f"s3://{server.new_bucket()}/runs"
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if kind == MEMORY else folder) as path:
+        yield Path(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpoint", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--parameters", type=float, default=50e6, help="of the model (default 50e6)")
-    parser.add_argument("--ranks", type=int, default=2, help="(default 2)")
-    parser.add_argument("--zero", type=int, help="ranks that share one copy of the states (default all)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default 5)")
+    """Measure and print; with --json write the figures too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="(1 2)")
+    parser.add_argument("--zero", type=int, help="ranks that share one copy of the moments (all)")
+    parser.add_argument("--megabytes", type=float, default=256, help="that a rank writes, about (256)")
+    parser.add_argument("--places", nargs="+", choices=(MEMORY, DISK, S3), default=[MEMORY, DISK, S3], help="(all)")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure (a temporary one)")
+    parser.add_argument("--rounds", type=int, default=5, help="that are measured, after one that is not (5)")
+    parser.add_argument("--processes", action="store_true", help="DCP's async_save in a process of its own, too")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    zero = arguments.zero or arguments.ranks
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = run_on_ranks(
-            measure, arguments.ranks, arguments.parameters, zero, arguments.rounds, Path(folder), timeout=900
-        )
-    count = sum(torch.Size(shape).numel() for shape in shapes(arguments.parameters).values())
-    print(f"{count / 1e6:.0f} M parameters, {14 * count / 1e6:.0f} MB, {arguments.ranks} ranks, zero {zero}: seconds")
-    best = {}
-    for part in PARTS:
-        rounds = [
-            [max(times) for times in zip(*each, strict=True)] for each in zip(*(r[part] for r in ranks), strict=True)
-        ]
-        best[part] = [min(times) for times in zip(*rounds, strict=True)]
-        print(f"{part:10} wall {best[part][0]:7.3f}   cpu {best[part][1]:7.3f}")
-    for kind, name in enumerate(("wall", "cpu")):
-        save = best["write"][kind] + best["digest"][kind]
-        print(f"compare / (write + digest), {name}: {best['compare'][kind] / save:.1%}")
+    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; ranks of one thread over gloo")
+    results = {}
+    for ranks in arguments.ranks:
+        zero = arguments.zero or ranks
+        layers = layers_of(arguments.megabytes, ranks)
+        for kind in arguments.places:
+            with root_of(kind, arguments.folder) as root:
+                rounds, processes = arguments.rounds, arguments.processes
+                each = run_on_ranks(measure, ranks, root, layers, zero, rounds, processes, timeout=1800)
+                own = max(rank["bytes"] for rank in each) / 1e6
+                grown = {
+                    name: [max(mb) for mb in zip(*some, strict=True)]
+                    for name in (EVO, DCP)
+                    if (some := run_on_ranks(memory, ranks, root, layers, zero, name, timeout=600))
+                }
+            found = results[f"{ranks} ranks, zero {zero}, {kind}"] = combine(each)
+            print(f"{ranks} rank{'s' * (ranks > 1)} x {own:.0f} MB, ZeRO {zero}, {kind}:")
+            print("\n".join(show(found, grown)), flush=True)
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch import Tensor
 
-from evo_core.checkpoint.checksum import checksums
+from evo_core.checkpoint.checksum import checksums, combined
+from evo_core.checkpoint.writers import Cut
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import gather_on_first, on_first
 from evo_core.placement import Placed, Ranks, Rectangle, Sizes, tiling_fault
@@ -38,7 +40,7 @@ def check_agreement(described: Mapping[str, Described], group: dist.ProcessGroup
     """Compare what all ranks are about to write under the same names; every rank must call it.
 
     Args:
-        described: what this rank has, as `describe` says it; it goes to rank 0 in one message.
+        described: what this rank has (see `Description`); it goes to rank 0 in one message.
         group: all ranks, in their order; None is the default group.
 
     Raises:
@@ -48,26 +50,60 @@ def check_agreement(described: Mapping[str, Described], group: dist.ProcessGroup
     on_first(lambda: _compare(everybody), group)
 
 
-def describe(tensors: Mapping[str, Placed]) -> dict[str, Described]:
-    """Shape, type and rectangles of each tensor, and checksums of the pieces that several ranks hold."""
-    shared = [view for placed in tensors.values() for piece, view in placed.pieces() if len(piece.ranks) > 1]
-    sums = iter(checksums(shared))
-    # One object for equal ranks: a pickle holds it once, and not the numbers of a thousand ranks for each piece.
-    same: dict[Ranks, Ranks] = {}
-    described = {}
-    for name, placed in tensors.items():
-        held = [
-            (
-                piece.where.offsets,
-                piece.where.sizes,
-                same.setdefault(piece.ranks, piece.ranks),
-                next(sums) if len(piece.ranks) > 1 else None,
-            )
-            for piece in placed.placement.pieces
-        ]
-        dtype = str(placed.local.dtype).removeprefix("torch.")
-        described[name] = Described(placed.placement.shape, dtype, held)
-    return described
+_Key = tuple[str, Sizes]
+"""Name, and where a part lies: its offsets."""
+
+
+class Description:
+    """What a rank has of each tensor: shape, type and rectangles, and checksums of the pieces that several ranks hold.
+
+    It begins while the tensors stand still, and reads what others write. What this rank writes it may read later, from
+    copies.
+
+    Args:
+        tensors: what the rank has.
+        shared_out: their parts.
+        rank: this one.
+    """
+
+    def __init__(self, tensors: Mapping[str, Placed], shared_out: Cut, rank: int) -> None:
+        self._kinds = {n: (each.placement.shape, str(each.local.dtype)) for n, each in tensors.items()}
+        self._pieces: dict[str, list[tuple[Rectangle, Ranks, list[_Key]]]] = {name: [] for name in tensors}
+        self._later: set[_Key] = set()
+        now: dict[_Key, Tensor] = {}
+        for name, each in tensors.items():
+            for piece in each.placement.pieces:
+                parts = shared_out[name][piece.where] if len(piece.ranks) > 1 else []
+                self._pieces[name].append((piece.where, piece.ranks, [(name, p.where.offsets) for p in parts]))
+                for part in parts:
+                    # A GPU makes other checksums than the host, so it makes all; nothing waits for them.
+                    if part.writer == rank and each.local.device.type == "cpu":
+                        self._later.add((name, part.where.offsets))
+                    else:
+                        now[name, part.where.offsets] = part.values
+        self._now, self._numbers = list(now), checksums(list(now.values()))
+
+    def complete(self, own: Mapping[str, Iterable[tuple[Rectangle, Tensor]]]) -> dict[str, Described]:
+        """All of it.
+
+        Args:
+            own: by name, what this rank writes, as it was at the beginning.
+        """
+        parts = {(name, where.offsets): values for name, each in own.items() for where, values in each}
+        later = [key for key in parts if key in self._later]
+        numbers = dict(zip(self._now, self._numbers(), strict=True))
+        numbers |= zip(later, checksums([parts[key] for key in later])(), strict=True)
+        # One object for equal ranks: a pickle holds it once, and not the numbers of a thousand ranks for each piece.
+        same: dict[Ranks, Ranks] = {}
+        described = {}
+        for name, pieces in self._pieces.items():
+            held: list[_Held] = []
+            for where, ranks, keys in pieces:
+                value = combined(numbers[key] for key in keys) if len(ranks) > 1 else None
+                held.append((where.offsets, where.sizes, same.setdefault(ranks, ranks), value))
+            shape, dtype = self._kinds[name]
+            described[name] = Described(shape, dtype.removeprefix("torch."), held)
+        return described
 
 
 def _compare(everybody: Sequence[Mapping[str, Described]]) -> None:
@@ -75,7 +111,9 @@ def _compare(everybody: Sequence[Mapping[str, Described]]) -> None:
     for rank, tensors in enumerate(everybody):
         for name, tensor in tensors.items():
             by_name[name][rank] = tensor
-    faults = [fault for name, there in by_name.items() for fault in _faults(name, there)]
+    # Ranks that hold other tensors share them out in other parts: of these the values say nothing.
+    faults = [fault for name, there in by_name.items() for fault in _misfits(name, there)]
+    faults = faults or [fault for name, there in by_name.items() for fault in _differences(name, there)]
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise CheckpointError(
@@ -84,25 +122,34 @@ def _compare(everybody: Sequence[Mapping[str, Described]]) -> None:
         )
 
 
-def _faults(name: str, there: Mapping[int, Described]) -> Iterator[str]:
-    """What is wrong with one tensor, given what each rank has of it."""
+def _misfits(name: str, there: Mapping[int, Described]) -> Iterator[str]:
+    """What is wrong with the shape and pieces of one tensor, given what each rank has of it."""
     kinds = _by_value({rank: f"{list(tensor.shape)} {tensor.dtype}" for rank, tensor in there.items()})
     if len(kinds) > 1:
         yield f"{name} is {_differing(kinds)}"
         return
-    held: dict[tuple[Sizes, Sizes], list[tuple[int, Ranks, int | None]]] = defaultdict(list)
+    held: dict[tuple[Sizes, Sizes], list[tuple[int, Ranks]]] = defaultdict(list)
     for rank, tensor in there.items():
-        for offsets, sizes, ranks, value in tensor.pieces:
-            held[offsets, sizes].append((rank, ranks, value))
+        for offsets, sizes, ranks, _ in tensor.pieces:
+            held[offsets, sizes].append((rank, ranks))
     shape = next(iter(there.values())).shape
     if fault := tiling_fault(shape, (Rectangle(*where) for where in held)):
         yield f"{name} is not whole: {fault}"
         return
     for where, holders in held.items():
-        holding = tuple(rank for rank, _, _ in holders)
-        if said := {ranks for _, ranks, _ in holders} - {holding}:
+        holding = tuple(rank for rank, _ in holders)
+        if said := {ranks for _, ranks in holders} - {holding}:
             yield f"{name}{Rectangle(*where)} is held by {_ranks(holding)}, and said to be by {_ranks(min(said))}"
-        values = _by_value({rank: value for rank, _, value in holders})
+
+
+def _differences(name: str, there: Mapping[int, Described]) -> Iterator[str]:
+    """Pieces of one tensor that are not the same on all ranks that hold them."""
+    held: dict[tuple[Sizes, Sizes], dict[int, int | None]] = defaultdict(dict)
+    for rank, tensor in there.items():
+        for offsets, sizes, _, value in tensor.pieces:
+            held[offsets, sizes][rank] = value
+    for holders in held.values():
+        values = _by_value(holders)
         if len(values) > 1:
             groups = " than on ".join(_ranks(group) for group in values.values())
             yield f"{name} has other values on {groups}"

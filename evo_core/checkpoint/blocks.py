@@ -23,8 +23,9 @@ _AHEAD = 1
 class BlockReader:
     """Reads spans of a file, in the order in which they lie, the next blocks ahead; a context manager.
 
-    Of the file there are as many blocks in memory as are read ahead, and one; each is read once, though two spans lie
-    in it.
+    Of the file there are as many blocks in memory as are read ahead, and one, and a span that lies in several; each
+    block is read once, though two spans lie in it. Their memory is used again: asking the system for more of it, page
+    by page, takes as long as reading.
 
     Args:
         file: it.
@@ -42,12 +43,14 @@ class BlockReader:
         self._ranges = open_ranges(file)
         if record is not None and self._ranges.size != record.size:
             self._ranges.close()
-            raise DamagedError(f"has {self._ranges.size} bytes instead of {record.size}", file=file)
+            raise DamagedError(f"damaged: has {self._ranges.size} bytes instead of {record.size}", file=file)
         self._ahead = THREADS if is_remote(file) else _AHEAD
         self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="blocks")
         self._wanted = iter(_blocks_of(spans))
         self._coming: list[tuple[int, Future[memoryview]]] = []
         self._number, self._block = -1, memoryview(b"")
+        self._free: list[bytearray] = []
+        self._span = bytearray()
 
     def __enter__(self) -> BlockReader:
         return self
@@ -58,40 +61,55 @@ class BlockReader:
         self._pool.shutdown(cancel_futures=True)
         self._ranges.close()
 
-    def read(self, start: int, length: int) -> bytearray:
-        """The next span.
+    def read(self, start: int, length: int) -> memoryview:
+        """The next span; valid until the one after it is read.
 
         Raises:
             OSError: it cannot be read.
             DamagedError: it is not what was written.
         """
-        content = bytearray(length)
+        number, within = divmod(start, BLOCK)
+        if within + length <= BLOCK:
+            return self._part(number, within, length, start + length)
+        if len(self._span) < length:
+            self._span = bytearray(length)
         at = 0
         while at < length:
             number, within = divmod(start + at, BLOCK)
-            part = self._get(number)[within : within + length - at]
-            if not part:
-                raise DamagedError(f"ends before byte {start + length}", file=self._file)
-            content[at : at + len(part)] = part
+            part = self._part(number, within, min(length - at, BLOCK - within), start + length)
+            self._span[at : at + len(part)] = part
             at += len(part)
-        return content
+        return memoryview(self._span)[:length]
+
+    def _part(self, number: int, within: int, length: int, end: int) -> memoryview:
+        part = self._get(number)[within : within + length]
+        if len(part) < length:
+            raise DamagedError(f"ends before byte {end}", file=self._file)
+        return part
 
     def _get(self, number: int) -> memoryview:
         while self._number != number:
             missing = self._ahead + 1 - len(self._coming)
             for following in islice(self._wanted, missing):
                 self._coming.append((following, self._pool.submit(self._read, following)))
+            if isinstance(used := self._block.obj, bytearray):
+                self._free.append(used)
             self._number, future = self._coming.pop(0)
             self._block = future.result()
         return self._block
 
     def _read(self, number: int) -> memoryview:
         start = number * BLOCK
-        block = memoryview(bytearray(min(BLOCK, self._ranges.size - start)))
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = bytearray(min(BLOCK, self._ranges.size))
+        block = memoryview(memory)[: self._ranges.size - start]
         self._ranges.read_into(start, block)
         if self._digests and block_digest(block) != self._digests[number]:
             end = start + len(block)
-            raise DamagedError(f"bytes {start} to {end} do not have the digest they were written with", file=self._file)
+            message = f"damaged: bytes {start} to {end} do not have the digest they were written with"
+            raise DamagedError(message, file=self._file)
         return block
 
 

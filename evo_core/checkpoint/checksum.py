@@ -5,7 +5,7 @@ Bits are compared, not values: 0 and -0 differ, and a NaN equals itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import xxhash
@@ -18,16 +18,28 @@ _FACTOR = 0x5851F42D4C957F2D
 _INTEGERS = {1: torch.int8, 2: torch.int16}
 
 
-def checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """One number for each tensor, of any shape, of 64 bits.
+def checksums(tensors: Sequence[Tensor]) -> Callable[[], list[int]]:
+    """One number of 64 bits for each tensor, of any shape, as it is now.
 
-    Tensors on a GPU are read there, and one message brings their numbers.
+    Returns:
+        A function that says them, and may be called later. What is on a GPU is read there, in the order of its work,
+        and nothing waits for it before that call.
     """
     host = {n: hashed(tensor) for n, tensor in enumerate(tensors) if tensor.device.type == "cpu"}
-    device = [n for n in range(len(tensors)) if n not in host]
-    if device:
-        host |= zip(device, torch.stack([weighed(tensors[n]) for n in device]).tolist(), strict=True)
-    return [host[n] for n in range(len(tensors))]
+    count = len(tensors)
+    device = [n for n in range(count) if n not in host]
+    read = torch.stack([weighed(tensors[n]) for n in device]) if device else torch.empty(0, dtype=torch.int64)
+
+    def numbers() -> list[int]:
+        known = host | dict(zip(device, read.tolist(), strict=True))
+        return [known[n] for n in range(count)]
+
+    return numbers
+
+
+def combined(numbers: Iterable[int]) -> int:
+    """The checksum of what consists of parts, from theirs in their order."""
+    return xxhash.xxh3_64_intdigest(b"".join((number % 2**64).to_bytes(8, "little") for number in numbers))
 
 
 def hashed(tensor: Tensor) -> int:

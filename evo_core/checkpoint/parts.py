@@ -58,4 +58,13 @@ class Parts(Tensor):
         return [ChunkStorageMetadata(torch.Size(at), tensor.size()) for at, tensor in self.parts.items()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        return self.parts[tuple(index.offset or ())]
+        return _alone(self.parts[tuple(index.offset or ())])
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor that seems to be alone in it: torch's writer copies any other before it writes it,
+    for an archive holds whole storages. On a GPU it copies in any case."""
+    tensor = tensor.detach()
+    if tensor.untyped_storage().nbytes() == tensor.nbytes or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        return tensor
+    return torch.frombuffer(tensor.view(-1).view(torch.uint8).numpy(), dtype=tensor.dtype).view(tensor.shape)

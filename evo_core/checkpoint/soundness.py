@@ -12,16 +12,17 @@ from evo_core.errors import DamagedError
 from evo_core.storage.files import below, file_sizes, open_file
 from evo_core.storage.location import Location
 
-_PARTS = ("model/", "optimizer/", "tokenizer/")
+_STATES = "optimizer/"
+_PARTS = ("model/", _STATES, "tokenizer/")
 """Folders of which every file is read; what a user puts beside them is theirs."""
 
 
-def check_listed(folder: Location, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+def check_listed(folder: Location, manifest: Manifest, *, without: str | None = None) -> None:
     """Check that what a manifest names is there with its size, and that it names every file that is read, so that none
     goes without its digest; no file is opened.
 
     Args:
-        names: the files that have to be there, of those that it names; None: all.
+        without: what the paths of files begin with that are not read, and need not be there.
 
     Raises:
         DamagedError: it is not.
@@ -32,8 +33,8 @@ def check_listed(folder: Location, manifest: Manifest, names: Iterable[str] | No
     read = {path for path in there if path.startswith(_PARTS)}
     if unnamed := sorted((read | set(ALWAYS)) - set(manifest.files)):
         raise DamagedError(f"damaged manifest: it does not name {', '.join(unnamed[:3])}", file=folder)
-    wanted = manifest.files if names is None else {name: manifest.files[name] for name in names}
-    if problems := wrong_sizes(wanted, there):
+    files = {name: file for name, file in manifest.files.items() if without is None or not name.startswith(without)}
+    if problems := wrong_sizes(files, there):
         raise damaged(folder, problems)
 
 
@@ -57,8 +58,8 @@ def check_weights(folder: Location) -> Manifest:
         CheckpointError: the store does not answer.
     """
     manifest = read_manifest(folder)
-    names = [name for name in manifest.files if not name.startswith("optimizer/")]
-    check_listed(folder, manifest, names)
+    check_listed(folder, manifest, without=_STATES)
+    names = [name for name in manifest.files if not name.startswith(_STATES)]
     if problems := damage(folder, manifest, unchecked(manifest, names)):
         raise damaged(folder, problems)
     return manifest

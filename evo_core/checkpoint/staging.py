@@ -6,17 +6,22 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from evo_core.checkpoint.agreement import Described, describe
+from evo_core.checkpoint.agreement import Described, Description
 from evo_core.checkpoint.tensors import own_tensors
+from evo_core.checkpoint.writers import cut
 from evo_core.placement import Placed
 
 if TYPE_CHECKING:
     from evo_core.checkpoint.parts import Parts
+
+T = TypeVar("T")
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for every CUDA context of the process."""
@@ -27,12 +32,17 @@ class Staged:
     """The tensors of a checkpoint, as far as this rank writes them.
 
     Attributes:
-        described: what it has of each, to be compared with the other ranks: by part of the checkpoint and name.
         parts: by part of the checkpoint, what it writes.
+        description: what it has of each, begun.
     """
 
-    described: Mapping[str, Described]
     parts: Mapping[str, Mapping[str, Parts]]
+    description: Description
+
+    @cached_property
+    def described(self) -> Mapping[str, Described]:
+        """What it has of each, to be compared with the other ranks: by ``<part of the checkpoint>/<name>``."""
+        return self.description.complete({name: each.rectangles() for name, each in _flat(self.parts).items()})
 
 
 def stage(tensors: Mapping[str, Mapping[str, Placed]], copies: HostCopies | None = None) -> Staged:
@@ -42,11 +52,15 @@ def stage(tensors: Mapping[str, Mapping[str, Placed]], copies: HostCopies | None
         tensors: by part of the checkpoint and name.
         copies: where to copy it; None leaves it where it is, and it must not change before it is written.
     """
-    described = describe(
-        {f"{part}/{name}": placed for part, named in tensors.items() for name, placed in named.items()}
-    )
-    parts = {part: own_tensors(named) for part, named in tensors.items()}
-    return Staged(described, parts if copies is None else copies.of(parts))
+    shared_out = {part: cut(named) for part, named in tensors.items()}
+    description = Description(_flat(tensors), _flat(shared_out), dist.get_rank())
+    parts = {part: own_tensors(named, shared_out[part]) for part, named in tensors.items()}
+    return Staged(parts if copies is None else copies.of(parts), description)
+
+
+def _flat(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """By ``<part of the checkpoint>/<name>``."""
+    return {f"{part}/{name}": each for part, named in parts.items() for name, each in named.items()}
 
 
 class HostCopies:

@@ -171,8 +171,8 @@ class Reader(FileSystemReader):
 class _Content(io.RawIOBase):
     """Bytes as a file: what is read is copied once, to where it is wanted."""
 
-    def __init__(self, content: bytearray) -> None:
-        self._content, self._at = memoryview(content), 0
+    def __init__(self, content: memoryview) -> None:
+        self._content, self._at = content, 0
 
     def readable(self) -> bool:
         return True

@@ -16,7 +16,7 @@ from torch import nn
 
 from evo_core.checkpoint.allowed import Allow, Difference, differing, listed
 from evo_core.checkpoint.format1 import flat_shape, turns
-from evo_core.checkpoint.writers import own_parts
+from evo_core.checkpoint.writers import Cut, cut, own_parts
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement, Rectangle, placements_of
 from evo_core.storage.location import Location
@@ -47,16 +47,16 @@ def placed(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Placed]:
 def write_tensors(folder: Location, tensors: Mapping[str, torch.Tensor | Placed]) -> Records:
     """Write tensors of any shape from all ranks, each piece once; those that several ranks hold by all of these, in
     equal parts. Returns the records of the files that this rank wrote."""
-    return write_parts(folder, own_tensors(tensors))
+    here = placed(tensors)
+    return write_parts(folder, own_tensors(here, cut(here)))
 
 
-def own_tensors(tensors: Mapping[str, torch.Tensor | Placed]) -> dict[str, Parts]:
-    """What this rank writes of tensors of any shape."""
+def own_tensors(tensors: Mapping[str, Placed], shared_out: Cut) -> dict[str, Parts]:
+    """What this rank writes of tensors of any shape, which are shared out over those that hold them."""
     from evo_core.checkpoint.parts import Parts
 
-    here = placed(tensors)
-    own = own_parts(here, dist.get_rank())
-    return {n: Parts(here[n].placement.shape, here[n].local.dtype, parts) for n, parts in own.items()}
+    own = own_parts(shared_out, dist.get_rank())
+    return {n: Parts(tensors[n].placement.shape, tensors[n].local.dtype, parts) for n, parts in own.items()}
 
 
 def write_parts(folder: Location, parts: Mapping[str, Parts], group: dist.ProcessGroup | None = None) -> Records:

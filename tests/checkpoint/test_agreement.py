@@ -11,14 +11,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from evo_core.checkpoint.agreement import check_agreement, describe
+from evo_core.checkpoint.agreement import Described, Description, check_agreement
 from evo_core.checkpoint.checksum import hashed, weighed
+from evo_core.checkpoint.writers import cut, own_parts
 from evo_core.errors import CheckpointError
 from evo_core.placement import Placed, Placement, Span
 from tests.checkpoint.layouts import LAYOUTS, Layout, held
 from tests.ranks import run_on_ranks
 
 Change = Callable[[dict[str, Placed], int], None]
+
+
+def described(tensors: dict[str, Placed], rank: int) -> dict[str, Described]:
+    parts = cut(tensors)
+    return Description(tensors, parts, rank).complete(own_parts(parts, rank))
 
 
 def complaint(layout: Layout, change: Change) -> str:
@@ -28,7 +34,7 @@ def complaint(layout: Layout, change: Change) -> str:
         tensors = held(layout, dist.get_rank(), filled=True)
         change(tensors, dist.get_rank())
         try:
-            check_agreement(describe(tensors))
+            check_agreement(described(tensors, dist.get_rank()))
         except CheckpointError as error:
             return str(error)
         return ""
@@ -42,7 +48,8 @@ def test_what_a_rank_says_does_not_grow_with_pieces_times_ranks() -> None:
 
     def said(ranks: int) -> int:
         placements = [Placement.whole((8, 4), range(ranks)).share(0, 8, range(0, ranks, 8)) for _ in range(500)]
-        return len(pickle.dumps(describe({str(n): Placed(torch.zeros(1, 4), p) for n, p in enumerate(placements)})))
+        tensors = {str(n): Placed(torch.zeros(1, 4), p) for n, p in enumerate(placements)}
+        return len(pickle.dumps(described(tensors, 0)))
 
     assert said(1024) < 1.1 * said(64)
 

@@ -15,6 +15,7 @@ from evo_core.checkpoint.staging import HostCopies, Staged, stage
 from evo_core.checkpoint.tensors import placed, read_tensors, write_parts
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import RankFailed, failing_together, on_first
+from evo_core.placement import Placed, Placement
 from tests.checkpoint.layouts import LAYOUTS, Layout, held
 from tests.ranks import run_on_ranks
 
@@ -60,6 +61,43 @@ def test_copies_are_what_the_rank_writes_and_are_used_again() -> None:
 
     own, whole = zip(*run_on_ranks(body, 2), strict=True)
     assert sum(own) == whole[0] == whole[1]
+
+
+@pytest.mark.parametrize("drifted", [None, 0, 1, 2, 3])
+def test_what_is_compared_is_what_was_there(drifted: int | None) -> None:
+    """Two ranks hold four rows alike, of which each writes two, and training changes them before they are compared."""
+
+    def body() -> str:
+        values = torch.arange(8.0).view(4, 2)
+        if drifted is not None and dist.get_rank() == 1:
+            values[drifted, 0] += 1
+        staged = stage({"model": {"w": Placed(values, Placement.whole((4, 2), range(2)))}}, HostCopies())
+        values.add_(dist.get_rank() + 1)
+        try:
+            check_agreement(staged.described)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    (said,) = set(run_on_ranks(body, 2))
+    assert ("model/w has other values on rank 0 than on rank 1" in said) == (drifted is not None)
+
+
+def test_copies_of_any_type_and_form() -> None:
+    def body() -> None:
+        wide = torch.arange(24).view(4, 6)
+        tensors = {
+            "column": wide[:, 1:3], "bf16": wide.bfloat16(), "bool": wide > 5, "complex": wide.to(torch.complex64),
+            "parameter": torch.nn.Parameter(wide.float()), "scalar": torch.tensor(3.5, dtype=torch.float64),
+        }  # fmt: skip
+        copies = HostCopies()
+        for _ in range(2):
+            for name, each in stage({"model": placed(tensors)}, copies).parts["model"].items():
+                ((_, values),) = each.rectangles()
+                assert torch.equal(values, tensors[name]) and values.dtype == tensors[name].dtype, name
+            wide.add_(1)
+
+    run_on_ranks(body, 1)
 
 
 def test_copies_take_the_memory_of_what_is_copied_and_no_more() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import FileSystemReader
 
 from evo_core.checkpoint.format1 import turns
-from evo_core.checkpoint.tensors import read_tensors, stored_shapes, write_tensors
-from evo_core.checkpoint.writers import own_parts
+from evo_core.checkpoint.tensors import own_tensors, placed, read_tensors, stored_shapes, write_tensors
+from evo_core.checkpoint.writers import cut, own_parts
 from evo_core.placement import Placed, Placement, Rectangle, Span, tiling_fault
 from tests.checkpoint.layouts import LAYOUTS, ONE, Layout, held, wholes
 from tests.ranks import run_on_ranks
@@ -118,7 +118,7 @@ def test_every_row_has_one_writer(shapes: list[tuple[int, ...]], ranks: list[int
     written: dict[str, list[Rectangle]] = defaultdict(list)
     sizes, items = [], 0
     for rank in ranks:
-        parts = own_parts(tensors, rank)
+        parts = own_parts(cut(tensors), rank)
         size = 0
         for name, named in parts.items():
             for where, view in named:
@@ -142,6 +142,28 @@ def test_ranks_may_hold_shared_pieces_in_other_orders() -> None:
     for rank, order in enumerate([spans, spans[::-1]]):
         placement = Placement.joined((10, 3), 0, order)
         placed = Placed(torch.zeros(placement.local_shape), placement)
-        written += [where for where, _ in own_parts({"kv": placed}, rank)["kv"]]
+        written += [where for where, _ in own_parts(cut({"kv": placed}), rank)["kv"]]
     rest = [Rectangle((1, 0), (3, 3)), Rectangle((7, 0), (2, 3))]
     assert tiling_fault((10, 3), [*written, *rest]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64])
+def test_a_view_is_written_and_read_in_its_place(tmp_path: Path, dtype: torch.dtype) -> None:
+    """torch's writer would copy it first, for the storage around it."""
+
+    def body() -> None:
+        flat = torch.arange(40).to(dtype)
+        views = {"rows": flat[4:16].view(3, 4), "column": flat.view(10, 4)[:, 1:2], "one": flat[17]}
+        for name, parts in own_tensors(here := placed(views), cut(here)).items():
+            (item,) = parts.__create_write_items__(name, parts)
+            there = parts.__get_tensor_shard__(item.index)
+            assert torch.equal(there, views[name]) and there.data_ptr() == views[name].data_ptr()
+            assert (there.untyped_storage().nbytes() == there.nbytes) == (name != "column")
+        write_tensors(tmp_path, views)
+        expected = flat.clone()
+        for view in views.values():
+            view.zero_()
+        read_tensors(tmp_path, views)
+        assert torch.equal(flat, expected)
+
+    run_on_ranks(body, 1)

@@ -19,9 +19,10 @@ from evo_core.errors import CheckpointError, DataError
 from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.start import Start
-from evo_core.weights import open_weights, write_weights
+from evo_core.weights import cast, open_weights, write_weights
 from tests.s3_server import S3Server
 from tests.train.jobs import curve, losses
+from tests.weights.models import same
 from tests.weights.published import FORMS, PIECES, SENTENCES, letters
 
 KINDS = {"internlm-7b": "hf_model", "meta-llama": "llama", "evo": "evo"}
@@ -147,6 +148,30 @@ def test_data_of_another_tokenizer_are_refused_before_the_first_step(tmp_path: P
         assert f"of {PIECES} ids" in str(told.value)
         train(cfg, folder=tmp_path / f"{name}-right", init=start)
         assert curve(tmp_path / f"{name}-right")[0]["step"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_weights_keep_their_type_and_their_bits(dtype: torch.dtype, tmp_path: Path, tokenizer: Path) -> None:
+    """At a rate of next to nothing they are after four steps what they were: the copies of an optimizer too."""
+    FORMS["internlm-7b"](tmp_path / "theirs", tokenizer, tmp_path / "trace")
+    write_weights(cast(open_weights(tmp_path / "theirs"), dtype), tmp_path / "evo", "evo")
+    rate = {"adam": {"lr": 1e-30, "weight_decay": 0}, "lr_scheduler": {"eta_min": 0}}
+    cfg = open_job(tmp_path, tmp_path / "evo", tokenizer, model={}, **rate)
+    assert cfg.model.dtype == str(dtype)
+    go_on(cfg, tmp_path / "evo", tmp_path / "run")
+    assert same(load_model(tmp_path / "ckpt")[0], load_model(tmp_path / "evo")[0])  # type: ignore[arg-type]
+
+
+def test_a_tied_head_is_tied_all_the_way(tmp_path: Path, tokenizer: Path) -> None:
+    """From Hugging Face's folder through training to one that transformers reads."""
+    FORMS["hf-llama"](tmp_path / "theirs", tokenizer, tmp_path / "trace")
+    cfg = open_job(tmp_path, tmp_path / "theirs", tokenizer)
+    go_on(cfg, imported(tmp_path / "theirs", tmp_path / "evo"), tmp_path / "run")
+    write_weights(open_weights(tmp_path / "ckpt"), tmp_path / "hf", "hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["tie_word_embeddings"] is True
+    found, expected = first_loss(cfg, theirs(tmp_path / "hf")), first_loss(cfg, ours(tmp_path / "ckpt"))
+    assert found == pytest.approx(expected, rel=1e-8)
+    assert expected < losses(tmp_path / "run")[0]
 
 
 @pytest.mark.s3

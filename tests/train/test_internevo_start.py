@@ -114,7 +114,9 @@ def resumed(folder: Path, root: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("root", [".", "6", "snapshots"])
-def test_auto_resume_in_a_folder_of_internevo_is_refused_with_what_to_write(tmp_path: Path, root: str) -> None:
+def test_auto_resume_in_a_folder_of_internevo_is_refused_with_what_to_write(
+    tmp_path: Path, root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     theirs(tmp_path / "theirs" / "6")
     if root == "snapshots":
         shutil.move(tmp_path / "theirs" / "6", tmp_path / "theirs" / "snapshot" / "0")
@@ -125,6 +127,7 @@ def test_auto_resume_in_a_folder_of_internevo_is_refused_with_what_to_write(tmp_
     said = str(caught.value)
     assert said.startswith(f"{save_folder}: ckpt.auto_resume: holds a checkpoint of InternEvo ({newest})")
     assert f'write auto_resume: false and load_ckpt_info: {{path: "{newest}", content: ["model", "scheduler"]' in said
+    assert "is incomplete" not in capsys.readouterr().out
 
 
 def test_what_this_run_saved_beside_them_is_resumed(tmp_path: Path) -> None:
@@ -161,5 +164,6 @@ def test_from_a_store(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     copied = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert {"model_tp0_pp0.pt", "context.pt", "schedulder.pt"} <= copied
     assert "optimizer_tp0_pp0_zo0.pt" not in copied
+    refuse_to_resume(f"{there}-new")
     with pytest.raises(CheckpointError, match=f"{there}: ckpt.auto_resume: holds a checkpoint of InternEvo .{there}/6"):
         refuse_to_resume(there)
