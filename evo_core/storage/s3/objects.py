@@ -111,7 +111,7 @@ def _delete(place: Place, keys: list[str]) -> None:
 
 
 def _not_deleted(place: Place, keys: list[str]) -> list[str]:
-    """Remove objects of a bucket by one request; returns all of them where the store does not take it, and none else."""
+    """Remove objects of a bucket by one request; returns those that the store does not take so: all, or none."""
     if len(keys) == 1:
         return keys
     wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
