@@ -244,13 +244,6 @@ def test_a_layout_that_the_weights_do_not_divide_by(bench: Bench) -> None:
     assert "3" in said and "steps.model.params." in said
 
 
-def test_a_rate_of_its_own(bench: Bench, tmp_path: Path) -> None:
-    config = tmp_path / "job.yaml"
-    config.write_text("data: {total_steps: 3}\n")
-    said = refusal(bench, bench.weights("internlm-7b"), f"steps.model.params.config={config}")
-    assert "steps.model.params.adam.lr: is not stated" in said
-
-
 def test_without_weights_the_shape_is_required(bench: Bench) -> None:
     said = refusal(bench, bench.weights("internlm-7b"), "steps.model.needs={data: shards}")
     assert "model.num_layers: is required" in said
