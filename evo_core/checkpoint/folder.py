@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.checkpoint.retention import outdated
+from evo_core.checkpoint.run import FILE as RUN_FILE
 from evo_core.checkpoint.run import UNKNOWN, Run, check_not_overtaken
 from evo_core.errors import CheckpointError, DataError
 from evo_core.storage.atomic import clear_drafts, new_folder
@@ -274,10 +275,11 @@ def remove_old(root: Location, keep: int | None, run: Run = UNKNOWN, *, keep_eve
 
 
 def remove(path: Location) -> None:
-    """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete.
+    """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete, and in a
+    store its ``run.json`` last, so that somebody removes the rest.
 
     Raises:
         OSError: it cannot be removed.
     """
     delete(below(path, MANIFEST))
-    delete_folder(path)
+    delete_folder(path, last=RUN_FILE)

@@ -228,16 +228,22 @@ def delete(location: Location) -> None:
         local.delete(path_to_write(location))
 
 
-def delete_folder(folder: Location) -> None:
+def delete_folder(folder: Location, *, last: str) -> None:
     """`delete` for a folder, with what killed processes had begun to upload into it.
+
+    Args:
+        last: the name of the file by which the folder is known: in a store, where a kill may leave some of the files,
+            it goes when all else is gone. On disk the folder goes at once.
 
     Raises:
         OSError: as `delete`.
     """
-    delete(folder)
-    if is_remote(folder):
-        with suppress(OSError):  # a store without the request, or no right to it: nobody sees what is left
-            objects.abort_uploads(place_of(str(folder)))
+    if not is_remote(folder):
+        delete(folder)
+        return
+    with suppress(OSError):  # a store without the request, or no right to it: nobody sees what is left
+        objects.abort_uploads(place_of(str(folder)))
+    objects.delete(place_of(str(folder)), last=last)
 
 
 def try_writing(folder: Location) -> None:

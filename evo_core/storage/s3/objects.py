@@ -85,11 +85,17 @@ def is_empty(root: Place) -> bool:
     return all(_file(root, details) is None for details in _below(root))
 
 
-def delete(place: Place) -> None:
-    """Remove an object and all below it; nothing happens where there is nothing."""
+def delete(place: Place, *, last: str | None = None) -> None:
+    """Remove an object and all below it; nothing happens where there is nothing.
+
+    Args:
+        last: the path below it of an object that goes when all others are gone.
+    """
     keys = [details["Key"] for details in _below(place)]
     if place.key:
         keys.append(place.key)
+    kept = [place.below(last).key] if last is not None and place.below(last).key in keys else []
+    keys = [key for key in keys if key not in kept]
 
     def remove(some: list[str]) -> None:
         wanted = {"Objects": [{"Key": key} for key in some], "Quiet": True}
@@ -102,6 +108,8 @@ def delete(place: Place) -> None:
         request(place, attempt)
 
     in_threads(remove, [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)])
+    if kept:
+        remove(kept)
 
 
 def abort_uploads(root: Place) -> None:
