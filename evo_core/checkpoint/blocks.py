@@ -43,7 +43,7 @@ class BlockReader:
         self._ranges = open_ranges(file)
         if record is not None and self._ranges.size != record.size:
             self._ranges.close()
-            raise DamagedError(f"has {self._ranges.size} bytes instead of {record.size}", file=file)
+            raise DamagedError(f"damaged: has {self._ranges.size} bytes instead of {record.size}", file=file)
         self._ahead = THREADS if is_remote(file) else _AHEAD
         self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="blocks")
         self._wanted = iter(_blocks_of(spans))
@@ -108,7 +108,8 @@ class BlockReader:
         self._ranges.read_into(start, block)
         if self._digests and block_digest(block) != self._digests[number]:
             end = start + len(block)
-            raise DamagedError(f"bytes {start} to {end} do not have the digest they were written with", file=self._file)
+            message = f"damaged: bytes {start} to {end} do not have the digest they were written with"
+            raise DamagedError(message, file=self._file)
         return block
 
 

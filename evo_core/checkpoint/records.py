@@ -52,11 +52,16 @@ class FileRecord:
         if raw.keys() - {"size", "digest", "blocks"} or type(size) is not int or not isinstance(digest, str):
             raise TypeError("the record of a file is no size with a digest")
         record = cls(size, digest, blocks)
-        if (blocks or digest.startswith(_BLOCKS)) and record != cls.of_blocks(size, map(bytes.fromhex, blocks)):
+        if (blocks or record.by_block) and record != cls.of_blocks(size, map(bytes.fromhex, blocks)):
             raise ValueError("the digests of a file's blocks are not those that it was written with")
-        if blocks and len(blocks) != -(-size // BLOCK):
+        if record.by_block and len(blocks) != -(-size // BLOCK):
             raise ValueError("a file has not as many blocks as digests")
         return record
+
+    @property
+    def by_block(self) -> bool:
+        """Whether each block has a digest: an empty file, of a rank that had no tensor to write, has no block."""
+        return self.digest.startswith(_BLOCKS)
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def file_record(path: Path) -> FileRecord:
 def content_record(content: bytes, like: FileRecord | None = None) -> FileRecord:
     """The record of a file with that content, with the kind of digest that another record has; default as a small
     file's."""
-    if like is None or not like.blocks:
+    if like is None or not like.by_block:
         return FileRecord(len(content), _SHA256 + hashlib.sha256(content).hexdigest())
     digests = Digests()
     digests.update(memoryview(content))

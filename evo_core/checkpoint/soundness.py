@@ -12,13 +12,17 @@ from evo_core.errors import DamagedError
 from evo_core.storage.files import below, file_sizes, open_file
 from evo_core.storage.location import Location
 
-_PARTS = ("model/", "optimizer/", "tokenizer/")
+_STATES = "optimizer/"
+_PARTS = ("model/", _STATES, "tokenizer/")
 """Folders of which every file is read; what a user puts beside them is theirs."""
 
 
-def check_listed(folder: Location, manifest: Manifest) -> None:
+def check_listed(folder: Location, manifest: Manifest, *, without: str | None = None) -> None:
     """Check that what a manifest names is there with its size, and that it names every file that is read, so that none
     goes without its digest; no file is opened.
+
+    Args:
+        without: what the paths of files begin with that are not read, and need not be there.
 
     Raises:
         DamagedError: it is not.
@@ -29,7 +33,8 @@ def check_listed(folder: Location, manifest: Manifest) -> None:
     read = {path for path in there if path.startswith(_PARTS)}
     if unnamed := sorted((read | set(ALWAYS)) - set(manifest.files)):
         raise DamagedError(f"damaged manifest: it does not name {', '.join(unnamed[:3])}", file=folder)
-    if problems := wrong_sizes(manifest.files, there):
+    files = {name: file for name, file in manifest.files.items() if without is None or not name.startswith(without)}
+    if problems := wrong_sizes(files, there):
         raise damaged(folder, problems)
 
 
@@ -53,8 +58,8 @@ def check_weights(folder: Location) -> Manifest:
         CheckpointError: the store does not answer.
     """
     manifest = read_manifest(folder)
-    check_listed(folder, manifest)
-    names = [name for name in manifest.files if not name.startswith("optimizer/")]
+    check_listed(folder, manifest, without=_STATES)
+    names = [name for name in manifest.files if not name.startswith(_STATES)]
     if problems := damage(folder, manifest, unchecked(manifest, names)):
         raise damaged(folder, problems)
     return manifest
@@ -62,7 +67,7 @@ def check_weights(folder: Location) -> Manifest:
 
 def unchecked(manifest: Manifest, names: Iterable[str]) -> list[str]:
     """Those of the files that nothing is compared with while they are read: small ones, and all of older versions."""
-    return [name for name in names if not manifest.files[name].blocks]
+    return [name for name in names if not manifest.files[name].by_block]
 
 
 def damaged(folder: Location, problems: Iterable[str]) -> DamagedError:
@@ -100,8 +105,8 @@ def _read_through(file: Location, like: FileRecord) -> FileRecord:
     with open_file(file) as stream:
         while content := stream.read(BLOCK):
             size += len(content)
-            if like.blocks:
+            if like.by_block:
                 blocks.update(memoryview(content))
             else:
                 whole.update(content)
-    return blocks.record() if like.blocks else FileRecord(size, f"sha256:{whole.hexdigest()}")
+    return blocks.record() if like.by_block else FileRecord(size, f"sha256:{whole.hexdigest()}")

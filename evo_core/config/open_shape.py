@@ -26,6 +26,7 @@ _TOP_LEVEL = ("model_type", "use_fp32_norm", "moe")
 _OF_TRAINING = ("drop_rate", "attn_drop_rate", "embed_grad_scale", "init_type", "use_scaled_init")
 """Settings of the `model` block by which weights are trained; others say what a network of them computes."""
 
+_LENGTH = "max_position_embeddings"
 _WIDTH = "model.mlp_ratio"
 _OF_THE_TENSORS = (
     "model_type",
@@ -76,6 +77,14 @@ class OpenJob:
         Raises:
             ConfigError: they contradict each other, or the rest of the job does.
         """
+        job = self._with(network)
+        length, trained = f"model.{_LENGTH}", getattr(job.model, _LENGTH)
+        if trained < job.data.seq_len and length in _compared(network) and length not in self.stated:
+            # What is trained on longer texts is a model for these: Dynamic NTK begins to stretch behind them.
+            job = self._with(merge(dict(network), {"model": {_LENGTH: job.data.seq_len}}))
+        return job
+
+    def _with(self, network: Network) -> TrainConfig:
         document = Document(self.document.file, merge(dict(network), self.document.data), {})
         document.places = self.document.places
         return checked(document)
@@ -117,7 +126,8 @@ def network_of(config: TrainConfig) -> dict[str, Any]:
         if not describes or leaf.mark != "identity" or name in _OF_TRAINING or name.endswith("_init_std"):
             continue
         value = plain(value_at(config, leaf.key))
-        if value is not None:
+        unstated = name == _LENGTH and name not in config.model.model_fields_set  # then it follows from data.seq_len
+        if value is not None and not unstated:
             put(network, leaf.key, value)
     return network
 

@@ -228,16 +228,22 @@ def delete(location: Location) -> None:
         local.delete(path_to_write(location))
 
 
-def delete_folder(folder: Location) -> None:
+def delete_folder(folder: Location, *, last: str) -> None:
     """`delete` for a folder, with what killed processes had begun to upload into it.
+
+    Args:
+        last: name of the file in it that says whose it is: in a store it goes when all others are gone.
 
     Raises:
         OSError: as `delete`.
     """
-    delete(folder)
-    if is_remote(folder):
-        with suppress(OSError):  # a store without the request, or no right to it: nobody sees what is left
-            objects.abort_uploads(place_of(str(folder)))
+    if not is_remote(folder):
+        delete(folder)
+        return
+    place = place_of(str(folder))
+    with suppress(OSError):  # a store without the request, or no right to it: nobody sees what is left
+        objects.abort_uploads(place)
+    objects.delete(place, last=last)
 
 
 def try_writing(folder: Location) -> None:

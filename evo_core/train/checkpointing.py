@@ -11,7 +11,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,7 +188,8 @@ class Checkpointing:
         self._background.start(tensors, lambda staged, group: self._written(staged, group, now, about, snapshot, began))
         log.info("step %d is being saved; the run waited %.2f s", state.step, time.perf_counter() - began)
         if lost is not None:
-            self.finish()
+            with suppress(Exception):  # the log has it, and the run ends as it is
+                self.finish()
             raise lost
 
     def finish(self) -> None:

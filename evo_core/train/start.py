@@ -98,10 +98,8 @@ def find_start(cfg: TrainConfig, init: Start | None = None, *, first: bool) -> S
         allow = Allow(info.allow.missing, info.allow.unexpected)
         init = Start(Path(info.path), content, resumes=False, ckpt_type=info.ckpt_type, source=info.path, allow=allow)
     folder = save_folder(cfg)
-    found = _own_checkpoint(cfg, folder, first=first) if folder is not None else None
+    found = _own_checkpoint(cfg, folder, begins=init is None, first=first) if folder is not None else None
     if cfg.ckpt.auto_resume:
-        if found is None and init is None and folder is not None:
-            on_first(lambda: refuse_to_resume(folder))
         if found is not None:
             outcome = f"resuming from {found.checkpoint}"
         else:
@@ -141,14 +139,20 @@ def _found_by_all(init: Start) -> Start:
     return found if Path(found.checkpoint).is_dir() else _located(init)  # from a hub: the same
 
 
-def _own_checkpoint(cfg: TrainConfig, folder: Location, *, first: bool) -> Start | None:
+def _own_checkpoint(cfg: TrainConfig, folder: Location, *, begins: bool, first: bool) -> Start | None:
     """The checkpoint in the save folder that the run goes on from; every rank must call it.
 
     With auto_resume that is the newest of this job's last run, else of the last run of any. Without it a launcher that
     started the same run again (torchrun after the death of a rank, Slurm after a requeue) still goes on where it was.
+
+    Args:
+        begins: whether the run begins from scratch where there is none.
+        first: whether this rank says what was found.
     """
     on_first(lambda: folders.prepare(folder))
     everything = on_first(lambda: folders.find(folder))
+    if cfg.ckpt.auto_resume and begins and not any(found.complete for found in everything):
+        on_first(lambda: refuse_to_resume(folder))
     run = None
     if cfg.ckpt.auto_resume:
         run = folders.newest_run(everything, job=cfg.job_name)
@@ -220,7 +224,7 @@ def _fitting(init: Start, kind: Kind, folder: Location) -> Start:
             hint=f"write ckpt_type: {fits}",
         )
     if kind != "evo":
-        check_content(kind, init.content, folder)
+        check_content(kind, init.content, folder, init.allow)
     return replace(init, checkpoint=folder, kind=kind)
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from evo_core.checkpoint.allowed import Allow, Difference
 from evo_core.checkpoint.manifest import Manifest, read_manifest, write_manifest
-from evo_core.checkpoint.records import file_record
-from evo_core.checkpoint.soundness import damage
+from evo_core.checkpoint.records import FileRecord, file_record
+from evo_core.checkpoint.soundness import damage, unchecked
 from evo_core.checkpoint.tensors import (
     model_tensors,
     read_model,
@@ -168,3 +168,13 @@ def test_a_damaged_manifest_is_one_clear_error(tmp_path: Path, content: str) -> 
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json: (damaged manifest|written by another version)"):
         read_manifest(tmp_path)
+
+
+def test_the_file_of_a_rank_with_nothing_to_write_is_whole(tmp_path: Path) -> None:
+    own = run_on_ranks(lambda: dict(write_tensors(tmp_path / "model", {"one row": torch.ones(1, 8)})), 2)
+    records = {f"model/{name}": record for each in own for name, record in each.items()}
+    assert 0 in {record.size for record in records.values()}
+    read = {name: FileRecord.parsed(record.plain) for name, record in records.items()}
+    manifest = Manifest(1, 1, "", read)
+    assert not unchecked(manifest, read)
+    assert damage(tmp_path, manifest, read) == []

@@ -60,6 +60,25 @@ def test_a_layout_that_may_fit_is_not_refused_before_the_shape_is_known(tmp_path
     assert open_job(tmp_path, f"parallel: {layout}\n").unshaped().parallel
 
 
+def test_training_on_longer_texts_is_what_the_model_is_for_then(tmp_path: Path) -> None:
+    """Dynamic NTK stretches positions beyond the trained length; that is the longer one once it was trained on."""
+    long = "model.max_position_embeddings"
+    there = network_of(load_config(CONFIGS / "models" / "internlm_7b.yaml", [f"{long}=2048"]))
+    shorter = open_job(tmp_path, "data: {seq_len: 1024}\n").closed(there)
+    assert (shorter.model.max_position_embeddings, list(differences(there, shorter))) == (2048, [])
+    longer = open_job(tmp_path, "data: {seq_len: 2**12}\n").closed(there)
+    assert longer.model.max_position_embeddings == 4096
+    assert list(differences(there, longer)) == [(long, 2048, 4096)]
+    stated = open_job(tmp_path, "data: {seq_len: 4096}\nmodel: {max_position_embeddings: 2048}\n").closed(there)
+    assert stated.model.max_position_embeddings == 2048
+
+
+def test_a_trained_length_that_nobody_stated_is_none_to_differ_from(tmp_path: Path) -> None:
+    there = network_of(load_config(CONFIGS / "models" / "internlm_7b.yaml"))
+    longer = open_job(tmp_path, "data: {seq_len: 16384}\n").closed(there)
+    assert (longer.model.max_position_embeddings, list(differences(there, longer))) == (16384, [])
+
+
 def test_the_rest_of_the_job_is_checked_all_the_same(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"job\.yaml:2: adam\.lrr: unknown key"):
         open_job(tmp_path, "seed: 1\nadam: {lrr: 1}\n").unshaped()

@@ -167,13 +167,14 @@ def test_a_tokenizer_that_does_not_fit(tmp_path: Path, tokenizer: Path) -> None:
         run(tmp_path / "evo", tmp_path / "hf", "--tokenizer", tokenizer)
 
 
-def test_damage_is_found_before_anything_is_written(tmp_path: Path, saved: Path) -> None:
+def test_damage_leaves_nothing_written(tmp_path: Path, saved: Path) -> None:
     file = next((saved / "model").glob("*.distcp"))
     changed = bytearray(file.read_bytes())
     changed[len(changed) // 2] ^= 1
     file.write_bytes(changed)
-    with pytest.raises(CheckpointError, match="does not have the digest it was written with"):
+    with pytest.raises(CheckpointError, match="do not have the digest they were written with"):
         run(saved, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,21 @@ def test_more_objects_than_a_request_names(s3: S3Server, monkeypatch: pytest.Mon
     assert listed(root.removesuffix("/x")) == ["xy"]
 
 
+@pytest.mark.parametrize("error", ["MissingContentMD5", "NotImplemented"])
+def test_a_store_that_deletes_one_object_at_a_time(s3: S3Server, error: str) -> None:
+    bucket = s3.new_bucket()
+    with broken_network(s3.endpoint) as network:
+        network.refuses, network.error = b"?delete", error
+        root = f"boto3:s3://{bucket}.{network.address}/many"
+        for number in range(3):
+            files.write_file(f"{root}/{number}", "x")
+        files.try_writing(root)
+        files.delete(f"{root}/0")
+        assert listed(root) == ["1", "2"]
+        files.delete(root)
+        assert files.file_sizes(f"s3://{bucket}") == {}
+
+
 def test_a_large_file_goes_in_pieces(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PIECE", 5 * MEBIBYTE)
     bucket = s3.new_bucket()

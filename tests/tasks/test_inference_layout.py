@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from evo_core.errors import ConfigError
+from evo_core.weights import write_weights
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
 from tasks.store import open_store
+from tests.weights.models import model, weights
 
 TEXT = """\
 pipeline: layouts
@@ -24,8 +25,7 @@ steps:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     pytest.importorskip("lm_eval", reason='needs lm-eval (pip install "evo-lm[eval]")')
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps({"vocab_size": 300}))
+    write_weights(weights(model("QWEN3", vocab_size=300)), tmp_path / "theirs", "hf")
     (tmp_path / "questions").mkdir()
     (tmp_path / "questions" / "a.yaml").write_text("task: a")
     (tmp_path / "layouts.yaml").write_text(TEXT)

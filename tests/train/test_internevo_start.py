@@ -15,6 +15,7 @@ from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
 from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.other_systems import refuse_to_resume
+from evo_core.train.start import Start
 from evo_core.weights import kind_of
 from tests.ranks import run_on_ranks
 from tests.s3_server import S3Server
@@ -114,7 +115,9 @@ def resumed(folder: Path, root: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("root", [".", "6", "snapshots"])
-def test_auto_resume_in_a_folder_of_internevo_is_refused_with_what_to_write(tmp_path: Path, root: str) -> None:
+def test_auto_resume_in_a_folder_of_internevo_is_refused_with_what_to_write(
+    tmp_path: Path, root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     theirs(tmp_path / "theirs" / "6")
     if root == "snapshots":
         shutil.move(tmp_path / "theirs" / "6", tmp_path / "theirs" / "snapshot" / "0")
@@ -125,6 +128,7 @@ def test_auto_resume_in_a_folder_of_internevo_is_refused_with_what_to_write(tmp_
     said = str(caught.value)
     assert said.startswith(f"{save_folder}: ckpt.auto_resume: holds a checkpoint of InternEvo ({newest})")
     assert f'write auto_resume: false and load_ckpt_info: {{path: "{newest}", content: ["model", "scheduler"]' in said
+    assert "is incomplete" not in capsys.readouterr().out
 
 
 def test_what_this_run_saved_beside_them_is_resumed(tmp_path: Path) -> None:
@@ -136,6 +140,20 @@ def test_what_this_run_saved_beside_them_is_resumed(tmp_path: Path) -> None:
     assert [line["step"] for line in curve(tmp_path / "run")] == [6, 7, 8, 9]
     assert kind_of(root) is None  # a folder of ours now, in which InternEvo's checkpoints are as they were
     assert load_model(root)[0].state_dict()["norm.weight"].equal(load_model(root / "10")[0].state_dict()["norm.weight"])
+
+
+def test_retention_leaves_internevos_alone(tmp_path: Path) -> None:
+    """With --init the run may save beside them under auto_resume from its first start on."""
+    root = tmp_path / "theirs"
+    theirs(root / "6")
+    before = {path.name for path in (root / "6").iterdir()}
+    start = Start(root / "6", ("model", "scheduler"), resumes=False)
+    cfg = resumed(tmp_path, root, data__total_steps=10)
+    cfg = cfg.model_copy(update={"ckpt": cfg.ckpt.model_copy(update={"keep": 1, "checkpoint_every": 1})})
+    assert train(cfg, folder=tmp_path / "run", init=start).checkpoint == root / "10"
+    assert {path.name for path in (root / "6").iterdir()} == before
+    assert {path.name for path in root.iterdir()} == {"6", "10", "data", "valid"}
+    assert train(cfg, folder=tmp_path / "run", init=start).checkpoint == root / "10"
 
 
 def test_a_folder_that_internevo_did_not_complete_is_none_of_its_checkpoints(tmp_path: Path) -> None:
@@ -161,5 +179,6 @@ def test_from_a_store(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     copied = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert {"model_tp0_pp0.pt", "context.pt", "schedulder.pt"} <= copied
     assert "optimizer_tp0_pp0_zo0.pt" not in copied
+    refuse_to_resume(f"{there}-new")
     with pytest.raises(CheckpointError, match=f"{there}: ckpt.auto_resume: holds a checkpoint of InternEvo .{there}/6"):
         refuse_to_resume(there)

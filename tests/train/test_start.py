@@ -127,7 +127,7 @@ def test_what_one_rank_cannot_load_ends_all_of_them(tmp_path: Path, trained: Pat
         return str(caught.value)
 
     (said,) = set(run_on_ranks(body, 2))
-    assert "model/__0_0.distcp: has 100 bytes instead of" in said
+    assert "model/__0_0.distcp: damaged: has 100 bytes instead of" in said
 
 
 def start_from(tmp_path: Path, path: Path, content: list[str], **changes: Any) -> list[Any]:
@@ -174,7 +174,7 @@ def test_a_path_without_a_checkpoint_is_an_error(tmp_path: Path, place: str) -> 
 
 def test_a_damaged_one_that_was_asked_for_is_an_error(tmp_path: Path, trained: Path) -> None:
     flip_bytes(trained / "8" / "model" / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match=r"model/__0_0\.distcp: bytes 0 to \d+ do not have the digest"):
+    with pytest.raises(CheckpointError, match=r"model/__0_0\.distcp: damaged: bytes 0 to \d+ do not have the digest"):
         start_from(tmp_path, trained, ["model"])
 
 

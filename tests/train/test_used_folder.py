@@ -62,10 +62,10 @@ def test_a_second_run_keeps_its_own_and_the_olders_and_is_resumed(
 def test_a_run_that_ended_in_its_first_save_begins_again_as_the_same_run(tmp_path: Path) -> None:
     def body() -> None:
         def dies(*args: Any) -> None:
-            raise KeyboardInterrupt("as if it were killed")
+            raise KeyboardInterrupt  # which clears nothing up, as a kill
 
         saving._complete = dies
-        with pytest.raises(KeyboardInterrupt, match="as if it were killed"):
+        with pytest.raises(KeyboardInterrupt):
             restart(tmp_path, "run", 8)
 
     run_on_ranks(body, 1)
