@@ -24,7 +24,9 @@ def test_a_session_is_later_than_one_whose_clock_was_ahead(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "changed", [{"saved": 10**400}, {"session": "yesterday"}, {"launch": 3}], ids=["time", "session", "launch"]
+    "changed",
+    [{"saved": 10**400}, {"saved": float("nan")}, {"session": "yesterday"}, {"launch": 3}],
+    ids=["huge", "nan", "session", "launch"],
 )
 def test_what_cannot_be_read_is_nobody_s(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert Run.new().begun_here([], "job").write(tmp_path)
