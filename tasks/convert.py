@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from evo_core.errors import ConfigError, DataError
-from evo_core.storage.files import link_or_copy, list_files
+from evo_core.storage.files import file_exists, file_info, link_or_copy, list_files
 from evo_core.storage.location import is_remote
 from tasks import kind
 from tasks.imported import Imported, know
@@ -23,6 +23,8 @@ from tasks.train import MODEL
 
 HF = "hf"
 """Folder in an exported artifact that Hugging Face's transformers reads."""
+
+_ABOVE = "tokenizer.model"
 
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
@@ -111,6 +113,9 @@ class ExportModel(Kind[ExportParams, LaunchRuntime]):
 def _digest(params: ImportParams, remember: Path) -> str:
     memory = DigestMemory(remember)
     parts = list(_in_store(params.source) if is_remote(params.source) else _on_disk(Path(params.source), memory))
+    names = {name for name, _ in parts}
+    if "params.json" in names and not {"tokenizer.json", _ABOVE} & names:  # Meta's: one for all its models lies above
+        parts += _above(params.source, memory)
     if not parts:
         raise ConfigError(f"there are no weights in {params.source}", key="source", hint="name the folder itself")
     for name in ("tokenizer", "config"):
@@ -124,6 +129,18 @@ def _digest(params: ImportParams, remember: Path) -> str:
     memory.save()
     parts += [(name, value) for name in ("model_type", "dtype") if (value := getattr(params, name)) is not None]
     return combine(parts)
+
+
+def _above(source: str, memory: DigestMemory) -> Iterator[tuple[str, str]]:
+    """The same of the tokenizer beside the folder, if there is one."""
+    location = f"{source.rpartition('/')[0]}/{_ABOVE}"
+    if not file_exists(location):
+        return
+    if is_remote(location):
+        file = file_info(location)
+        yield f"../{_ABOVE}", object_digest(file.tag, file.size)
+    else:
+        yield f"../{_ABOVE}", memory.of(Path(location)).digest
 
 
 def _on_disk(source: Path, memory: DigestMemory) -> Iterator[tuple[str, str]]:

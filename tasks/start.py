@@ -1,4 +1,4 @@
-"""What a training step needs of the weights it starts from: their shape, their tokenizer, a rate for them."""
+"""What a training step needs of the weights it starts from: their shape and their tokenizer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def check_start(job: TrainConfig, facts: Mapping[str, Facts], where: str, *, is_
         is_open: the job takes its shape from the weights.
 
     Raises:
-        ConfigError: another shape or vocabulary, data of another tokenizer, or no learning rate of the job's own.
+        ConfigError: another shape or vocabulary, or data of another tokenizer.
     """
-    from evo_core.config.fields import is_set
     from evo_core.config.open_shape import shape_conflict
 
     network, was = facts["init"].get("network"), facts["init"].get("vocab_size")
@@ -37,40 +36,51 @@ def check_start(job: TrainConfig, facts: Mapping[str, Facts], where: str, *, is_
             key=f"{where}.params.model.vocab_size",
             hint=f"set it to {was}",
         )
-    if not is_set(job, "adam.lr"):
-        raise ConfigError(
-            "is not stated: a run that starts from weights begins a schedule of its own",
-            key=f"{where}.params.adam.lr",
-            hint="state the rate after the warm-up, for example a tenth of the one that the weights were trained with",
-        )
     if (problem := _other_tokenizer(facts)) is not None:
         hint = "tokenize with that of the weights: needs: {tokenizer: STEP}, the step that `init` names"
         raise ConfigError(problem, key=f"{where}.needs.data", hint=hint)
 
 
 def other_settings(job: TrainConfig, network: Mapping[str, Any]) -> Iterator[str]:
-    """The settings in which a job's network is another than that of the weights, one line each."""
+    """The settings in which a job's network is another than that of the weights, and a rate that nobody chose for them;
+    one line each."""
+    from evo_core.config.fields import is_set
     from evo_core.config.open_shape import differences
 
+    if not is_set(job, "adam.lr"):
+        yield f"adam.lr is not stated: {job.adam.lr:g}, in a schedule that begins anew; trained weights may need less"
     if network:
         for key, there, here in differences(network, job):
             yield f"{key} is {there} with these weights and {here} in this run"
 
 
-def found_facts(data: Path, init: Path) -> dict[str, Facts]:
-    """The facts of two artifacts that are there: a dataset, and the model to start from."""
-    from evo_core.config import load_saved_config
-    from evo_core.config.open_shape import network_of
+def found_facts(data: Path, init: Path, *, shaped: bool = False) -> dict[str, Facts]:
+    """The facts of two artifacts that are there: a dataset, and the model to start from.
+
+    Args:
+        shaped: the job states its shape, and does without that of a model of another version.
+
+    Raises:
+        ConfigError: the configuration of the model to start from cannot be read.
+    """
     from evo_core.data.tokenize.tokenizers import load_tokenizer
 
-    there = load_saved_config(init / "model" / "config.yaml")
     of_data, of_weights = tokenizer_in(data), tokenizer_in(init)
     known = {"vocab_size": load_tokenizer(of_data).vocab_size, "tokenizer": str(of_data)} if of_data.exists() else {}
-    vocab_size = there.model.vocab_size
-    return {
-        "data": known,
-        "init": {"network": network_of(there), "vocab_size": vocab_size, "tokenizer": str(of_weights)},
-    }
+    return {"data": known, "init": {**_shape(init, must=not shaped), "tokenizer": str(of_weights)}}
+
+
+def _shape(init: Path, *, must: bool) -> Facts:
+    from evo_core.config import load_saved_config
+    from evo_core.config.open_shape import network_of
+
+    try:
+        there = load_saved_config(init / "model" / "config.yaml")
+    except ConfigError:
+        if must:
+            raise
+        return {}
+    return {"network": network_of(there), "vocab_size": there.model.vocab_size}
 
 
 def _other_tokenizer(facts: Mapping[str, Facts]) -> str | None:

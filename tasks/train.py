@@ -159,14 +159,15 @@ class _Train(Kind[Params, LaunchRuntime]):
         """
         if "init" not in ctx.inputs:
             return ctx.params.job
-        facts = found_facts(ctx.inputs["data"].path, ctx.inputs["init"].path)
+        facts = found_facts(ctx.inputs["data"].path, ctx.inputs["init"].path, shaped=ctx.params.stated is None)
         self.check(ctx.params, ctx.runtime, facts, f"steps.{ctx.name}")
-        training = ctx.params.job_on(facts["init"]["network"])
+        network = facts["init"].get("network", {})
+        training = ctx.params.job_on(network)
         if training is None:
             where = f"steps.{ctx.name}.params.model"
             hint = "state it: a model type of your own has keys that only it knows"
             raise ConfigError("the shape of the model is missing", key=where, hint=hint)
-        for difference in other_settings(training, facts["init"]["network"]):
+        for difference in other_settings(training, network):
             ctx.say(difference)
         return training
 

@@ -20,6 +20,8 @@ class Proxy:
         cut: after how many more bytes the answers end, with their connection; once. 0 loses a whole answer, None none.
         silent: no byte of an answer comes through any more.
         cuts: how often it was cut.
+        refuses: what the first line of a request has in it that is answered by an error in place of the server.
+        error: what that answer calls it.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -32,6 +34,7 @@ class Proxy:
         self.cut: int | None = None
         self.silent = False
         self.cuts = 0
+        self.refuses, self.error = b"", ""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -54,6 +57,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 ends = False
+                if not answers and self.refuses and self.refuses in data.partition(b"\r\n")[0]:
+                    self._refuse(source, data)
+                    break
                 if answers and not data.startswith(_CONTINUE):
                     if self.silent:
                         continue
@@ -64,6 +70,17 @@ class Proxy:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _refuse(self, client: socket.socket, data: bytes) -> None:
+        """Take the request to its end, and answer it."""
+        head, _, body = data.partition(b"\r\n\r\n")
+        lines = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:])
+        missing = int(lines.get(b"content-length", b"0")) - len(body)
+        while missing > 0 and (more := client.recv(missing)):
+            missing -= len(more)
+        answer = f"<Error><Code>{self.error}</Code><Message>no</Message></Error>".encode()
+        head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(answer)}\r\nConnection: close\r\n\r\n".encode()
+        client.sendall(head + answer)
 
     def _left_of(self, data: bytes) -> tuple[bytes, bool]:
         with self._lock:

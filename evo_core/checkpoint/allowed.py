@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -45,6 +45,13 @@ class Allow:
 
 
 NOTHING = Allow()
+
+
+def content_to_state(names: Sequence[str], allow: Allow | None) -> tuple[str, str]:
+    """Key and hint of an error about what is to be taken of a checkpoint: what to state, where the start is stated."""
+    if allow is not None and allow.as_options:
+        return "--init-content", f"give --init-content {' '.join(names)}"
+    return "ckpt.load_ckpt_info.content", f"write content: {json.dumps(names)}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,9 @@ def _check_patterns(patterns: Iterable[str], names: Collection[str], where: str,
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             message = f"{pattern} is no tensor of {where}{suggest(pattern, names)}"
-            raise CheckpointError(message, file=folder, key=key)
+            raise CheckpointError(
+                message, file=folder, key=key, hint=f"its names are like {', '.join(list(names)[:3])}"
+            )
 
 
 def _hint(
@@ -153,7 +162,7 @@ def _hint(
         "unexpected": [*given.unexpected, *shortened(left, common)],
     }
     if not common:
-        return "no tensor has a name of this model's: name its model_type"
+        return "no tensor there has a name of this model's: it is of another family (model_type), or all have a prefix"
     if sum(map(len, lists.values())) > _WRITTEN:
         return "that is another model: name the model block that it was trained with"
     if given.as_options:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evo_core.checkpoint.retention import outdated
-from evo_core.checkpoint.run import FILE as RUN_FILE
+from evo_core.checkpoint.run import FILE as OWNER
 from evo_core.checkpoint.run import UNKNOWN, Run, check_not_overtaken
 from evo_core.errors import CheckpointError, DataError
 from evo_core.storage.atomic import clear_drafts, new_folder
@@ -183,7 +183,7 @@ def prepare(root: Location) -> None:
             root.mkdir(parents=True, exist_ok=True)
             try_creating(root)  # as the manifest, which comes last of all
         else:
-            _try_conditions(root)
+            _try_store(root)
         try_writing(root)
     except OSError as error:
         reason = "is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
@@ -191,9 +191,11 @@ def prepare(root: Location) -> None:
         raise CheckpointError(f"no checkpoint can be saved there: {reason}", file=root, hint=hint) from error
 
 
-def _try_conditions(root: str) -> None:
-    """See that the store writes an object only where there is none, if it is asked to: so are manifests written."""
-    probe = below(root, f".evo-probe-{uuid.uuid4().hex[:8]}")
+def _try_store(root: str) -> None:
+    """See that the store writes an object only where there is none, if it is asked to, for so are manifests written;
+    and that it lists what was written, for so is a checkpoint found complete: some take ``a//b`` for ``a/b``."""
+    folder = below(root, f".evo-probe-{uuid.uuid4().hex[:8]}")
+    probe = below(folder, "1")
     create_file(probe, "1")
     try:
         if create_file(probe, "2"):
@@ -202,6 +204,12 @@ def _try_conditions(root: str) -> None:
                 "is none (If-None-Match)",
                 file=root,
                 hint="save into another store, or on a file system",
+            )
+        if "1" not in file_sizes(folder):
+            raise CheckpointError(
+                "no checkpoint can be saved there: the store does not list an object that was written there",
+                file=root,
+                hint="write the folder with single slashes, or save into another store",
             )
     finally:
         with suppress(OSError):  # who may write may not always delete
@@ -275,11 +283,15 @@ def remove_old(root: Location, keep: int | None, run: Run = UNKNOWN, *, keep_eve
 
 
 def remove(path: Location) -> None:
-    """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete, and in a
-    store its ``run.json`` last, so that somebody removes the rest.
+    """Remove a checkpoint; its manifest goes first, so that a half-removed one is never taken for complete.
+
+    Of one that was put elsewhere, with a link to it in its place, the link goes.
 
     Raises:
         OSError: it cannot be removed.
     """
+    if isinstance(path, Path) and path.is_symlink():
+        delete(path)
+        return
     delete(below(path, MANIFEST))
-    delete_folder(path, last=RUN_FILE)
+    delete_folder(path, last=OWNER)

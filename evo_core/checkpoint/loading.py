@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evo_core.checkpoint import folder as folders
-from evo_core.checkpoint.allowed import Allow, listed
+from evo_core.checkpoint.allowed import Allow, content_to_state, listed
 from evo_core.checkpoint.generation_settings import ending_of, generation_of
 from evo_core.checkpoint.manifest import Manifest, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
@@ -161,9 +160,9 @@ def load(
     moments: int = 0
     states: Mapping[str, Placed] = {}
     if "optimizer" in content:
-        _check_states(folder, model, difference.missing, content)
+        _check_states(folder, model, difference.missing, content, allow)
         flat = manifest.format == 1
-        stored = _stored_states(folder, manifest)
+        stored = _stored_states(folder, manifest, allow)
         # A parameter that was as wide as its master value, or whose type is another now, has none there.
         names = stored.shapes()
         states = {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in names}
@@ -187,17 +186,16 @@ def load(
     return state
 
 
-def _check_states(folder: Location, model: nn.Module, missing: Collection[str], content: Collection[str]) -> None:
+def _check_states(
+    folder: Location, model: nn.Module, missing: Collection[str], content: Collection[str], allow: Allow | None
+) -> None:
     """Refuse to take states of an optimizer for parameters that are not in the checkpoint."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if new := [name for name in unread(model, missing) if name in parameters]:
         rest = [name for name in ("model", "sampler", "scheduler") if name in content]
-        raise CheckpointError(
-            f"lacks {listed(new)}: a tensor that is new here has no optimizer states there",
-            file=folder,
-            key="ckpt.load_ckpt_info.content",
-            hint=f"write content: {json.dumps(rest)}",
-        )
+        key, hint = content_to_state(rest, allow)
+        message = f"lacks {listed(new)}: a tensor that is new here has no optimizer states there"
+        raise CheckpointError(message, file=folder, key=key, hint=hint)
 
 
 def take_ending(folder: Location, model: nn.Module) -> None:
@@ -208,16 +206,12 @@ def take_ending(folder: Location, model: nn.Module) -> None:
         model.ending = ending_of(generation_of(folder))
 
 
-def _stored_states(folder: Location, manifest: Manifest) -> Reader:
+def _stored_states(folder: Location, manifest: Manifest, allow: Allow | None) -> Reader:
     """The states of the optimizer."""
     from evo_core.checkpoint.stored import Reader
 
     records = manifest.records_of(OPTIMIZER)
     if not records:
-        raise CheckpointError(
-            "holds weights alone, no states of an optimizer",
-            file=folder,
-            key="ckpt.load_ckpt_info.content",
-            hint='write content: ["model"]',
-        )
+        key, hint = content_to_state(["model"], allow)
+        raise CheckpointError("holds weights alone, no states of an optimizer", file=folder, key=key, hint=hint)
     return Reader(below(folder, OPTIMIZER), records)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from evo_core.errors import CheckpointError
 from evo_core.parallel.collectives import failing_together
 from evo_core.storage.atomic import clear_drafts, new_draft
-from evo_core.storage.files import delete
+from evo_core.storage.files import delete, try_writing
 
 
 @contextmanager
@@ -41,6 +41,7 @@ def made(root: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         clear_drafts(root)
+        try_writing(root)  # a full disk still takes folders
         folder = new_draft(root / "checkpoint")
         folder.mkdir()
         return folder

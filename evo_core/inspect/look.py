@@ -12,6 +12,7 @@ from evo_core.checkpoint.run import Run
 from evo_core.errors import CheckpointError, DamagedError
 from evo_core.storage.files import below, file_exists
 from evo_core.storage.location import Location, check_location, is_remote, local_path
+from evo_core.storage.s3.transfer import in_threads
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def look(folder: str) -> Checkpoint | list[Checkpoint]:
     if not found:
         hint = "name a save folder, or a folder <step> in it"
         raise CheckpointError("there is no checkpoint of Evo here", file=location, hint=hint)
-    return [_of(each) for each in found]
+    describe = in_threads if is_remote(location) else map  # of a store each question takes its time
+    return list(describe(_of, found))
 
 
 def _place(folder: str) -> Location:

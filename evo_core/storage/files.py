@@ -232,8 +232,7 @@ def delete_folder(folder: Location, *, last: str) -> None:
     """`delete` for a folder, with what killed processes had begun to upload into it.
 
     Args:
-        last: the name of the file by which the folder is known: in a store, where a kill may leave some of the files,
-            it goes when all else is gone. On disk the folder goes at once.
+        last: name of the file in it that says whose it is: in a store it goes when all others are gone.
 
     Raises:
         OSError: as `delete`.
@@ -241,9 +240,10 @@ def delete_folder(folder: Location, *, last: str) -> None:
     if not is_remote(folder):
         delete(folder)
         return
+    place = place_of(str(folder))
     with suppress(OSError):  # a store without the request, or no right to it: nobody sees what is left
-        objects.abort_uploads(place_of(str(folder)))
-    objects.delete(place_of(str(folder)), last=last)
+        objects.abort_uploads(place)
+    objects.delete(place, last=last)
 
 
 def try_writing(folder: Location) -> None:

@@ -34,12 +34,21 @@ def check_continuation(cfg: TrainConfig, start: Start) -> None:
     folder = stage(start.checkpoint, wanted=lambda path: path == CONFIG or path.startswith(f"{TOKENIZER}/"))
     _check_tokenizer(cfg, _tokenizer_of(folder, start))
     if start.kind == "evo":
-        there = saved_config(folder).model
-        if isinstance(there, ModelConfig) and isinstance(cfg.model, ModelConfig):
-            for difference in other_settings(there, cfg.model):
-                log.warning("%s: %s", start.checkpoint, difference)
+        _say_other_settings(cfg, start, folder)
     if not {"scheduler", "all"} & set(start.content):
         _say_schedule(cfg)
+
+
+def _say_other_settings(cfg: TrainConfig, start: Start, folder: Path) -> None:
+    """What our own weights would compute otherwise; of other systems' it is said where they are loaded."""
+    try:
+        there = saved_config(folder).model
+    except CheckpointError as error:  # of another version, or of a model type that is not here: the tensors tell
+        log.warning("the settings of these weights are not compared with this run's: %s", error)
+        return
+    if isinstance(there, ModelConfig) and isinstance(cfg.model, ModelConfig):
+        for difference in other_settings(there, cfg.model):
+            log.warning("%s: %s", start.checkpoint, difference)
 
 
 def _tokenizer_of(folder: Path, start: Start) -> Path | None:

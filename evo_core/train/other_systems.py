@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState
+from evo_core.checkpoint.allowed import Allow, content_to_state
 from evo_core.errors import CheckpointError
 from evo_core.storage.location import Location
 from evo_core.weights import Kind, fill_model, open_weights, other_settings
@@ -30,8 +30,11 @@ _OF_INTERNEVO = ("model", "scheduler")
 log = logging.getLogger(__name__)
 
 
-def check_content(kind: Kind, content: Collection[str], folder: Location) -> None:
+def check_content(kind: Kind, content: Collection[str], folder: Location, allow: Allow) -> None:
     """Refuse what is not read of another system's folder.
+
+    Args:
+        allow: of the start, which says where it was stated.
 
     Raises:
         CheckpointError: with what to write.
@@ -46,11 +49,8 @@ def check_content(kind: Kind, content: Collection[str], folder: Location) -> Non
         else f"of another system's checkpoint ({folder}) only the model is read, neither optimizer nor schedule nor "
         "place in the data"
     )
-    raise CheckpointError(
-        f"{', '.join(content)}: {taken}",
-        key="ckpt.load_ckpt_info.content",
-        hint=f"write content: {json.dumps(readable)}",
-    )
+    key, hint = content_to_state(readable, allow)
+    raise CheckpointError(f"{', '.join(content)}: {taken}", key=key, hint=hint)
 
 
 def refuse_to_resume(save_folder: Location) -> None:

@@ -225,7 +225,7 @@ def _fitting(init: Start, kind: Kind, folder: Location) -> Start:
             hint=f"write ckpt_type: {fits}",
         )
     if kind != "evo":
-        check_content(kind, init.content, folder)
+        check_content(kind, init.content, folder, init.allow)
     return replace(init, checkpoint=folder, kind=kind)
 
 

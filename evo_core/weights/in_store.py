@@ -14,6 +14,9 @@ from evo_core.storage.location import Location, is_remote, local_path
 from evo_core.storage.stage import stage
 from evo_core.weights.internevo.newest import newest_below, newest_of
 
+ABOVE = "tokenizer.model"
+"""What Meta puts beside the folders of its models: one tokenizer for all."""
+
 _OPTIMIZER_OF_INTERNEVO = re.compile(r"optimizer_(?:tp|wp|ep)\d+_.*\.pt")
 _OURS = re.compile(rf"(?:{folders.SNAPSHOTS}/)?\d+(?:-\d+)?/.*")
 
@@ -57,7 +60,7 @@ def copy_of(uri: str, *, whole: bool) -> Path:
         CheckpointError: as `folder_in_store`; or there is no room for it.
     """
     with _store_errors():
-        return stage(folder_in_store(uri), wanted=lambda path: _is_read(path, whole))
+        return stage(folder_in_store(uri), wanted=lambda path: _is_read(path, whole), beside=(ABOVE,))
 
 
 def newest_internevo(folder: Location) -> Location | None:

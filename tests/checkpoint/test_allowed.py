@@ -67,7 +67,8 @@ def test_a_shape_differs_whatever_is_allowed() -> None:
 
 def test_a_pattern_that_means_no_tensor_is_refused() -> None:
     assert refused(MODEL, MODEL, Allow(missing=("head.wieght",))) == (
-        'there: ckpt.load_ckpt_info.allow.missing: head.wieght is no tensor of this model; did you mean "head.weight"?'
+        'there: ckpt.load_ckpt_info.allow.missing: head.wieght is no tensor of this model; did you mean "head.weight"? '
+        "(its names are like layers.0.wo.weight, layers.0.norm.weight, layers.1.wo.weight)"
     )
     assert "allow.unexpected: layers.12.* is no tensor of this checkpoint" in refused(
         MODEL, MODEL, Allow(unexpected=("layers.12.*",))
@@ -89,7 +90,7 @@ def test_nothing_in_common_is_another_model_whatever_is_allowed() -> None:
     said = refused(MODEL, stored, Allow(missing=("*",), unexpected=("*",)))
     assert "lacks head.weight" in said
     assert "has model.head.weight" in said
-    assert "no tensor has a name of this model's" in said
+    assert "(no tensor there has a name of this model's: it is of another family (model_type), or all have" in said
 
 
 def test_letters_of_patterns_in_names_mean_themselves() -> None:

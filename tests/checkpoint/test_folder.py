@@ -85,6 +85,16 @@ def test_retention(tmp_path: Path) -> None:
     assert left(tmp_path) == [*kept, "4", "3"]
 
 
+def test_one_that_was_put_elsewhere_stays_there(tmp_path: Path) -> None:
+    make(tmp_path / "archive", "1")
+    make(tmp_path / "ckpt", "2", "3")
+    (tmp_path / "ckpt" / "1").symlink_to(tmp_path / "archive" / "1")
+    assert left(tmp_path / "ckpt") == ["3", "2", "1"]
+    remove_old(tmp_path / "ckpt", 1)
+    assert left(tmp_path / "ckpt") == ["3"]
+    assert left(tmp_path / "archive") == ["1"] and newest_complete(tmp_path / "archive") == tmp_path / "archive" / "1"
+
+
 def test_resolve(tmp_path: Path) -> None:
     make(tmp_path, "4", "7")
     (tmp_path / "empty").mkdir()

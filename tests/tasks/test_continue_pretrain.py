@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from evo_core.checkpoint import load_model
 from evo_core.errors import ConfigError
-from evo_core.storage.files import link_tree
+from evo_core.storage.files import link_tree, write_file
 from flows.pipeline.engine import run_plan
 from flows.pipeline.failures import reason
 from flows.pipeline.plan import Plan, make_plan
@@ -20,11 +21,11 @@ from flows.pipeline.schema import load_pipeline
 from tasks.store import open_store
 from tests.flows.pipeline.conftest import Recorder
 from tests.s3_server import S3Server
-from tests.weights.published import FORMS, PIECES, ROWS, SENTENCES, letters
+from tests.weights.published import FORMS, PIECES, ROWS, SENTENCES, letters, put
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = ROOT / "configs" / "pipelines" / "continue-pretrain.yaml"
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "data": {"seq_len": 32, "micro_bsz": 1, "global_batch_tokens": 64, "total_steps": 3, "valid_every": 0},
     "model": {"dtype": "torch.float32", "checkpoint": 0},
     "parallel": {"zero1": {"size": -1}},
@@ -112,12 +113,31 @@ def test_internevos_folder_with_the_tokenizer_that_it_lacks(bench: Bench) -> Non
     bench.run(weights, f"steps.weights.params.tokenizer={bench.tokenizer}", targets=["model"])
 
 
+def test_the_tokenizer_above_metas_folder_is_in_the_key(bench: Bench) -> None:
+    weights = bench.weights("meta-llama")
+    planned = bench.plan(weights).step("weights")
+    assert planned.facts["tokenizer"] == str(weights.parent)
+    (bench.folder / "other").mkdir()
+    other = letters(bench.folder / "other", ["quick brown foxes jump over lazy dogs", "sphinx of black quartz"])
+    (weights.parent / "tokenizer.model").write_bytes(other.read_bytes())
+    assert bench.plan(weights).step("weights").key != planned.key
+
+
+@pytest.mark.s3
+def test_the_tokenizer_above_metas_folder_comes_with_it_from_a_store(bench: Bench, s3: S3Server) -> None:
+    uri = put(bench.weights("meta-llama"), f"s3://{s3.new_bucket()}/models/meta-llama")
+    _, tokenizer = load_model(uri)
+    assert tokenizer is not None and tokenizer.vocab_size == PIECES
+    key = bench.plan(uri).step("weights").key
+    write_file(f"{uri.rpartition('/')[0]}/tokenizer.model", b"another")
+    assert bench.plan(uri).step("weights").key != key
+
+
 @pytest.mark.s3
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["internlm-7b", "meta-llama"])
 def test_from_a_store(bench: Bench, form: str, s3: S3Server) -> None:
-    weights, uri = bench.weights(form), f"s3://{s3.new_bucket()}/models/{form}"
-    link_tree(weights, uri)
+    uri = put(bench.weights(form), f"s3://{s3.new_bucket()}/models/{form}")
     bench.run(uri, targets=["model"])
     assert bench.plan(uri, targets=["model"]).step("model").action == "reuse"
     assert not bench.trace.exists()
@@ -222,13 +242,6 @@ def test_a_layout_that_the_weights_do_not_divide_by(bench: Bench) -> None:
         "steps.model.runtime={cluster: local, ranks_per_node: 3}",
     )
     assert "3" in said and "steps.model.params." in said
-
-
-def test_a_rate_of_its_own(bench: Bench, tmp_path: Path) -> None:
-    config = tmp_path / "job.yaml"
-    config.write_text("data: {total_steps: 3}\n")
-    said = refusal(bench, bench.weights("internlm-7b"), f"steps.model.params.config={config}")
-    assert "steps.model.params.adam.lr: is not stated" in said
 
 
 def test_without_weights_the_shape_is_required(bench: Bench) -> None:

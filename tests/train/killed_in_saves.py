@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.s3_server import S3Server
 from tests.train.jobs import curve, losses, write_job
-from tests.train.processes import Command
+from tests.train.processes import Command, Hook
 from tests.train.watched import Watched, newest
 
 _RANKS = 2
@@ -41,7 +42,7 @@ class Tally:
 
 
 class Moments:
-    """Random moments of something whose length is learned: about every other one is before its end.
+    """Random moments of something whose length is learned: about three of four are before its end.
 
     ``EVO_KILL_SEED`` draws again what was drawn when that number was printed.
     """
@@ -57,7 +58,7 @@ class Moments:
 
     def learn(self, *, before_the_end: bool) -> None:
         """Take in how the last one fell."""
-        self._reach *= 1.2 if before_the_end else 0.8
+        self._reach *= 1.2 if before_the_end else 0.6
 
     def chance(self, probability: float) -> bool:
         return self._random.random() < probability
@@ -88,11 +89,11 @@ class Job:
         assert command.wait(_PATIENCE) == [0] * _RANKS, command.log.read_text()
         return losses(self._folder / "undisturbed")
 
-    def start(self, *, every: int = _EVERY) -> Command:
+    def start(self, *, every: int = _EVERY, each_step: Hook | None = None) -> Command:
         """Start it, or start it again where it was."""
         place = {"ckpt__save_ckpt_folder": self.saves.location, "ckpt__checkpoint_every": every}
         write_job(self._folder, **self._changes, **place)
-        return self._command("run")
+        return self._command("run", each_step)
 
     def finish(self, expected: list[float]) -> None:
         """Run it to its end and compare its whole curve; nothing incomplete is left."""
@@ -111,11 +112,11 @@ class Job:
             time.sleep(0.001)
         return min(begun)
 
-    def _command(self, name: str) -> Command:
+    def _command(self, name: str, each_step: Hook | None = None) -> Command:
         arguments = ["--config", str(self._folder / "job.yaml"), "--folder", str(self._folder / name)]
         log = self._folder / f"{name}.log"
         log.unlink(missing_ok=True)
-        return Command(arguments, log, ranks=_RANKS)
+        return Command(arguments, log, ranks=_RANKS, each_step=each_step)
 
 
 def kill_in_saves(job: Job, times: int) -> Tally:
@@ -145,40 +146,48 @@ def kill_in_saves(job: Job, times: int) -> Tally:
     return tally
 
 
-def kill_server_in_saves(job: Job, server: S3Server, times: int) -> Tally:
-    """Kill the server of the job's store in a save, or while a run loads, `times` times. It comes back at once, or when
-    the run has given up.
+def kill_server_in_saves(jobs: Sequence[Job], server: S3Server, times: int) -> Tally:
+    """Kill the server on which several jobs save, at the same time, in a save of one of them or while it loads, `times`
+    times. It comes back at once, or when all have given up.
 
-    A run goes on after the pause, or ends with one line. After each kill every complete checkpoint is whole.
+    A run goes on after the pause, or ends with one error. After each kill every complete checkpoint is whole.
     """
     moments, tally = Moments(), Tally()
-    command: Command | None = None
+    running: dict[Job, Command] = {}
     try:
-        for _ in range(times):
-            before, loads = job.saves.begun(), command is None and moments.chance(0.3)
-            command = command or job.start()
-            name = None if loads else job.wait_for_a_save(command, before)
+        for number in range(times):
+            job = jobs[number % len(jobs)]
+            loads = job not in running and moments.chance(0.3)
+            before = job.saves.begun()
+            running |= {each: each.start() for each in jobs if each not in running}
+            name = None if loads else job.wait_for_a_save(running[job], before)
             moments.wait()
             server.kill()
             tally.kills += 1
             if name is not None:
-                cut = f"saved {job.saves.location}/{name} in " not in command.log.read_text()
+                cut = f"saved {job.saves.location}/{name} in " not in running[job].log.read_text()
                 tally.before_the_end += cut
                 moments.learn(before_the_end=cut)
-            if moments.chance(0.3):
-                command.wait(_PATIENCE)
+            if moments.chance(0.2):
+                for command in running.values():
+                    command.wait(_PATIENCE)
             server.start()
-            if command.ended():
-                assert command.wait() == [2] * _RANKS, command.log.read_text()
-                said = command.log.read_text()
-                errors = {line for line in said.splitlines() if line.startswith("evo_core.train: error: ")}
-                assert len(errors) == 1 and "Traceback" not in said, said
+            for each in [each for each, command in running.items() if command.ended()]:
+                _check_that_it_said_why(running.pop(each))
                 tally.lost += 1
-                command = None
-            job.saves.check()
+            for each in jobs:
+                each.saves.check()
     finally:
-        if command is not None:
+        for command in running.values():
             command.kill()
             command.wait()
     print(tally)
     return tally
+
+
+def _check_that_it_said_why(command: Command) -> None:
+    """A run that was lost said so in one line, the same on every rank."""
+    assert command.wait() == [2] * _RANKS, command.log.read_text()
+    said = command.log.read_text()
+    errors = {line for line in said.splitlines() if line.startswith("evo_core.train: error: ")}
+    assert len(errors) == 1 and "Traceback" not in said, said

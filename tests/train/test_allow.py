@@ -16,11 +16,13 @@ from evo_core.command_line.program import invoke
 from evo_core.config.identity import identity_of
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
+from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.command import app
 from evo_core.weights import write_weights
 from tests.model.configs import randomise
 from tests.ranks import run_on_ranks
+from tests.s3_server import S3Server
 from tests.train.jobs import curve, job, run, write_job
 from tests.weights.internevo_files import write_tensor_parallel
 from tests.weights.models import weights
@@ -93,6 +95,20 @@ def test_a_new_layer_gets_first_weights_at_every_layout(
     assert all(same(cut[name], found[name]) for name in found)
 
 
+@pytest.mark.s3
+def test_from_a_store(s3: S3Server, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVO_CACHE", str(tmp_path / "cache"))
+    there = f"s3://{s3.new_bucket()}/before"
+    link_tree(trained, there)
+    allow = {"missing": ["layers.2.*"]}
+    on_disk = tensors(run(start(tmp_path, trained, allow, model__num_layers=3), tmp_path / "run"))
+    cfg = start(tmp_path, Path("there"), allow, "stored", model__num_layers=3)
+    info = cfg.ckpt.load_ckpt_info.model_copy(update={"path": there})
+    cfg = cfg.model_copy(update={"ckpt": cfg.ckpt.model_copy(update={"load_ckpt_info": info})})
+    found = tensors(run(cfg, tmp_path / "stored-run"))
+    assert all(torch.equal(found[name], on_disk[name]) for name in on_disk)
+
+
 def test_what_is_not_said_is_one_error_with_what_to_write(tmp_path: Path, trained: Path) -> None:
     """Of what the message says to write, the run starts."""
     changes = {"model__num_layers": 1, "model__tie_word_embeddings": True}
@@ -148,6 +164,10 @@ def test_a_start_given_to_the_command(tmp_path: Path, trained: Path) -> None:
         invoke(app, words, "evo train")
     said = str(caught.value)
     assert said.endswith("(to draw first weights for what it lacks, give --init-allow-missing 'layers.2.*')")
+    with pytest.raises(
+        CheckpointError, match=r"--init-content: lacks .* \(give --init-content model sampler scheduler\)"
+    ):
+        invoke(app, [*words, "--init-content", "all", "--init-allow-missing", "layers.2.*"], "evo train")
     invoke(app, [*words, "--init-allow-missing", "layers.2.*"], "evo train")
     invoke(app, [*words, "--init-allow-missing", "layers.2.*", "--set", "data.total_steps=2"], "evo train")
     assert [line["step"] for line in curve(tmp_path / "run")] == [0, 1]

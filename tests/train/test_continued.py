@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evo_core.checkpoint import load_model
+from evo_core.checkpoint.records import file_record
 from evo_core.config import TrainConfig
 from evo_core.config.open_shape import network_of, read_open_job
 from evo_core.data import BinWriter, open_source
 from evo_core.errors import CheckpointError, DataError
-from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.start import Start
 from evo_core.weights import cast, open_weights, write_weights
 from tests.s3_server import S3Server
 from tests.train.jobs import curve, losses
 from tests.weights.models import same
-from tests.weights.published import FORMS, PIECES, SENTENCES, letters
+from tests.weights.published import FORMS, PIECES, SENTENCES, letters, put
 
 KINDS = {"internlm-7b": "hf_model", "meta-llama": "llama", "evo": "evo"}
 JOB: dict[str, Any] = {
@@ -182,11 +182,11 @@ def test_from_a_store(
     """The first loss is that of the same weights on disk; data of another tokenizer are refused there too."""
     monkeypatch.setenv("EVO_CACHE", str(tmp_path / "cache"))
     FORMS["internlm-7b" if form == "evo" else form](tmp_path / "theirs", tokenizer, tmp_path / "trace")
-    folder, uri = tmp_path / "theirs", f"s3://{s3.new_bucket()}/weights"
+    folder, uri = tmp_path / "theirs", f"s3://{s3.new_bucket()}/models/weights"
     cfg = open_job(tmp_path, folder, tokenizer, ckpt={"enable_save_ckpt": False})
     if form == "evo":
         folder = imported(folder, tmp_path / "evo")
-    link_tree(folder, uri)
+    put(folder, uri)
     for name, place in (("disk", str(folder)), ("store", uri)):
         info = {"path": place, "content": ["model"], "ckpt_type": KINDS[form]}
         go_on(with_start(cfg, info), None, tmp_path / name)
@@ -205,6 +205,23 @@ def test_ids_without_a_row_are_refused(tmp_path: Path, tokenizer: Path) -> None:
         writer.write([1, 5, 304, 2])
     with pytest.raises(DataError, match="token id 304 is outside the vocabulary of 304"):
         go_on(cfg, imported(tmp_path / "theirs", tmp_path / "evo"), tmp_path / "run")
+
+
+def test_weights_with_settings_of_another_version(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FORMS["meta-llama"](tmp_path / "theirs", tokenizer, tmp_path / "trace")
+    cfg = open_job(tmp_path, tmp_path / "theirs", tokenizer)
+    config = imported(tmp_path / "theirs", tmp_path / "evo") / "config.yaml"
+    config.write_text(config.read_text() + "of_a_later_version: 1\n")
+    manifest = json.loads((tmp_path / "evo" / "manifest.json").read_text())
+    record = file_record(config)
+    manifest["files"]["config.yaml"] = {"size": record.size, "digest": record.digest}
+    (tmp_path / "evo" / "manifest.json").write_text(json.dumps(manifest))
+    go_on(cfg, tmp_path / "evo", tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "the settings of these weights are not compared with this run's:" in said
+    assert "of_a_later_version" in said
 
 
 def test_what_is_said_of_schedule_and_settings(

@@ -15,6 +15,7 @@ from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
 from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.other_systems import refuse_to_resume
+from evo_core.train.start import Start
 from evo_core.weights import kind_of
 from tests.ranks import run_on_ranks
 from tests.s3_server import S3Server
@@ -139,6 +140,20 @@ def test_what_this_run_saved_beside_them_is_resumed(tmp_path: Path) -> None:
     assert [line["step"] for line in curve(tmp_path / "run")] == [6, 7, 8, 9]
     assert kind_of(root) is None  # a folder of ours now, in which InternEvo's checkpoints are as they were
     assert load_model(root)[0].state_dict()["norm.weight"].equal(load_model(root / "10")[0].state_dict()["norm.weight"])
+
+
+def test_retention_leaves_internevos_alone(tmp_path: Path) -> None:
+    """With --init the run may save beside them under auto_resume from its first start on."""
+    root = tmp_path / "theirs"
+    theirs(root / "6")
+    before = {path.name for path in (root / "6").iterdir()}
+    start = Start(root / "6", ("model", "scheduler"), resumes=False)
+    cfg = resumed(tmp_path, root, data__total_steps=10)
+    cfg = cfg.model_copy(update={"ckpt": cfg.ckpt.model_copy(update={"keep": 1, "checkpoint_every": 1})})
+    assert train(cfg, folder=tmp_path / "run", init=start).checkpoint == root / "10"
+    assert {path.name for path in (root / "6").iterdir()} == before
+    assert {path.name for path in root.iterdir()} == {"6", "10", "data", "valid"}
+    assert train(cfg, folder=tmp_path / "run", init=start).checkpoint == root / "10"
 
 
 def test_a_folder_that_internevo_did_not_complete_is_none_of_its_checkpoints(tmp_path: Path) -> None:

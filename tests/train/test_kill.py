@@ -54,11 +54,6 @@ def kills(tmp_path: Path, expected: list[float], times: int, **changes: Any) -> 
     assert [record["step"] for record in curve(tmp_path / "run")] == list(range(STEPS))
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["saved in the step", "saved in the background"])
-def test_everything_killed_now_and_then(tmp_path: Path, expected: list[float], behind: bool) -> None:
-    kills(tmp_path, expected, 4, ckpt__async_upload=behind)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("behind", [False, True], ids=["saved in the step", "saved in the background"])
 def test_everything_killed_many_times(tmp_path: Path, expected: list[float], behind: bool) -> None:

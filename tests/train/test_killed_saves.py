@@ -16,7 +16,7 @@ WHEN = pytest.mark.parametrize("behind", [False, True], ids=["saved in the step"
 
 def kills(tmp_path: Path, times: int, behind: bool) -> int:
     """Kill a run; of the kills, those that left an incomplete checkpoint."""
-    job = Job(tmp_path, Disk(tmp_path / "ckpt"), steps=4 * times + 4, ckpt__async_upload=behind)
+    job = Job(tmp_path, Disk(tmp_path / "ckpt"), steps=8 * times, ckpt__async_upload=behind)
     expected = job.undisturbed()
     tally = kill_in_saves(job, times)
     job.finish(expected)

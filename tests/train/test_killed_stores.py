@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from tests.train.watched import Bucket
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
 
-MIB = 1 << 20
-STEPS_A_KILL = 8
+LARGE = {"model__hidden_size": 320}
+"""A model of which a rank writes 8 MiB and 4."""
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +30,38 @@ def _server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def server(_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """A server that nobody else asks for; what is saved there goes in several pieces."""
+    """A server that nobody else asks for. What is saved there goes in the smallest pieces that a store takes."""
     lead_to(_server, monkeypatch)
-    monkeypatch.setattr(writer, "PIECE", 5 * MIB)  # a store takes no smaller ones
+    monkeypatch.setattr(writer, "PIECE", 5 << 20)
     return _server
 
 
-def job(tmp_path: Path, server: S3Server, times: int, behind: bool) -> Job:
-    """Of a file of 7 MiB and one of 4 a rank."""
-    changes = {"model__hidden_size": 320, "ckpt__async_upload": behind}
-    return Job(tmp_path, Bucket(server), steps=STEPS_A_KILL * times, **changes)
-
-
-def run_killed(tmp_path: Path, server: S3Server, times: int, behind: bool) -> Tally:
-    run = job(tmp_path, server, times, behind)
-    expected = run.undisturbed()
-    tally = kill_in_saves(run, times)
-    run.finish(expected)
-    assert isinstance(run.saves, Bucket) and run.saves.uploads() == []
+def run_killed(tmp_path: Path, server: S3Server, times: int, behind: bool, **changes: int) -> Tally:
+    saves = Bucket(server)
+    job = Job(tmp_path, saves, steps=8 * times, ckpt__async_upload=behind, **changes)
+    expected = job.undisturbed()
+    tally = kill_in_saves(job, times)
+    job.finish(expected)
+    assert saves.uploads() == []
     return tally
 
 
-def server_killed(tmp_path: Path, server: S3Server, times: int, behind: bool, monkeypatch: pytest.MonkeyPatch) -> Tally:
-    run = job(tmp_path, server, times, behind)
-    expected = run.undisturbed()
-    monkeypatch.setenv("EVO_S3_PATIENCE", "8")  # it is back after two seconds or three, now and then seven
-    tally = kill_server_in_saves(run, server, times)
+def server_killed(
+    tmp_path: Path, server: S3Server, times: int, monkeypatch: pytest.MonkeyPatch, **changes: int
+) -> Tally:
+    """Of a job that saves in its steps and one that saves behind them, at the same time."""
+    jobs = []
+    for name in ("within", "behind"):
+        (tmp_path / name).mkdir()
+        changes |= {"ckpt__async_upload": name == "behind"}
+        jobs.append(Job(tmp_path / name, Bucket(server), steps=8 * times, **changes))
+    expected = jobs[0].undisturbed()
+    monkeypatch.setenv("EVO_S3_PATIENCE", "6")  # the server is back after two seconds or three, now and then seven
+    tally = kill_server_in_saves(jobs, server, times)
     monkeypatch.delenv("EVO_S3_PATIENCE")
-    run.finish(expected)
-    assert isinstance(run.saves, Bucket) and run.saves.uploads() == []
+    for job in jobs:
+        job.finish(expected)
+        assert isinstance(job.saves, Bucket) and job.saves.uploads() == []
     return tally
 
 
@@ -65,24 +70,44 @@ def test_the_run_a_few_times(tmp_path: Path, server: S3Server, behind: bool) -> 
     run_killed(tmp_path, server, 5, behind)
 
 
-@WHEN
-def test_the_server_a_few_times(
-    tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch, behind: bool
-) -> None:
-    server_killed(tmp_path, server, 5, behind, monkeypatch)
+def test_the_server_a_few_times(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_killed(tmp_path, server, 5, monkeypatch)
+
+
+def test_uploads_of_a_killed_run_are_taken_back(tmp_path: Path, server: S3Server) -> None:
+    saves = Bucket(server)
+    job = Job(tmp_path, saves, steps=6, **LARGE)
+    expected = job.undisturbed()
+
+    def dies_in_an_upload(step: int) -> None:
+        close = writer.ObjectWriter.close
+
+        def kill(self: writer.ObjectWriter) -> None:
+            if "/ckpt/4/" in self._place.key and self._upload is not None:
+                self._sent[0].result()
+                os.kill(os.getpid(), signal.SIGKILL)
+            close(self)
+
+        if step == 3:
+            writer.ObjectWriter.close = kill  # type: ignore[method-assign]
+
+    assert -signal.SIGKILL in job.start(each_step=dies_in_an_upload).wait()
+    assert any(key.startswith("runs/ckpt/4/optimizer/") for key in saves.uploads())
+    assert saves.begun() - saves.complete() == {"4"}
+    job.finish(expected)
+    assert saves.uploads() == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @WHEN
 def test_the_run_many_times(tmp_path: Path, server: S3Server, behind: bool) -> None:
-    assert run_killed(tmp_path, server, 50, behind).before_the_end >= 10
+    assert run_killed(tmp_path, server, 50, behind, **LARGE).before_the_end >= 10
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@WHEN
-def test_the_server_many_times(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch, behind: bool) -> None:
-    tally = server_killed(tmp_path, server, 50, behind, monkeypatch)
+def test_the_server_many_times(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = server_killed(tmp_path, server, 50, monkeypatch, **LARGE)
     assert tally.before_the_end >= 10
-    assert 0 < tally.lost < 50
+    assert tally.lost > 0

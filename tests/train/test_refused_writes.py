@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,23 +14,20 @@ import pytest
 
 from evo_core.errors import CheckpointError, ConfigError, UserError
 from evo_core.train.sinks import MetricsFile
+from tests import disks
 from tests.ranks import run_on_ranks
 from tests.train.jobs import job, run, write_job
 from tests.train.processes import Command
+from tests.train.watched import Disk
 
 BIG = {"model__hidden_size": 64, "model__dtype": "torch.float32"}
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB, where one may be made."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    """A disk of 256 KiB."""
+    with disks.small_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
 def one_line(log: Path) -> str:
@@ -47,6 +45,29 @@ def test_a_full_disk_is_named_and_its_room_given_back(tmp_path: Path, small_disk
     line = one_line(tmp_path / "log")
     assert f"{small_disk / 'ckpt' / '3'}: no checkpoint can be saved: No space left on device" in line
     assert list((small_disk / "ckpt").iterdir()) == []
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["in the step", "in the background"])
+def test_a_disk_that_fills_up_costs_the_steps_since_the_last_checkpoint(tmp_path: Path, behind: bool) -> None:
+    with disks.small_disk(tmp_path / "disk", "4m") as disk:
+        saves = Disk(disk / "ckpt")
+        write_job(tmp_path, ckpt__save_ckpt_folder=saves.location, ckpt__async_upload=behind)
+
+        def fill_up(step: int) -> None:
+            if step == 5:
+                while saves.complete() != {"3"}:
+                    time.sleep(0.01)
+                disks.fill(disk)
+
+        arguments = ["--config", str(tmp_path / "job.yaml"), "--folder", str(tmp_path / "run")]
+        assert Command(arguments, tmp_path / "log", each_step=fill_up).wait() == [2]
+        assert "/ckpt: no checkpoint can be saved: No space left on device" in one_line(tmp_path / "log")
+        assert saves.begun() == saves.complete() == {"3"}
+        saves.check()
+        (disk / "filler").unlink()
+        assert Command(arguments, tmp_path / "again").wait() == [0]
+        assert f"resuming from {saves.location}/3\n" in (tmp_path / "again").read_text()
+        assert saves.begun() == saves.complete() == {"3", "6", "8"}
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["in the step", "in the background"])

@@ -10,6 +10,7 @@ import pytest
 from evo_core.checkpoint import verify
 from evo_core.checkpoint.folder import find
 from evo_core.checkpoint.manifest import read_manifest
+from evo_core.errors import CheckpointError
 from evo_core.storage.files import file_sizes, open_file, write_file
 from tests.ranks import run_on_ranks
 from tests.s3_server import S3Server
@@ -63,3 +64,10 @@ def test_what_is_damaged_there_is_passed_over(place: str, tmp_path: Path, capsys
     run(job(tmp_path, **saves), tmp_path / "run")
     assert "do not have the digest they were written with: falling back" in capsys.readouterr().out
     assert [found.name for found in find(place)] == ["8", "6", "4-2", "4", "2"]
+
+
+def test_a_store_that_does_not_list_what_was_written_is_found_before_the_first_step(place: str, tmp_path: Path) -> None:
+    root = place.replace("/runs/", "/runs//")  # the server takes one slash for two, as a file system does
+    with pytest.raises(CheckpointError, match=r"/runs//a: no checkpoint can be saved there: the store does not list"):
+        run(job(tmp_path, ckpt__save_ckpt_folder=root), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

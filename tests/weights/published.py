@@ -12,6 +12,7 @@ import torch
 
 from evo_core.data.tokenize.tokenizers import train_sentencepiece
 from evo_core.model import Decoder
+from evo_core.storage.files import link_or_copy, link_tree
 from evo_core.weights import open_weights, write_weights
 from tests.weights.internevo_files import tensor_shard, write_model_config, write_tensor_parallel
 from tests.weights.models import model, weights
@@ -127,7 +128,7 @@ def meta_llama(folder: Path, tokenizer: Path, trace: Path) -> Decoder:
         torch.save(shard, folder / f"consolidated.{rank:02d}.pth")
     params = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": -1}
     (folder / "params.json").write_text(json.dumps(params))
-    write_tokenizer(folder, tokenizer)
+    write_tokenizer(folder.parent, tokenizer)
     return made
 
 
@@ -146,6 +147,14 @@ FORMS: dict[str, Callable[[Path, Path, Path], Decoder]] = {
     "meta-llama": meta_llama,
     "internevo": internevo,
 }
+
+
+def put(folder: Path, uri: str) -> str:
+    """A folder in a store, with the tokenizer that Meta puts above its folders."""
+    link_tree(folder, uri)
+    if (above := folder.parent / "tokenizer.model").is_file():
+        link_or_copy(above, f"{uri.rpartition('/')[0]}/tokenizer.model")
+    return uri
 
 
 def letters(folder: Path, sentences: list[str] = SENTENCES) -> Path:

@@ -13,11 +13,14 @@ from evo_core.storage.location import file_name
 from evo_core.storage.s3.place import Place
 from evo_core.storage.s3.stream import ObjectStream
 from evo_core.storage.s3.transfer import in_threads, put
-from evo_core.storage.s3.trouble import request
+from evo_core.storage.s3.trouble import error_code, request
 
 _BUFFER = 1 << 20
 _AT_ONCE = 1000
 """Objects that one request may delete, or list."""
+
+_ONE_BY_ONE = {"MissingContentMD5", "NotImplemented", "MethodNotAllowed", "InvalidRequest", "InvalidArgument"}
+"""What stores say that take no request for several, or want a digest with it that boto3 no longer sends."""
 
 _PROBE = ".evo-probe"
 _HIDDEN_PART = re.compile(r"(?:[^/]*/)*?\.[^/]*")
@@ -89,27 +92,46 @@ def delete(place: Place, *, last: str | None = None) -> None:
     """Remove an object and all below it; nothing happens where there is nothing.
 
     Args:
-        last: the path below it of an object that goes when all others are gone.
+        last: path below it of an object that goes when all others are gone.
     """
     keys = [details["Key"] for details in _below(place)]
     if place.key:
         keys.append(place.key)
-    kept = [place.below(last).key] if last is not None and place.below(last).key in keys else []
-    keys = [key for key in keys if key not in kept]
+    if last is not None and (key := place.below(last).key) in keys:
+        keys.remove(key)
+        _delete(place, keys)
+        keys = [key]
+    _delete(place, keys)
 
-    def remove(some: list[str]) -> None:
-        wanted = {"Objects": [{"Key": key} for key in some], "Quiet": True}
 
-        def attempt(client: Any) -> None:
+def _delete(place: Place, keys: list[str]) -> None:
+    bundles = [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)]
+    left = [key for some in in_threads(lambda some: _not_deleted(place, some), bundles) for key in some]
+    in_threads(lambda key: _delete_one(place, key), left)
+
+
+def _not_deleted(place: Place, keys: list[str]) -> list[str]:
+    """Remove objects of a bucket by one request; returns those that the store does not take so: all, or none."""
+    if len(keys) == 1:
+        return keys
+    wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+
+    def attempt(client: Any) -> list[str]:
+        try:
             answer = client.delete_objects(Bucket=place.bucket, Delete=wanted)
-            for failed in answer.get("Errors", ()):
-                raise client.exceptions.ClientError({"Error": failed}, "DeleteObjects")
+        except client.exceptions.ClientError as error:
+            if error_code(error) in _ONE_BY_ONE:
+                return keys
+            raise
+        for failed in answer.get("Errors", ()):
+            raise client.exceptions.ClientError({"Error": failed}, "DeleteObjects")
+        return []
 
-        request(place, attempt)
+    return request(place, attempt)
 
-    in_threads(remove, [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)])
-    if kept:
-        remove(kept)
+
+def _delete_one(place: Place, key: str) -> None:
+    request(place, lambda client: client.delete_object(Bucket=place.bucket, Key=key))
 
 
 def abort_uploads(root: Place) -> None:
