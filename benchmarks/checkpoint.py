@@ -15,7 +15,7 @@ rank:
 - ``costs``: all that such a save adds to the training, waiting and slower steps, as a share of a save that waits;
 - ``memory``: MB by which a rank grows at most in its first save in the background, and in its second.
 
-With S3, a last line counts what one of two ranks asks for to load its half of what four have saved.
+With S3, a last line counts what one of two ranks asks for to load its part of a smaller state that four have saved.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ from evo_core.storage import files
 from evo_core.storage.location import Location, is_remote
 from tests.memory import growing
 from tests.ranks import run_on_ranks
+from tests.s3_requests import Requests, counted
 from tests.s3_server import s3_server
 
 EVO, DCP, DCP_PROCESS, PLAIN = "Evo", "DCP", "DCP, a process", "torch.save"
 SPEED_BAR, BLOCK_BAR = 0.8, 0.10
 MEMORY, DISK, S3 = "memory", "disk", "s3"
+WRITERS, READERS = 4, 2
 STEPS = 4
 """Before each save in the background."""
 
@@ -72,6 +74,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def measure(root: Location, layers: int, zero: int, rounds: int, processes: bool) -> dict[str, Any]:
     """Times of each contestant on this rank."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_world_size()))
     training = Training(layers, zero)
     waiting: dict[str, Saver] = {EVO: Evo(training), DCP: Dcp(training), PLAIN: Plain(training)}
     behind: dict[str, Saver] = {EVO: waiting[EVO], DCP: waiting[DCP]}
@@ -149,6 +152,20 @@ def memory(root: Location, layers: int, zero: int, which: str) -> list[float]:
     return found
 
 
+def written(here: Location, layers: int) -> None:
+    """A checkpoint of these ranks, to be read by others."""
+    Evo(Training(layers, dist.get_world_size())).save(here)
+
+
+def asked(here: Location, layers: int) -> tuple[Requests, int]:
+    """What this rank asks the store for to load its part of it, and the bytes that it holds then."""
+    training = Training(layers, dist.get_world_size())
+    saver = Evo(training)
+    with counted(str(here)) as requests:
+        saver.load(here)
+    return requests, sum(each.local.nbytes for each in training.held().values())
+
+
 @contextmanager
 def place(root: Location) -> Iterator[Location]:
     """A place that all ranks know, for one checkpoint: gone after the block."""
@@ -208,6 +225,16 @@ def show(found: dict[str, dict[str, float]], grown: dict[str, list[float]]) -> I
     yield f"  comparing what ranks hold in common takes {ours['compare'] / ours['save']:.1%} of a save"
 
 
+def show_requests(requests: Requests, held: int) -> str:
+    """What one rank asked for, in a line."""
+    tensors = {key: size for key, size in requests.read.items() if key.endswith(".distcp")}
+    calls = ", ".join(f"{count} {name}" for name, count in sorted(requests.calls.items()))
+    return (
+        f"  one of {READERS} ranks loads what {WRITERS} have saved: it holds {held / 1e6:.0f} MB, and reads "
+        f"{sum(tensors.values()) / 1e6:.0f} MB of {len(tensors)} files of tensors of {2 * WRITERS} ({calls})"
+    )
+
+
 def _reached(yes: bool) -> str:
     return "reached" if yes else "MISSED"
 
@@ -236,12 +263,13 @@ def main() -> None:
     parser.add_argument("--processes", action="store_true", help="DCP's async_save in a process of its own, too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; ranks of one thread over gloo")
+    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, shared by the ranks; gloo")
     results = {}
     for ranks in arguments.ranks:
         zero = arguments.zero or ranks
         layers = layers_of(arguments.megabytes, ranks)
         for kind in arguments.places:
+            last: str | None = None
             with root_of(kind, arguments.folder) as root:
                 rounds, processes = arguments.rounds, arguments.processes
                 each = run_on_ranks(measure, ranks, root, layers, zero, rounds, processes, timeout=1800)
@@ -251,9 +279,15 @@ def main() -> None:
                     for name in (EVO, DCP)
                     if (some := run_on_ranks(memory, ranks, root, layers, zero, name, timeout=600))
                 }
+                if kind == S3 and ranks == arguments.ranks[-1]:
+                    here, small = files.below(root, "read"), layers_of(arguments.megabytes / WRITERS, WRITERS)
+                    run_on_ranks(written, WRITERS, here, small, timeout=600)
+                    last = show_requests(*run_on_ranks(asked, READERS, here, small, timeout=600)[0])
             found = results[f"{ranks} ranks, zero {zero}, {kind}"] = combine(each)
             print(f"{ranks} rank{'s' * (ranks > 1)} x {own:.0f} MB, ZeRO {zero}, {kind}:")
             print("\n".join(show(found, grown)), flush=True)
+            if last is not None:
+                print(last, flush=True)
             if arguments.json is not None:
                 arguments.json.write_text(json.dumps(results, indent=1))
 
