@@ -17,8 +17,8 @@ def outdated(found: Sequence[Found], run: Run, keep: int | None, keep_every: int
 
     Of its complete checkpoints all but the `keep` that it saved last, of its snapshots all but the last two, and its
     incomplete folders, for nothing will ever complete them. All this only among what is of an earlier step than the
-    last that was saved: what is of a later one was put there by somebody. What another run saved stays, and what this
-    one found damaged.
+    last that was saved: what is of a later one was put there by somebody. What another run saved stays, what this one
+    found damaged, and what a session saves that has gone on with the run since.
 
     Args:
         found: all folders below the save folder.
@@ -26,7 +26,7 @@ def outdated(found: Sequence[Found], run: Run, keep: int | None, keep_every: int
         keep_every: checkpoints whose step is a multiple of it stay for ever; None: none does.
     """
     own = [each for each in found if each.run is not None and each.run.id == run.id]
-    own = [each for each in own if each.name not in run.passed_over]
+    own = [each for each in own if each.name not in run.passed_over and not _is_overtaken(run, each)]
     complete = [each for each in own if each.complete]
     if not complete:
         return []
@@ -37,6 +37,10 @@ def outdated(found: Sequence[Found], run: Run, keep: int | None, keep_every: int
     if keep_every is not None:
         kept += [each for each in checkpoints if each.step % keep_every == 0]
     return [each for each in own if each.age < last.age and each not in kept]
+
+
+def _is_overtaken(run: Run, found: Found) -> bool:
+    return found.run is not None and bool(run.session) and found.run.session > run.session
 
 
 def _newest(found: Sequence[Found], count: int | None) -> Sequence[Found]:

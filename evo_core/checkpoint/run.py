@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -19,6 +20,8 @@ from evo_core.storage.files import below, create_file, read_if_there
 from evo_core.storage.location import Location, is_remote
 
 FILE = "run.json"
+
+_SESSION = re.compile(r"\d{10}\.\d{6} .+")
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,15 @@ class Run:
         """A run that was never saved."""
         return cls(uuid.uuid4().hex)
 
-    def begun_here(self, launch: Sequence[str], job: str) -> Run:
-        """The run as a session that begins now goes on with it."""
-        session = f"{time.time():017.6f} {socket.gethostname()} process {os.getpid()}"
+    def begun_here(self, launch: Sequence[str], job: str, runs: Iterable[Run | None] = ()) -> Run:
+        """The run as a session that begins now goes on with it.
+
+        Args:
+            runs: those that the checkpoints in the save folder name: the session is later than theirs of the same run,
+                though they began on a machine whose clock is ahead of this one's.
+        """
+        last = max((_began(other.session) for other in runs if other is not None and other.id == self.id), default=0.0)
+        session = f"{max(time.time(), last + 0.001):017.6f} {socket.gethostname()} process {os.getpid()}"
         return replace(self, launch=tuple(launch), job=job, session=session)
 
     def write(self, checkpoint: Location) -> bool:
@@ -74,13 +83,20 @@ class Run:
             raw: dict[str, Any] = json.loads(content)
             launch, passed_over = tuple(map(str, raw["launch"])), tuple(map(str, raw["passed_over"]))
             session = str(raw.get("session", ""))
+            if session and not _SESSION.fullmatch(session):
+                return None
             return cls(str(raw["id"]), str(raw["job"]), launch, passed_over, float(raw["saved"]), session)
         except DataError as error:
             if is_remote(checkpoint):
                 raise CheckpointError(error.message, file=error.file, hint=error.hint) from error
             return None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
+
+
+def _began(session: str) -> float:
+    """When a session began, in unix seconds; 0 where that is not known."""
+    return float(session.partition(" ")[0] or 0)
 
 
 def check_not_overtaken(run: Run, root: Location, runs: Iterable[Run | None]) -> None:
@@ -94,8 +110,8 @@ def check_not_overtaken(run: Run, root: Location, runs: Iterable[Run | None]) ->
     """
     later = max((other.session for other in runs if other is not None and other.id == run.id), default="")
     if run.session and later > run.session:
-        since, where = later.split(" ", 1)
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(since)))
+        where = later.partition(" ")[2]
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_began(later)))
         raise CheckpointError(
             f"no checkpoint can be saved: {where}, begun at {when}, has gone on with this run and saves it here too",
             file=root,

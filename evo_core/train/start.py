@@ -181,10 +181,9 @@ def run_of(start: Start | None, cfg: TrainConfig) -> Run:
     run = start.run if start is not None and start.resumes else None
 
     def begun() -> Run:
-        unfinished = None
-        if run is None and cfg.ckpt.auto_resume and folder is not None:
-            unfinished = folders.unfinished_run(folders.find(folder), cfg.job_name)
-        return (run or unfinished or Run.new()).begun_here(marks, cfg.job_name)
+        found = folders.find(folder) if folder is not None else []
+        unfinished = folders.unfinished_run(found, cfg.job_name) if run is None and cfg.ckpt.auto_resume else None
+        return (run or unfinished or Run.new()).begun_here(marks, cfg.job_name, (each.run for each in found))
 
     return on_first(begun)
 

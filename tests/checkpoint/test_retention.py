@@ -94,3 +94,9 @@ def test_what_somebody_put_there_does_not_count() -> None:
     saved = {4: 1.0, 9: 2.0, 5: 3.0}  # the run fell back to 4, and 9 was put back since
     found = [folder(step, run=Run("mine", saved=time)) for step, time in saved.items()]
     assert outdated(found, Run("mine"), 2) == []
+
+
+def test_what_a_later_session_of_the_run_saves_stays() -> None:
+    here, later = Run("mine", saved=9.0, session="1000000000.000000 a"), Run("mine", session="1000000001.000000 b")
+    found = [folder(9, run=here), folder(6, attempt=2, complete=False, run=later), folder(6, run=here)]
+    assert [(each.step, each.attempt) for each in outdated(found, here, 1)] == [(6, 1)]

@@ -17,7 +17,7 @@ from evo_core.storage.location import LocationError
 from evo_core.storage.s3 import transfer
 from evo_core.storage.s3.place import place_of
 from tests.s3_proxy import broken_network
-from tests.s3_server import READER_KEY, READER_SECRET, SECRET_KEY, S3Server
+from tests.s3_server import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.s3
 
@@ -195,6 +195,26 @@ def test_keys_that_do_not_do(
     for line in said:
         assert line.startswith(f"{location}: ") and "AWS_ACCESS_KEY_ID" in line and "\n" not in line
         assert not any(secret in line for secret in ("wr0ng", "n0body", SECRET_KEY, READER_SECRET))
+
+
+@pytest.mark.parametrize("ask", [lambda at: files.write_file(at, "new"), files.file_size, files.delete])
+def test_credentials_that_are_replaced_once_they_have_expired(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], object]
+) -> None:
+    def keep(key: str, secret: str) -> None:
+        lines = "[default]", f"aws_access_key_id = {key}", f"aws_secret_access_key = {secret}"
+        (tmp_path / "credentials").write_text("\n".join(lines))
+
+    location = f"s3://{s3.new_bucket()}/a"
+    files.write_file(location, "x")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    keep("expired", "expired")
+    with pytest.raises((OSError, DataError)):
+        ask(location)
+    keep(ACCESS_KEY, SECRET_KEY)
+    ask(location)
 
 
 def test_a_bucket_that_is_not_there(s3: S3Server) -> None:

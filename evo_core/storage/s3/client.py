@@ -26,7 +26,9 @@ THREADS = 8
 _OWN = ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY_ID")
 _DEFAULT_PATIENCE, _CONNECT, _READ = 120.0, 10.0, 30.0
 
-_clients: dict[tuple[Any, ...], Any] = {}
+_clients: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+"""Each with the credentials that were found when it was made."""
+
 _lock = threading.Lock()
 
 
@@ -52,25 +54,60 @@ def client_for(place: Place) -> Any:
     Raises:
         UserError: boto3 is not installed, or the credentials in the environment are half of a pair.
     """
-    # a child of this process may not use its sockets, and a test or a notebook may set other variables
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "S3_", "EVO_S3_"))))
-    key = (os.getpid(), place.endpoint, place.own_keys, settings)
+    key = _key(place)
     with _lock:
         if key not in _clients:
-            _clients[key] = _new_client(place)
-        return _clients[key]
+            session = _new_session(place)
+            _clients[key] = _new_client(place, session), _credentials(place, session)
+        return _clients[key][0]
 
 
-def _new_client(place: Place) -> Any:
+def renew_client(place: Place, refused: Any) -> bool:
+    """Have `client_for` give another client than one whose credentials a store does not take, if there are others by
+    now: something else may write short-lived ones into AWS's file, which botocore reads once. Returns whether it will.
+
+    Raises:
+        UserError: as `client_for`.
+    """
+    key = _key(place)
+    with _lock:
+        client, credentials = _clients.get(key, (None, None))
+        if client is not refused:
+            return True  # another thread was here
+        session = _new_session(place)
+        if (found := _credentials(place, session)) == credentials:
+            return False
+        _clients[key] = _new_client(place, session), found
+        return True
+
+
+def _key(place: Place) -> tuple[Any, ...]:
+    # a child of this process may not use its sockets, and a test or a notebook may set other variables
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "S3_", "EVO_S3_"))))
+    return os.getpid(), place.endpoint, place.own_keys, settings
+
+
+def _new_session(place: Place) -> Any:
     try:
         from boto3.session import Session
-        from botocore.config import Config
     except ImportError:
         raise UserError(
             "the package boto3, by which object stores are read and written, is not installed",
             file=place.uri,
             hint="pip install 'evo-lm[s3]'",
         ) from None
+    return Session()
+
+
+def _credentials(place: Place, session: Any) -> Any:
+    """Those that a client of this session has, to be compared; None where the environment names them, or nothing."""
+    found = None if place.own_keys and _own_keys() else session.get_credentials()
+    return found and found.get_frozen_credentials()
+
+
+def _new_client(place: Place, session: Any) -> Any:
+    from botocore.config import Config
+
     own = _own_keys() if place.own_keys else {}
     config = Config(
         connect_timeout=min(_CONNECT, patience()),
@@ -78,7 +115,6 @@ def _new_client(place: Place) -> Any:
         retries={"total_max_attempts": 1},  # `trouble.request` repeats, and says so
         max_pool_connections=2 * THREADS,
     )
-    session = Session()
     region = session.region_name or ("us-east-1" if place.endpoint else None)
     return session.client("s3", endpoint_url=place.endpoint, region_name=region, config=config, **own)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from evo_core.storage.s3.client import CREDENTIALS, PATIENCE, client_for, patience
+from evo_core.storage.s3.client import CREDENTIALS, PATIENCE, client_for, patience, renew_client
 from evo_core.storage.s3.place import Place
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,10 @@ _WRONG_KEYS = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
     "AuthorizationHeaderMalformed", "InvalidSecurity", "NotSignedUp", "AccountProblem", "RequestTimeTooSkewed",
 }  # fmt: skip
+_NO_RIGHT = {"AccessDenied", "403", "AllAccessDisabled"}
+_REFUSED = _WRONG_KEYS | _NO_RIGHT | {"400"}
+"""What a store says of credentials that have expired; to a question without an answer's body no more than a status."""
+
 ABSENT = {"404", "NoSuchKey", "NotFound"}
 """What a store says of an object that is not there."""
 
@@ -55,11 +59,17 @@ def request(place: Place, call: Callable[[Any], T], *, failed: Callable[[], obje
         OSError: it failed for good, or for as long as `patience` says; `strerror` says how.
         UserError: boto3 is not installed, or a variable of the environment is wrong.
     """
-    wait, until = _FIRST_WAIT, None
+    wait, until, renewed = _FIRST_WAIT, None, False
     while True:
+        client = None
         try:
-            return call(client_for(place))
+            client = client_for(place)
+            return call(client)
         except Exception as error:
+            if not renewed and error_code(error) in _REFUSED and _renewed(place, client):
+                renewed = True
+                failed()
+                continue
             if not _passes(error):
                 raise _in_words(place, error) from error
             until = until or time.monotonic() + patience()
@@ -78,6 +88,16 @@ def hint_for(error: BaseException) -> str | None:
     if isinstance(error, TimeoutError):
         return f"check the server and the network; {PATIENCE}=SECONDS waits longer"
     return CREDENTIALS if isinstance(error, PermissionError) else None
+
+
+def _renewed(place: Place, client: Any) -> bool:
+    """Whether there are other credentials than those that the store refused."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return renew_client(place, client)
+    except BotoCoreError:
+        return False  # they cannot be read: what the store said is the better error
 
 
 def _passes(error: Exception) -> bool:
@@ -111,7 +131,7 @@ def _in_words(place: Place, error: Exception) -> Exception:
         return OSError(errno.ESTALE, "this file has changed since it was listed", place.uri)
     if code in _WRONG_KEYS:
         return OSError(errno.EACCES, f"the store does not take these credentials ({code})", place.uri)
-    if code in ("AccessDenied", "403", "AllAccessDisabled"):
+    if code in _NO_RIGHT:
         verb = "read" if error.operation_name.startswith(("Get", "Head", "List")) else "written"
         return OSError(errno.EACCES, f"it may not be {verb} with these credentials ({code})", place.uri)
     return OSError(errno.EIO, f"the store refuses ({_short(error)})", place.uri)
@@ -123,7 +143,8 @@ def error_code(error: Any) -> str:
 
 
 def _answer(error: Any) -> dict[str, Any]:
-    return (getattr(error, "response", None) or {}).get("Error", {})
+    response = getattr(error, "response", None)
+    return response.get("Error", {}) if isinstance(response, dict) else {}
 
 
 def _short(error: Exception) -> str:
