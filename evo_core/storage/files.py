@@ -75,8 +75,8 @@ def read_if_there(location: Location) -> bytes | None:
         DataError: it cannot be read.
     """
     try:
-        with open_file(location) as file, _reading(location):
-            return file.read()
+        with _reading(location):
+            return objects.read(place_of(str(location))) if is_remote(location) else local_path(location).read_bytes()
     except DataError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None

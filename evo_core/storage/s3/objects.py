@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, BinaryIO, cast
 
 from evo_core.storage.listed import HIDDEN, LeaveOut, Listed
@@ -32,6 +32,18 @@ def open_object(place: Place) -> BinaryIO:
     """Open an object for reading; the result can seek."""
     found = info(place)
     return io.BufferedReader(cast(Any, ObjectStream(place, found.size, found.tag)), buffer_size=_BUFFER)
+
+
+def read(place: Place) -> bytes:
+    """The content of a small object, by one request."""
+    if not place.key:
+        raise IsADirectoryError
+
+    def attempt(client: Any) -> bytes:
+        with closing(client.get_object(Bucket=place.bucket, Key=place.key)["Body"]) as body:
+            return bytes(body.read())
+
+    return request(place, attempt)
 
 
 def info(place: Place) -> Listed:
