@@ -110,4 +110,4 @@ def test_the_run_many_times(tmp_path: Path, server: S3Server, behind: bool) -> N
 def test_the_server_many_times(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     tally = server_killed(tmp_path, server, 50, monkeypatch, **LARGE)
     assert tally.before_the_end >= 10
-    assert tally.lost > 0
+    assert 0 < tally.lost < 50
