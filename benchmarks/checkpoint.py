@@ -74,7 +74,6 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def measure(root: Location, layers: int, zero: int, rounds: int, processes: bool) -> dict[str, Any]:
     """Times of each contestant on this rank."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_world_size()))
     training = Training(layers, zero)
     waiting: dict[str, Saver] = {EVO: Evo(training), DCP: Dcp(training), PLAIN: Plain(training)}
     behind: dict[str, Saver] = {EVO: waiting[EVO], DCP: waiting[DCP]}
@@ -263,7 +262,7 @@ def main() -> None:
     parser.add_argument("--processes", action="store_true", help="DCP's async_save in a process of its own, too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, shared by the ranks; gloo")
+    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; ranks of one thread over gloo")
     results = {}
     for ranks in arguments.ranks:
         zero = arguments.zero or ranks

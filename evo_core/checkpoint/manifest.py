@@ -108,6 +108,8 @@ def read_manifest(folder: Location) -> Manifest:
         manifest = Manifest(**raw, files=files, about=about)
         if not all(type(number) is int and number >= 0 for number in (manifest.step, manifest.tokens)):
             raise ValueError("step and tokens are not whole numbers")
+        if not isinstance(manifest.written_by, dict):
+            raise ValueError("written_by holds no names")
         if manifest.tokenizer is not None:
             _inside(manifest.tokenizer)
         return manifest

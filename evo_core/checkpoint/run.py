@@ -21,6 +21,9 @@ from evo_core.storage.location import Location, is_remote
 
 FILE = "run.json"
 
+_LATEST = 1e11
+"""Unix seconds that are no time of a checkpoint."""
+
 _SESSION = re.compile(r"\d{10}\.\d{6} .+")
 
 
@@ -82,10 +85,10 @@ class Run:
                 return UNKNOWN
             raw: dict[str, Any] = json.loads(content)
             launch, passed_over = tuple(map(str, raw["launch"])), tuple(map(str, raw["passed_over"]))
-            session = str(raw.get("session", ""))
-            if session and not _SESSION.fullmatch(session):
+            session, saved = str(raw.get("session", "")), float(raw["saved"])
+            if (session and not _SESSION.fullmatch(session)) or not 0 <= saved < _LATEST:
                 return None
-            return cls(str(raw["id"]), str(raw["job"]), launch, passed_over, float(raw["saved"]), session)
+            return cls(str(raw["id"]), str(raw["job"]), launch, passed_over, saved, session)
         except DataError as error:
             if is_remote(checkpoint):
                 raise CheckpointError(error.message, file=error.file, hint=error.hint) from error

@@ -164,7 +164,13 @@ class Reader(FileSystemReader):
                     stored = torch.load(cast(Any, content), map_location="cpu", weights_only=True)
                 for item in by_span[span]:
                     target = planner.resolve_tensor(item).detach()
-                    target.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))
+                    part = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths)
+                    if part.shape != target.shape:  # copying would repeat it
+                        message = (
+                            f"{item.storage_index.fqn} has a part of {list(part.shape)}, not of {list(target.shape)}"
+                        )
+                        raise DamagedError(message, file=file)
+                    target.copy_(part)
                     planner.commit_tensor(item, target)
 
 

@@ -22,13 +22,16 @@ _DRAFT = ".tmp"
 class Writer(FileSystemWriter):
     """Writes a new folder of tensors, of which other ranks write other files.
 
+    Args:
+        size: bytes of the tensors that this rank writes.
+
     Attributes:
         records: of the files that this rank has written, by name.
     """
 
-    def __init__(self, folder: Location) -> None:
+    def __init__(self, folder: Location, size: int) -> None:
         super().__init__("", sync_files=False)  # a file is durable when it is closed, and no other of this machine is
-        files = _Files()
+        files = _Files(size)
         self.fs: Any = files
         self.path = folder
         self.records = files.records
@@ -42,13 +45,14 @@ class Writer(FileSystemWriter):
 class _Files(FileSystemBase):
     """Files by the storage verbs. None is there before, and the manifest vouches for all: so no draft is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._size = size
         self.records: dict[str, FileRecord] = {}
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         path = _without_draft(path)
-        with new_file(path) as sink:
+        with new_file(path, self._size) as sink:
             stream = _Stream(sink)
             try:
                 yield stream

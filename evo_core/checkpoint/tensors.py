@@ -69,7 +69,7 @@ def write_parts(folder: Location, parts: Mapping[str, Parts], group: dist.Proces
 
     from evo_core.checkpoint.tensor_files import Writer
 
-    writer = Writer(folder)
+    writer = Writer(folder, sum(values.nbytes for each in parts.values() for _, values in each.rectangles()))
     dcp.save(dict(parts), storage_writer=writer, process_group=group)
     return writer.records
 

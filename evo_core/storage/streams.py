@@ -28,17 +28,20 @@ class Sink(Protocol):
 
 
 @contextmanager
-def new_file(location: Location) -> Iterator[Sink]:
+def new_file(location: Location, size: int) -> Iterator[Sink]:
     """Write a new file, in a folder that is there; when the block ends well it is durable.
 
     In a store it is seen only then. On disk it is seen from the beginning, and is removed where the block fails: for
     files that something else vouches for.
 
+    Args:
+        size: about how many bytes it will have.
+
     Raises:
         OSError: it is there already, or cannot be written.
     """
     if is_remote(location):
-        writer = ObjectWriter(place_of(str(location)))
+        writer = ObjectWriter(place_of(str(location)), size)
         try:
             yield writer
             writer.close()

@@ -134,9 +134,11 @@ def _found_by_all(init: Start) -> Start:
         folder = on_first(lambda: folder_in_store(source))
         if on_first(lambda: is_own(folder)):
             return _fitting(init, "evo", folder)  # each rank reads its part of it
-        return _located(replace(init, source=folder))  # every node has its own copy
+        with failing_together():  # every node has its own copy, and may have no room for it
+            return _located(replace(init, source=folder))
     found = on_first(lambda: _located(init))
-    return found if Path(found.checkpoint).is_dir() else _located(init)  # from a hub: the same
+    with failing_together():
+        return found if Path(found.checkpoint).is_dir() else _located(init)  # from a hub: the same
 
 
 def _own_checkpoint(cfg: TrainConfig, folder: Location, *, begins: bool, first: bool) -> Start | None:

@@ -128,7 +128,7 @@ def _store(folder: Path, tensors: Mapping[str, Lazy]) -> dict[str, FileRecord]:
             return tensors[index.fqn].read()
 
     places = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
-    writer = Writer(folder)
+    writer = Writer(folder, sum(place.nbytes for place in places.values()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:

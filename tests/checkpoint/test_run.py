@@ -23,9 +23,15 @@ def test_a_session_is_later_than_one_whose_clock_was_ahead(tmp_path: Path) -> No
     assert of_another.session < ahead.session
 
 
-@pytest.mark.parametrize(
-    "changed", [{"saved": 10**400}, {"session": "yesterday"}, {"launch": 3}], ids=["time", "session", "launch"]
-)
+UNREADABLE = {
+    "huge": {"saved": 10**400},
+    "no number": {"saved": float("nan")},
+    "session": {"session": "yesterday"},
+    "launch": {"launch": 3},
+}
+
+
+@pytest.mark.parametrize("changed", UNREADABLE.values(), ids=UNREADABLE)
 def test_what_cannot_be_read_is_nobody_s(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert Run.new().begun_here([], "job").write(tmp_path)
     assert Run.read(tmp_path) is not None

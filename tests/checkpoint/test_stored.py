@@ -125,6 +125,17 @@ def test_a_cut_file_is_named(good: Path, tmp_path: Path) -> None:
         read_tensors(folder, {"wqkv": torch.zeros(16, 10)})
 
 
+def test_a_part_that_lies_where_a_smaller_one_should_is_not_repeated(tmp_path: Path) -> None:
+    run_on_ranks(lambda: write_tensors(tmp_path / "few", {"one": torch.ones(1, 8), "four": torch.ones(4, 8)}), 1)
+    metadata = pickle.loads((tmp_path / "few" / ".metadata").read_bytes())
+    one, four = sorted(metadata.storage_data, key=lambda index: index.fqn, reverse=True)
+    places = metadata.storage_data
+    places[one], places[four] = places[four], places[one]
+    (tmp_path / "few" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"four has a part of \[1, 8\], not of \[4, 8\]"):
+        read_tensors(tmp_path / "few", {"four": torch.zeros(4, 8)})
+
+
 def test_a_good_one_is_read(good: Path) -> None:
     read_tensors(good, tensors := {"moment.wqkv": torch.zeros(16, 10)})
     assert torch.equal(tensors["moment.wqkv"], -wholes()["wqkv"])

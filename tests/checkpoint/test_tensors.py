@@ -163,7 +163,10 @@ def test_the_manifest_is_written_once_and_finds_every_damage(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": 1}', '{"format": 99, "files": {}}'])
+NO_WRITER = '{"format": 2, "step": 1, "tokens": 1, "data_digest": "", "files": {}, "written_by": "evo"}'
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": 1}', '{"format": 99, "files": {}}', NO_WRITER])
 def test_a_damaged_manifest_is_one_clear_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json: (damaged manifest|written by another version)"):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,10 @@ from evo_core.errors import ConfigError, DataError, UserError
 from evo_core.results_folder import check_folder, writing
 from evo_core.storage import files
 from evo_core.storage.location import LocationError
-from evo_core.storage.s3 import transfer
+from evo_core.storage.s3 import transfer, writer
+from evo_core.storage.s3.client import client_for
 from evo_core.storage.s3.place import place_of
+from evo_core.storage.streams import new_file
 from tests.s3_proxy import broken_network
 from tests.s3_server import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, S3Server
 
@@ -125,6 +128,24 @@ def test_a_large_file_goes_in_pieces(s3: S3Server, tmp_path: Path, monkeypatch: 
         assert file.read() == content[-3:]
         file.seek(4 * MEBIBYTE)
         assert file.read(10) == content[4 * MEBIBYTE : 4 * MEBIBYTE + 10]
+
+
+def test_pieces_of_a_stream_are_of_one_size(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PIECE", 5 * MEBIBYTE)
+    monkeypatch.setattr(writer, "MOST_PIECES", 2)
+    location, content = f"s3://{s3.new_bucket()}/a", os.urandom(13 * MEBIBYTE)
+    sizes: list[int] = []
+
+    def sent(params: dict[str, Any], **_: Any) -> None:
+        sizes.append(len(params["Body"]))
+
+    events = client_for(place_of(location)).meta.events
+    events.register("provide-client-params.s3.UploadPart", sent)
+    with new_file(location, 12 * MEBIBYTE) as sink:
+        for at in range(0, len(content), 700_000):
+            sink.write(content[at : at + 700_000])
+    events.unregister("provide-client-params.s3.UploadPart", sent)
+    assert sorted(sizes) == [MEBIBYTE, 6 * MEBIBYTE, 6 * MEBIBYTE] and read(location) == content
 
 
 def test_what_fails_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

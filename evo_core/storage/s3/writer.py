@@ -12,23 +12,22 @@ from evo_core.storage.s3.place import Place
 from evo_core.storage.s3.transfer import MOST_PIECES, PIECE, Written, put, send_piece
 from evo_core.storage.s3.trouble import request
 
-_GROWS_AFTER = MOST_PIECES // 5
-"""Pieces after which they become twice as large: how long an object gets is not known, and 16 MiB times all that a
-store takes are 150 GB."""
-
 
 class ObjectWriter:
     """Sends pieces while the next is being written; nothing is seen before `close`.
 
     Of the content there are at most as many pieces in memory as are sent at a time, and the one that is being filled.
     Every method raises what `evo_core.storage.s3.trouble.request` does; then `abort` is left to be called.
+
+    Args:
+        size: about how many bytes there will be. All pieces but the last are of one size: some stores take no others.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, size: int) -> None:
         self._place = place
         self._written = Written(place, if_absent=False)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload")
-        self._piece = bytearray()
+        self._size, self._piece = max(PIECE, -(-size // MOST_PIECES)), bytearray()
         self._sent: list[Future[dict[str, Any]]] = []
         self._upload: dict[str, str] | None = None
 
@@ -66,10 +65,6 @@ class ObjectWriter:
         if asks and (where := self._upload) is not None:
             with suppress(OSError, UserError):
                 request(self._place, lambda client: client.abort_multipart_upload(**where))
-
-    @property
-    def _size(self) -> int:
-        return int(PIECE << len(self._sent) // _GROWS_AFTER)
 
     def _send(self) -> None:
         if self._upload is None:
