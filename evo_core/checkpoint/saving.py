@@ -11,7 +11,7 @@ import logging
 import resource
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -172,13 +172,23 @@ def _fill(
 
 @contextmanager
 def _small_files(folder: Location) -> Iterator[Path]:
-    """Where rank 0 writes the small files of a checkpoint: in its folder, or on the way to a store."""
+    """Where rank 0 writes the small files of a checkpoint: in its folder, or on the way to a store.
+
+    Raises:
+        CheckpointError: there is no room on the way.
+    """
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="evo-") as draft:
-        yield Path(draft)
-        link_tree(Path(draft), folder)
+    with ExitStack() as kept:
+        try:
+            draft = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="evo-")))
+            yield draft
+        except OSError as error:
+            hint = "these small files go by way of TMPDIR: name a folder with room there"
+            message = _cannot(error.strerror or str(error))
+            raise CheckpointError(message, file=tempfile.tempdir or folder, hint=hint) from error
+        link_tree(draft, folder)
 
 
 def _records_of(draft: Path) -> dict[str, FileRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,3 +192,14 @@ def test_a_folder_on_the_way_that_is_full_is_found_before_work(
     with pytest.raises(UserError, match=r"/shm/way: ckpt\.async_upload_tmp_folder: .*No space left on device"):
         run(cfg, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_temporary_folder_that_is_full_is_named(
+    tmp_path: Path, saves: Bucket, small_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_memory))
+    cfg = job(tmp_path, ckpt__save_ckpt_folder=saves.location)
+    before_step(monkeypatch, 2, lambda: fill(small_memory))
+    with pytest.raises(UserError, match=r"/shm: no checkpoint can be saved: No space left on device .*TMPDIR"):
+        run(cfg, tmp_path / "run")
+    assert saves.complete() == set()
