@@ -26,8 +26,8 @@ _PATIENCE = 300.0
 """Seconds that a run which ends with an error waits for a checkpoint: other ranks may hang and never complete it."""
 
 _LONGEST = timedelta(hours=12)
-"""For which one rank may write while the others have written. Half an hour, the default, is not enough for a store that is
-slow on one node; a rank that is gone shows in the steps."""
+"""For which one rank may write while the others have written. Half an hour, the default, is not enough for a store that
+is slow on one node; a rank that is gone shows in the steps."""
 
 Write = Callable[[Staged, dist.ProcessGroup], Location]
 """Writes what was staged, over a group of all ranks, and returns the folder."""
