@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 _PATIENCE = 300.0
 """Seconds that a run which ends with an error waits for a checkpoint: other ranks may hang and never complete it."""
 
+_LONGEST = timedelta(hours=12)
+"""For which one rank may write while the others have written. Half an hour, the default, is not enough for a store that
+is slow on one node; a rank that is gone shows in the steps."""
+
 Write = Callable[[Staged, dist.ProcessGroup], Location]
 """Writes what was staged, over a group of all ranks, and returns the folder."""
 
@@ -32,7 +37,7 @@ class BackgroundSaves:
     """Writes one checkpoint after another behind the training; every rank must make one and call it alike."""
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=_LONGEST)
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
         self._saved: Location | None = None

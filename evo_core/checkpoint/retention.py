@@ -30,7 +30,7 @@ def outdated(found: Sequence[Found], run: Run, keep: int | None, keep_every: int
     complete = [each for each in own if each.complete]
     if not complete:
         return []
-    last = max(complete, key=lambda each: each.saved)
+    last = max(complete, key=_order)
     checkpoints = [each for each in complete if not each.snapshot and each.age <= last.age]
     snapshots = [each for each in complete if each.snapshot and each.age <= last.age]
     kept = [*_newest(checkpoints, keep), *_newest(snapshots, SNAPSHOTS_KEPT)]
@@ -45,4 +45,9 @@ def _is_overtaken(run: Run, found: Found) -> bool:
 
 def _newest(found: Sequence[Found], count: int | None) -> Sequence[Found]:
     """Those that were saved last."""
-    return sorted(found, key=lambda each: each.saved, reverse=True)[:count]
+    return sorted(found, key=_order, reverse=True)[:count]
+
+
+def _order(found: Found) -> tuple[object, ...]:
+    """Sorts a run's checkpoints by when they were saved: by its sessions first, for clocks of their machines differ."""
+    return found.run.session if found.run is not None else "", found.saved

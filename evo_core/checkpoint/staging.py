@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -16,12 +18,17 @@ from torch import Tensor
 from evo_core.checkpoint.agreement import Described, Description
 from evo_core.checkpoint.tensors import own_tensors
 from evo_core.checkpoint.writers import cut
+from evo_core.cores import cores
 from evo_core.placement import Placed
 
 if TYPE_CHECKING:
     from evo_core.checkpoint.parts import Parts
 
 T = TypeVar("T")
+
+_COPIERS = 8
+_SMALL = 4 << 20
+"""Bytes that are copied faster than they are handed to a thread."""
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for every CUDA context of the process."""
@@ -79,9 +86,11 @@ class HostCopies:
         from_gpu = any(each.is_cuda for each in values)
         self._reserve(values, page_locked=from_gpu)
         taken: Counter[torch.dtype] = Counter()
-        copied = {
-            part: {name: self._copied(each, taken) for name, each in named.items()} for part, named in parts.items()
-        }
+        with _Copying() as copy:
+            copied = {
+                part: {name: self._copied(each, taken, copy) for name, each in named.items()}
+                for part, named in parts.items()
+            }
         if from_gpu:  # to page-locked memory alone it copies while the next copies are being asked for
             torch.cuda.synchronize()
         return copied
@@ -104,7 +113,7 @@ class HostCopies:
                 _lock_pages(buffer)
             self._buffers[dtype] = buffer
 
-    def _copied(self, parts: Parts, taken: Counter[torch.dtype]) -> Parts:
+    def _copied(self, parts: Parts, taken: Counter[torch.dtype], copy: _Copying) -> Parts:
         from evo_core.checkpoint.parts import Parts
 
         copies = []
@@ -112,8 +121,38 @@ class HostCopies:
             start = taken[values.dtype]
             taken[values.dtype] += values.numel()
             room = self._buffers[values.dtype][start : taken[values.dtype]].view(values.shape)
-            copies.append((where, room.copy_(values, non_blocking=True)))
+            copy(room, values)
+            copies.append((where, room))
         return Parts(tuple(parts.shape), parts.dtype, copies)
+
+
+class _Copying:
+    """Copies tensors into memory of the host; all is there when the block ends, but for what a GPU was asked for.
+
+    One core does not use what the memory can give. A rank has one thread for its work where cores are shared out to
+    ranks, and the steps wait for this: so it takes all that the rank has.
+    """
+
+    def __init__(self) -> None:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or dist.get_world_size())
+        self._pool = ThreadPoolExecutor(max(1, min(_COPIERS, cores() // local_ranks)))
+        self._copies: list[Future[Tensor]] = []
+
+    def __enter__(self) -> _Copying:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+        for each in self._copies:
+            each.result()
+
+    def __call__(self, room: Tensor, values: Tensor) -> None:
+        if values.is_cuda or values.nbytes < _SMALL or values.dim() == 0:
+            room.copy_(values, non_blocking=True)
+            return
+        rows = max(1, _SMALL * len(values) // values.nbytes)
+        for part, source in zip(room.split(rows), values.split(rows), strict=True):
+            self._copies.append(self._pool.submit(part.copy_, source))
 
 
 def _lock_pages(buffer: Tensor) -> None:

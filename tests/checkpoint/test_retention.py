@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,10 @@ def test_what_a_later_session_of_the_run_saves_stays() -> None:
     here, later = Run("mine", saved=9.0, session="1000000000.000000 a"), Run("mine", session="1000000001.000000 b")
     found = [folder(9, run=here), folder(6, attempt=2, complete=False, run=later), folder(6, run=here)]
     assert [(each.step, each.attempt) for each in outdated(found, here, 1)] == [(6, 1)]
+
+
+def test_a_later_session_saved_later_whatever_its_clock_says() -> None:
+    before, now = (Run("a", session=began) for began in ("1", "2"))
+    saved = [(1, before, 9e9), (2, before, 9e9 + 1), (3, now, 10.0), (4, now, 20.0)]
+    found = [folder(step, run=replace(run, saved=at)) for step, run, at in saved]
+    assert [each.step for each in outdated(found, now, 1)] == [1, 2, 3]
