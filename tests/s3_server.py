@@ -57,7 +57,7 @@ class S3Server:
             "-master.telemetry=false", f"-master.port={master}", "-master.volumeSizeLimitMB=256",
             # Its one master leads at once, where with the defaults it waits ten seconds for others when it comes back.
             "-master.raftHashicorp", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
-            f"-volume.port={volume}", "-volume.max=0",
+            f"-volume.port={volume}", "-volume.max=5000",
             "-filer=true", f"-filer.port={filer}", f"-filer.localSocket={folder}/filer.sock",
             "-s3=true", f"-s3.port={s3}", f"-s3.config={folder}/s3.json", f"-s3.localSocket={folder}/s3.sock",
             "-s3.port.iceberg=0", "-s3.port.lance=0",

@@ -89,10 +89,10 @@ class Job:
         assert command.wait(_PATIENCE) == [0] * _RANKS, command.log.read_text()
         return losses(self._folder / "undisturbed")
 
-    def start(self, *, every: int = _EVERY, each_step: Hook | None = None) -> Command:
+    def start(self, *, every: int = _EVERY, each_step: Hook | None = None, **changes: Any) -> Command:
         """Start it, or start it again where it was."""
         place = {"ckpt__save_ckpt_folder": self.saves.location, "ckpt__checkpoint_every": every}
-        write_job(self._folder, **self._changes, **place)
+        write_job(self._folder, **self._changes, **place, **changes)
         return self._command("run", each_step)
 
     def finish(self, expected: list[float]) -> None:
@@ -119,14 +119,17 @@ class Job:
         return Command(arguments, log, ranks=_RANKS, each_step=each_step)
 
 
-def kill_in_saves(job: Job, times: int) -> Tally:
+def kill_in_saves(job: Job, times: int, *, behind: Sequence[bool]) -> Tally:
     """Start the job and kill it in a save, `times` times: all its ranks, or one that the others end after.
 
     After each kill every complete checkpoint is whole, and the next start goes on from the newest.
+
+    Args:
+        behind: by turns, whether the job saves in the background.
     """
     moments, tally, goes_on_from = Moments(), Tally(), None
-    for _ in range(times):
-        before, command = job.saves.begun(), job.start()
+    for number in range(times):
+        before, command = job.saves.begun(), job.start(ckpt__async_upload=behind[number % len(behind)])
         try:
             job.wait_for_a_save(command, before)
             moments.wait()

@@ -89,7 +89,8 @@ def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str, 
     assert not (tmp_path / "ckpt" / "10" / "manifest.json").exists()
     assert Command(arguments(tmp_path), tmp_path / "log2", ranks=2).wait() == [0, 0]
     log = (tmp_path / "log2").read_text()
-    assert f"{tmp_path / 'ckpt' / '10'} is incomplete" in log
+    if where != "records":  # the rank that completes it lives a moment longer, and may have removed it
+        assert f"{tmp_path / 'ckpt' / '10'} is incomplete" in log
     assert f"resuming from {tmp_path / 'ckpt' / '5'}" in log
     assert losses(tmp_path / "run") == expected
 
