@@ -102,8 +102,9 @@ def test_copies_of_any_type_and_form() -> None:
 
 def test_copies_take_the_memory_of_what_is_copied_and_no_more() -> None:
     def body() -> tuple[int, int, int]:
-        dtypes = (torch.float32, torch.bfloat16, torch.uint8)
-        tensors = {str(n): torch.ones(33_000 + n, dtype=dtypes[n % 3]) for n in range(600)}
+        dtypes = (torch.float32, torch.bfloat16, torch.float16)
+        # Each buffer is larger than what the C library would give out of memory that was in use before (32 MiB).
+        tensors = {str(n): torch.ones(200_000 + n, dtype=dtypes[n % 3]) for n in range(300)}
         stage({"model": placed({"0": tensors["0"]})}, HostCopies())  # imports what it needs
         copies, before = HostCopies(), resident_bytes()
         staged = stage({"model": placed(tensors)}, copies)

@@ -59,7 +59,9 @@ def test_killed_in_every_step_it_ends_as_if_nothing_had_happened(whole: Evo, evo
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_stopped_while_training_it_saves_ends_and_carries_on(whole: Evo, evo: Evo, number: int, status: int) -> None:
     run = evo.start("run", TINY, "--no-server", "--targets", "model")
     wait_until(lambda: in_the_middle_of(evo, "model"))

@@ -60,8 +60,13 @@ def test_everything_killed_many_times(tmp_path: Path, expected: list[float], beh
     kills(tmp_path, expected, 50, ckpt__async_upload=behind)
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["in the step", "in the background"])
-@pytest.mark.parametrize("where", ["tensors", "records", "manifest"])
+IN_THE_STEP = [pytest.param(where, False, marks=pytest.mark.slow) for where in ("tensors", "records")]
+
+
+@pytest.mark.parametrize(
+    ("where", "behind"),
+    [*IN_THE_STEP, ("manifest", False), ("tensors", True), ("records", True), ("manifest", True)],
+)
 def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str, behind: bool) -> None:
     """One rank dies inside the second save; the others go with it; the first checkpoint is whole."""
     changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}

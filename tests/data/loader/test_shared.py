@@ -173,9 +173,11 @@ def test_an_error_in_a_batch_is_raised_on_all_at_its_step(
 
 
 def test_what_others_have_cannot_be_drawn(tmp_path: Path) -> None:
+    cfg = token_job(tmp_path / "d")
+
     def ask() -> str:
         mesh = mesh_of(1, tensor={"size": 2})
-        source = open_source(token_job(tmp_path / "d"), dp_rank=0, dp_size=1, tensor=mesh.tensor)
+        source = open_source(cfg, dp_rank=0, dp_size=1, tensor=mesh.tensor)
         if dist.get_rank() == 0:
             return ""
         with pytest.raises(RuntimeError) as caught:
