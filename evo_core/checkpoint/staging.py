@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _COPIERS = 8
-_SMALL = 4 << 20
-"""Bytes that are copied faster than they are handed to a thread."""
+_SMALL, _AT_ONCE = 1 << 19, 4 << 20
+"""Bytes that are copied faster than they are handed to a thread, and that a thread copies in one go."""
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for every CUDA context of the process."""
@@ -150,7 +150,7 @@ class _Copying:
         if values.is_cuda or values.nbytes < _SMALL or values.dim() == 0:
             room.copy_(values, non_blocking=True)
             return
-        rows = max(1, _SMALL * len(values) // values.nbytes)
+        rows = max(1, _AT_ONCE * len(values) // values.nbytes)
         for part, source in zip(room.split(rows), values.split(rows), strict=True):
             self._copies.append(self._pool.submit(part.copy_, source))
 
