@@ -149,11 +149,14 @@ def kill_in_saves(job: Job, times: int, *, behind: Sequence[bool]) -> Tally:
     return tally
 
 
-def kill_server_in_saves(jobs: Sequence[Job], server: S3Server, times: int) -> Tally:
+def kill_server_in_saves(jobs: Sequence[Job], server: S3Server, times: int, *, stays_away: float = 0.2) -> Tally:
     """Kill the server on which several jobs save, at the same time, in a save of one of them or while it loads, `times`
     times. It comes back at once, or when all have given up.
 
     A run goes on after the pause, or ends with one error. After each kill every complete checkpoint is whole.
+
+    Args:
+        stays_away: how likely it comes back only then.
     """
     moments, tally = Moments(), Tally()
     running: dict[Job, Command] = {}
@@ -171,7 +174,7 @@ def kill_server_in_saves(jobs: Sequence[Job], server: S3Server, times: int) -> T
                 cut = f"saved {job.saves.location}/{name} in " not in running[job].log.read_text()
                 tally.before_the_end += cut
                 moments.learn(before_the_end=cut)
-            if moments.chance(0.2):
+            if moments.chance(stays_away):
                 for command in running.values():
                     command.wait(_PATIENCE)
             server.start()

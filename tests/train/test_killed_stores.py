@@ -57,7 +57,7 @@ def server_killed(
         jobs.append(Job(tmp_path / name, Bucket(server), steps=24 * times, **changes))
     expected = jobs[0].undisturbed()
     monkeypatch.setenv("EVO_S3_PATIENCE", "6")  # the server is back after two seconds or three, now and then seven
-    tally = kill_server_in_saves(jobs, server, times)
+    tally = kill_server_in_saves(jobs, server, times, stays_away=0.2 if times > 5 else 0.0)
     monkeypatch.delenv("EVO_S3_PATIENCE")
     for job in jobs:
         job.finish(expected)
