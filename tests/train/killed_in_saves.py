@@ -165,6 +165,7 @@ def kill_server_in_saves(jobs: Sequence[Job], server: S3Server, times: int, *, s
             job = jobs[number % len(jobs)]
             loads = job not in running and moments.chance(0.3)
             before = job.saves.begun()
+            tally.lost += _lost(running)  # some give up only now
             running |= {each: each.start() for each in jobs if each not in running}
             name = None if loads else job.wait_for_a_save(running[job], before)
             moments.wait()
@@ -178,9 +179,7 @@ def kill_server_in_saves(jobs: Sequence[Job], server: S3Server, times: int, *, s
                 for command in running.values():
                     command.wait(_PATIENCE)
             server.start()
-            for each in [each for each, command in running.items() if command.ended()]:
-                _check_that_it_said_why(running.pop(each))
-                tally.lost += 1
+            tally.lost += _lost(running)
             for each in jobs:
                 each.saves.check()
     finally:
@@ -197,3 +196,11 @@ def _check_that_it_said_why(command: Command) -> None:
     said = command.log.read_text()
     errors = {line for line in said.splitlines() if line.startswith("evo_core.train: error: ")}
     assert len(errors) == 1 and "Traceback" not in said, said
+
+
+def _lost(running: dict[Job, Command]) -> int:
+    """Take away the runs that have given up, and count them."""
+    ended = [job for job, command in running.items() if command.ended()]
+    for job in ended:
+        _check_that_it_said_why(running.pop(job))
+    return len(ended)

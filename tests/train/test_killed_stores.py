@@ -56,8 +56,10 @@ def server_killed(
         changes |= {"ckpt__async_upload": name == "behind"}
         jobs.append(Job(tmp_path / name, Bucket(server), steps=24 * times, **changes))
     expected = jobs[0].undisturbed()
-    monkeypatch.setenv("EVO_S3_PATIENCE", "6")  # the server is back after two seconds or three, now and then seven
-    tally = kill_server_in_saves(jobs, server, times, stays_away=0.2 if times > 5 else 0.0)
+    many = times > 5
+    # The server is back after two seconds or three, now and then seven: of many times a run gives up in some.
+    monkeypatch.setenv("EVO_S3_PATIENCE", "6" if many else "60")
+    tally = kill_server_in_saves(jobs, server, times, stays_away=0.2 if many else 0.0)
     monkeypatch.delenv("EVO_S3_PATIENCE")
     for job in jobs:
         job.finish(expected)
