@@ -41,6 +41,7 @@ from evo_core.errors import DamagedError
 from evo_core.placement import Rectangle, tiling_fault
 from evo_core.storage.files import below, file_sizes, read_if_there
 from evo_core.storage.location import Location
+from evo_core.storage.seekable import Seekable
 
 _FILE = ".metadata"
 
@@ -174,24 +175,12 @@ class Reader(FileSystemReader):
                     planner.commit_tensor(item, target)
 
 
-class _Content(io.RawIOBase):
+class _Content(Seekable):
     """Bytes as a file: what is read is copied once, to where it is wanted."""
 
     def __init__(self, content: memoryview) -> None:
-        self._content, self._at = content, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._content)}[whence]
-        return self._at
+        super().__init__(len(content))
+        self._content = content
 
     def readinto(self, buffer: Any) -> int:
         part = self._content[self._at : self._at + len(buffer)]

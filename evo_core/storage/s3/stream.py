@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from evo_core.storage.s3.place import Place
 from evo_core.storage.s3.trouble import request
+from evo_core.storage.seekable import Seekable
 
 _FIRST, _MOST = 1 << 20, 64 << 20
 """Bytes asked for at first, and at most: whoever reads on gets twice as many each time, whoever jumps about few."""
@@ -18,7 +18,7 @@ def span_of(place: Place, start: int, end: int, tag: str) -> dict[str, str]:
     return {"Bucket": place.bucket, "Key": place.key, "Range": f"bytes={start}-{end - 1}", **version}
 
 
-class ObjectStream(io.RawIOBase):
+class ObjectStream(Seekable):
     """One version of an object.
 
     Args:
@@ -28,27 +28,11 @@ class ObjectStream(io.RawIOBase):
     """
 
     def __init__(self, place: Place, size: int, tag: str) -> None:
-        self._place, self._size, self._tag = place, size, tag
-        self._at = 0
+        super().__init__(size)
+        self._place, self._tag = place, tag
         self._window = _FIRST
         self._body: Any = None
         self._body_at = self._body_end = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise ValueError(f"negative position {at}")
-        self._at = at
-        return at
 
     def readinto(self, buffer: Any) -> int:
         """Read at least a byte where there is one.
