@@ -38,7 +38,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.savers import Dcp, Evo, Plain, Saver, Training, layers_of
+from benchmarks.savers import BackgroundSaver, Dcp, Evo, Plain, Saver, Training, layers_of
 from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.checksum import checksums
 from evo_core.checkpoint.saving import tensors_of
@@ -75,8 +75,8 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def measure(root: Location, layers: int, zero: int, rounds: int, processes: bool) -> dict[str, Any]:
     """Times of each contestant on this rank."""
     training = Training(layers, zero)
-    waiting: dict[str, Saver] = {EVO: Evo(training), DCP: Dcp(training), PLAIN: Plain(training)}
-    behind: dict[str, Saver] = {EVO: waiting[EVO], DCP: waiting[DCP]}
+    behind: dict[str, BackgroundSaver] = {EVO: Evo(training), DCP: Dcp(training)}
+    waiting: dict[str, Saver] = {**behind, PLAIN: Plain(training)}
     if processes and not is_remote(root):
         behind[DCP_PROCESS] = Dcp(training, processes=True)
     times: Times = defaultdict(lambda: defaultdict(list))
@@ -117,7 +117,7 @@ def loaded(name: str, saver: Saver, here: Location) -> tuple[float, float]:
     return spent
 
 
-def during(training: Training, saver: Saver, here: Location) -> dict[str, float]:
+def during(training: Training, saver: BackgroundSaver, here: Location) -> dict[str, float]:
     """Steps without and with a save behind them."""
     alone = [timed(training.step)[0] for _ in range(STEPS)]
     begun: list[Any] = []
@@ -140,7 +140,7 @@ def during(training: Training, saver: Saver, here: Location) -> dict[str, float]
 def memory(root: Location, layers: int, zero: int, which: str) -> list[float]:
     """MB by which this rank grows in the first save in the background, and in the second."""
     training = Training(layers, zero)
-    saver: Saver = {EVO: Evo, DCP: Dcp}[which](training)
+    saver: BackgroundSaver = {EVO: Evo, DCP: Dcp}[which](training)
     found = []
     for _ in range(2):
         with place(root) as here:

@@ -98,12 +98,16 @@ class Saver(Protocol):
 
     def load(self, place: Location) -> None: ...
 
-    def begin(self, place: Location) -> Begun: ...
-
     def close(self) -> None: ...
 
     def values(self) -> dict[str, Tensor]:
         """What is saved from and loaded into."""
+
+
+class BackgroundSaver(Saver, Protocol):
+    """One that also saves behind the steps."""
+
+    def begin(self, place: Location) -> Begun: ...
 
 
 class Evo:
@@ -226,9 +230,6 @@ class Plain:
 
     def values(self) -> dict[str, Tensor]:
         return self._tensors
-
-    def begin(self, place: Location) -> Begun:
-        raise NotImplementedError("torch.save waits")
 
     def close(self) -> None:
         pass
