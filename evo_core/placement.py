@@ -237,16 +237,30 @@ class Held:
         index: which of them is this rank's.
         partial: whether ranks that hold the same piece each see a part of its gradient, which is then the sum over
             them; else each sees all of it.
+        on_ends: whether the first and the last stage of a pipeline hold it, each of which sees a part of its gradient.
     """
 
     on_each: tuple[Placement, ...]
     index: int
     partial: bool
+    on_ends: bool = False
 
     @property
     def placement(self) -> Placement:
         """This rank's."""
         return self.on_each[self.index]
+
+    def at_both_ends(self, distance: int) -> Held:
+        """The same for a parameter that the other end of the pipeline holds too, so many ranks from here."""
+
+        def both(placement: Placement) -> Placement:
+            pieces = (
+                replace(piece, ranks=_ascending([*piece.ranks, *(rank + distance for rank in piece.ranks)]))
+                for piece in placement.pieces
+            )
+            return replace(placement, pieces=tuple(pieces))
+
+        return replace(self, on_each=tuple(map(both, self.on_each)), on_ends=True)
 
 
 def placements_of(model: nn.Module) -> dict[str, Placement]:

@@ -3,13 +3,15 @@
 Whoever cuts a model does it in this order, so that no process ever holds all of it:
 
     model = build_model(cfg, device="meta")     the whole model, without memory
-    keep_stage(model, stage)                    the other stages' modules go
+    keep_stages(model, stages)                  the other stages' modules go
     ...                                         linear layers are replaced by ones that hold a part
     allocate(model, device)                     memory for what is left
     init_weights(model, cfg, seed)              or weights from a checkpoint, whose names are the same
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -18,26 +20,31 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.stage import Stage
 
 
-def keep_stage(model: Decoder, stage: Stage) -> None:
-    """Take out of a decoder, in place, what other stages hold. What stays keeps its name.
+def keep_stages(model: Decoder, stages: Sequence[Stage]) -> None:
+    """Take out of a decoder, in place, all but some stages. What stays keeps its name.
 
-    With a tied head the last stage keeps an embedding of its own, under the embedding's name, for the weight: the first
-    stage has the same one, and their gradients belong together.
+    With a tied head the last stage keeps an embedding under the embedding's name, for the weight, even where the first
+    one is elsewhere and has the same: then their gradients belong together.
+
+    Args:
+        stages: in the order of the model.
 
     Raises:
-        ValueError: the model does not hold that stage.
+        ValueError: the model does not hold them.
     """
-    held = model.stage
-    beyond = set(stage.blocks) - set(held.blocks)
-    if beyond or stage.has_embedding > held.has_embedding or stage.has_head > held.has_head:
-        raise ValueError(f"{stage} is no part of {held}")
-    for number in set(held.blocks) - set(stage.blocks):
+    kept = {number for stage in stages for number in stage.blocks}
+    has_embedding, has_head = any(stage.has_embedding for stage in stages), any(stage.has_head for stage in stages)
+    held = {int(name) for name in model.blocks}
+    begins, ends = any(stage.has_embedding for stage in model.stages), any(stage.has_head for stage in model.stages)
+    if not kept <= held or has_embedding > begins or has_head > ends:
+        raise ValueError(f"{list(stages)} are no parts of {list(model.stages)}")
+    for number in held - kept:
         del model.blocks[str(number)]
-    if not stage.has_head:
+    if not has_head:
         model.norm = model.head = None
-    if not stage.has_embedding and (model.head is None or not model.head.is_tied):
+    if not has_embedding and (model.head is None or not model.head.is_tied):
         model.embedding = None
-    model.stage = stage
+    model.stages = tuple(stages)
 
 
 def allocate(model: nn.Module, device: torch.device | str) -> None:

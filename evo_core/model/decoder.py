@@ -218,7 +218,7 @@ class Block(AliasedModule):
 
 
 class Decoder(AliasedModule):
-    """A decoder-only language model, or a stage of one (evo_core/model/stage.py).
+    """A decoder-only language model, or stages of one (evo_core/model/stage.py).
 
     Args:
         cfg: the `model` block.
@@ -229,22 +229,20 @@ class Decoder(AliasedModule):
         embedding, norm, head: None where another stage has them; norm None too with norms after each sum. A last stage
             with a tied head keeps an embedding that it does not read, for its weight.
         blocks: by their number in the whole model, as a string.
-        stage: which part of the model this is.
+        stages: which parts of the model these are, in the order of the model.
     """
 
     def __init__(self, cfg: ModelConfig, family: Family, *, device: torch.device | str, dtype: torch.dtype) -> None:
         super().__init__(family.decoder_names)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg, self.family, self.dtype = cfg, family, dtype
-        self.stage = Stage(range(cfg.num_layers), has_embedding=True, has_head=True)
+        self.stages: tuple[Stage, ...] = (Stage(range(cfg.num_layers), has_embedding=True, has_head=True),)
         #: What this rank holds of each parameter, by name; nothing where it is all of each.
         self.held: Mapping[str, Held] = {}
         #: Which of how many equal parts of the sequence's rows the residual stream holds here.
         self.rows = (0, 1)
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
         self.ending: frozenset[int] = frozenset()
-        #: The first so many blocks of the whole model keep only their input and run again in the backward pass.
-        self.recomputed_blocks = int(cfg.num_layers * float(cfg.checkpoint))
 
         scale = cfg.embed_grad_scale
         self.embedding: Embedding | None = Embedding(cfg.vocab_size, cfg.hidden_size, grad_scale=scale, **factory)
@@ -266,6 +264,22 @@ class Decoder(AliasedModule):
         """Where its weights are."""
         return next(self.parameters()).device
 
+    @property
+    def stage(self) -> Stage:
+        """The only one of its stages.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.stages) > 1:
+            raise ValueError("a model of several stages must be told which of them to run")
+        return self.stages[0]
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Of the residual stream, which one stage hands to the next."""
+        return accumulation_dtype(self.dtype) if self.cfg.residual_in_fp32 else self.dtype
+
     def forward(
         self,
         input_ids: Tensor,
@@ -276,12 +290,13 @@ class Decoder(AliasedModule):
         label_smoothing: float = 0.0,
         draws: Draws | None = None,
         moe_loss: Tensor | None = None,
+        stage: Stage | None = None,
     ) -> ModelOutput:
         """One packed sequence.
 
         Args:
             input_ids: [T] int64. A stage without embedding takes the hidden states of the one before,
-                [T, hidden_size] in the dtype of the residual stream.
+                [T, hidden_size] in `stream_dtype`, T being the rows that are held here.
             positions: [T] int64, each token's place in its own document.
             cu_seqlens: [n + 1] int32, where the n documents begin and end; the last is T.
             labels: [T] int64, the token after each; -100 is ignored. None asks for logits. A stage without head
@@ -290,10 +305,12 @@ class Decoder(AliasedModule):
             label_smoothing: in [0, 1).
             draws: of this micro-batch, in training; None has torch's own generator choose them.
             moe_loss: scalar, the balance losses of the stages before, to which this one's are added.
+            stage: which of `stages`; None where there is one.
         """
+        stage = stage or self.stage
         documents = Documents(cu_seqlens, max_seqlen)
-        hidden, moe_loss = self._run(input_ids, positions, documents, None, None, draws, moe_loss)
-        if self.head is None:
+        hidden, moe_loss = self._run(stage, input_ids, positions, documents, None, None, draws, moe_loss)
+        if not stage.has_head or self.head is None:
             return ModelOutput(hidden=hidden, moe_loss=moe_loss)
         if labels is None:
             return ModelOutput(logits=self.head.logits(hidden), moe_loss=moe_loss)
@@ -323,19 +340,23 @@ class Decoder(AliasedModule):
         documents: Documents,
         cache: AttentionCache | None = None,
         rotation: Rotary | None = None,
+        stage: Stage | None = None,
     ) -> Tensor:
-        """What the head reads: [T, hidden_size].
+        """What the head reads, or the next stage: [T, hidden_size].
 
         Args:
-            input_ids, positions: [T] int64.
+            input_ids: [T] int64; of a stage without embedding the hidden states of the one before.
+            positions: [T] int64.
             documents: where each begins.
             cache: keys and values of earlier tokens, for generation.
             rotation: of these tokens; None is the usual one at their positions.
+            stage: which of `stages`; None where there is one.
         """
-        return self._run(input_ids, positions, documents, cache, rotation, None, None)[0]
+        return self._run(stage or self.stage, input_ids, positions, documents, cache, rotation, None, None)[0]
 
     def _run(
         self,
+        stage: Stage,
         x: Tensor,
         positions: Tensor,
         documents: Documents,
@@ -351,14 +372,15 @@ class Decoder(AliasedModule):
             if self.held:
                 raise ValueError("ranks that share a model must be given their draws, or each would make its own")
             draws = Draws.from_torch()
-        if self.stage.has_embedding:
+        if stage.has_embedding:
             x = self._embed(x, draws)
         if rotation is None:
             rotation = self.rotation(positions, self._stretched_base(documents))
-        for name, block in self.blocks.items():
-            number = int(name)
+        recomputed = stage.recomputed(float(self.cfg.checkpoint))
+        for number in stage.blocks:
+            block = self.blocks[str(number)]
             of_layer = None if draws is None else draws.layer(number)
-            if number < self.recomputed_blocks and torch.is_grad_enabled() and cache is None:
+            if number in recomputed and torch.is_grad_enabled() and cache is None:
                 # No random state to preserve: a block draws by its place.
                 x, balance = recompute_in_backward(
                     block, x, rotation, documents, None, of_layer, use_reentrant=False, preserve_rng_state=False
@@ -368,14 +390,14 @@ class Decoder(AliasedModule):
             if balance is not None:
                 # One after the other, as stages add them up: a cut changes no bit.
                 moe_loss = balance if moe_loss is None else moe_loss + balance
-        return x if self.norm is None else self.norm(x), moe_loss
+        return x if not stage.has_head or self.norm is None else self.norm(x), moe_loss
 
     def _embed(self, input_ids: Tensor, draws: Draws | None) -> Tensor:
         """input_ids [T] -> the residual stream before the first block [T, hidden_size]."""
         x: Tensor = self.embedding(input_ids)  # type: ignore[misc]
         if self.cfg.drop_rate and draws is not None:
             x = draws.layer(0).dropout(x, self.cfg.drop_rate, "embedding")
-        return x.to(accumulation_dtype(self.dtype)) if self.cfg.residual_in_fp32 else x
+        return x.to(self.stream_dtype)
 
 
 def make_norm(cfg: ModelConfig, size: int, *, device: torch.device | str, dtype: torch.dtype) -> Norm:

@@ -1,4 +1,7 @@
-"""A stage: the part of a decoder that one process of a pipeline holds. How it is cut out is in cutting.py."""
+"""A stage: a run of a decoder's blocks that one process of a pipeline computes at a time.
+
+How a decoder is cut to the stages of one process is in cutting.py; which process has which, in parallel/pipeline.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +21,8 @@ class Stage:
     blocks: range
     has_embedding: bool
     has_head: bool
+
+    def recomputed(self, fraction: float) -> range:
+        """Its first blocks, so many of them as a fraction says, that keep only their input and run again in the
+        backward pass."""
+        return self.blocks[: int(len(self.blocks) * fraction)]

@@ -170,8 +170,11 @@ class Bucket:
             self.work = None
         for axis in self.unsummed:
             all_reduce(self.grad, axis.group).wait()
+        if self.group.ends is not None:  # only here: before, the other end may still be at work on this one's batches
+            all_reduce(self.grad, self.group.ends.group).wait()
         for axis in self.group.alike:
-            broadcast(self.grad, 0, axis.group).wait()
+            if axis.size > 1:
+                broadcast(self.grad, 0, axis.group).wait()
         if self.group.repeated is not None:
             self._sum_repeated(self.group.repeated)
 

@@ -9,7 +9,7 @@ How a model is cut over ranks decides this, not the optimizer. With the axes of 
     whole on each tensor rank, and
       each has the same gradient       zero, replica          tensor              zero   replica, tensor
       each has a part of its gradient  zero, replica, tensor                      zero   replica, tensor
-    tied, on first and last stage      zero, replica, the two                     zero   replica, the two
+    tied, on first and last stage      as above, ends                             zero   as above, ends
 
 The sum is divided by the number of data ranks. A run is one of neighbours among the tensor ranks.
 """
@@ -39,6 +39,8 @@ class ParameterGroup:
         alike: the axes along which each rank has the same gradient. That of the first one is taken, so that replicas
             stay alike to the last bit, whatever order the sums over data ranks were formed in.
         repeated: the axis along which some pieces are on several ranks, each of which has a part of their gradient.
+        ends: the axis from the first stage of a pipeline to the last, where both hold them and each has a part of
+            their gradient.
         placements: what this rank holds of each parameter, by name. In the global norm each piece counts once, by an
             equal part on each rank that holds it, so that a parameter may have pieces on more ranks than others, as
             key and value heads that are on several tensor ranks.
@@ -52,6 +54,7 @@ class ParameterGroup:
     placements: Mapping[str, Placement]
     alike: tuple[Axis, ...] = ()
     repeated: Axis | None = None
+    ends: Axis | None = None
 
     def share(self, name: str) -> Placement:
         """What this rank holds of the state of a parameter: a run of the parameter's rows, by `placement.span`."""
@@ -81,43 +84,51 @@ def groups_of(model: nn.Module, mesh: Mesh) -> list[ParameterGroup]:
     held: Mapping[str, Held] = getattr(model, "held", {})
     if not held:
         return [data_parallel(model.named_parameters(), mesh)]
-    kinds: dict[tuple[_Kind, int], dict[str, nn.Parameter]] = {}
+    kinds: dict[tuple[_Kind, int, bool], dict[str, nn.Parameter]] = {}
     for name, param in model.named_parameters():
         if param.requires_grad:
             kinds.setdefault(_kind(held[name], mesh), {})[name] = param
     # In one order on every rank, since they make process groups.
     return [
-        _group(kind, holders, kinds[kind, holders], {n: held[n].placement for n in kinds[kind, holders]}, mesh)
-        for kind, holders in sorted(kinds)
+        _group(*kind, parameters, {name: held[name].placement for name in parameters}, mesh)
+        for kind, parameters in sorted(kinds.items(), key=lambda item: item[0])
     ]
 
 
 _Kind = Literal["alike", "cut", "partial", "repeated"]
 
 
-def _kind(held: Held, mesh: Mesh) -> tuple[_Kind, int]:
-    """How a parameter lies on the tensor ranks, and how many of them hold its most widely held piece."""
-    holders = [len(piece.ranks) // mesh.data.size for piece in held.placement.pieces]
+def _kind(held: Held, mesh: Mesh) -> tuple[_Kind, int, bool]:
+    """How a parameter lies on the tensor ranks, how many of them hold its most widely held piece, and whether first and
+    last stage hold it."""
+    copies = mesh.data.size * (2 if held.on_ends else 1)
+    holders = [len(piece.ranks) // copies for piece in held.placement.pieces]
     if min(holders) == mesh.tensor.size:
-        return ("partial" if held.partial else "alike"), mesh.tensor.size
-    return ("repeated", max(holders)) if held.partial and max(holders) > 1 else ("cut", 1)
+        return ("partial" if held.partial else "alike"), mesh.tensor.size, held.on_ends
+    if held.partial and max(holders) > 1:
+        return "repeated", max(holders), held.on_ends
+    return "cut", 1, held.on_ends
 
 
 def _group(
     kind: _Kind,
     holders: int,
+    on_ends: bool,
     parameters: Mapping[str, nn.Parameter],
     placements: Mapping[str, Placement],
     mesh: Mesh,
 ) -> ParameterGroup:
     over_data, over_tensor = (mesh.zero, mesh.replica), (mesh.tensor,)
+    alike_along = (mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,)
+    ends = mesh.ends if on_ends else None
     return ParameterGroup(
         parameters,
         reduce=over_data + over_tensor if kind == "partial" else over_data,
         divisor=mesh.data.size,
         zero=mesh.zero,
-        replica=(mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,),
+        replica=alike_along if ends is None else (*alike_along, ends),
         placements=placements,
         alike=over_tensor if kind == "alike" else (),
         repeated=mesh.tensor_run(holders) if kind == "repeated" else None,
+        ends=ends,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.placement import Placed
@@ -13,6 +14,9 @@ from evo_core.placement import Placed
 
 class Optimizer(Protocol):
     """A step is ``begin``, ``backward`` for each micro-batch, ``reduce``, ``step``.
+
+    Where a schedule makes the gradients, a backward pass is its own: of `scaled` losses, with `final` before the last
+    one of some parameters, and `collect` behind one that sets gradients without calling their hooks.
 
     Every rank calls every method, in one order; `state` and `restored` ask nothing of the other ranks.
 
@@ -40,6 +44,15 @@ class Optimizer(Protocol):
             loss: scalar; the gradients of a step are the sum over micro-batches, averaged over data ranks.
             last: whether it is the step's last, after which nothing is added any more.
         """
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """A loss, scalar, as its gradients are to be made: times the loss scale."""
+
+    def final(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The gradients of these that are made from now on are their last of the step."""
+
+    def collect(self) -> None:
+        """Take the gradients that parameters have, in whatever way they came there."""
 
     def reduce(self, totals: torch.Tensor) -> float:
         """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping.

@@ -8,6 +8,8 @@ The life of a step, the same for one process and for many::
     norm = optimizer.reduce(totals)                       # gradient norm and the caller's sums in one all-reduce
     updated = optimizer.step(lr, beta2)                   # scale, clip, AdamW on the share, gather; or skip
 
+A pipeline's schedule makes the gradients by itself: see `Optimizer`.
+
 Rajbhandari et al. 2020 (ZeRO, stage 1); Loshchilov and Hutter 2019 (AdamW). Accumulation, reduction and master values
 are in ``promote_types(dtype, float32)``: fp32 is a floor, so a float64 model is trained in float64.
 
@@ -21,6 +23,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
+from torch import nn
 from torch.optim.adamw import adamw
 
 from evo_core.errors import ConfigError
@@ -108,6 +111,7 @@ class Zero1AdamW:
         place = {name: number for number, name in enumerate(order)}
         self._turns = sorted(self.buckets, key=lambda bucket: -min(place.get(slot.name, 0) for slot in bucket.slots))
         self._reducing = False
+        self._final: set[int] = set()
         self._missing: list[set[str]] = [set() for _ in self._turns]
         self._launched = 0
         for index, bucket in enumerate(self._turns):
@@ -123,7 +127,9 @@ class Zero1AdamW:
 
     def begin(self) -> None:
         """Start a step."""
-        self._reducing, self._launched = False, 0
+        self._reducing, self._launched = self.overlap, 0
+        self._final.clear()
+        self._missing = [{slot.name for slot in bucket.slots} for bucket in self._turns] if self.overlap else []
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of one micro-batch.
@@ -133,9 +139,27 @@ class Zero1AdamW:
             last: whether it is the step's last, after which nothing is added any more.
         """
         if last:
-            self._reducing = self.overlap
-            self._missing = [{slot.name for slot in bucket.slots} for bucket in self._turns]
-        (loss * self.scaler.scale if self.scaler.enabled else loss).backward()
+            self.final(slot.param for bucket in self.buckets for slot in bucket.slots)
+        self.scaled(loss).backward()
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """A loss, scalar, as its gradients are to be made: times the loss scale."""
+        return loss * self.scaler.scale if self.scaler.enabled else loss
+
+    def final(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The gradients of these that are made from now on are their last of the step.
+
+        With `overlap` a bucket is reduced as soon as it has the last gradients of all its parameters.
+        """
+        if self.overlap:
+            self._final.update(map(id, parameters))
+
+    def collect(self) -> None:
+        """Take the gradients that parameters have, in whatever way they came there: as from hooks."""
+        for index, bucket in enumerate(self._turns):
+            for slot in bucket.slots:
+                if slot.param.grad is not None:
+                    self._on_gradient(index, slot, slot.param)
 
     def reduce(self, totals: torch.Tensor) -> float:
         """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping.
@@ -253,8 +277,8 @@ class Zero1AdamW:
         if index < self._launched:
             return  # too late: it stays where it is, for `reduce` to find
         self._turns[index].accumulate(slot)
-        self._missing[index].discard(slot.name)
-        if self._reducing:
+        if self._reducing and id(param) in self._final:
+            self._missing[index].discard(slot.name)
             # Buckets are reduced in one order on every rank, whatever order gradients come in.
             ready = self._launched
             while ready < len(self._turns) and not self._missing[ready]:

@@ -1,6 +1,7 @@
 """From a model for one process to what one rank of many holds of it: the one page that applies a layout.
 
-    build on the meta device -> replace what the tensor ranks share -> memory -> first weights, or loaded ones
+    build on the meta device -> drop other stages -> replace what the tensor ranks share -> memory
+                             -> first weights, or loaded ones
 
 Modules are replaced under their own names by ones that hold a part and talk to the ranks that hold the others; the
 decoder does not know of it. What the rank then holds of each parameter is written down as the model's `held`, which
@@ -16,18 +17,19 @@ from torch import nn
 
 from evo_core.config.families import SHIPPED
 from evo_core.model.build import build_model
-from evo_core.model.cutting import allocate
+from evo_core.model.cutting import allocate, keep_stages
 from evo_core.model.decoder import Attention, Decoder
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import MixtureMLP
 from evo_core.parallel.mesh import Mesh
+from evo_core.parallel.pipeline.placing import Placing
 from evo_core.parallel.tensor.embedding import HiddenEmbedding
 from evo_core.parallel.tensor.experts import PartsDispatch, RouterLinear
 from evo_core.parallel.tensor.own_type import cut_own_type
 from evo_core.parallel.tensor.parts import Parts, factory
-from evo_core.parallel.tensor.pieces import head_rows
+from evo_core.parallel.tensor.pieces import Pieces, head_rows
 
 
 def build_parallel(
@@ -36,43 +38,63 @@ def build_parallel(
     device: torch.device | str,
     *,
     mode: str = "mtp",
+    placing: Placing | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """What this rank holds of the model that a `model` block describes, its weights uninitialised.
 
     Args:
         mode: mtp, msp or fsp; nothing where the tensor axis has one rank.
+        placing: of the stages, where the pipeline axis has several ranks; None gives each one.
         dtype: of the weights; None takes the one of the block.
 
     Raises:
         ConfigError: the model cannot be cut so.
     """
-    if mesh.tensor.size == 1:
+    if mesh.tensor.size == mesh.pipeline.size == 1:
         return build_model(model_cfg, device=device, dtype=dtype)
     # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
     is_own = model_cfg.model_type not in SHIPPED
     model = build_model(model_cfg, device=device if is_own else "meta", dtype=dtype)
-    parallelize(model, mesh, mode)
+    parallelize(model, mesh, mode, placing)
     allocate(model, device)
     return model
 
 
-def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp") -> None:
-    """Replace, in place, the modules of a model that the tensor ranks of a mesh share, and set its `held`.
+def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp", placing: Placing | None = None) -> None:
+    """Leave, in place, this rank's stages of a model, and of their modules what the tensor ranks share; set its `held`.
 
     Args:
         model: a decoder on the meta device, so that no rank ever holds all of it, or one of a user's own type.
         mode: mtp, msp or fsp; of a user's own type always mtp.
+        placing: of the stages; None gives each rank of the pipeline one.
 
     Raises:
         ConfigError: it cannot be cut.
     """
-    if mesh.tensor.size == 1:
-        return
     if not isinstance(model, Decoder):
-        cut_own_type(model, mesh)
+        if mesh.tensor.size > 1:
+            cut_own_type(model, mesh)
         return
-    _TensorParallel(model, Parts(mesh, mode)).apply()
+    if mesh.pipeline.size > 1:
+        placing = placing or Placing(mesh.pipeline.size)
+        every = placing.cut(model.cfg.num_layers)
+        keep_stages(model, [every[stage] for stage in placing.stages_of(mesh.pipeline.rank)])
+    if mesh.tensor.size > 1:
+        _TensorParallel(model, Parts(mesh, mode)).apply()
+    if mesh.ends is not None and model.cfg.tie_word_embeddings and not (placing and placing.is_v):
+        _note_ends(model, mesh)
+
+
+def _note_ends(model: Decoder, mesh: Mesh) -> None:
+    """Record that the other end of the pipeline has the weight of the tied head too."""
+    pieces = Pieces(mesh)
+    parameters = dict(model.named_parameters())
+    held = dict(model.held) or {name: pieces.whole(p.shape, partial=False) for name, p in parameters.items()}
+    assert model.embedding is not None and mesh.ends is not None  # both ends have it
+    (tied,) = (name for name, parameter in parameters.items() if parameter is model.embedding.weight)
+    held[tied] = held[tied].at_both_ends(mesh.ends.ranks[1 - mesh.ends.rank] - mesh.world.rank)
+    model.held = held
 
 
 class _TensorParallel:

@@ -33,9 +33,11 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class Pending(Protocol):
-    """A collective under way; its output is valid after `wait`."""
+    """A message under way; its output is valid after `wait`."""
 
     def wait(self) -> Any: ...
+
+    def is_completed(self) -> bool: ...
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Traffic:
 
     Attributes:
         bytes: by collective, as rings send them: of n ranks an all-reduce sends ``2 (n - 1) / n`` of the tensor, and
-            each of the others ``(n - 1) / n`` of the whole one.
+            each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size.
         calls: by collective.
         waited: seconds spent in `Pending.wait`.
     """
@@ -79,6 +81,9 @@ class _Timed:
         self._work.wait()
         self._traffic.waited += time.perf_counter() - began
 
+    def is_completed(self) -> bool:
+        return self._work.is_completed()
+
 
 def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
     if _traffic is None:
@@ -95,6 +100,9 @@ class _Exchanged:
     def __init__(self, output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> None:
         self._output, self._received = output, torch.empty_like(source)
         self._work = dist.all_to_all_single(self._received, source, group=group, async_op=True)
+
+    def is_completed(self) -> bool:
+        return False  # the sum is formed in `wait`
 
     def wait(self) -> None:
         self._work.wait()
@@ -148,6 +156,23 @@ def scatter(output: torch.Tensor, parts: list[torch.Tensor] | None, source: int,
     """
     work = dist.scatter(output, parts, group=group, group_src=source, async_op=True)
     return _noted(work, "scatter", output, group)
+
+
+def send(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
+    """Start sending a contiguous tensor to a rank of the group (its number there), which receives what is sent to it in
+    the order of sending; the tensor must stay as it is until then."""
+    work: Any = dist.isend(tensor, group=group, group_dst=rank)
+    if _traffic is None:
+        return work
+    _traffic.calls["send"] += 1
+    _traffic.bytes["send"] += tensor.nbytes
+    return _Timed(work, _traffic)
+
+
+def receive(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
+    """Start filling a contiguous tensor with what a rank of the group (its number there) sends."""
+    work: Any = dist.irecv(tensor, group=group, group_src=rank)
+    return work if _traffic is None else _Timed(work, _traffic)
 
 
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:

@@ -50,6 +50,8 @@ class Mesh:
         replica: ranks that hold the same share of the optimizer's state.
         zero: ranks that share one copy of the optimizer's state.
         tensor: ranks that share each layer.
+        ends: the rank of the first stage and the one of the last that have the same place in them, of which this is
+            one; None where it is neither, or both.
         devices: the same [pipeline, replica, zero, tensor], for what of torch's takes a mesh of its own kind.
     """
 
@@ -59,6 +61,7 @@ class Mesh:
     replica: Axis
     zero: Axis
     tensor: Axis
+    ends: Axis | None
     devices: DeviceMesh
     _runs: dict[int, Axis] = field(default_factory=dict, repr=False)
 
@@ -101,6 +104,7 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
         replica=axis("replica", devices.get_group("replica")),
         zero=axis("zero", devices.get_group("zero")),
         tensor=axis("tensor", devices.get_group("tensor")),
+        ends=_ends(degrees),
         devices=devices,
     )
 
@@ -109,6 +113,22 @@ def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:
     """The axis through this rank along which neighbours are `stride` ranks of the world apart."""
     rank, line = dist.get_rank(), Line(group.size(), stride)
     return Axis(name, line.number(rank), line.size, group, line.ranks(rank), line.alike(rank, dist.get_world_size()))
+
+
+def _ends(degrees: Degrees) -> Axis | None:
+    """The axis from the first stage to the last; every rank must call it."""
+    if degrees.pipeline == 1:
+        return None
+    firsts = range(degrees.data * degrees.tensor)
+    stride = (degrees.pipeline - 1) * len(firsts)
+    group, _ = dist.new_subgroups_by_enumeration([[first, first + stride] for first in firsts])
+    rank = dist.get_rank()
+    pairs = [(first, first + stride) for first in firsts if rank in (first, first + stride)]
+    if not pairs or not isinstance(group, dist.ProcessGroup):
+        return None
+    (pair,) = pairs
+    alike = firsts if rank in firsts else range(stride, stride + len(firsts))
+    return Axis("ends", pair.index(rank), 2, group, pair, tuple(alike))
 
 
 def _default_group() -> dist.ProcessGroup:

@@ -14,6 +14,7 @@ MICRO_BATCHES = 8
 """Of a step, over all ranks: two or more on each of four."""
 
 SEQ_LEN, MICRO_BSZ = 32, 2
+LAYERS = 4
 VOCAB_SIZE = 92
 
 Settings = dict[str, Any]
@@ -27,7 +28,7 @@ def small_model() -> Settings:
         "model": {
             "vocab_size": VOCAB_SIZE,
             "hidden_size": 48,
-            "num_layers": 4,
+            "num_layers": LAYERS,
             "num_attention_heads": 8,
             "num_kv_attention_heads": 2,
             "mlp_ratio": 2.2,

@@ -15,7 +15,7 @@ from typing import Any
 from evo_core.config.resolve import merge
 from evo_core.config.suggest import suggest
 from evo_core.errors import ConfigError
-from evo_core.parity.job import MICRO_BATCHES, MICRO_BSZ, SEQ_LEN, Settings
+from evo_core.parity.job import LAYERS, MICRO_BATCHES, MICRO_BSZ, SEQ_LEN, Settings
 
 SIZES = (2, 4)
 """Numbers of ranks that there are layouts for."""
@@ -29,14 +29,17 @@ class Layout:
     """How so many ranks share the work.
 
     Attributes:
-        name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state.
+        name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state. Of a
+            pipeline its stages, times the chunks of each, and the schedule where it is not 1F1B.
         ranks: how many.
         parallel: the `parallel` block.
+        chunks: stages on each rank of a pipeline.
     """
 
     name: str
     ranks: int
     parallel: Settings
+    chunks: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,25 @@ def _tensor_parallel(ranks: int) -> Iterator[Layout]:
                 yield Layout(name, ranks, {"tensor": {"size": tensor, "mode": mode}, "zero1": {"size": zero1}})
 
 
+SCHEDULES = {"": ("1F1B", 1), "x2": ("1F1B", 2), "zbh1": ("ZBH1", 1), "zbv": ("ZBV", 2)}
+"""Mode and chunks of a pipeline by what its name has behind the number of ranks."""
+
+
+def _pipelines(ranks: int) -> Iterator[Layout]:
+    for size in _sizes(ranks)[1:]:
+        for said, (mode, chunks) in SCHEDULES.items():
+            if size * chunks > LAYERS:
+                continue
+            pipeline = {"size": size, "mode": mode}
+            for tensor in _sizes(ranks // size):
+                data = ranks // size // tensor
+                for zero1 in _sizes(data):
+                    name = f"pp{size}{said}" + (f"-msp{tensor}" if tensor > 1 else "")
+                    name += f"-dp{data}{_zero(zero1)}" if data > 1 else ""
+                    cut = {"tensor": {"size": tensor, "mode": "msp"}} if tensor > 1 else {}
+                    yield Layout(name, ranks, {"pipeline": pipeline, "zero1": {"size": zero1}, **cut}, chunks)
+
+
 def _sizes(ranks: int) -> list[int]:
     return [size for size in (1, *SIZES) if size <= ranks]
 
@@ -78,7 +100,9 @@ def _zero(size: int) -> str:
     return f"-zero{size}" if size > 1 else ""
 
 
-LAYOUTS = tuple(layout for ranks in SIZES for layout in (*_data_parallel(ranks), *_tensor_parallel(ranks)))
+LAYOUTS = tuple(
+    layout for ranks in SIZES for layout in (*_data_parallel(ranks), *_tensor_parallel(ranks), *_pipelines(ranks))
+)
 """Every layout, of each number of ranks."""
 
 _EXPERTS = {"num_experts": 4, "num_kv_attention_heads": 8}
@@ -169,7 +193,22 @@ def _rows() -> Iterator[Row]:
 
 def _typical() -> list[Layout]:
     """One layout of each kind, on which every model is tried: heads repeated where they can be."""
-    names = ("dp2-zero2", "mtp2", "msp2", "fsp2", "dp4-zero2", "mtp4", "msp4", "fsp2-dp2-zero2")
+    names = (
+        "dp2-zero2",
+        "mtp2",
+        "msp2",
+        "fsp2",
+        "dp4-zero2",
+        "mtp4",
+        "msp4",
+        "fsp2-dp2-zero2",
+        "pp2",
+        "pp2x2",
+        "pp2zbh1",
+        "pp2zbv",
+        "pp4",
+        "pp2-dp2-zero2",
+    )
     return [layout for layout in LAYOUTS if layout.name in names]
 
 
@@ -222,4 +261,5 @@ def _unknown(word: str, ranks: int, rows: Sequence[Row]) -> ConfigError:
 
 def settings_of(row: Row) -> tuple[dict[str, Any], ...]:
     """The blocks that make a row's job out of another's."""
-    return row.model, row.way, {"parallel": row.layout.parallel}
+    chunks = {"model": {"num_chunks": row.layout.chunks}} if row.layout.chunks > 1 else {}
+    return row.model, row.way, {"parallel": row.layout.parallel}, chunks

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from evo_core.evaluate.perplexity import perplexity
 from evo_core.evaluate.sums import sums_by_group
+
+if TYPE_CHECKING:
+    from evo_core.model import ModelOutput
 
 _STOP, _STOP_FILE, _LOSS, _MOE_LOSS, _EXPERTS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(9)
 
@@ -34,6 +38,14 @@ class StepTotals:
     def tell(self, *, stop: bool, stop_file: int) -> None:
         """What this rank knows: it was told to stop; what its stop file says (0 on all ranks but one)."""
         self.vector[_STOP], self.vector[_STOP_FILE] = float(stop), float(stop_file)
+
+    def add_output(self, output: ModelOutput, labels: torch.Tensor, type_ids: torch.Tensor, micro_batches: int) -> None:
+        """Add what the model gave for one of so many micro-batches; labels and type_ids are [T]."""
+        assert output.loss is not None and output.nll is not None and output.hit is not None  # it was given labels
+        self.add_loss(output.loss / micro_batches)
+        if output.moe_loss is not None:
+            self.add_moe_loss(output.moe_loss / micro_batches)
+        self.add_tokens(output.nll, output.hit, labels, type_ids)
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a rank's share of the step's loss, a scalar."""

@@ -20,6 +20,7 @@ from evo_core.model import compile_blocks
 from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import failing_together, on_first
 from evo_core.parallel.first_weights import draw_first_weights
+from evo_core.parallel.pipeline.stages import placing_of
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
 from evo_core.train.metric_log import MetricLog
@@ -128,7 +129,7 @@ def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: boo
     Args:
         drawn: whether to draw first weights; else they are left to be loaded.
     """
-    model = build_parallel(cfg.model, mesh, device, mode=cfg.parallel.tensor.mode)
+    model = build_parallel(cfg.model, mesh, device, mode=cfg.parallel.tensor.mode, placing=placing_of(cfg))
     if drawn:
         draw_first_weights(model, cfg.model, cfg.seed, mesh)
     if getattr(cfg.model, "compile", False):  # a model type of a user's own need not have the setting

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from evo_core.evaluate.holdout import holdout
+from evo_core.parallel.passes import MicroBatch, passes_of
 from evo_core.storage.location import is_remote
 from evo_core.storage.stage import stage
 from evo_core.train.chance import draws_of_micro_batch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from evo_core.checkpoint import TrainState
     from evo_core.config import TrainConfig
     from evo_core.data import Batch
+    from evo_core.model import ModelOutput
     from evo_core.optim.protocol import Optimizer
     from evo_core.parallel.mesh import Mesh
     from evo_core.train.throughput import Throughput
@@ -64,6 +66,7 @@ class TrainStep:
         if folder is not None and is_remote(folder) and not cfg.data.valid_every:
             folder = None  # nobody asks for scores: nothing is copied
         self._held_out = None if folder is None else stage(folder)
+        self.passes = passes_of(model, mesh, cfg)
 
     def train(self, batch: Batch, state: TrainState, asked: Asked, *, began: float) -> StepRecord:
         """Train on a batch: one update, unless gradients are inf or nan.
@@ -111,25 +114,19 @@ class TrainStep:
         cfg, mesh, micro_num = self._cfg, self._mesh, batch.micro_num
         totals = StepTotals(self._types, self._device)
         counts = mesh.tensor.rank == 0  # the ranks that share a model see the same tokens and the same loss
-        for i in range(micro_num):
+
+        def micro_batch(i: int) -> MicroBatch:
             number = i * mesh.data.size + mesh.data.rank
             draws = draws_of_micro_batch(self.model, cfg.seed, step, number, batch.input_ids.shape[1])
-            output = self.model(
-                batch.input_ids[i],
-                batch.positions[i],
-                batch.cu_seqlens[i],
-                labels=batch.labels[i],
-                max_seqlen=max_seqlen,
-                label_smoothing=cfg.loss.label_smoothing,
-                **draws,
-            )
+            more = {"labels": batch.labels[i], "max_seqlen": max_seqlen, "label_smoothing": cfg.loss.label_smoothing}
+            return MicroBatch(batch.input_ids[i], batch.positions[i], batch.cu_seqlens[i], more | draws)
+
+        def objective(i: int, output: ModelOutput) -> torch.Tensor:
             if counts:
-                totals.add_loss(output.loss / micro_num)
-                if output.moe_loss is not None:
-                    totals.add_moe_loss(output.moe_loss / micro_num)
-                totals.add_tokens(output.nll, output.hit, batch.labels[i], batch.type_ids[i])
-            objective = output.objective(cfg.loss.moe_loss_coeff) / micro_num
-            self.optimizer.backward(objective, last=i == micro_num - 1)
+                totals.add_output(output, batch.labels[i], batch.type_ids[i], micro_num)
+            return output.objective(cfg.loss.moe_loss_coeff) / micro_num
+
+        self.passes.forward_backward(micro_num, micro_batch, objective, self.optimizer)
         return totals
 
     def evaluate(self) -> dict[str, float]:
