@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from evo_core.parallel.passes import MicroBatch
 
 
+_MOST_SENT = 8
+"""Tensors that may be on their way from a rank: without a bound the first stage would be a whole evaluation ahead."""
+
+
 class Pipeline:
     """The passes of a model whose layers lie on the ranks of the pipeline axis (`evo_core.parallel.passes.Passes`).
 
@@ -184,10 +188,19 @@ class _Run:
         if not self._pipeline.overlap:
             _wait(works)
         if message.sends:
-            self._sent = [(work, tensor) for work, tensor in self._sent if not work.is_completed()]
-            self._sent += zip(works, tensors, strict=False)
+            self._keep(works, tensors)
         else:
             self._coming[key] = tensors, works
+
+    def _keep(self, works: list[Pending], tensors: list[Tensor]) -> None:
+        """Hold what is being sent until it has arrived; a rank that is far ahead of the one that takes it waits.
+
+        No circle comes of it: ranks could wait for each message at once, and this is less.
+        """
+        self._sent = [(work, tensor) for work, tensor in self._sent if not work.is_completed()]
+        self._sent += zip(works, tensors, strict=False)
+        late, self._sent = self._sent[:-_MOST_SENT], self._sent[-_MOST_SENT:]
+        _wait([work for work, _ in late])
 
     def forward(self, work: Work, take: Callable[[int, ModelOutput], Any]) -> None:
         """A forward pass; the output of the last stage is taken, and what is made of it is what is differentiated."""
@@ -219,7 +232,8 @@ class _Run:
         if work.kind is not Pass.WEIGHT and not here.has_head:
             alive.gradients += self._arrived(False, work)
         if work.kind is Pass.BACKWARD or (first and work.kind is Pass.WEIGHT):
-            alive.root.backward()
+            if alive.root.requires_grad:  # else nothing of a first stage is trained
+                alive.root.backward()
         elif work.kind is Pass.INPUT and not first:
             _, alive.halves = stage_backward_input(
                 [alive.root], None, alive.received, iter(self._pipeline.parameters_of(work.stage))
