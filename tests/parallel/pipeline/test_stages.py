@@ -239,6 +239,25 @@ def test_as_many_micro_batches_are_alive_as_the_timetable_says(count: int) -> No
     assert (first[0][0], last[0][0]) == (2, 1)  # 1F1B: stages - rank
 
 
+def test_a_block_is_run_again_once_for_each_part_of_its_backward_pass() -> None:
+    """And not for each of the products in it, which torch's second half makes one by one."""
+
+    def body() -> dict[str, set[int]]:
+        found = {}
+        for kind, (mode, placing, _) in KINDS.items():
+            step = Step(small(checkpoint=True), placing, mode)
+            runs = dict.fromkeys(step.model.blocks, 0)
+            for name, block in step.model.blocks.items():
+                block.register_forward_pre_hook(lambda *_, name=name, runs=runs: runs.update({name: runs[name] + 1}))
+            step.backward(1)
+            found[kind] = set(runs.values())
+        return found
+
+    first, last = run_on_ranks(body, 2)
+    assert first == {"1f1b": {2}, "interleaved": {2}, "zbh1": {2}, "zbv": {2, 3}}  # nothing is before a first stage
+    assert last == {"1f1b": {2}, "interleaved": {2}, "zbh1": {3}, "zbv": {3}}
+
+
 def test_what_is_sent_is_held_until_it_has_arrived_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     count, sent = 40, weakref.WeakSet[Tensor]()
     most = 0
