@@ -131,16 +131,14 @@ class TrainStep:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out scores as fields of a step's record: ``val/<type>_loss``, ``_acc`` and ``_plex``, of all ranks."""
-        data, mesh = self._cfg.data, self._mesh
+        data = self._cfg.data
         scores = holdout(
             self.model,
             self._held_out,
             seq_len=data.seq_len,
             micro_bsz=data.micro_bsz,
-            dp_rank=mesh.data.rank,
-            dp_size=mesh.data.size,
-            group=mesh.data.group,
-            tensor=mesh.tensor,
+            mesh=self._mesh,
+            passes=self.passes,
             device=self._device,
             mask_token_zero=data.mask_token_zero,
             vocab_size=self._cfg.model.vocab_size,

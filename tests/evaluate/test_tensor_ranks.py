@@ -55,10 +55,7 @@ def test_texts_that_are_generated(checkpoints: Path) -> None:
     def ranks(tensor: int) -> Any:
         mesh = inference_mesh(read_config(checkpoints).model, tensor)
         model, tokenizer = load_model(checkpoints, mesh=mesh)
-        data = mesh.data
-        adapter = harness.HarnessModel(
-            model, tokenizer, max_length=64, dp_rank=data.rank, dp_size=data.size, group=data.group
-        )
+        adapter = harness.HarnessModel(model, tokenizer, max_length=64, mesh=mesh)
         return adapter.generate_until(requests)
 
     expected = run_on_ranks(ranks, 1, 1)[0]
