@@ -65,6 +65,12 @@ class Pipeline:
         """Whether the last stage is here."""
         return self.placing.rank_of(self.placing.stages - 1) == self.axis.rank
 
+    @property
+    def at_once(self) -> int:
+        """Stages wait for each other at the beginning and the end of a call, here for less than a fifth of it; and so
+        many hidden states may have to wait between two of them."""
+        return 4 * self.placing.ranks
+
     def timetable(self, count: int, *, gradients: bool = True) -> Timetable:
         """What every rank does with so many micro-batches."""
         return _timetable(self.placing, self.mode if gradients else None, count)
