@@ -38,6 +38,9 @@ _START = 120.0
 _LATER = 2.0
 """Seconds that the ranks have beyond a task's own, to write down where they hang."""
 
+_DYING = 1.0
+"""Seconds in which a dead rank is heard of behind the ranks that failed because of it."""
+
 
 class RankError(Exception):
     """A rank failed, ended or hangs; the text says which, and where."""
@@ -134,14 +137,24 @@ class Pool:
                 try:
                     done, value = pickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionResetError):
-                    self._processes[rank].join()
-                    code = self._processes[rank].exitcode or 0
-                    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                    raise RankError(f"rank {rank} {how}") from None
+                    raise RankError(self._how_it_ended(rank)) from None
                 if not done:
-                    raise RankError(f"rank {rank} failed:\n{value}")
+                    dead = self._died_meanwhile(but=rank)
+                    raise RankError(f"rank {rank} failed:\n{value}" if dead is None else self._how_it_ended(dead))
                 results[rank] = value
         return [results[rank] for rank in range(self.size)]
+
+    def _how_it_ended(self, rank: int) -> str:
+        self._processes[rank].join()
+        code = self._processes[rank].exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        return f"rank {rank} {how}"
+
+    def _died_meanwhile(self, but: int) -> int | None:
+        """A rank that is dead, if any: where one dies the others fail, and may be heard of before it."""
+        others = {self._processes[rank].sentinel: rank for rank in range(self.size) if rank != but}
+        dead = wait(list(others), timeout=_DYING)
+        return min((others[sentinel] for sentinel in dead if isinstance(sentinel, int)), default=None)
 
     def _where_they_hang(self, missing: list[int], seconds: float) -> str:
         assert self._folder is not None
