@@ -8,7 +8,6 @@ next task gets new ones.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import multiprocessing
 import os
 import pickle
@@ -28,7 +27,7 @@ from typing import Any, Self, TextIO, TypeVar
 import torch
 import torch.distributed as dist
 
-from evo_core.process import die_with_parent
+from evo_core.process import die_with_parent, keep_inherited, own_garbage
 
 T = TypeVar("T")
 
@@ -107,10 +106,7 @@ class Pool:
         self._folder = tempfile.TemporaryDirectory(prefix="evo-parity-")
         sys.stdout.flush()
         sys.stderr.flush()
-        # A process group that is garbage here would join, in a child that collects it, threads that no fork takes over.
-        gc.collect()
-        gc.freeze()
-        try:
+        with own_garbage():
             for rank in range(self.size):
                 here, there = context.Pipe()
                 args = (there, rank, self.size, Path(self._folder.name), self._timeout)
@@ -119,8 +115,6 @@ class Pool:
                 there.close()
                 self._processes.append(process)
                 self._pipes.append(here)
-        finally:
-            gc.unfreeze()
 
     def _collect(self, seconds: float) -> list[Any]:
         """The answer of each rank; the first failure ends the waiting."""
@@ -171,6 +165,7 @@ def _stack_file(folder: Path, rank: int) -> Path:
 
 def _serve(pipe: Connection, rank: int, size: int, folder: Path, timeout: float) -> None:
     """The life of a rank: from the fork to the end of the process that wanted it."""
+    keep_inherited()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a terminal's whole group; the first process ends all
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", TORCHINDUCTOR_COMPILE_THREADS="1")
