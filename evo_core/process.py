@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +67,28 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     """What asks a process to end in order: Ctrl-C, SIGTERM, and a closed terminal (but not under `nohup`)."""
     asked = (signal.SIGINT, signal.SIGTERM)
     return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*asked, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def own_garbage() -> Iterator[None]:
+    """Fork children that collect nothing of this process's; each calls `keep_inherited` first.
+
+    A process group that was left as garbage (by a run that failed) joins its threads when it is collected. A child of a
+    fork does not have those threads, and would wait for ever.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def keep_inherited() -> None:
+    """In a child forked under `own_garbage`: from here on collect what is made here, and look at nothing else."""
+    gc.freeze()
+    gc.enable()
 
 
 def die_with_launcher() -> None:

@@ -101,7 +101,7 @@ class TaskScores(InferenceKind[Params]):
         args += ["--output", str(ctx.folder / SCORES)]
         if params.max_length is not None:
             args += ["--max-length", str(params.max_length)]
-        launch(ctx, "evo_core.evaluate", *args, "--tensor", str(ctx.runtime.parallel.tensor))
+        launch(ctx, "evo_core.evaluate", *args, *ctx.runtime.parallel.options)
         return statistics(read_json(ctx.folder / SCORES) or {})
 
 

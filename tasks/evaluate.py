@@ -37,5 +37,5 @@ class Holdout(InferenceKind[Params]):
         args += ["--output", str(ctx.folder / SCORES)]
         if ctx.params.baselines:
             args += ["--baselines", str(data / "train")]
-        launch(ctx, "evo_core.evaluate", *args, "--tensor", str(ctx.runtime.parallel.tensor))
+        launch(ctx, "evo_core.evaluate", *args, *ctx.runtime.parallel.options)
         return read_json(ctx.folder / SCORES) or {}

@@ -78,7 +78,7 @@ class Samples(InferenceKind[Params]):
         # The layout that the model was trained at says nothing of this one.
         settings |= {"seed": ctx.params.seed, "parallel": {}}
         write_job(load_config(model / "config.yaml"), settings, job)
-        launch(ctx, "evo_core.generate", "--config", str(job), "--tensor", str(ctx.runtime.parallel.tensor))
+        launch(ctx, "evo_core.generate", "--config", str(job), *ctx.runtime.parallel.options)
         samples = ctx.folder / SAMPLES
         rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
         typed = [{"type": type_, **row} for type_, row in zip(types, rows, strict=True)]

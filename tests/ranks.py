@@ -7,7 +7,6 @@ dynamo, a second of work): a rank is there in milliseconds. They meet through a 
 from __future__ import annotations
 
 import faulthandler
-import gc
 import multiprocessing
 import os
 import pickle
@@ -15,8 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,20 +25,7 @@ import torch._dynamo
 import torch.distributed as dist
 import torch.distributed.checkpoint
 
-
-@contextmanager
-def own_garbage() -> Iterator[None]:
-    """Fork children that collect nothing of this process's.
-
-    A process group that was left as garbage (by a run that failed) joins its threads when it is collected. A child of a
-    fork does not have those threads, and would wait for ever.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+from evo_core.process import keep_inherited, own_garbage
 
 
 def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
@@ -110,6 +95,7 @@ def _rank(
 ) -> None:
     """One rank: from the fork to the answer. Then it waits to be killed: a rank that ended by itself would break
     collectives that others are still in, and would run pytest's exit handlers a second time."""
+    keep_inherited()
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(0.9 * timeout, file=sys.__stderr__)  # where it hangs, if it does

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evo_core.checkpoint.tensors import model_tensors
 from evo_core.errors import CheckpointError
+from evo_core.model.cutting import all_stages
 from evo_core.parallel.collectives import gather_on_first, on_first
 from evo_core.storage.location import Location
 
@@ -51,7 +52,8 @@ def check_model_finite(model: nn.Module, folder: Location, *, allowed: bool = Tr
     total: Counter[str] = Counter()
     for each in gather_on_first(+own):
         total += each
-    found = {name: (total[name], math.prod(tensors[name].placement.shape)) for name in tensors if total[name]}
+    whole = model_tensors(all_stages(model)) if total else {}
+    found = {name: (total[name], math.prod(whole[name].placement.shape)) for name in whole if total[name]}
     on_first(lambda: _tell(found, folder, allowed))
 
 

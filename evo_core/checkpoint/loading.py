@@ -27,6 +27,7 @@ from evo_core.checkpoint.tensors import (
 )
 from evo_core.checkpoint.train_state import TrainState
 from evo_core.errors import CheckpointError, DamagedError
+from evo_core.model.cutting import all_stages
 from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.placement import Placed
 from evo_core.storage.files import below
@@ -190,7 +191,7 @@ def _check_states(
     folder: Location, model: nn.Module, missing: Collection[str], content: Collection[str], allow: Allow | None
 ) -> None:
     """Refuse to take states of an optimizer for parameters that are not in the checkpoint."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in all_stages(model).named_parameters(remove_duplicate=False)}
     if new := [name for name in unread(model, missing) if name in parameters]:
         rest = [name for name in ("model", "sampler", "scheduler") if name in content]
         key, hint = content_to_state(rest, allow)

@@ -18,6 +18,7 @@ from evo_core.checkpoint.allowed import Allow, Difference, differing, listed
 from evo_core.checkpoint.format1 import flat_shape, turns
 from evo_core.checkpoint.writers import Cut, cut, own_parts
 from evo_core.errors import CheckpointError
+from evo_core.model.cutting import all_stages
 from evo_core.placement import Placed, Placement, Rectangle, placements_of
 from evo_core.storage.location import Location
 
@@ -163,24 +164,27 @@ def _check_tied(reader: Reader, model: nn.Module, missing: Collection[str]) -> N
 
 
 def check_model(stored: Stored, model: nn.Module, allow: Allow | None = None) -> Difference:
-    """Compare names and shapes of a folder with those of a model, which needs no memory for them ("meta").
+    """Compare names and shapes of a folder with those of a model, which needs no memory for them ("meta"), and of
+    which there may be some stages here: what it says is the same at all of them.
 
     Raises:
         CheckpointError: they are others, and `allow` does not say that they may be.
     """
     reader = _opened(stored)
-    return differing(_wanted(model_tensors(model)), reader.shapes(), allow, reader.folder)
+    return differing(_wanted(model_tensors(all_stages(model))), reader.shapes(), allow, reader.folder)
 
 
 def unread(model: nn.Module, missing: Collection[str]) -> list[str]:
-    """The missing tensors that are not read under another name that the model has for them."""
+    """The missing tensors that are not read under another name that the model has for them; of all its stages."""
+    model = all_stages(model)
     kept, parameters = model_tensors(model), dict(model.named_parameters(remove_duplicate=False))
     read = {parameter for name, parameter in parameters.items() if name in kept and name not in missing}
     return [name for name in missing if name not in parameters or parameters[name] not in read]
 
 
 def model_tensors(model: nn.Module) -> dict[str, Placed]:
-    """What this rank holds of the tensors of a model that a checkpoint keeps, by name; a buffer is whole."""
+    """What this rank holds of the tensors of a model that a checkpoint keeps, by name; a buffer is whole, and on every
+    rank."""
     placements = placements_of(model)
     named = list(model.named_parameters(remove_duplicate=False))
     of_parameter = {parameter: placements[name] for name, parameter in named if name in placements}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.config.errors import one_by_one, raise_all
+from evo_core.config.families import SHIPPED
 from evo_core.config.own_code import refuse_code_beside
 from evo_core.config.python_file import run_python_config
 from evo_core.config.resolve import Document, Resolved, read_document
@@ -18,6 +19,8 @@ from evo_core.errors import ConfigError
 
 _ALIASES = {"JOB_NAME": "job_name"}
 _OF_THE_MODEL = ("model", "use_fp32_norm")
+_OF_TRAINING = ("zero1", "weight")
+_WAYS = {"tensor": ("mode",), "pipeline": ("mode", "interleaved_overlap")}
 
 
 def load_config(
@@ -33,15 +36,15 @@ def load_config(
         path: a ``.yaml`` file, or a ``.py`` file of InternEvo's form (which is executed).
         overrides: texts ``KEY=VALUE`` such as ``adam.lr=3e-4``, applied last.
         blocks: nested plain data laid over the file's.
-        inference: no training is meant: how it exchanges (``tensor.mode``, ``weight``) and what it splits besides
-            (``zero1``) is not read.
+        inference: no training is meant: how it exchanges (``tensor.mode``, ``weight``), in which order it computes
+            (``pipeline.mode``, ``num_chunks``, …) and what it splits besides (``zero1``) is not read.
 
     Raises:
         ConfigError: with file, line and key; several mistakes are reported together.
     """
     document = read_laid_over(path, overrides, blocks)
-    if inference and isinstance(parallel := document.data.get("parallel"), dict):
-        document.data["parallel"] = _of_inference(parallel)
+    if inference:
+        document.data = _of_inference(document.data)
     return checked(document)
 
 
@@ -70,13 +73,22 @@ def checked(document: Document) -> TrainConfig:
     return _checked(document, document.resolved())
 
 
-def _of_inference(parallel: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``parallel`` block without what is of training alone."""
-    kept = {name: given for name, given in parallel.items() if name not in ("zero1", "weight")}
-    tensor = kept.get("tensor")
-    if isinstance(tensor, dict):
-        kept["tensor"] = {name: given for name, given in tensor.items() if name != "mode"}
+def _of_inference(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's data without what is of training alone in its layout."""
+    kept, parallel, model = dict(data), data.get("parallel"), data.get("model")
+    if isinstance(parallel, dict):
+        kept["parallel"] = {
+            name: _without(given, _WAYS.get(name, ())) for name, given in parallel.items() if name not in _OF_TRAINING
+        }
+    # A model type of a user's own may mean something else by it.
+    if isinstance(model, dict) and {data.get("model_type"), model.get("model_type")} <= {None, *SHIPPED}:
+        kept["model"] = _without(model, ("num_chunks",))
     return kept
+
+
+def _without(block: Any, names: Sequence[str]) -> Any:
+    """A block without some of its keys; a bare value is left as it is."""
+    return {name: given for name, given in block.items() if name not in names} if isinstance(block, dict) else block
 
 
 def load_saved_config(path: Path) -> TrainConfig:

@@ -89,6 +89,14 @@ def _no_pipeline(config: TrainConfig, device: str) -> bool:
     return config.parallel.pipeline.size == 1
 
 
+def _no_chunks(config: TrainConfig, device: str) -> bool:
+    return not _no_pipeline(config, device) and getattr(config.model, "num_chunks", 1) == 1
+
+
+def _chunks_of_no_pipeline(config: TrainConfig, device: str) -> bool:
+    return _no_pipeline(config, device) and isinstance(config.model, ModelConfig) and config.model.num_chunks > 1
+
+
 def _no_weight(config: TrainConfig, device: str) -> bool:
     return config.parallel.weight.size == 1
 
@@ -170,6 +178,7 @@ EFFECTLESS = (
     Effectless("model.parallel_output", _no_tensor, "tensor.size is 1"),
     Effectless("model.embed_split_hidden", _no_tensor, "tensor.size is 1"),
     Effectless("model.embed_split_hidden", _cut_as_head, "the embedding is the head too, which is cut by vocabulary"),
+    Effectless("model.num_chunks", _chunks_of_no_pipeline, "pipeline.size is 1"),
     Effectless("model.mlp_layer_fusion", _always, "w1 and w3 are kept apart"),
     Effectless("model.dropout_selective_checkpoint", _always, "blocks are recomputed as a whole"),
     Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),
@@ -177,6 +186,7 @@ EFFECTLESS = (
     Effectless("model.max_position_embeddings", _no_stretching, "use_dynamic_ntk_rope is false"),
     Effectless("parallel.tensor.mode", _no_tensor, "tensor.size is 1"),
     Effectless("parallel.pipeline.interleaved_overlap", _no_pipeline, "pipeline.size is 1"),
+    Effectless("parallel.pipeline.interleaved_overlap", _no_chunks, "num_chunks is 1"),
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),

@@ -35,6 +35,7 @@ class _Asked:
     max_length: int | None
     pack_tokens: int
     tensor: int
+    pipeline: int
 
 
 @app.command()
@@ -68,6 +69,7 @@ def evaluate_command(
     ] = None,
     pack_tokens: Annotated[int, typer.Option(metavar="TOKENS", help="Of --tasks in one forward pass.")] = 8192,
     tensor: Annotated[int, typer.Option(metavar="N", help="Ranks that share each layer of the model.")] = 1,
+    pipeline: Annotated[int, typer.Option(metavar="N", help="Stages that the layers are dealt out over.")] = 1,
     launcher: Launcher = None,
     backend: Backend = None,
     host: Host = None,
@@ -104,7 +106,7 @@ def evaluate_command(
         from evo_core.evaluate.harness.run import require_harness
 
         require_harness()
-    asked = _Asked(model, data_, tasks_, baselines_, max_length, pack_tokens, tensor)
+    asked = _Asked(model, data_, tasks_, baselines_, max_length, pack_tokens, tensor, pipeline)
     from evo_core.parallel.process_group import ranks
 
     with ranks(launcher, backend, host=host, port=port) as joined:
@@ -152,7 +154,8 @@ def _score(asked: _Asked, joined: Ranks) -> dict[str, Any]:
     check_one_job(options_of(**asdict(asked)))
     folder = resolve_everywhere(asked.model)
     cfg = read_config(folder)
-    mesh = inference_mesh(cfg.model, asked.tensor, device=joined.device, key="--tensor")
+    keys = ("--tensor", "--pipeline")
+    mesh = inference_mesh(cfg.model, asked.tensor, asked.pipeline, device=joined.device, keys=keys)
     model, tokenizer = load_model(folder, joined.device, mesh=mesh, check=joined.local_rank == 0)
     step, tokens = trained_for(folder)
     result: dict[str, Any] = {"checkpoint": str(folder), "step": step, "tokens": tokens}

@@ -38,18 +38,26 @@ def generate_command(
         int | None,
         typer.Option(metavar="N", help="Ranks that share each layer. [default: the configuration's parallel.tensor]"),
     ] = None,
+    pipeline: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Stages that the layers are dealt out over. [default: the configuration's parallel.pipeline]",
+        ),
+    ] = None,
 ) -> None:
     """Let a model continue prompts.
 
-    The `generation` block of the configuration says how. On several ranks (torchrun, srun) N of them hold the model
-    together and take their share of the prompts; rank 0 writes the one output.
+    The `generation` block of the configuration says how. On several ranks (torchrun, srun) as many of them as --tensor
+    times --pipeline say hold the model together and take their share of the prompts; rank 0 writes the one output.
     """
     from evo_core.config import load_config
     from evo_core.config.locations import unprefixed_save
 
-    other_size = [] if tensor is None else ["parallel.tensor=1"]  # the file's is not asked for
+    given = {"tensor": tensor, "pipeline": pipeline}
+    not_asked_for = [f"parallel.{name}=1" for name, size in given.items() if size is not None]  # the file's
     # Before torch is imported: a mistake is told at once.
-    cfg = load_config(config, [*overrides(set_, seed), *other_size], inference=True)
+    cfg = load_config(config, [*overrides(set_, seed), *not_asked_for], inference=True)
     if cfg.generation.output_folder is None:
         raise ConfigError("is required", file=config, key="generation.output_folder")
     unprefixed = unprefixed_save(cfg, "generation.output_folder")
@@ -59,7 +67,7 @@ def generate_command(
     with ranks(launcher, backend, host=host, port=port) as joined:
         if unprefixed is not None and joined.rank == 0:
             print(f"warning: {unprefixed}", file=sys.stderr, flush=True)
-        run(cfg, joined, tensor)
+        run(cfg, joined, tensor, pipeline)
 
 
 def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.generate") -> None:
@@ -67,11 +75,12 @@ def main(words: Sequence[str] | None = None, program: str = "python -m evo_core.
     run_program(app, words, program)
 
 
-def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
+def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None, pipeline: int | None = None) -> None:
     """Load the model, continue every prompt, write the output.
 
     Args:
         tensor: ranks that share each layer; None takes the configuration's ``parallel.tensor.size``.
+        pipeline: stages that the layers are dealt out over; None takes its ``parallel.pipeline.size``.
 
     Raises:
         CheckpointError, ConfigError, DataError: naming what is missing or wrong.
@@ -90,15 +99,19 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None) -> None:
     from evo_core.storage.location import Location, is_remote
     from evo_core.weights.loading import load_model, read_config, resolve_everywhere
 
-    check_one_job(settings_of(cfg) | options_of(tensor=tensor))
+    check_one_job(settings_of(cfg) | options_of(tensor=tensor, pipeline=pipeline))
     generation = cfg.generation
     saved = generation.ckpt_folder or cfg.ckpt.save_ckpt_folder
     if saved is None:
         hint = "set it, or ckpt.save_ckpt_folder"
         raise ConfigError("no checkpoint is named", key="generation.ckpt_folder", hint=hint)
     folder = resolve_everywhere(saved)
-    size, key = (cfg.parallel.tensor.size, "parallel.tensor.size") if tensor is None else (tensor, "--tensor")
-    mesh = inference_mesh(read_config(folder).model, size, device=ranks.device, key=key)
+    share, share_key = (cfg.parallel.tensor.size, "parallel.tensor.size") if tensor is None else (tensor, "--tensor")
+    stages, stages_key = (
+        (cfg.parallel.pipeline.size, "parallel.pipeline.size") if pipeline is None else (pipeline, "--pipeline")
+    )
+    keys = (share_key, stages_key)
+    mesh = inference_mesh(read_config(folder).model, share, stages, device=ranks.device, keys=keys)
     model, tokenizer = load_model(folder, ranks.device, mesh=mesh, check=ranks.local_rank == 0)
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from evo_core.errors import ConfigError
+from evo_core.model.cutting import all_stages
 from evo_core.model.decoder import Decoder
 from evo_core.model.dtypes import allow_tf32, torch_dtype
 from evo_core.model.families import FAMILIES
@@ -46,11 +47,9 @@ def build_decoder(model_cfg: ModelConfig, *, device: torch.device | str, dtype: 
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters (elements) of the whole model, each counted once."""
-    cut = placements_of(model)
-    return sum(
-        math.prod(cut[name].shape) if name in cut else parameter.numel() for name, parameter in model.named_parameters()
-    )
+    """Number of parameters (elements) of the whole model, whatever part of it is here, each counted once."""
+    cut, parameters = placements_of(model), all_stages(model).named_parameters()
+    return sum(math.prod(cut[name].shape) if name in cut else parameter.numel() for name, parameter in parameters)
 
 
 def _check(cfg: ModelConfig) -> None:

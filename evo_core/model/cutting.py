@@ -47,6 +47,13 @@ def keep_stages(model: Decoder, stages: Sequence[Stage]) -> None:
     model.stages = tuple(stages)
 
 
+def all_stages(model: nn.Module) -> nn.Module:
+    """The model with every stage, to know its names and shapes: as it is where it has them all, else without memory."""
+    if not isinstance(model, Decoder) or model.has_every_stage:
+        return model
+    return Decoder(model.cfg, model.family, device="meta", dtype=model.dtype)
+
+
 def allocate(model: nn.Module, device: torch.device | str) -> None:
     """Give memory, uninitialised, to the parameters and buffers of a model that are on the meta device, in place.
 

@@ -276,6 +276,11 @@ class Decoder(AliasedModule):
         return self.stages[0]
 
     @property
+    def has_every_stage(self) -> bool:
+        """Whether these are all stages of the model."""
+        return sum(len(stage.blocks) for stage in self.stages) == self.cfg.num_layers
+
+    @property
     def stream_dtype(self) -> torch.dtype:
         """Of the residual stream, which one stage hands to the next."""
         return accumulation_dtype(self.dtype) if self.cfg.residual_in_fp32 else self.dtype

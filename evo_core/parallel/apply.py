@@ -82,19 +82,19 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp", placing: Placin
         keep_stages(model, [every[stage] for stage in placing.stages_of(mesh.pipeline.rank)])
     if mesh.tensor.size > 1:
         _TensorParallel(model, Parts(mesh, mode)).apply()
+    elif mesh.pipeline.size > 1:  # whole, but on the ranks of a stage alone
+        pieces = Pieces(mesh)
+        model.held = {name: pieces.whole(p.shape, partial=False) for name, p in model.named_parameters()}
     if mesh.ends is not None and model.cfg.tie_word_embeddings and not (placing and placing.is_v):
         _note_ends(model, mesh)
 
 
 def _note_ends(model: Decoder, mesh: Mesh) -> None:
     """Record that the other end of the pipeline has the weight of the tied head too."""
-    pieces = Pieces(mesh)
-    parameters = dict(model.named_parameters())
-    held = dict(model.held) or {name: pieces.whole(p.shape, partial=False) for name, p in parameters.items()}
     assert model.embedding is not None and mesh.ends is not None  # both ends have it
-    (tied,) = (name for name, parameter in parameters.items() if parameter is model.embedding.weight)
-    held[tied] = held[tied].at_both_ends(mesh.ends.ranks[1 - mesh.ends.rank] - mesh.world.rank)
-    model.held = held
+    (tied,) = (name for name, parameter in model.named_parameters() if parameter is model.embedding.weight)
+    distance = mesh.ends.ranks[1 - mesh.ends.rank] - mesh.world.rank
+    model.held = {**model.held, tied: model.held[tied].at_both_ends(distance)}
 
 
 class _TensorParallel:

@@ -84,25 +84,27 @@ class Degrees:
         return cls(pipeline, tensor, data, weight, weight_data, zero1 if zero1 > 0 else weight_data)
 
     @classmethod
-    def of_inference(cls, tensor: int, world_size: int, key: str) -> Degrees:
-        """The degrees of ranks that only read a model: ``tensor`` of them share each layer, the rest is data parallel.
+    def of_inference(
+        cls, tensor: int, pipeline: int, world_size: int, keys: tuple[str, str] = ("tensor", "pipeline")
+    ) -> Degrees:
+        """The degrees of ranks that only read a model: ``tensor`` x ``pipeline`` of them hold it together, and what is
+        left of the ranks is data parallel.
 
         Args:
-            key: where the size was stated, for messages.
+            tensor: ranks that share each layer.
+            pipeline: stages that the layers are dealt out over.
+            keys: where the two sizes were stated, for messages.
 
         Raises:
-            ConfigError: the ranks do not divide by it.
+            ConfigError: the ranks do not divide by them.
         """
-        if tensor < 1:
-            raise ConfigError(f"{tensor} must be 1 or more", key=key)
-        if world_size % tensor:
-            ranks = "1 rank does" if world_size == 1 else f"{world_size} ranks do"
-            hint = (
-                f"nearest: {nearest(tensor, divisors(world_size))}, or start {-(-world_size // tensor) * tensor} ranks"
-            )
-            raise ConfigError(f"{ranks} not divide by {tensor}", key=key, hint=hint)
-        data = world_size // tensor
-        return cls(pipeline=1, tensor=tensor, data=data, weight=1, weight_data=data, zero1=1)
+        for size, key in zip((tensor, pipeline), keys, strict=True):
+            if size < 1:
+                raise ConfigError(f"{size} must be 1 or more", key=key)
+        if world_size % (tensor * pipeline):
+            raise _indivisible_inference(world_size, tensor, pipeline, keys)
+        data = world_size // (tensor * pipeline)
+        return cls(pipeline=pipeline, tensor=tensor, data=data, weight=1, weight_data=data, zero1=1)
 
     @property
     def world(self) -> int:
@@ -177,16 +179,77 @@ def degree_errors(parallel: ParallelConfig, world_size: int) -> Iterator[ConfigE
 
 def _indivisible(world_size: int, pipeline: int, name: str, size: int) -> ConfigError:
     """The ranks do not divide into stages and the ranks that share a layer (``tensor``) or a weight (``weight``)."""
-    legal = [d for d in divisors(world_size) if (world_size // d) % pipeline == 0]
-    choices = [f"{name}.size {near}"] if (near := nearest(size, legal)) else []
+    misfit = _Misfit.of(world_size, pipeline, size)
     multiple = pipeline * size
     ranks = nearest(world_size, [n * multiple for n in range(1, world_size // multiple + 2)])
-    they = f"{world_size} ranks do" if world_size > 1 else "1 rank does"
+    choices = misfit.choices("pipeline.size", f"{name}.size")
     return ConfigError(
-        f"{they} not divide into pipeline.size {pipeline} x {name}.size {size}",
-        key=f"parallel.{name}.size" if size > 1 else "parallel.pipeline.size",
+        f"{_ranks_do(world_size)} not divide into pipeline.size {pipeline} x {name}.size {size}",
+        key="parallel.pipeline.size" if misfit.is_stages else f"parallel.{name}.size",
         hint="nearest: " + ", or ".join([*choices, f"{ranks} ranks"]),
     )
+
+
+def _indivisible_inference(world_size: int, tensor: int, pipeline: int, keys: tuple[str, str]) -> ConfigError:
+    """The same of ranks that only read a model, more of which can be started."""
+    misfit = _Misfit.of(world_size, pipeline, tensor)
+    both = min(tensor, pipeline) > 1
+    choices = misfit.choices("pipeline", "tensor") if both else misfit.choices("", "")
+    multiple = tensor * pipeline
+    return ConfigError(
+        f"{_ranks_do(world_size)} not divide "
+        + (f"into pipeline {pipeline} x tensor {tensor}" if both else f"by {multiple}"),
+        key=keys[misfit.is_stages],
+        hint="nearest: " + ", or ".join([*choices, f"start {-(-world_size // multiple) * multiple} ranks"]),
+    )
+
+
+def _ranks_do(world_size: int) -> str:
+    return f"{world_size} ranks do" if world_size > 1 else "1 rank does"
+
+
+class _Misfit(NamedTuple):
+    """Ranks that do not divide into so many stages times so many ranks that share a layer.
+
+    Attributes:
+        stages: as asked for.
+        sharing: as asked for.
+        legal_stages: numbers of stages that fit beside `sharing`.
+        legal_sharing: numbers of ranks that fit beside `stages`.
+        pairs: of both, where one of them has to change beside the other.
+    """
+
+    stages: int
+    sharing: int
+    legal_stages: list[int]
+    legal_sharing: list[int]
+    pairs: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, world_size: int, stages: int, sharing: int) -> _Misfit:
+        """With what fits instead."""
+        legal_stages = divisors(world_size // sharing) if world_size % sharing == 0 else []
+        legal_sharing = divisors(world_size // stages) if world_size % stages == 0 else []
+        is_either = legal_stages or legal_sharing
+        pairs = [] if is_either else [(s, t) for s in divisors(world_size) for t in divisors(world_size // s)]
+        return cls(stages, sharing, legal_stages, legal_sharing, pairs)
+
+    @property
+    def is_stages(self) -> bool:
+        """Whether the number of stages is what to change first."""
+        return self.sharing == 1 or bool(self.legal_stages and not self.legal_sharing)
+
+    def choices(self, stages: str, sharing: str) -> list[str]:
+        """What to ask for instead, under these names of the two."""
+        found = []
+        if self.legal_sharing:
+            found.append(f"{sharing} {nearest(self.sharing, self.legal_sharing)}".lstrip())
+        if self.legal_stages:
+            found.append(f"{stages} {nearest(self.stages, self.legal_stages)}".lstrip())
+        if self.pairs:
+            s, t = min(self.pairs, key=lambda pair: (abs(pair[0] - self.stages) + abs(pair[1] - self.sharing), pair))
+            found.append(f"{stages} {s} with {sharing} {t}")
+        return found
 
 
 def _isp(parallel: ParallelConfig) -> bool:

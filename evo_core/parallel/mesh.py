@@ -97,14 +97,15 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
     def axis(name: AxisName, group: dist.ProcessGroup) -> Axis:
         return _axis(name, group, degrees.line(name).stride)
 
+    pipeline = axis("pipeline", devices.get_group("pipeline"))
     return Mesh(
         world=axis("world", _default_group()),
-        pipeline=axis("pipeline", devices.get_group("pipeline")),
+        pipeline=pipeline,
         data=axis("data", devices["replica", "zero"]._flatten("data").get_group()),
         replica=axis("replica", devices.get_group("replica")),
         zero=axis("zero", devices.get_group("zero")),
         tensor=axis("tensor", devices.get_group("tensor")),
-        ends=_ends(degrees),
+        ends=_ends(degrees, pipeline),
         devices=devices,
     )
 
@@ -115,20 +116,16 @@ def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:
     return Axis(name, line.number(rank), line.size, group, line.ranks(rank), line.alike(rank, dist.get_world_size()))
 
 
-def _ends(degrees: Degrees) -> Axis | None:
-    """The axis from the first stage to the last; every rank must call it."""
-    if degrees.pipeline == 1:
+def _ends(degrees: Degrees, pipeline: Axis) -> Axis | None:
+    """The axis from the first stage to the last through this rank."""
+    if pipeline.size == 1 or pipeline.rank not in (0, pipeline.size - 1):
         return None
-    firsts = range(degrees.data * degrees.tensor)
-    stride = (degrees.pipeline - 1) * len(firsts)
-    group, _ = dist.new_subgroups_by_enumeration([[first, first + stride] for first in firsts])
-    rank = dist.get_rank()
-    pairs = [(first, first + stride) for first in firsts if rank in (first, first + stride)]
-    if not pairs or not isinstance(group, dist.ProcessGroup):
-        return None
-    (pair,) = pairs
-    alike = firsts if rank in firsts else range(stride, stride + len(firsts))
-    return Axis("ends", pair.index(rank), 2, group, pair, tuple(alike))
+    pair, stage = (pipeline.ranks[0], pipeline.ranks[-1]), range(degrees.data * degrees.tensor)
+    # Only the two of them make it: over all ranks it would be one group after another, for every place in a stage.
+    group = pipeline.group if pipeline.size == 2 else dist.new_group(list(pair), use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)  # this rank is one of the two
+    first = dist.get_rank() // len(stage) * len(stage)
+    return Axis("ends", pair.index(dist.get_rank()), 2, group, pair, tuple(first + place for place in stage))
 
 
 def _default_group() -> dist.ProcessGroup:

@@ -8,7 +8,6 @@ next task gets new ones.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import multiprocessing
 import os
 import pickle
@@ -28,7 +27,7 @@ from typing import Any, Self, TextIO, TypeVar
 import torch
 import torch.distributed as dist
 
-from evo_core.process import die_with_parent
+from evo_core.process import die_with_parent, keep_inherited, own_garbage
 
 T = TypeVar("T")
 
@@ -37,6 +36,9 @@ _START = 120.0
 
 _LATER = 2.0
 """Seconds that the ranks have beyond a task's own, to write down where they hang."""
+
+_DYING = 1.0
+"""Seconds in which a dead rank is heard of behind the ranks that failed because of it."""
 
 
 class RankError(Exception):
@@ -104,10 +106,7 @@ class Pool:
         self._folder = tempfile.TemporaryDirectory(prefix="evo-parity-")
         sys.stdout.flush()
         sys.stderr.flush()
-        # A process group that is garbage here would join, in a child that collects it, threads that no fork takes over.
-        gc.collect()
-        gc.freeze()
-        try:
+        with own_garbage():
             for rank in range(self.size):
                 here, there = context.Pipe()
                 args = (there, rank, self.size, Path(self._folder.name), self._timeout)
@@ -116,8 +115,6 @@ class Pool:
                 there.close()
                 self._processes.append(process)
                 self._pipes.append(here)
-        finally:
-            gc.unfreeze()
 
     def _collect(self, seconds: float) -> list[Any]:
         """The answer of each rank; the first failure ends the waiting."""
@@ -134,14 +131,24 @@ class Pool:
                 try:
                     done, value = pickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionResetError):
-                    self._processes[rank].join()
-                    code = self._processes[rank].exitcode or 0
-                    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                    raise RankError(f"rank {rank} {how}") from None
+                    raise RankError(self._how_it_ended(rank)) from None
                 if not done:
-                    raise RankError(f"rank {rank} failed:\n{value}")
+                    dead = self._died_meanwhile(but=rank)
+                    raise RankError(f"rank {rank} failed:\n{value}" if dead is None else self._how_it_ended(dead))
                 results[rank] = value
         return [results[rank] for rank in range(self.size)]
+
+    def _how_it_ended(self, rank: int) -> str:
+        self._processes[rank].join()
+        code = self._processes[rank].exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        return f"rank {rank} {how}"
+
+    def _died_meanwhile(self, but: int) -> int | None:
+        """A rank that is dead, if any: where one dies the others fail, and may be heard of before it."""
+        others = {self._processes[rank].sentinel: rank for rank in range(self.size) if rank != but}
+        dead = wait(list(others), timeout=_DYING)
+        return min((others[sentinel] for sentinel in dead if isinstance(sentinel, int)), default=None)
 
     def _where_they_hang(self, missing: list[int], seconds: float) -> str:
         assert self._folder is not None
@@ -158,6 +165,7 @@ def _stack_file(folder: Path, rank: int) -> Path:
 
 def _serve(pipe: Connection, rank: int, size: int, folder: Path, timeout: float) -> None:
     """The life of a rank: from the fork to the end of the process that wanted it."""
+    keep_inherited()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a terminal's whole group; the first process ends all
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", TORCHINDUCTOR_COMPILE_THREADS="1")

@@ -83,15 +83,16 @@ def load_model(
 ) -> tuple[nn.Module, Tokenizer | None]:
     """The model in a checkpoint, ready to run, and its tokenizer.
 
-    Any process may call it alone. With a mesh of several tensor ranks every rank of the mesh calls it, and has memory
-    for its part of the model and reads no more than that.
+    Any process may call it alone. With a mesh of several tensor ranks or stages every rank of the mesh calls it, and
+    has memory for its part of the model and reads no more than that.
 
     Args:
         uri: a checkpoint folder, or a folder that holds checkpoints (then the newest complete one); with or without
             ``local:``. A folder of Hugging Face's, Meta's or InternEvo's form, or a hub id, works alike.
         device: where to put it.
         dtype: type of the weights; default that of the training run.
-        mesh: ranks that share each layer (`evo_core.parallel.inference.inference_mesh`); None is a whole model.
+        mesh: ranks that share each layer, or have some of them (`evo_core.parallel.inference.inference_mesh`); None is
+            a whole model.
         check: compare small files with their digests, and say which weights are NaN or infinite; one rank of a machine
             is enough. What is read of files of tensors is always compared with its digests.
         allow_non_finite: False refuses such weights.
@@ -106,7 +107,7 @@ def load_model(
     from evo_core.parallel.apply import build_parallel
     from evo_core.parallel.collectives import failing_together
 
-    is_cut = mesh is not None and mesh.tensor.size > 1
+    is_cut = mesh is not None and mesh.pipeline.size * mesh.tensor.size > 1
     # A rank that raised alone would leave the others waiting for it: making groups and counting takes all of them.
     together = failing_together if is_cut else nullcontext
     with together():

@@ -56,8 +56,9 @@ def grown(root: Location, size: int, saves: int) -> list[tuple[float, float]]:
 
 
 def test_copies_and_nothing_more(tmp_path: Path) -> None:
-    for first, second, third in run_on_ranks(grown, 2, tmp_path, 64 * MB, 3):
-        own = 32  # each element once over all ranks
+    # Above 32 MB, up to which glibc may hand out memory that was freed before, of which nobody would see a growth.
+    for first, second, third in run_on_ranks(grown, 2, tmp_path, 96 * MB, 3):
+        own = 48  # each element once over all ranks
         assert own - 1 < first[1] < own + 4 and first[0] < own + 4
         assert max(second[0], third[0]) < 4, "the copies of before are used again"
 

@@ -156,18 +156,24 @@ def test_settings_of_tensor_parallelism_without_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    "parallel",
+    ("parallel", "pipeline"),
     [
-        {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True}},
-        {"tensor": {"size": 2, "mode": "fsp"}, "zero1": {"size": 3, "fsdp": True}},
-        {"tensor": 2, "weight": 2, "zero1": 8},
+        ({"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True}}, 1),
+        ({"tensor": {"size": 2, "mode": "fsp"}, "zero1": {"size": 3, "fsdp": True}}, 1),
+        ({"tensor": 2, "weight": 2, "zero1": 8}, 1),
+        ({"tensor": 2, "pipeline": {"size": 2, "mode": "ZBH1", "interleaved_overlap": True}}, 2),
+        ({"tensor": 2, "pipeline": 4, "zero1": {"fsdp": True}}, 4),
     ],
 )
-def test_inference_takes_the_tensor_size_alone_of_a_layout_of_training(tmp_path: Path, parallel: Any) -> None:
+def test_inference_takes_the_sizes_alone_of_a_layout_of_training(tmp_path: Path, parallel: Any, pipeline: int) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text(json.dumps({"model": MODEL, "parallel": parallel}))
-    assert load_config(file, inference=True).parallel == job({"parallel": {"tensor": 2}}).parallel
+    model = MODEL | {"num_chunks": 2}  # with 4 stages of 4 layers no chunks are left
+    file.write_text(json.dumps({"model": model, "data": {"micro_num": 3}, "parallel": parallel}))
+    inference = load_config(file, inference=True)
+    assert inference.parallel == job({"parallel": {"tensor": 2, "pipeline": pipeline}}).parallel
+    assert inference.model.num_chunks == 1
     with pytest.raises(ConfigError, match='tensr: unknown key; did you mean "tensor"'):
         load_config(file, ["parallel.tensr=2"], inference=True)
-    with pytest.raises(ConfigError, match=r"parallel\.pipeline\.size"):
-        load_config(file, ["parallel.pipeline=2"], inference=True)
+    for key in ("parallel.pipeline.interleaved_overlp", "parallel.tensor.interleaved_overlap"):
+        with pytest.raises(ConfigError, match=rf"{key}: (unknown key|is a value)"):
+            load_config(file, [f"{key.rpartition('.')[0]}={{size: 2, {key.rpartition('.')[2]}: true}}"], inference=True)

@@ -19,10 +19,8 @@ REFUSED = {
     "data.train_folder": at(
         "data", {"type": "hf", "train_folder": "s3://b/x", "tokenizer_path": "x", "pack_sample_into_one": False}
     ),
-    "model.num_chunks": at("model.num_chunks", 2),
     "model.is_reward": at("model.is_reward", True),
     "parallel.tensor.mode": at("parallel.tensor", {"size": 2, "mode": "isp"}),
-    "parallel.pipeline.size": at("parallel.pipeline", 2),
     "parallel.weight.size": at("parallel", {"weight": 2, "tensor": {"mode": "isp"}}),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
     "monitor.alert.enable_feishu_alert": at("monitor.alert.enable_feishu_alert", True),
@@ -41,8 +39,8 @@ def test_refused(key: str) -> None:
 
 
 def test_a_refusal_is_one_clear_sentence() -> None:
-    assert refusal(REFUSED["parallel.pipeline.size"]) == (
-        "parallel.pipeline.size: 2: this version has no pipeline parallelism (set it to 1)"
+    assert refusal(REFUSED["output_tf32"]) == (
+        "output_tf32: true: this version computes the head like the rest (set it to false)"
     )
     assert refusal(REFUSED["parallel.tensor.mode"]) == (
         'parallel.tensor.mode: "isp": this version has no isp (write msp, mtp or fsp)'
@@ -62,6 +60,8 @@ def test_a_refusal_is_one_clear_sentence() -> None:
         at("parallel.tensor", 2),
         at("parallel.tensor", {"size": 2, "mode": "msp"}),
         at("parallel.tensor", {"size": 2, "mode": "fsp"}),
+        at("parallel.pipeline", 2),
+        at("model.num_chunks", 2),
         at("monitor.alert", {"enable_feishu_alert": False, "feishu_alert_address": "https://x"}),
         at("data.train_folder", "data/train"),
         at("data.tokenizer_path", "internlm/internlm-7b"),

@@ -39,9 +39,33 @@ def degrees(parallel: dict[str, Any], world_size: int) -> Degrees:
         (
             {"tensor": 4, "pipeline": 2},
             12,
-            "12 ranks do not divide into pipeline.size 2 x tensor.size 4 (nearest: tensor.size 3 or 6, or 8 or 16 ",
+            "parallel.tensor.size: 12 ranks do not divide into pipeline.size 2 x tensor.size 4 "
+            "(nearest: tensor.size 3 or 6, or pipeline.size 1 or 3, or 8 or 16 ranks)",
         ),
-        ({"pipeline": 3}, 8, "parallel.pipeline.size: 8 ranks do not divide into pipeline.size 3 x tensor.size 1"),
+        (
+            {"pipeline": 3},
+            8,
+            "parallel.pipeline.size: 8 ranks do not divide into pipeline.size 3 x tensor.size 1 "
+            "(nearest: pipeline.size 2 or 4, or 6 or 9 ranks)",
+        ),
+        (  # the layers can be shared by so many, but not in so many stages
+            {"pipeline": 5, "tensor": 2},
+            12,
+            "parallel.pipeline.size: 12 ranks do not divide into pipeline.size 5 x tensor.size 2 "
+            "(nearest: pipeline.size 3 or 6, or 10 or 20 ranks)",
+        ),
+        (
+            {"pipeline": 3, "tensor": 3},
+            8,
+            "parallel.tensor.size: 8 ranks do not divide into pipeline.size 3 x tensor.size 3 "
+            "(nearest: pipeline.size 2 with tensor.size 2, or 9 ranks)",
+        ),
+        (
+            {"pipeline": 4},
+            2,
+            "parallel.pipeline.size: 2 ranks do not divide into pipeline.size 4 x tensor.size 1 "
+            "(nearest: pipeline.size 2, or 4 ranks)",
+        ),
         ({"tensor": {"mode": "isp"}, "weight": 5}, 8, "8 ranks do not divide into pipeline.size 1 x weight.size 5"),
         (
             {"tensor": {"size": 2, "mode": "isp"}, "weight": 4, "zero1": 4},
@@ -140,10 +164,43 @@ def test_what_does_not_fit_is_refused_with_the_nearest_choice() -> None:
 
 
 def test_inference_shares_layers_over_some_ranks_and_prompts_over_the_others() -> None:
-    assert Degrees.of_inference(2, 8, "--tensor") == degrees({"tensor": 2, "zero1": 1}, 8)
-    with pytest.raises(
-        ConfigError, match=r"^--tensor: 8 ranks do not divide by 3 \(nearest: 2 or 4, or start 9 ranks\)$"
-    ):
-        Degrees.of_inference(3, 8, "--tensor")
-    with pytest.raises(ConfigError, match="--tensor: 0 must be 1 or more"):
-        Degrees.of_inference(0, 8, "--tensor")
+    keys = ("--tensor", "--pipeline")
+    assert Degrees.of_inference(2, 1, 8, keys) == degrees({"tensor": 2, "zero1": 1}, 8)
+    assert Degrees.of_inference(2, 2, 8, keys) == degrees({"tensor": 2, "pipeline": 2, "zero1": 1}, 8)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "ranks", "message"),
+    [
+        (3, 1, 8, "--tensor: 8 ranks do not divide by 3 (nearest: 2 or 4, or start 9 ranks)"),
+        (1, 3, 8, "--pipeline: 8 ranks do not divide by 3 (nearest: 2 or 4, or start 9 ranks)"),
+        (1, 2, 1, "--pipeline: 1 rank does not divide by 2 (nearest: 1, or start 2 ranks)"),
+        (
+            2,
+            3,
+            8,
+            "--pipeline: 8 ranks do not divide into pipeline 3 x tensor 2 (nearest: pipeline 2 or 4, or start 12 "
+            "ranks)",
+        ),
+        (
+            4,
+            4,
+            8,
+            "--tensor: 8 ranks do not divide into pipeline 4 x tensor 4 (nearest: tensor 2, or pipeline 2, or start 16 "
+            "ranks)",
+        ),
+        (
+            3,
+            3,
+            8,
+            "--tensor: 8 ranks do not divide into pipeline 3 x tensor 3 (nearest: pipeline 2 with tensor 2, or start 9 "
+            "ranks)",
+        ),
+        (0, 1, 8, "--tensor: 0 must be 1 or more"),
+        (1, -1, 8, "--pipeline: -1 must be 1 or more"),
+    ],
+)
+def test_an_impossible_layout_of_inference(tensor: int, pipeline: int, ranks: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Degrees.of_inference(tensor, pipeline, ranks, ("--tensor", "--pipeline"))
+    assert str(caught.value) == message

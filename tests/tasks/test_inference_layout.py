@@ -39,9 +39,14 @@ def plan(folder: Path, *overrides: str) -> Plan:
 @pytest.mark.parametrize("step", ["samples", "asked"])
 def test_no_layout_is_in_the_key(folder: Path, step: str) -> None:
     alone = plan(folder).step(step)
-    for layout in ("{tensor: 2}", "{tensor: {size: 4}}"):
+    for layout, options in (
+        ("{tensor: 2}", "--tensor 2 --pipeline 1"),
+        ("{tensor: {size: 4}}", "--tensor 4 --pipeline 1"),
+        ("{pipeline: 2}", "--tensor 1 --pipeline 2"),
+        ("{tensor: 2, pipeline: {size: 2}}", "--tensor 2 --pipeline 2"),
+    ):
         cut = plan(folder, f"steps.{step}.runtime={{ranks_per_node: 4, parallel: {layout}}}").step(step)
-        assert cut.runtime.parallel.tensor > 1
+        assert " ".join(cut.runtime.parallel.options) == options
         assert cut.key == alone.key
 
 
@@ -62,7 +67,21 @@ def test_no_layout_is_in_the_key(folder: Path, step: str) -> None:
             "ranks: 4)",
         ),
         ("{parallel: {tensor: 0}}", "runtime.parallel.tensor: input should be greater than or equal to 1"),
-        ("{parallel: {pipeline: 2}}", "runtime.parallel.pipeline: unknown key"),
+        (
+            "{parallel: {pipeline: 2}}",
+            "runtime.parallel.pipeline: 1 rank does not divide by 2 (nearest: 1, or start 2 ranks)",
+        ),
+        (
+            "{ranks_per_node: 4, parallel: {tensor: 2, pipeline: 4}}",
+            "runtime.parallel.tensor: 4 ranks do not divide into pipeline 4 x tensor 2 (nearest: tensor 1, or "
+            "pipeline 2, or start 8 ranks)",
+        ),
+        (
+            "{ranks_per_node: 8, parallel: {tensor: 2, pipeline: 4}}",
+            "runtime.parallel.pipeline: the model's 2 layers are too few for 4 stages (nearest: 2)",
+        ),
+        ("{parallel: {pipeline: {size: 2, mode: ZBV}}}", "runtime.parallel.pipeline: input should be a valid integer"),
+        ("{parallel: {weight: 2}}", "runtime.parallel.weight: unknown key"),
     ],
 )
 def test_one_that_does_not_fit_is_refused_before_any_work(folder: Path, runtime: str, message: str) -> None:

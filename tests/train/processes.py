@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tests.ranks import own_garbage  # imports early what torch imports late
+import tests.ranks  # noqa: F401  # imports early what torch imports late
+from evo_core.process import keep_inherited, own_garbage
 
 Hook = Callable[[int], None]
 
@@ -96,6 +97,7 @@ def free_port() -> int:
 def _run(arguments: Sequence[str], log: Path, variables: dict[str, str], each_step: Hook | None) -> None:
     """The forked process: everything it prints goes to the log, and it never comes back."""
     status = 70
+    keep_inherited()
     try:
         os.environ.update(variables)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -60,12 +60,13 @@ def test_everything_killed_many_times(tmp_path: Path, expected: list[float], beh
     kills(tmp_path, expected, 50, ckpt__async_upload=behind)
 
 
-IN_THE_STEP = [pytest.param(where, False, marks=pytest.mark.slow) for where in ("tensors", "records")]
+FEW = [("manifest", False), ("tensors", True)]
+MORE = [("tensors", False), ("records", False), ("records", True), ("manifest", True)]
 
 
 @pytest.mark.parametrize(
     ("where", "behind"),
-    [*IN_THE_STEP, ("manifest", False), ("tensors", True), ("records", True), ("manifest", True)],
+    [*FEW, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)],
 )
 def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str, behind: bool) -> None:
     """One rank dies inside the second save; the others go with it; the first checkpoint is whole."""
@@ -157,6 +158,7 @@ def test_torchrun_restarts_ranks_that_share_a_model(tmp_path: Path) -> None:
     survives_under_torchrun(tmp_path, expected, [(8, 1)])
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_does_not_resume_others(tmp_path: Path, expected: list[float]) -> None:
     """Without auto_resume, in a folder where another run's last checkpoint lies: it goes on from its own."""
     changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}

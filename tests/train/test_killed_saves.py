@@ -24,7 +24,7 @@ def kills(tmp_path: Path, times: int, *behind: bool) -> int:
 
 
 def test_a_few_times(tmp_path: Path) -> None:
-    kills(tmp_path, 5, False, True)
+    kills(tmp_path, 2, False, True)
 
 
 @pytest.mark.slow

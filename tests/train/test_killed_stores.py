@@ -68,11 +68,11 @@ def server_killed(
 
 
 def test_the_run_a_few_times(tmp_path: Path, server: S3Server) -> None:
-    run_killed(tmp_path, server, 5, False, True)
+    run_killed(tmp_path, server, 2, False, True)
 
 
 def test_the_server_a_few_times(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server_killed(tmp_path, server, 5, monkeypatch)
+    server_killed(tmp_path, server, 2, monkeypatch)
 
 
 def test_uploads_of_a_killed_run_are_taken_back(tmp_path: Path, server: S3Server) -> None:

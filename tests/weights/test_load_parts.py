@@ -13,17 +13,18 @@ import torch.distributed as dist
 from evo_core.checkpoint import load_model
 from evo_core.errors import CheckpointError
 from evo_core.parallel.inference import inference_mesh
+from evo_core.parallel.mesh import Mesh
 from evo_core.placement import placements_of
 from evo_core.weights import Target, write_weights
 from evo_core.weights.loading import read_config
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 from tests.weights.models import model, weights
 
 
-def parts(folder: Path, **options: Any) -> Any:
+def parts(folder: Path, mesh: Mesh | None = None, **options: Any) -> Any:
     """The pieces of every parameter that this rank of four has, of two tensor ranks."""
-    mesh = inference_mesh(read_config(folder).model, 2)
-    loaded, _ = load_model(folder, mesh=mesh, **options)
+    loaded, _ = load_model(folder, mesh=mesh or inference_mesh(read_config(folder).model, 2), **options)
     placements = placements_of(loaded)
     return {
         name: [(piece.where, piece.of(parameter.detach())) for piece in placements[name].pieces]
@@ -33,8 +34,8 @@ def parts(folder: Path, **options: Any) -> Any:
 
 def assert_parts_of(whole: torch.nn.Module, found: list[Any]) -> None:
     expected = dict(whole.named_parameters())
+    assert set().union(*found) == expected.keys()
     for rank in found:
-        assert rank.keys() == expected.keys()
         for name, pieces in rank.items():
             for where, tensor in pieces:
                 assert torch.equal(tensor, where.of(expected[name].detach())), name
@@ -45,7 +46,21 @@ def assert_parts_of(whole: torch.nn.Module, found: list[Any]) -> None:
 @pytest.mark.parametrize("kind", ["evo", "hf", "internevo"])
 def test_each_rank_has_its_part(tmp_path: Path, kind: Target) -> None:
     write_weights(weights(model("INTERNLM2_PUBLIC", vocab_size=64), None), tmp_path / kind, kind)
-    assert_parts_of(load_model(tmp_path / kind)[0], run_on_ranks(lambda: parts(tmp_path / kind), 4))
+    whole, found = load_model(tmp_path / kind)[0], run_on_ranks(lambda: parts(tmp_path / kind), 4)
+    assert_parts_of(whole, found)
+    assert all(rank.keys() == found[0].keys() for rank in found)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("INTERNLM2_PUBLIC", "internevo"), ("LLAMA3", "evo"), ("LLAMA3", "hf")])
+def test_each_stage_has_its_part(tmp_path: Path, family: str, kind: Target) -> None:
+    """The second one is tied: a format has its weight once, and both ends hold it."""
+    write_weights(weights(model(family, vocab_size=64, num_layers=3), None), tmp_path, kind)
+    whole, found = load_model(tmp_path)[0], run_on_ranks(lambda: parts(tmp_path, mesh_of(tensor=2, pipeline=2)), 4)
+    assert_parts_of(whole, found)
+    first, last = found[0].keys(), found[2].keys()
+    assert {int(name.split(".")[1]) for name in first if name.startswith("layers.")} == {0}
+    tied = first & last
+    assert tied == ({"tok_embeddings.weight"} if family == "LLAMA3" else set())
 
 
 def test_damage_that_one_rank_sees_ends_all(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ Order = list[Work]
 def forward_only(placing: Placing, count: int) -> list[Order]:
     """The order of each rank that computes no gradients."""
     return [
-        [Work(Pass.FORWARD, stage, number) for number in range(count) for stage in placing.stages_of(rank)]
+        [Work(Pass.FORWARD, stage, number) for stage, number in _in_groups(placing, count, rank) if number < count]
         for rank in range(placing.ranks)
     ]
 

@@ -127,7 +127,13 @@ def test_a_night_without_news_is_unchanged(tmp_path: Path, api: Api, run_here: R
     assert len(nightly.store.refs.versions("corpus")) == 2
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+    ],
+)
 def test_a_signal_ends_the_run_within_seconds_and_the_next_one_carries_on(
     small: Small, api: Api, environment: dict[str, str], number: signal.Signals, status: int
 ) -> None:
