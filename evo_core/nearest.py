@@ -14,3 +14,8 @@ def nearest(wanted: int, legal: list[int]) -> str:
 def divisors(number: int) -> list[int]:
     """The divisors of a positive number, ascending."""
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def multiples(number: int, of: int) -> list[int]:
+    """The positive multiples of a number that are next to another one."""
+    return [multiple for multiple in (number // of * of, (number // of + 1) * of) if multiple]

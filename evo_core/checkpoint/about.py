@@ -36,7 +36,7 @@ class About:
         train_folder: ``data.train_folder`` as it was written; None for random data.
         dataset: version of the dataset (`evo_core.data.dataset.version`); None where it has none.
         no_dataset: why it has none.
-        layout: ranks along each axis, and ``tensor_mode``.
+        layout: ranks along each axis, and ``tensor_mode``; of a pipeline also ``pipeline_mode`` and ``num_chunks``.
         metrics: of the last step, as its line in ``metrics.jsonl``: loss, gradient norm, learning rate, tokens a
             second, losses by type, and held-out scores where it was evaluated after it; None for what is not finite.
     """
@@ -66,7 +66,7 @@ class About:
             train_folder=cfg.environment.get("data.train_folder", cfg.data.train_folder),
             dataset=dataset,
             no_dataset=no_dataset,
-            layout={**asdict(cfg.degrees(world_size)), "tensor_mode": cfg.parallel.tensor.mode},
+            layout=_layout(cfg, world_size),
         )
 
     def after(self, fields: Mapping[str, Any]) -> About:
@@ -109,6 +109,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def finite(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with None for numbers that are not finite, which JSON cannot say."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
+def _layout(cfg: TrainConfig, world_size: int) -> dict[str, int | str]:
+    pipeline = cfg.parallel.pipeline
+    layout: dict[str, int | str] = {**asdict(cfg.degrees(world_size)), "tensor_mode": cfg.parallel.tensor.mode}
+    if pipeline.size > 1:
+        layout |= {"pipeline_mode": pipeline.mode, "num_chunks": cfg.model.num_chunks}
+    return layout
 
 
 def _identity_digest(cfg: TrainConfig, world_size: int) -> str | None:

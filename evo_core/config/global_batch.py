@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evo_core.errors import ConfigError
-from evo_core.nearest import divisors, nearest
+from evo_core.nearest import divisors, multiples, nearest
 
 if TYPE_CHECKING:
     from evo_core.config.schema.data import DataConfig
@@ -23,11 +23,10 @@ def micro_num(data: DataConfig, dp: int) -> int:
     packs = tokens // data.packed_length
     if packs % dp == 0:
         return packs // dp
-    share = data.packed_length * dp
-    batches = nearest(tokens, [tokens // share * share, (tokens // share + 1) * share])
+    batches = nearest(tokens, multiples(tokens, data.packed_length * dp))
     raise ConfigError(
         f"{tokens} tokens are {packs} micro-batches of {data.packed_length} tokens: they do not divide over {dp} "
         "data-parallel ranks",
         key="data.global_batch_tokens",
-        hint=f"nearest: {nearest(dp, divisors(packs))} ranks, or {batches.removeprefix('0 or ')} tokens",
+        hint=f"nearest: {nearest(dp, divisors(packs))} ranks, or {batches} tokens",
     )

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from evo_core.config.pipeline_rules import pipeline_errors
 from evo_core.config.shape_rules import shape_errors
 from evo_core.config.tensor_rules import tensor_errors
 from evo_core.errors import ConfigError
-from evo_core.nearest import nearest
+from evo_core.nearest import multiples, nearest
 from evo_core.storage.location import names_nothing
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def rule_errors(config: TrainConfig) -> Iterator[ConfigError]:
     yield from _checkpoints(config)
     yield from _parallel(config)
     yield from tensor_errors(config)
+    yield from pipeline_errors(config)
     yield from _generation(config)
 
 
@@ -38,12 +40,11 @@ def _batch(config: TrainConfig) -> Iterator[ConfigError]:
             message = "follows from global_batch_tokens and the ranks at hand"
             yield ConfigError(message, key="data.micro_num", hint="state one of the two")
         if tokens % packed:
-            multiples = [tokens // packed * packed, (tokens // packed + 1) * packed]
             yield ConfigError(
                 f"{tokens} tokens are no whole number of micro-batches of seq_len {data.seq_len} x micro_bsz "
                 f"{data.micro_bsz} = {packed} tokens",
                 key="data.global_batch_tokens",
-                hint=f"nearest: {nearest(tokens, [n for n in multiples if n])}",
+                hint=f"nearest: {nearest(tokens, multiples(tokens, packed))}",
             )
     rampup = data.rampup
     if rampup is None:
@@ -133,11 +134,10 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
         yield ConfigError(message, key="ckpt.save_ckpt_folder", hint=hint)
     if ckpt.kept_for_ever is not None and ckpt.kept_for_ever % ckpt.checkpoint_every:
         every = int(ckpt.checkpoint_every)
-        multiples = [ckpt.kept_for_ever // every * every, (ckpt.kept_for_ever // every + 1) * every]
         yield ConfigError(
             f"{ckpt.keep_every} is no multiple of checkpoint_every {every}",
             key="ckpt.keep_every",
-            hint=f"nearest: {nearest(ckpt.kept_for_ever, [n for n in multiples if n])}",
+            hint=f"nearest: {nearest(ckpt.kept_for_ever, multiples(ckpt.kept_for_ever, every))}",
         )
     if info is None or (ckpt.auto_resume and "auto_resume" in ckpt.model_fields_set):
         return  # said not to be read; where auto_resume is merely its default, it was meant to be
@@ -157,17 +157,10 @@ def _parallel(config: TrainConfig) -> Iterator[ConfigError]:
             yield ConfigError(message, key="parallel.weight.size")
         if parallel.weight.memory_pool and not parallel.weight.overlap:
             yield ConfigError("needs weight.overlap", key="parallel.weight.memory_pool")
-    if parallel.zero1.fsdp and parallel.pipeline.size > 1:
-        yield ConfigError("fsdp needs pipeline.size 1", key="parallel.zero1.fsdp")
     if parallel.zero1.fsdp and parallel.tensor.mode == "isp":
         yield ConfigError("fsdp needs another tensor.mode than isp", key="parallel.zero1.fsdp")
     if parallel.zero1.fsdp and getattr(config.model, "num_experts", 1) > 1:
         yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp")
-    micro_num, stages = config.data.micro_num, parallel.pipeline.size
-    chunks = getattr(config.model, "num_chunks", 1)
-    if chunks > 1 and micro_num is not None and micro_num % stages:
-        message = f"with num_chunks {chunks} must be a multiple of pipeline.size {stages}, not {micro_num}"
-        yield ConfigError(message, key="data.micro_num")
 
 
 def _generation(config: TrainConfig) -> Iterator[ConfigError]:

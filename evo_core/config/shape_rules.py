@@ -10,7 +10,6 @@ from evo_core.errors import ConfigError
 from evo_core.nearest import divisors, nearest
 
 if TYPE_CHECKING:
-    from evo_core.config.schema.parallel import ParallelConfig
     from evo_core.config.schema.train_config import TrainConfig
 
 MOST_LAYERS = 10_000
@@ -18,7 +17,7 @@ MOST_LAYERS = 10_000
 
 
 def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
-    """What contradicts itself in the ``model`` block, and between it and the layout."""
+    """What contradicts itself in the ``model`` block."""
     model = config.model
     for name in ("model_type", "use_fp32_norm"):
         if getattr(model, name, None) != getattr(config, name):
@@ -28,7 +27,6 @@ def shape_errors(config: TrainConfig) -> Iterator[ConfigError]:
         yield from _heads(model)
         yield from _family(model, config.model_type)
         yield from _experts(model, config.model_type)
-        yield from _stages(model, config.parallel)
 
 
 def _depth(model: ModelConfig) -> Iterator[ConfigError]:
@@ -81,16 +79,3 @@ def _experts(model: ModelConfig, model_type: str) -> Iterator[ConfigError]:
         yield ConfigError(message, key="moe.top_k", hint="moe_type MegaBlock takes more")
     elif top_k > count:
         yield ConfigError(f"{top_k} is more than the {count} experts there are", key="moe.top_k")
-
-
-def _stages(model: ModelConfig, parallel: ParallelConfig) -> Iterator[ConfigError]:
-    layers, chunks, stages = model.num_layers, model.num_chunks, parallel.pipeline.size
-    if layers % chunks:
-        yield ConfigError(
-            f"{layers} layers do not divide into {chunks} chunks",
-            key="model.num_chunks",
-            hint=f"nearest: {nearest(chunks, divisors(layers))}",
-        )
-    elif layers < stages * chunks:
-        message = f"{layers} layers are too few for pipeline.size {stages} x num_chunks {chunks}"
-        yield ConfigError(message, key="model.num_layers", hint=f"at least {stages * chunks}")

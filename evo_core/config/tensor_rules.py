@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evo_core.config.schema.model import ModelConfig
 from evo_core.errors import ConfigError
-from evo_core.nearest import nearest
+from evo_core.nearest import multiples, nearest
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
@@ -97,7 +97,7 @@ def _vocabulary(model: ModelConfig, size: int) -> Iterator[_Misfit]:
     vocab = model.vocab_size
     if vocab % size:
         sentence = f"{vocab} does not divide over tensor.size {size}"
-        yield _Misfit("model.vocab_size", f"vocab_size {vocab}", sentence, _near(vocab, _multiples(vocab, size)))
+        yield _Misfit("model.vocab_size", f"vocab_size {vocab}", sentence, _near(vocab, multiples(vocab, size)))
 
 
 def _heads(model: ModelConfig, size: int) -> Iterator[_Misfit]:
@@ -132,7 +132,7 @@ def _widths(model: ModelConfig, size: int) -> Iterator[_Misfit]:
     width, hidden = model.mlp_hidden_size, model.hidden_size
     if width % size:
         sentence = f"the MLP is {width} wide, which does not divide over tensor.size {size}"
-        choice = _near(model.multiple_of, _multiples(model.multiple_of, size))
+        choice = _near(model.multiple_of, multiples(model.multiple_of, size))
         yield _Misfit("model.multiple_of", f"an MLP {width} wide", sentence, choice)
     if model.embed_split_hidden and not model.tie_word_embeddings and hidden % size:
         sentence = f"hidden_size {hidden} does not divide over tensor.size {size}"
@@ -145,15 +145,10 @@ def _sequence(config: TrainConfig, size: int) -> Iterator[_Misfit]:
     packed = data.packed_length
     if mode == "mtp" or packed % size == 0:
         return
-    choice = _near(data.seq_len, _multiples(data.seq_len, size // math.gcd(size, data.micro_bsz)))
+    choice = _near(data.seq_len, multiples(data.seq_len, size // math.gcd(size, data.micro_bsz)))
     tokens = f"seq_len {data.seq_len} x micro_bsz {data.micro_bsz} = {packed} tokens"
     sentence = f"micro-batches of {tokens} do not divide over tensor.size {size}, as {mode} needs"
     yield _Misfit("data.seq_len", f"micro-batches of {packed} tokens", sentence, f"{choice}, or tensor.mode mtp")
-
-
-def _multiples(value: int, of: int) -> list[int]:
-    """The multiples next to a value."""
-    return [n for n in (value // of * of, (value // of + 1) * of) if n]
 
 
 def _near(value: int, legal: list[int]) -> str:

@@ -45,6 +45,10 @@ def _not_isp(mode: str, config: TrainConfig) -> bool:
     return mode != "isp" or config.parallel.tensor.size == 1
 
 
+def _whole_or_staged(fsdp: bool, config: TrainConfig) -> bool:
+    return not fsdp or config.parallel.pipeline.size > 1  # then no version could
+
+
 def _local(value: str | None, config: TrainConfig) -> bool:
     return value is None or not is_remote(value)
 
@@ -63,7 +67,7 @@ REFUSALS = (
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
     Refusal("parallel.tensor.mode", _not_isp, "this version has no isp", "write msp, mtp or fsp"),
     Refusal("parallel.weight.size", _is(1), "this version has no weight parallelism", "set it to 1"),
-    Refusal("parallel.zero1.fsdp", _is(False), "this version splits optimizer states only", "set it to false"),
+    Refusal("parallel.zero1.fsdp", _whole_or_staged, "this version splits optimizer states only", "set it to false"),
     Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
     Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
 )

@@ -55,6 +55,14 @@ def test_code_data_and_layout(trained: Path) -> None:
     assert (said.train_folder, said.no_dataset) == (f"{trained}/dataset/train", None)
     wanted = {"data": 1, "tensor": 2, "pipeline": 1, "zero1": 1, "tensor_mode": "msp"}
     assert {name: said.layout[name] for name in wanted} == wanted
+    assert not {"pipeline_mode", "num_chunks"} & said.layout.keys()
+
+
+def test_the_layout_of_a_pipeline(tmp_path: Path) -> None:
+    cfg = job(tmp_path, parallel__pipeline={"size": 2, "mode": "ZBV"}, model__num_chunks=2, model__num_layers=4)
+    wanted = {"pipeline": 2, "data": 2, "pipeline_mode": "ZBV", "num_chunks": 2}
+    layout = About.of(cfg, 4).layout
+    assert {name: layout[name] for name in wanted} == wanted
 
 
 def test_metrics_are_those_of_the_last_step_and_scores_where_it_was_evaluated(trained: Path) -> None:

@@ -126,3 +126,15 @@ def test_a_class_that_does_not_say_how_it_is_cut_is_not_shared_by_ranks() -> Non
     assert str(caught.value) == (
         'parallel.tensor.mode: "fsp": STATE is given the whole sequence on every rank (write mtp)'
     )
+
+
+def test_a_model_type_of_ones_own_has_no_stages() -> None:
+    job = {"model_type": "STATE", "model": {"hidden_size": 8}}
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.model_validate(job | {"parallel": {"pipeline": 2}})
+    assert str(caught.value) == (
+        "parallel.pipeline.size: 2: STATE is a model type of your own, which has no stages "
+        "(set it to 1; ranks can share each of its layers: docs/models.md)"
+    )
+    said = TrainConfig.model_validate(job | {"parallel": {"pipeline": {"size": 1, "mode": "ZBV"}}})
+    assert said.settings_without_effect("cuda") == ["parallel.pipeline.mode (pipeline.size is 1)"]

@@ -62,11 +62,6 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
         ),
         (at("model.norm_head", True), "model.norm_head: INTERNLM has no such head"),
         (at("model.model_type", "LLAMA2") | {"model_type": "INTERNLM"}, "model.model_type: contradicts model_type"),
-        (at("model.num_chunks", 3), "model.num_chunks: 4 layers do not divide into 3 chunks (nearest: 2 or 4)"),
-        (
-            at("parallel.pipeline.size", 8),
-            "model.num_layers: 4 layers are too few for pipeline.size 8 x num_chunks 1 (at least 8)",
-        ),
         (
             at("parallel.tensor.size", 3),
             "parallel.tensor.size: 3 ranks cannot share vocab_size 128, num_attention_heads 4, an MLP 256 wide, "
@@ -76,11 +71,6 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
         (
             at("parallel", {"tensor": {"mode": "isp"}, "weight": {"size": 2, "memory_pool": True}}),
             "parallel.weight.memory_pool: needs weight.overlap",
-        ),
-        (at("parallel", {"zero1": {"fsdp": True}, "pipeline": 2}), "parallel.zero1.fsdp: fsdp needs pipeline.size 1"),
-        (
-            at("parallel.pipeline.size", 2) | at("model.num_chunks", 2) | at("data.micro_num", 3),
-            "data.micro_num: with num_chunks 2 must be a multiple of pipeline.size 2, not 3",
         ),
         (
             {"data": {"global_batch_tokens": 8192, "micro_num": 2}},

@@ -91,6 +91,25 @@ CASES = {
         ["steps.model.params.parallel={tensor: 7}"],
         "steps.model.params.parallel.tensor.size: 7 ranks cannot share vocab_size 400, num_attention_heads",
     ),
+    "more stages than layers": (
+        ["steps.model.params.parallel={pipeline: 8}", "steps.model.runtime={ranks_per_node: 8}"],
+        "steps.model.params.parallel.pipeline.size: 4 layers are too few for 8 stages (nearest: 4)",
+    ),
+    "stages that the nodes do not have": (
+        ["steps.model.params.parallel={pipeline: 4}", "steps.model.runtime={ranks_per_node: 6}"],
+        "steps.model.params.parallel.pipeline.size: 6 ranks do not divide into pipeline.size 4 x tensor.size 1 "
+        "(nearest: pipeline.size 3 or 6, or 4 or 8 ranks)",
+    ),
+    "a batch that the chunks of a pipeline cannot take in groups": (
+        [
+            "steps.model.params.parallel={pipeline: 2}",
+            "steps.model.params.model.num_chunks=2",
+            "steps.model.params.data.global_batch_tokens=6144",
+            "steps.model.runtime={ranks_per_node: 4}",
+        ],
+        "steps.model.params.data.global_batch_tokens: 6144 tokens are a micro_num of 3 at data-parallel size 2, which "
+        "with num_chunks 2 must be a multiple of pipeline.size 2 (nearest: 4096 or 8192 tokens, or num_chunks 1)",
+    ),
     "tokenizer that is not there": (
         ["steps.tokens.params.tokenizer=nowhere.model", "steps.tokens.needs={raw: raw}"],
         "steps.tokens.params.tokenizer: the tokenizer",

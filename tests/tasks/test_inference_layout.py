@@ -78,7 +78,7 @@ def test_no_layout_is_in_the_key(folder: Path, step: str) -> None:
         ),
         (
             "{ranks_per_node: 8, parallel: {tensor: 2, pipeline: 4}}",
-            "runtime.parallel.pipeline: the model's 2 layers are too few for 4 stages (nearest: 2)",
+            "runtime.parallel.pipeline: 2 layers are too few for 4 stages (nearest: 2)",
         ),
         ("{parallel: {pipeline: {size: 2, mode: ZBV}}}", "runtime.parallel.pipeline: input should be a valid integer"),
         ("{parallel: {weight: 2}}", "runtime.parallel.weight: unknown key"),

@@ -41,8 +41,12 @@ class PipelineConfig(_Sized):
     """The layers are dealt out over a group of ranks."""
 
     size: PositiveInt = execution(1, "Ranks of such a group.")
-    interleaved_overlap: bool = execution(False, "Overlap communication in the interleaved schedule.")
-    mode: Literal["1F1B", "ZBH1", "ZBV"] = execution("1F1B", "The schedule.")
+    interleaved_overlap: bool = execution(
+        False, "Overlap communication with computation where model.num_chunks is above 1."
+    )
+    mode: Literal["1F1B", "ZBH1", "ZBV"] = execution(
+        "1F1B", "The schedule: 1F1B (with model.num_chunks above 1 interleaved), or zero-bubble, ZBH1 or ZBV."
+    )
 
 
 class WeightConfig(_Sized):
