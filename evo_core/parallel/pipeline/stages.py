@@ -50,6 +50,8 @@ class Pipeline:
         self.model, self.axis, self.placing = model, axis, placing
         self.mode, self.overlap = mode, overlap
         self.stages = dict(zip(placing.stages_of(axis.rank), model.stages, strict=True))
+        if mode != "1F1B":
+            model.backward_in_parts = True
 
     @classmethod
     def of(cls, model: Decoder, mesh: Mesh, cfg: TrainConfig | None) -> Pipeline:

@@ -1,4 +1,4 @@
-"""What a pipeline keeps in memory, and what it sends, against the formula."""
+"""What a pipeline keeps in memory, what it sends, against the formula, and how often it runs a block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.ranks import run_on_ranks
 
 pytestmark = pytest.mark.parity
 
-TOKENS, HIDDEN, MANY, DOCUMENT = 4096, 64, 48, 128
+TOKENS, HIDDEN, MANY, DOCUMENT = 4096, 64, 32, 128
 HIDDEN_STATES = TOKENS * HIDDEN * 4
 
 
@@ -86,23 +86,49 @@ class LeftAlone:
     def collect(self) -> None: ...
 
 
+def take_step(pipeline: Pipeline, count: int) -> None:
+    batch, optimizer = micro_batch(DOCUMENT), LeftAlone()
+    passes: Any = pipeline
+    passes.forward_backward(count, lambda _: batch, lambda _, output: output.objective(0.1), optimizer)
+
+
 def sent(cfg: ModelConfig, placing: Placing, mode: str, count: int) -> tuple[int, int]:
     """Bytes that this rank sends in a step, counted and by formula."""
     pipeline = pipeline_of(cfg, placing, mode)
-    batch = micro_batch(DOCUMENT)
-    optimizer: Any = LeftAlone()
     with counting() as traffic:
-        pipeline.forward_backward(count, lambda _: batch, lambda _, output: output.objective(0.1), optimizer)
+        take_step(pipeline, count)
     return traffic.bytes["send"], handed_on(cfg, placing, dist.get_rank(), count, DOCUMENT, element=4)
 
 
-@pytest.mark.parametrize(
+SCHEDULES = pytest.mark.parametrize(
     ("placing", "mode"),
     [(Placing(2), "1F1B"), (Placing(2, 2), "1F1B"), (Placing(2), "ZBH1"), (Placing(2, 2, is_v=True), "ZBV")],
     ids=["1F1B", "interleaved", "ZBH1", "ZBV"],
 )
+
+
+@SCHEDULES
 def test_a_stage_sends_as_much_as_the_formula_says(placing: Placing, mode: str) -> None:
     moe = model_config(model_type="INTERNLM_MoE", num_experts=2, moe_type="GShard")
     for cfg in (model_config(), moe):
         for counted, formula in run_on_ranks(sent, 2, cfg, placing, mode, 3):
             assert counted == formula > 0
+
+
+def runs_of_blocks(placing: Placing, mode: str, count: int) -> list[int]:
+    """How often each block of this rank runs in a step, all of them recomputed."""
+    pipeline = pipeline_of(model_config(checkpoint=1.0), placing, mode)
+    runs = dict.fromkeys(pipeline.model.blocks, 0)
+
+    def note(number: str) -> None:
+        runs[number] += 1
+
+    for number, block in pipeline.model.blocks.items():
+        block.register_forward_pre_hook(lambda *_, number=number: note(number))
+    take_step(pipeline, count)
+    return list(runs.values())
+
+
+@SCHEDULES
+def test_a_recomputed_block_runs_once_more_however_many_parts_a_backward_pass_has(placing: Placing, mode: str) -> None:
+    assert run_on_ranks(runs_of_blocks, 2, placing, mode, 3) == [[6, 6], [6, 6]]
