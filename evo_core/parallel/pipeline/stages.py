@@ -179,7 +179,7 @@ class _Run:
 
     def __init__(self, pipeline: Pipeline, micro_batch: Callable[[int], MicroBatch]) -> None:
         self._pipeline, self._model = pipeline, pipeline.model
-        self._micro_batch = micro_batch
+        self._micro_batch = functools.cache(micro_batch)
         self._alive: dict[tuple[int, int], _Alive] = {}
         self._coming: dict[tuple[bool, int, int], tuple[list[Tensor], list[Pending]]] = {}
         self._going: dict[tuple[bool, int, int], list[Tensor]] = {}
@@ -192,7 +192,7 @@ class _Run:
         oldest is waited for when more are under way than there are stages.
         """
         key = (message.forward, message.stage, message.micro_batch)
-        tensors = self._going.pop(key) if message.sends else self._room()
+        tensors = self._going.pop(key) if message.sends else self._room(message.micro_batch)
         start = send if message.sends else receive
         works = [start(tensor, message.peer, self._pipeline.axis.group) for tensor in tensors]
         if not self._pipeline.overlap:
@@ -234,7 +234,8 @@ class _Run:
         if work.kind is not Pass.WEIGHT and not here.has_head:
             alive.gradients += self._arrived(False, work)
         if work.kind is Pass.BACKWARD or (first and work.kind is Pass.WEIGHT):
-            alive.root.backward()
+            if alive.root.requires_grad:  # else nothing of a first stage is trained
+                alive.root.backward()
         elif work.kind is Pass.INPUT and not first:
             _, alive.halves = stage_backward_input(
                 [alive.root], None, alive.received, iter(self._pipeline.parameters[work.stage])
@@ -255,19 +256,14 @@ class _Run:
             _wait(works)
         assert not (self._alive or self._coming or self._going)
 
-    def _room(self) -> list[Tensor]:
+    def _room(self, number: int) -> list[Tensor]:
         """Memory for what a stage hands on of a micro-batch, or for its gradient."""
-        model, ids = self._model, self._first.input_ids
+        model, ids = self._model, self._micro_batch(number).input_ids
         rows = len(ids) // model.rows[1]
         tensors = [torch.empty(rows, model.cfg.hidden_size, dtype=model.stream_dtype, device=ids.device)]
         if model.cfg.num_experts > 1:
             tensors.append(tensors[0].new_empty((), dtype=accumulation_dtype(model.dtype)))
         return tensors
-
-    @functools.cached_property
-    def _first(self) -> MicroBatch:
-        """One of them: all are of one length, on one device."""
-        return self._micro_batch(0)
 
     def _arrived(self, forward: bool, work: Work) -> list[Tensor]:
         tensors, works = self._coming.pop((forward, work.stage, work.micro_batch))
