@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
-from torch.utils.checkpoint import GraphExecGroup
 
 from evo_core.model.decoder import Decoder, ModelOutput
 from evo_core.model.dtypes import accumulation_dtype
@@ -242,8 +241,7 @@ class _Run:
                 [alive.root], None, alive.received, iter(self._pipeline.parameters[work.stage])
             )
         elif work.kind is Pass.WEIGHT and alive.halves is not None:
-            with GraphExecGroup():  # it has a backward pass of its own for each product: a block is run again for all
-                stage_backward_weight(iter(self._pipeline.parameters[work.stage]), alive.halves)
+            stage_backward_weight(iter(self._pipeline.parameters[work.stage]), alive.halves)
         if work.kind is not Pass.INPUT:
             del self._alive[key]
         if work.kind is not Pass.WEIGHT and not first:
