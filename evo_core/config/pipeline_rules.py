@@ -45,6 +45,11 @@ def pipeline_errors(config: TrainConfig) -> Iterator[ConfigError]:
         yield ConfigError(message, key="data.micro_num", hint=f"nearest: {near}{_or_no_chunks(config)}")
 
 
+def most_stages(model: ModelConfig | Any) -> int:
+    """The longest pipeline that a model has layers for."""
+    return max(model.num_layers // model.num_chunks, 1) if isinstance(model, ModelConfig) else 1
+
+
 def check_micro_batches(config: TrainConfig, dp: int) -> None:
     """Whether a batch that is stated in tokens gives ``dp`` data-parallel ranks micro-batches that fit to the stages.
 

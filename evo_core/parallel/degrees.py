@@ -159,12 +159,18 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     return world_size // (parallel.pipeline.size * parallel.tensor.size)
 
 
-def degree_errors(parallel: ParallelConfig, world_size: int) -> Iterator[ConfigError]:
-    """What does not fit in a layout of ``world_size`` ranks, each rule with the nearest legal choice."""
+def degree_errors(
+    parallel: ParallelConfig, world_size: int, *, most_stages: int | None = None
+) -> Iterator[ConfigError]:
+    """What does not fit in a layout of ``world_size`` ranks, each rule with the nearest legal choice.
+
+    Args:
+        most_stages: that the model has layers for, where that is known: no more are proposed.
+    """
     pipeline = parallel.pipeline.size
     for name, size in (("tensor", parallel.tensor.size), ("weight", parallel.weight.size)):
         if world_size % (pipeline * size):
-            yield _indivisible(world_size, pipeline, name, size)
+            yield _indivisible(world_size, pipeline, name, size, most_stages or world_size)
             return
     ranks, zero1 = _weight_data(parallel, world_size), parallel.zero1.size
     if zero1 > 0 and ranks % zero1:
@@ -177,9 +183,9 @@ def degree_errors(parallel: ParallelConfig, world_size: int) -> Iterator[ConfigE
         )
 
 
-def _indivisible(world_size: int, pipeline: int, name: str, size: int) -> ConfigError:
+def _indivisible(world_size: int, pipeline: int, name: str, size: int, most_stages: int) -> ConfigError:
     """The ranks do not divide into stages and the ranks that share a layer (``tensor``) or a weight (``weight``)."""
-    misfit = _Misfit.of(world_size, pipeline, size)
+    misfit = _Misfit.of(world_size, pipeline, size, most_stages)
     multiple = pipeline * size
     ranks = nearest(world_size, [n * multiple for n in range(1, world_size // multiple + 2)])
     choices = misfit.choices("pipeline.size", f"{name}.size")
@@ -192,7 +198,7 @@ def _indivisible(world_size: int, pipeline: int, name: str, size: int) -> Config
 
 def _indivisible_inference(world_size: int, tensor: int, pipeline: int, keys: tuple[str, str]) -> ConfigError:
     """The same of ranks that only read a model, more of which can be started."""
-    misfit = _Misfit.of(world_size, pipeline, tensor)
+    misfit = _Misfit.of(world_size, pipeline, tensor, world_size)
     both = min(tensor, pipeline) > 1
     choices = misfit.choices("pipeline", "tensor") if both else misfit.choices("", "")
     multiple = tensor * pipeline
@@ -226,12 +232,16 @@ class _Misfit(NamedTuple):
     pairs: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, world_size: int, stages: int, sharing: int) -> _Misfit:
+    def of(cls, world_size: int, stages: int, sharing: int, most_stages: int) -> _Misfit:
         """With what fits instead."""
-        legal_stages = divisors(world_size // sharing) if world_size % sharing == 0 else []
+
+        def beside(sharing: int) -> list[int]:
+            return [s for s in divisors(world_size // sharing) if s <= most_stages]
+
+        legal_stages = beside(sharing) if world_size % sharing == 0 else []
         legal_sharing = divisors(world_size // stages) if world_size % stages == 0 else []
         is_either = legal_stages or legal_sharing
-        pairs = [] if is_either else [(s, t) for s in divisors(world_size) for t in divisors(world_size // s)]
+        pairs = [] if is_either else [(s, t) for t in divisors(world_size) for s in beside(t)]
         return cls(stages, sharing, legal_stages, legal_sharing, pairs)
 
     @property

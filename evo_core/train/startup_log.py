@@ -91,9 +91,9 @@ def log_parts(
     optimizer: Optimizer,
     data: BatchSource,
 ) -> None:
-    """Model, data, kernels, and the settings that change nothing here."""
+    """Model, data, kernels, and the settings that change nothing here; every rank must call it."""
     total = cfg.data.total_steps
-    log.info("Number of elements on ranks: %s", optimizer.shares)
+    log.info("Number of elements on ranks: %s", _shares(optimizer, mesh))
     log.info(
         "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
         cfg.model_type,
@@ -118,6 +118,14 @@ def log_parts(
     without = cfg.settings_without_effect(ranks.device.type)
     if without:
         log.info("set, but without effect here: %s", "; ".join(without))
+
+
+def _shares(optimizer: Optimizer, mesh: Mesh) -> str:
+    """Elements by the ranks that share the optimizer's state; of a pipeline for each rank of it."""
+    if mesh.pipeline.size == 1:
+        return str(optimizer.shares)
+    of_each = gather_objects(optimizer.shares, mesh.pipeline.group)
+    return ", ".join(f"{shares} (pipeline rank {number})" for number, shares in enumerate(of_each))
 
 
 def _say_without_targets(cfg: TrainConfig, data: BatchSource) -> None:

@@ -200,7 +200,7 @@ def test_a_trained_model_can_only_be_cut_into_other_stages() -> None:
         ),
         (
             "pipeline=dict(size=1, interleaved_overlap=True)",
-            'pipeline=dict(size=4, mode="ZBH1")',
+            'pipeline=dict(size=4, mode="zbh1")',
             (4, False, "ZBH1"),
         ),
     ],
@@ -232,6 +232,20 @@ def test_the_tutorials_job_interleaved(tmp_path: Path) -> None:
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "num_chunks" in text)
     with pytest.raises(ConfigError, match=rf"7B_sft\.py:{line}: model\.num_chunks: 32 layers do not divide into 5 "):
         load_config(path)
+
+
+def test_no_more_stages_are_proposed_than_there_are_layers() -> None:
+    with pytest.raises(ConfigError) as caught:
+        job(stages(6)).check_world(64)  # of 16 stages some would be empty
+    assert caught.value.hint == "nearest: pipeline.size 4 or 8, or 60 or 66 ranks"
+    with pytest.raises(ConfigError) as caught:
+        job(stages(3, chunks=2)).check_world(64)
+    assert caught.value.hint == "nearest: pipeline.size 2 or 4, or 63 or 66 ranks"
+
+
+def test_modes_are_read_as_internevo_writes_them() -> None:
+    for mode, chunks in (("1f1b", 2), ("zbh1", 1), ("zbv", 2)):
+        assert job(stages(2, mode, chunks=chunks)) == job(stages(2, mode.upper(), chunks=chunks))
 
 
 def test_settings_of_a_pipeline_without_effect() -> None:

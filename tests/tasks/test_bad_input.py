@@ -98,7 +98,7 @@ CASES = {
     "stages that the nodes do not have": (
         ["steps.model.params.parallel={pipeline: 4}", "steps.model.runtime={ranks_per_node: 6}"],
         "steps.model.params.parallel.pipeline.size: 6 ranks do not divide into pipeline.size 4 x tensor.size 1 "
-        "(nearest: pipeline.size 3 or 6, or 4 or 8 ranks)",
+        "(nearest: pipeline.size 3, or 4 or 8 ranks)",
     ),
     "a batch that the chunks of a pipeline cannot take in groups": (
         [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from evo_core.config.fields import Block, block, execution
 from evo_core.config.types import Int, PositiveInt
@@ -47,6 +47,13 @@ class PipelineConfig(_Sized):
     mode: Literal["1F1B", "ZBH1", "ZBV"] = execution(
         "1F1B", "The schedule: 1F1B (with model.num_chunks above 1 interleaved), or zero-bubble, ZBH1 or ZBV."
     )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _in_capitals(cls, given: Any) -> Any:
+        """InternEvo's own files have them small (1f1b, zbh1, zbv)."""
+        modes = get_args(cls.model_fields["mode"].annotation)
+        return given.upper() if isinstance(given, str) and given.upper() in modes else given
 
 
 class WeightConfig(_Sized):

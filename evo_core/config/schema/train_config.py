@@ -25,7 +25,7 @@ from evo_core.config.global_batch import micro_num
 from evo_core.config.identity import identity_of
 from evo_core.config.locations import location_errors
 from evo_core.config.messages import errors_of
-from evo_core.config.pipeline_rules import check_micro_batches
+from evo_core.config.pipeline_rules import check_micro_batches, most_stages
 from evo_core.config.resolve import merge
 from evo_core.config.rules import rule_errors
 from evo_core.config.schema.ckpt import CkptConfig
@@ -153,7 +153,7 @@ class TrainConfig(Block):
         Raises:
             ConfigError: naming the numbers and the nearest legal choice.
         """
-        raise_all(degree_errors(self.parallel, world_size))
+        raise_all(degree_errors(self.parallel, world_size, most_stages=most_stages(self.model)))
         check_micro_batches(self, self.dp(world_size))
 
     def identity(self, world_size: int) -> dict[str, Any]:
