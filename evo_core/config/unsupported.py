@@ -176,7 +176,7 @@ EFFECTLESS = (
     Effectless("data.use_shm", _random_data, "random data has no index"),
     Effectless("data.use_shm", _hf_data, "a stream has no index"),
     Effectless(
-        "data.valid_micro_num", _always, "how many micro-batches are evaluated at a time follows from the stages"
+        "data.valid_micro_num", _always, "how many are evaluated at a time follows from the stages"
     ),
     Effectless("data.subset_name", _token_data, "it is for Hugging Face data sets"),
     Effectless("data.text_key", _token_data, "it is for Hugging Face data sets"),
