@@ -1,8 +1,9 @@
-"""What tensor parallelism costs and spares, beside torch's own: ``python -m benchmarks.parallel``.
+"""What sharing a model costs and spares, beside torch's own: ``python -m benchmarks.parallel``.
 
-One Llama is trained on ranks of this machine by each mode (mtp, msp, fsp), by one process, and by torch's tensor
-parallelism over DTensor with and without its sequence parallelism. All have the same weights and documents; losses and
-gradients are compared with one process's, and a difference ends the benchmark. Of each micro-batch is printed:
+Of tensor parallelism (pipelines are in pipeline.py): one Llama is trained on ranks of this machine by each mode (mtp,
+msp, fsp), by one process, and by torch's tensor parallelism over DTensor with and without its sequence parallelism. All
+have the same weights and documents; losses and gradients are compared with one process's, and a difference ends the
+benchmark. Of each micro-batch is printed:
 
 - ``sent``: bytes that a rank sends, counted and by formula (traffic.py), which must be equal;
 - ``kept``: memory that the forward pass keeps for the backward pass, on one rank;
@@ -28,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks import pipeline
 from benchmarks.dtensor_peer import DTensorDecoder
 from benchmarks.peer_models import Shape, evo
 from benchmarks.traffic import kept, sent
@@ -299,21 +301,52 @@ def row_of(text: str) -> Row:
     return Row(int(hidden), int(tokens))
 
 
+def pipeline_row_of(text: str) -> pipeline.Row:
+    """As on the command line: ``256x256x8``."""
+    hidden, tokens, micro_num = text.split("x")
+    return pipeline.Row(int(hidden), int(tokens), int(micro_num))
+
+
 def main() -> None:
     """Measure and print; with --json write the figures too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2, help="(2)")
-    parser.add_argument("--rows", type=row_of, nargs="+", default=ROWS, metavar="HIDDENxTOKENS", help="(256x128 …)")
+    parser.add_argument("--only", choices=("tensor", "pipeline"), help="one of the two (both)")
+    parser.add_argument(
+        "--rows",
+        type=row_of,
+        nargs="+",
+        default=ROWS,
+        metavar="HIDDENxTOKENS",
+        help="of tensor ranks (256x128 …)",
+    )
+    parser.add_argument(
+        "--pipeline-rows",
+        type=pipeline_row_of,
+        nargs="+",
+        default=pipeline.ROWS,
+        metavar="HIDDENxTOKENSxMICRO_NUM",
+        help="(64x128x4 …)",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="steps of each that are measured (7)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, float32, {arguments.ranks} ranks of one thread over gloo")
-    results = {}
-    for row in arguments.rows:
-        results[row.name] = combine(run_on_ranks(measure, arguments.ranks, row, arguments.rounds, timeout=600))
-        print("\n".join(show(row, results[row.name])), flush=True)
+    results: dict[str, Any] = {}
+
+    def keep(figures: dict[str, Any]) -> None:
+        results.update(figures)
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(results, indent=1))
+
+    for row in arguments.rows if arguments.only != "pipeline" else ():
+        found = combine(run_on_ranks(measure, arguments.ranks, row, arguments.rounds, timeout=600))
+        print("\n".join(show(row, found)), flush=True)
+        keep({row.name: found})
+    if arguments.only != "tensor":
+        for line, figures in pipeline.run(arguments.ranks, arguments.rounds, arguments.pipeline_rows):
+            print(line, flush=True)
+            keep(figures)
 
 
 if __name__ == "__main__":

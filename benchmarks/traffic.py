@@ -1,6 +1,7 @@
-"""What tensor parallelism sends, by formula, and what it keeps for the backward pass, by measurement.
+"""What ranks that share a model send, by formula, and what they keep for the backward pass, by measurement.
 
-`sent` is the formula, against which tests and benchmarks/parallel.py hold what is counted: see docs/parallelism.md.
+`sent` (tensor parallelism) and `handed_on` (a pipeline) are the formulas, against which tests and
+benchmarks/parallel.py hold what is counted: see docs/parallelism.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_core.config import ModelConfig
+from evo_core.parallel.pipeline.placing import Placing
 
 #: Numbers of float32 or wider that each part of a vocabulary tells the others of a token, for the loss.
 KNOWN_OF_A_TOKEN = 5
@@ -60,6 +62,25 @@ def sent(cfg: ModelConfig, mode: str, ranks: int, tokens: int, *, element: int) 
         whole["all_gather"] += tokens * cfg.vocab_size * wide
     share = {"all_reduce": 2 * (ranks - 1)}
     return Counter({name: share.get(name, ranks - 1) * size // ranks for name, size in whole.items()})
+
+
+def handed_on(cfg: ModelConfig, placing: Placing, rank: int, count: int, tokens: int, *, element: int) -> int:
+    """Bytes that a rank of a pipeline sends in the forward and backward passes of a step.
+
+    Each of its stages hands the hidden states of each micro-batch to the next one, and their gradient to the one
+    before: a message where that is on another rank. With experts goes the balance loss, a number of float32 or wider.
+
+    Args:
+        cfg: of a decoder; its residual stream is in its dtype.
+        rank: of the pipeline.
+        count: of micro-batches.
+        tokens: of each, those of this rank's rows.
+        element: bytes of a number in the model's dtype.
+    """
+    beside = [(stage, stage + step) for stage in placing.stages_of(rank) for step in (1, -1)]
+    messages = sum(0 <= other < placing.stages and placing.rank_of(other) != rank for _, other in beside)
+    balance = max(element, 4) if cfg.num_experts > 1 else 0
+    return messages * count * (tokens * cfg.hidden_size * element + balance)
 
 
 def kept(model: nn.Module, forward: Callable[[], Tensor]) -> int:

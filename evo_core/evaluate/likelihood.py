@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from evo_core.errors import DataError
 from evo_core.model.evaluating import evaluating
+from evo_core.parallel.collectives import gather_objects
+from evo_core.parallel.passes import MicroBatch, Passes, WholeModel, passes_of
+
+if TYPE_CHECKING:
+    from evo_core.model import ModelOutput
+    from evo_core.parallel.mesh import Mesh
 
 
 class Continuation(NamedTuple):
@@ -34,9 +39,7 @@ def likelihoods(
     *,
     max_length: int,
     pack_tokens: int = 8192,
-    dp_rank: int = 0,
-    dp_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    mesh: Mesh | None = None,
     device: torch.device | str = "cpu",
     on_pack: Callable[[int, int], None] | None = None,
 ) -> list[Likelihood]:
@@ -49,8 +52,7 @@ def likelihoods(
         model: gives nll and hit for labels; it is left in the mode it was in.
         max_length: tokens the model reads at once; of a longer sequence the beginning is left out.
         pack_tokens: tokens in one forward pass, unless a single sequence is longer.
-        dp_rank, dp_size: this rank's part.
-        group: the ranks that share the work; None is the default group.
+        mesh: the ranks, every one of which must call it; None scores all on this one.
         device: of the model.
         on_pack: called after each pack with the number done and all, of this rank.
 
@@ -66,17 +68,20 @@ def likelihoods(
             raise DataError(f"continuation {number} cannot be scored: it has {what}")
     sequences = [([*context, *ids])[-(max_length + 1) :] for context, ids in continuations]
     packs = _packs([len(sequence) - 1 for sequence in sequences], pack_tokens)
-    own = packs[dp_rank::dp_size]
+    own = packs if mesh is None else packs[mesh.data.rank :: mesh.data.size]
+    passes = WholeModel(model) if mesh is None else passes_of(model, mesh)
     found: dict[int, Likelihood] = {}
     with evaluating(model):
-        for done, pack in enumerate(own, 1):
-            found |= _score(model, [(i, sequences[i], len(continuations[i].ids)) for i in pack], device)
+        for start in range(0, len(own), passes.at_once):
+            some = own[start : start + passes.at_once]
+            found |= _score(
+                passes, [[(i, sequences[i], len(continuations[i].ids)) for i in pack] for pack in some], device
+            )
             if on_pack is not None:
-                on_pack(done, len(own))
-    if dp_size > 1:
-        parts: list[dict[int, Likelihood]] = [{}] * dp_size
-        dist.all_gather_object(parts, found, group=group)
-        found = {number: result for part in parts for number, result in part.items()}
+                on_pack(start + len(some), len(own))
+    for axis in () if mesh is None else (mesh.pipeline, mesh.data):
+        if axis.size > 1:
+            found = {number: one for part in gather_objects(found, axis.group) for number, one in part.items()}
     return [found[number] for number in range(len(sequences))]
 
 
@@ -93,29 +98,46 @@ def _packs(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]:
     return packs
 
 
+class _Read(NamedTuple):
+    """Sequences in one packed sequence, as a model reads it.
+
+    Attributes:
+        batch: the pack.
+        spans: by number of a continuation, where its labels are.
+    """
+
+    batch: MicroBatch
+    spans: dict[int, slice]
+
+    @classmethod
+    def of(cls, pack: Sequence[tuple[int, Sequence[int], int]], device: torch.device | str) -> _Read:
+        """Of (number, sequence, scored tokens at its end)."""
+        lengths = [len(sequence) - 1 for _, sequence, _ in pack]
+        input_ids = torch.tensor([token for _, sequence, _ in pack for token in sequence[:-1]])
+        labels = torch.full_like(input_ids, -100)
+        end, spans = 0, {}
+        for (number, sequence, scored), length in zip(pack, lengths, strict=True):
+            end += length
+            spans[number] = slice(end - scored, end)
+            labels[spans[number]] = torch.tensor(sequence[len(sequence) - scored :])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        more = {"labels": labels.to(device), "max_seqlen": max(lengths)}
+        return cls(MicroBatch(input_ids.to(device), positions.to(device), cu_seqlens.to(device), more), spans)
+
+
 def _score(
-    model: nn.Module, pack: Sequence[tuple[int, Sequence[int], int]], device: torch.device | str
+    passes: Passes, packs: Sequence[Sequence[tuple[int, Sequence[int], int]]], device: torch.device | str
 ) -> dict[int, Likelihood]:
-    """Results by number, of (number, sequence, scored tokens at its end) read in one packed sequence."""
-    lengths = [len(sequence) - 1 for _, sequence, _ in pack]
-    input_ids = torch.tensor([token for _, sequence, _ in pack for token in sequence[:-1]])
-    labels = torch.full_like(input_ids, -100)
-    end, spans = 0, []
-    for (_, sequence, scored), length in zip(pack, lengths, strict=True):
-        end += length
-        labels[end - scored : end] = torch.tensor(sequence[len(sequence) - scored :])
-        spans.append(slice(end - scored, end))
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    output = model(
-        input_ids.to(device),
-        positions.to(device),
-        cu_seqlens.to(device),
-        labels=labels.to(device),
-        max_seqlen=max(lengths),
-    )
-    nll, hit = output.nll.double().cpu(), output.hit.cpu()
-    return {
-        number: Likelihood(-float(nll[span].sum()), bool(hit[span].all()))
-        for (number, _, _), span in zip(pack, spans, strict=True)
-    }
+    """Results by number, of packs of (number, sequence, scored tokens at its end); none where there are no outputs."""
+    read = [_Read.of(pack, device) for pack in packs]
+    found: dict[int, Likelihood] = {}
+
+    def take(i: int, output: ModelOutput) -> None:
+        assert output.nll is not None and output.hit is not None  # it was given labels
+        nll, hit = output.nll.double().cpu(), output.hit.cpu()
+        for number, span in read[i].spans.items():
+            found[number] = Likelihood(-float(nll[span].sum()), bool(hit[span].all()))
+
+    passes.forward(len(read), lambda i: read[i].batch, take)
+    return found

@@ -130,12 +130,7 @@ class DecodingBatch:
             The tokens [rows]; of a row that failed any, since it leaves.
         """
         logits = logits[:, : self.drawable]
-        finite, lengths = logits.amax(-1).isfinite(), None
-        if settings.length_penalty is not None:
-            lengths = torch.tensor([row.length for row in rows], device=logits.device)
-        scores = penalise(logits, seen, lengths, self._ending_ids, settings)
-        chosen = choose(scores, settings, None if settings.greedy else self._uniform(rows))
-        agreed = self.forward.agreed(torch.where(finite, chosen, -1))
+        agreed = self.forward.relay.agreed(lambda: self._chosen(logits, rows, settings, seen), len(rows))
         chosen = agreed.clamp(min=0)
         if seen is not None:
             seen.scatter_(1, chosen[:, None], True)
@@ -144,13 +139,27 @@ class DecodingBatch:
         self._note_log_probs(logits, rows, chosen)
         return chosen
 
+    def _chosen(self, logits: Tensor, rows: Sequence[Row], settings: RowSettings, seen: Tensor | None) -> Tensor:
+        """The next token of each row from logits [rows, drawable]; -1 where they are no numbers."""
+        finite, lengths = logits.amax(-1).isfinite(), None
+        if settings.length_penalty is not None:
+            lengths = torch.tensor([row.length for row in rows], device=logits.device)
+        scores = penalise(logits, seen, lengths, self._ending_ids, settings)
+        chosen = choose(scores, settings, None if settings.greedy else self._uniform(rows))
+        return torch.where(finite, chosen, -1)
+
     def _note_log_probs(self, logits: Tensor, rows: Sequence[Row], chosen: Tensor) -> None:
         asking = [at for at, row in enumerate(rows) if row.log_probs is not None and row.failed is None]
-        if asking:
-            wide = logits[asking].to(torch.promote_types(logits.dtype, torch.float32))
-            of_chosen = wide.log_softmax(-1).gather(1, chosen[asking, None])
-            for at, value in zip(asking, of_chosen.flatten().tolist(), strict=True):
-                rows[at].log_probs.append(value)  # type: ignore[union-attr]
+        if not asking:
+            return
+        wide = torch.promote_types(logits.dtype, torch.float32)
+
+        def of_chosen() -> Tensor:
+            return logits[asking].to(wide).log_softmax(-1).gather(1, chosen[asking, None]).flatten()
+
+        values = self.forward.relay.agreed(of_chosen, len(asking), wide)
+        for at, value in zip(asking, values.tolist(), strict=True):
+            rows[at].log_probs.append(value)  # type: ignore[union-attr]
 
     def _uniform(self, rows: Sequence[Row]) -> Tensor:
         numbers = [0.0 if row.draws is None else _draw(row.draws) for row in rows]

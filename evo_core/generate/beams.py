@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from evo_core.generate.sampling import RowSettings, Sampling, distribution, pena
 
 _LARGEST_EXPONENT = 600
 """exp of it is a float, and so is what is left when a total is divided by that."""
+
+Candidates = list[tuple[int, float]]
+"""Of a prompt, the best first: ``beam * drawable + token``, and the sum of log-probabilities with that token."""
 
 
 @dataclass
@@ -95,10 +99,10 @@ class BeamSearch:
             first, ended = 0, 0
             given = 0
             going: list[_Prompt] = []
-            for search in searches:
+            for search, candidates in zip(searches, self._agreed(searches, logits), strict=True):
                 own = range(first, first + len(search.beams))
                 first = own.stop
-                survivors = self._lengthen(search, logits[own.start : own.stop])
+                survivors = self._lengthen(search, candidates)
                 if search.row.failed is not None:
                     ended += 1
                 elif search.settled(search.row.sampling.length_penalty):
@@ -118,10 +122,9 @@ class BeamSearch:
             last = [beam.tokens[-1] for search in searches for beam in search.beams]
             logits = self.forward.step(torch.tensor(last, device=self.forward.device), cache)
 
-    def _lengthen(self, search: _Prompt, logits: Tensor) -> list[int]:
+    def _lengthen(self, search: _Prompt, candidates: Candidates | None) -> list[int]:
         """Give every beam of a prompt one more token; the position of each new beam's parent among the old ones."""
         row, beams, power = search.row, search.beams, search.row.sampling.length_penalty
-        candidates = self._candidates(row, beams, logits[:, : self.drawable])
         if candidates is None:
             row.failed = not_finite(len(row.prompt) + len(beams[0].tokens))
             return []
@@ -142,14 +145,37 @@ class BeamSearch:
         search.beams = longer
         return parents
 
-    def _candidates(self, row: Row, beams: list[Beam], logits: Tensor) -> list[tuple[int, float]] | None:
-        """The best candidates for longer beams, the best first: ``beam * drawable + token`` and the total with it.
+    def _agreed(self, searches: Sequence[_Prompt], logits: Tensor) -> list[Candidates | None]:
+        """The best candidates for longer beams of each prompt, on every rank that holds the model; None where the
+        scores are no numbers.
+
+        Args:
+            logits: [beams of all prompts, vocab_size].
+        """
+        counts = [min(self.candidates, len(search.beams) * self.drawable) for search in searches]
+
+        def choose() -> Tensor:
+            of_each = logits[:, : self.drawable].split([len(search.beams) for search in searches])
+            pairs = zip(searches, of_each, strict=True)
+            return torch.cat([self._candidates(search.row, search.beams, own) for search, own in pairs])
+
+        told = iter(self.forward.relay.agreed(choose, sum(1 + 2 * count for count in counts), torch.float64).tolist())
+        found: list[Candidates | None] = []
+        for count in counts:
+            is_finite, *numbers = islice(told, 1 + 2 * count)
+            pairs = zip(map(int, numbers[:count]), numbers[count:], strict=True)
+            found.append(list(pairs) if is_finite else None)
+        return found
+
+    def _candidates(self, row: Row, beams: list[Beam], logits: Tensor) -> Tensor:
+        """The best candidates for longer beams of a prompt, the best first, as one message.
 
         Args:
             logits: [beams, drawable].
 
         Returns:
-            None where the scores are no numbers.
+            [1 + 2 * candidates] float64, which holds positions exactly: whether the scores are numbers, then
+            ``beam * drawable + token`` of each, then the totals with them.
         """
         scores = self._scores(row, beams, logits)
         totals = (
@@ -164,11 +190,8 @@ class BeamSearch:
         if row.draws is not None:
             values, order = values.sort(descending=True, stable=True)
             chosen = chosen[order]
-        # Float64 holds the positions exactly, and one message all three.
         finite = logits.amax(-1).isfinite().all()[None]
-        is_finite, *found = self.forward.agreed(torch.cat([finite.double(), chosen.double(), values.double()])).tolist()
-        count = len(found) // 2
-        return list(zip(map(int, found[:count]), found[count:], strict=True)) if is_finite else None
+        return torch.cat([finite.double(), chosen.double(), values.double()])
 
     def _scores(self, row: Row, beams: list[Beam], logits: Tensor) -> Tensor:
         """Log-probabilities [beams, drawable] from logits; with sampling -inf for what its settings cut off."""

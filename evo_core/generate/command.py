@@ -86,7 +86,6 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None, pipeline: int
         CheckpointError, ConfigError, DataError: naming what is missing or wrong.
     """
     from evo_core.config import local_path
-    from evo_core.data.loader.shared import shared
     from evo_core.generate.continuation import generate
     from evo_core.generate.output import write_samples
     from evo_core.generate.prompt_ids import ending_ids
@@ -116,7 +115,7 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None, pipeline: int
     dynamic_ntk = _settle_rope(cfg, model)
     tokens = generation.data_folder or cfg.data.valid_folder
     ending = ending_ids(generation.eos_id, model, tokenizer)
-    sets = shared(lambda: read_prompts(generation.prompts, tokens, ending), mesh.tensor)
+    sets = on_first(lambda: read_prompts(generation.prompts, tokens, ending))  # ranks of one copy must see them alike
 
     wanted = str(generation.output_folder)
     output: Location = wanted if is_remote(wanted) else local_path(wanted)
@@ -133,12 +132,14 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None, pipeline: int
         indices=mine,
         dynamic_ntk=dynamic_ntk,
         progress=_progress(mesh.data.size, len(prompts)),
+        mesh=mesh,
         **generation.model_dump(exclude=elsewhere),
     )
-    gathered = gather_on_first(own if mesh.tensor.rank == 0 else None)
+    is_first_of_copy = mesh.pipeline.rank == mesh.tensor.rank == 0
+    gathered = gather_on_first(own if is_first_of_copy else None)
     if ranks.rank != 0:
         return
-    shares = gathered[:: mesh.tensor.size]
+    shares = [share for share in gathered if share is not None]
     results = [shares[number % mesh.data.size][number // mesh.data.size] for number in range(len(prompts))]
     if results and all(result.error for result in results):
         raise CheckpointError(str(results[0].error), file=folder)

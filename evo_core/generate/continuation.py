@@ -19,6 +19,7 @@ from evo_core.model.evaluating import evaluating
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenizers import Tokenizer
+    from evo_core.parallel.mesh import Mesh
 
 
 @dataclass
@@ -63,6 +64,7 @@ def generate(
     indices: Sequence[int] | None = None,
     dynamic_ntk: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Generation]:
     """Continue prompts.
 
@@ -89,6 +91,8 @@ def generate(
         indices: number of each prompt, of which its draws depend; its position in ``prompts`` by default.
         dynamic_ntk: stretch the rotary base beyond the trained length; None as the model's settings say.
         progress: called after every token with (prompts done, tokens generated).
+        mesh: the ranks of the model's other stages, where it is a stage (`load_model` took the same); all of them call
+            this with the same prompts and settings, and get the same.
 
     Raises:
         ConfigError: a setting out of range, or a model of another kind.
@@ -110,7 +114,8 @@ def generate(
         Row(ids[:limit], limit, sampling, random_numbers(seed, number) if do_sample else None)
         for ids, limit, number in zip(sequences, limits, numbers, strict=True)
     ]
-    run = _Run(decoder, ending_ids(eos_id, decoder, tokenizer), drawable(decoder, tokenizer), dynamic_ntk, progress)
+    ending, limit = ending_ids(eos_id, decoder, tokenizer), drawable(decoder, tokenizer)
+    run = _Run(Forward(decoder, mesh), ending, limit, dynamic_ntk, progress)
     with evaluating(decoder):
         for start in range(0, len(rows), batch_size):
             run.batch(rows[start : start + batch_size], num_beams)
@@ -133,15 +138,16 @@ class _Run:
 
     def __init__(
         self,
-        model: Decoder,
+        forward: Forward,
         ending: frozenset[int],
         limit: int,
         dynamic_ntk: bool | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.forward, self.ending, self.drawable = Forward(model), ending, limit
-        self.dynamic_ntk = model.cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
-        self.trained = model.cfg.max_position_embeddings
+        self.forward, self.ending, self.drawable = forward, ending, limit
+        cfg = forward.model.cfg
+        self.dynamic_ntk = cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
+        self.trained = cfg.max_position_embeddings
         self.progress = progress or (lambda prompts, tokens: None)
         self.prompts = self.tokens = 0
 

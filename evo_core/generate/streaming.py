@@ -18,6 +18,7 @@ from evo_core.model.evaluating import evaluating
 
 if TYPE_CHECKING:
     from evo_core.data.tokenize.tokenizers import Tokenizer
+    from evo_core.parallel.mesh import Mesh
 
 _CONTEXT = 16
 """Tokens of the prompt that are decoded with the first of a continuation."""
@@ -84,6 +85,7 @@ def stream(
     pad_id: int | None = None,
     seed: int = 1024,
     dynamic_ntk: bool | None = None,
+    mesh: Mesh | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
     """Continue one prompt, yielding text as it comes; put together it is `generate`'s text for it.
@@ -110,7 +112,7 @@ def stream(
     wanted = decoder.cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
     stretched = wanted and limit > decoder.cfg.max_position_embeddings
     ending = ending_ids(eos_id, decoder, tokenizer)
-    batch = DecodingBatch(Forward(decoder), ending, drawable(decoder, tokenizer), dynamic_ntk=stretched)
+    batch = DecodingBatch(Forward(decoder, mesh), ending, drawable(decoder, tokenizer), dynamic_ntk=stretched)
     return _pieces(decoder, batch, row, TextStream(tokenizer, row.prompt))
 
 

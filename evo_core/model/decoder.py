@@ -30,6 +30,7 @@ from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import Gate, MixtureMLP
 from evo_core.model.ops.norm import Norm
 from evo_core.model.ops.rope import Rotary, rotary, rotate
+from evo_core.model.recompute import recompute_once
 from evo_core.model.stage import Stage
 from evo_core.placement import Held
 
@@ -241,6 +242,8 @@ class Decoder(AliasedModule):
         self.held: Mapping[str, Held] = {}
         #: Which of how many equal parts of the sequence's rows the residual stream holds here.
         self.rows = (0, 1)
+        #: Whether a backward pass may come in several calls of autograd: what is recomputed is kept for all of them.
+        self.backward_in_parts = False
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
         self.ending: frozenset[int] = frozenset()
 
@@ -386,16 +389,19 @@ class Decoder(AliasedModule):
             block = self.blocks[str(number)]
             of_layer = None if draws is None else draws.layer(number)
             if number in recomputed and torch.is_grad_enabled() and cache is None:
-                # No random state to preserve: a block draws by its place.
-                x, balance = recompute_in_backward(
-                    block, x, rotation, documents, None, of_layer, use_reentrant=False, preserve_rng_state=False
-                )
+                x, balance = self._recomputed(block, x, rotation, documents, None, of_layer)
             else:
                 x, balance = block(x, rotation, documents, cache, of_layer)
             if balance is not None:
                 # One after the other, as stages add them up: a cut changes no bit.
                 moe_loss = balance if moe_loss is None else moe_loss + balance
         return x if not stage.has_head or self.norm is None else self.norm(x), moe_loss
+
+    def _recomputed(self, block: nn.Module, *args: Any) -> Any:
+        """A block that keeps only its input. There is no random state to preserve: it draws by its place."""
+        if self.backward_in_parts:
+            return recompute_once(block, *args)
+        return recompute_in_backward(block, *args, use_reentrant=False, preserve_rng_state=False)
 
     def _embed(self, input_ids: Tensor, draws: Draws | None) -> Tensor:
         """input_ids [T] -> the residual stream before the first block [T, hidden_size]."""

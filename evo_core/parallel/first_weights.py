@@ -69,7 +69,7 @@ def _hand_out(parameter: Tensor, held: Held | None, whole: Tensor | None, drawer
         drawer: its data rank times the tensor ranks, and its tensor rank.
     """
     data, tensor = divmod(drawer, mesh.tensor.size)
-    if held is None:
+    if held is None or mesh.tensor.size == 1:
         if whole is not None:
             parameter.copy_(whole)
     elif mesh.data.rank == data:

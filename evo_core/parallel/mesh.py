@@ -67,7 +67,7 @@ class Mesh:
 
     def tensor_run(self, size: int) -> Axis:
         """The run of `size` neighbours among the tensor ranks in which this one is, as of those that hold the same
-        key and value heads; every rank of the world must call it alike.
+        key and value heads; every rank of the run must call it alike.
 
         Args:
             size: divides the number of tensor ranks; above 1.
@@ -75,7 +75,11 @@ class Mesh:
         if size == self.tensor.size:
             return self.tensor
         if size not in self._runs:
-            self._runs[size] = _axis("tensor run", dist.new_subgroups(size)[0], 1)
+            # Of its ranks alone: another stage of a pipeline may have no use for it.
+            ranks = list(Line(size, 1).ranks(self.world.rank))
+            group = dist.new_group(ranks, use_local_synchronization=True)
+            assert isinstance(group, dist.ProcessGroup)  # this rank is in it
+            self._runs[size] = _axis("tensor run", group, 1)
         return self._runs[size]
 
     @property

@@ -90,13 +90,13 @@ def _values(by_rank: list[Setting | None]) -> str:
         holders.setdefault(setting, []).append(rank)
     if len({setting.shown if setting else None for setting in holders}) == 1:
         (shown, *_) = (setting.shown for setting in holders if setting)
-        apart = ", another on ".join(map(_ranks, list(holders.values())[:_NAMED]))
+        apart = ", another on ".join(map(ranks_in_words, list(holders.values())[:_NAMED]))
         return f"{shown} stands for {len(holders)} values: one on {apart}"
-    told = [f"{s.shown if s else 'nothing'} on {_ranks(ranks)}" for s, ranks in list(holders.items())[:_NAMED]]
+    told = [f"{s.shown if s else 'nothing'} on {ranks_in_words(ranks)}" for s, ranks in list(holders.items())[:_NAMED]]
     return f"is {', '.join(told)}{', ...' if len(holders) > _NAMED else ''}"
 
 
-def _ranks(ranks: list[int]) -> str:
+def ranks_in_words(ranks: list[int]) -> str:
     """``rank 0``, ``ranks 0-3, 8``."""
     runs: list[list[int]] = []
     for rank in ranks:

@@ -41,12 +41,16 @@ class MicroBatch:
 class Passes(Protocol):
     """The passes of micro-batches through a model, of which this rank may hold a part.
 
-    The ranks that hold it together call each method with the same number of micro-batches, all of them of one length.
+    The ranks that hold it together call each method with the same micro-batches; those of a step are of one length.
     """
 
     @property
     def has_output(self) -> bool:
         """Whether outputs are computed on this rank: on those of the last stage."""
+
+    @property
+    def at_once(self) -> int:
+        """How many micro-batches to hand to `forward` where there are more of them: enough to keep all stages busy."""
 
     def forward_backward(
         self,
@@ -78,6 +82,7 @@ class WholeModel:
     """The passes of a model that each rank, or the ranks of its tensor axis, have all layers of."""
 
     has_output = True
+    at_once = 1
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

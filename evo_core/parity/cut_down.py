@@ -58,8 +58,10 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
         )
     layout = _layout(cfg, ranks)
     sizes = _sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])
+    sizes["num_layers"] = _layers(model.num_layers, cfg.parallel.pipeline.size, layout)
     scale = math.sqrt(max(model.hidden_size / sizes["hidden_size"], 1.0))
-    kept = model.model_dump(exclude={"model_type", "use_fp32_norm", "moe", "dtype", *_WAY_OF_MODEL, *STDS, *sizes})
+    left_out = {"model_type", "use_fp32_norm", "moe", "dtype", "num_chunks", *_WAY_OF_MODEL, *STDS, *sizes}
+    kept = model.model_dump(exclude=left_out)
     settings: Settings = {
         "seed": cfg.seed,
         "model_type": cfg.model_type,
@@ -78,28 +80,37 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
 
 
 def _layout(cfg: TrainConfig, ranks: int) -> Layout:
-    """The job's layout where it fits the ranks; else the nearest one with the same kinds of parallelism, if there are
-    ranks for them."""
-    tensor, zero1 = cfg.parallel.tensor, cfg.parallel.zero1
-    sizes = [size for size in divisors(ranks) if size <= tensor.size]
-    if tensor.size not in sizes or (zero1.size > 0 and ranks // tensor.size % zero1.size):
-        beside_data = [size for size in sizes if 1 < size < ranks]
-        sizes = beside_data if beside_data and zero1.size != 1 else sizes
-    size = max(sizes)
-    share = zero1.size if zero1.size <= 0 else max(d for d in divisors(ranks // size) if d <= zero1.size)
-    block = cfg.parallel.model_dump()
-    block["tensor"]["size"], block["zero1"]["size"] = size, share
-    return Layout(OWN, ranks, block)
+    """The job's layout where it fits the ranks; else the nearest one with as many of its kinds of parallelism as there
+    are ranks for."""
+    said = cfg.parallel
+    stages, tensor, zero1 = said.pipeline.size, said.tensor.size, said.zero1.size
+    fitting = [(p, t) for p in _up_to(stages, ranks) for t in _up_to(tensor, ranks // p)]
+    if (stages, tensor) in fitting and not (zero1 > 0 and ranks // (stages * tensor) % zero1):
+        size = stages, tensor
+    else:
+
+        def kinds(p: int, t: int) -> int:
+            return (p > 1) + (t > 1) + (ranks > p * t and zero1 != 1)
+
+        size = max(fitting, key=lambda each: (kinds(*each), math.prod(each), each[0]))
+    share = zero1 if zero1 <= 0 else max(_up_to(zero1, ranks // math.prod(size)))
+    block = said.model_dump()
+    block["pipeline"]["size"], block["tensor"]["size"], block["zero1"]["size"] = *size, share
+    return Layout(OWN, ranks, block, chunks=getattr(cfg.model, "num_chunks", 1) if size[0] > 1 else 1)
+
+
+def _up_to(size: int, ranks: int) -> list[int]:
+    """The sizes of at most so many that divide the ranks."""
+    return [each for each in divisors(ranks) if each <= size]
 
 
 def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]:
-    """The small model's sizes, by key."""
+    """The small model's sizes but for its layers, by key."""
     heads, kv_heads = _heads(model, tensor, small_tensor)
     inner = model.num_attention_heads * model.head_dim / model.hidden_size  # where heads are wider than the stream
     head_dim = min(2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2)), model.head_dim)
     hidden = heads * head_dim if inner == 1 else max(4, 4 * round(heads * head_dim / inner / 4))
     return {
-        "num_layers": min(model.num_layers, _LAYERS),
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "num_kv_attention_heads": kv_heads,
@@ -108,6 +119,15 @@ def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]
         "multiple_of": min(model.multiple_of, 4),
         "num_experts": min(model.num_experts, max(_EXPERTS, model.moe.top_k)),
     }
+
+
+def _layers(layers: int, stages: int, layout: Layout) -> int:
+    """A layer for every stage, of each chunk as many, and stages of unlike size where they were."""
+    small, of_chunk = layout.parallel["pipeline"]["size"], layers // layout.chunks
+    kept = max(small, _LAYERS // layout.chunks)
+    if of_chunk % stages and kept % small == 0:
+        kept += 1
+    return layout.chunks * min(kept, of_chunk)
 
 
 def _heads(model: ModelConfig, tensor: int, small_tensor: int) -> tuple[int, int]:
@@ -128,7 +148,7 @@ def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]
     """What was made smaller, from what to what."""
     was = {f"model.{name}": (getattr(cfg.model, name), value) for name, value in sizes.items()}
     was |= {"data.seq_len": (cfg.data.seq_len, SEQ_LEN), "data.micro_bsz": (cfg.data.micro_bsz, MICRO_BSZ)}
-    for block in ("tensor", "zero1"):
+    for block in ("pipeline", "tensor", "zero1"):
         was[f"parallel.{block}.size"] = (getattr(cfg.parallel, block).size, layout.parallel[block]["size"])
     changed = [f"{key} {before} -> {after}" for key, (before, after) in was.items() if before != after]
     return [*changed, "random documents, five steps at a rate of 0.001 (adam_eps 1e-4), in place of data and schedule"]

@@ -83,13 +83,12 @@ def _pipelines(ranks: int) -> Iterator[Layout]:
             if size * chunks > LAYERS:
                 continue
             pipeline = {"size": size, "mode": mode}
-            for tensor in _sizes(ranks // size):
-                data = ranks // size // tensor
-                for zero1 in _sizes(data):
-                    name = f"pp{size}{said}" + (f"-msp{tensor}" if tensor > 1 else "")
-                    name += f"-dp{data}{_zero(zero1)}" if data > 1 else ""
-                    cut = {"tensor": {"size": tensor, "mode": "msp"}} if tensor > 1 else {}
-                    yield Layout(name, ranks, {"pipeline": pipeline, "zero1": {"size": zero1}, **cut}, chunks)
+            if ranks == size:
+                yield Layout(f"pp{size}{said}", ranks, {"pipeline": pipeline}, chunks)
+                continue
+            for beside in (*_data_parallel(ranks // size), *_tensor_parallel(ranks // size)):
+                name = f"pp{size}{said}-{beside.name}"
+                yield Layout(name, ranks, {"pipeline": pipeline, **beside.parallel}, chunks)
 
 
 def _sizes(ranks: int) -> list[int]:
@@ -140,6 +139,7 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
         "gelu": {"model": {"use_swiglu": False}},
         "fp32-norm": {"use_fp32_norm": True},
         "fp32-residual": {"model": {"residual_in_fp32": True}},
+        "six-layers": {"model": {"num_layers": 6}},
         "uniform": {"model": {"init_type": "uniform", "use_scaled_init": False}},
         "across-documents": {"data": {"pack_sample_into_one": True}},
         "padded": {"data": {"use_packed_dataset": False}},
@@ -185,7 +185,8 @@ def _rows() -> Iterator[Row]:
         if layout.name == "dp4-zero2":
             continue  # dp2-zero2 has shown it
         for model, blocks in MODELS.items():
-            yield Row(f"{layout.name}-{model}", layout, merge(_HALF_A_BATCH, blocks))
+            if _matters(model, layout):
+                yield Row(f"{layout.name}-{model}", layout, merge(_HALF_A_BATCH, blocks))
         for model, way in _TOGETHER:
             if _matters(way, layout):
                 yield Row(f"{layout.name}-{model}-{way}", layout, merge(_HALF_A_BATCH, MODELS[model]), WAYS[way])
@@ -208,16 +209,21 @@ def _typical() -> list[Layout]:
         "pp2zbv",
         "pp4",
         "pp2-dp2-zero2",
+        "pp2-mtp2",
+        "pp2x2-msp2",
     )
     return [layout for layout in LAYOUTS if layout.name in names]
 
 
-def _matters(way: str, layout: Layout) -> bool:
-    """Whether a setting does anything at a layout. Compilation takes a minute, and is tried where it has most to do."""
+def _matters(named: str, layout: Layout) -> bool:
+    """Whether a model or way is another one at a layout. Compilation takes a minute, and is tried where it has most to
+    do."""
     tensor = layout.parallel.get("tensor", {}).get("size", 1)
-    if way == "compile":
-        return layout.name.startswith("msp")
-    return way not in ("vocab-embedding", "whole-logits") or tensor > 1
+    if named == "compile":
+        return layout.name.startswith("msp") or layout.name in ("pp2", "pp2x2-msp2")
+    if named == "six-layers":  # stages of unlike size
+        return "pipeline" in layout.parallel
+    return named not in ("vocab-embedding", "whole-logits") or tensor > 1
 
 
 ROWS = tuple(_rows())

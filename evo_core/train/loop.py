@@ -12,6 +12,7 @@ from evo_core.parallel import process_group
 from evo_core.parallel.mesh import make_mesh
 from evo_core.parallel.one_job import Setting, check_one_job, options_of, settings_of
 from evo_core.train.memory import clean_up, clean_up_interval
+from evo_core.train.reading import Reading, raise_unread
 from evo_core.train.run import TrainRun, make_run
 from evo_core.train.run_log import logging_of_run
 
@@ -86,13 +87,15 @@ def run_steps(run: TrainRun) -> TrainResult:
     state, saving, data = run.state, run.saving, run.cfg.data
     end = None
     with run.batches() as batches, run.metric_log() as metric_log, saving.settled():
+        reading = Reading(run.cfg, run.mesh, batches)
         while state.step < data.total_steps and end is None:
             began = time.perf_counter()
-            batch = batches.batch(state.step)
+            batch = reading.batch(state.step)
             if data.skips(state.step):
+                raise_unread(reading.unread)  # there are no sums that could tell it
                 record = run.step.skip(batch, state)
             else:
-                record = run.step.train(batch, state, saving.asked(), began=began)
+                record = run.step.train(batch, state, saving.asked(), began=began, unread=reading.unread)
             metric_log.show(record)
             state.step, state.tokens = state.step + 1, record.tokens
 

@@ -25,6 +25,7 @@ from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
 from evo_core.train.metric_log import MetricLog
 from evo_core.train.optimizer import make_optimizer
+from evo_core.train.reading import check_same_data
 from evo_core.train.start import find_start, run_of, take_start
 from evo_core.train.startup_log import log_parts, log_ranks
 from evo_core.train.step import TrainStep
@@ -97,6 +98,7 @@ def make_run(
         on_first(partial(check_continuation, cfg, start))
     with failing_together():  # ranks that share a model are told by the one that reads, the others here
         data = open_source(cfg, dp_rank=mesh.data.rank, dp_size=mesh.data.size, tensor=mesh.tensor)
+    check_same_data(cfg, data)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None or not start.fills_the_model)
     optimizer = make_optimizer(cfg, model, mesh)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from evo_core.data.shards.targets import NO_TARGETS, types_without_targets
 from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
+from evo_core.parallel.pipeline.stages import placing_of
 from evo_core.storage.stage import stage
 
 if TYPE_CHECKING:
@@ -32,11 +33,17 @@ log = logging.getLogger(__name__)
 
 def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     """Sizes, seeds, the run's name, and who runs where; every rank must call it."""
-    numbers = {"rank": ranks.rank, "dp": mesh.data.rank, "zero": mesh.zero.rank}
+    own: dict[str, int | str] = {"rank": ranks.rank}
+    if mesh.pipeline.size > 1:
+        own["pp"] = mesh.pipeline.rank
+    own |= {"dp": mesh.data.rank, "zero": mesh.zero.rank}
     if mesh.tensor.size > 1:
-        numbers["tp"] = mesh.tensor.rank
-    numbers["local"] = ranks.local_rank
-    everyone = gather_objects((socket.gethostname(), [*numbers.values()], str(ranks.device)))
+        own["tp"] = mesh.tensor.rank
+    own["local"] = ranks.local_rank
+    if mesh.pipeline.size > 1:
+        own["layers"] = _layers(cfg, mesh)
+    own |= {"device": str(ranks.device), "host": socket.gethostname()}
+    everyone = gather_objects(own)
     log.info(
         "Distributed environment is initialized, data parallel size: %d, pipeline parallel size: %d, "
         "tensor parallel size: %d",
@@ -45,7 +52,7 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
         mesh.tensor.size,
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
-    host, name = everyone[0][0], time.strftime("%b%d_%H-%M-%S")
+    host, name = everyone[0]["host"], time.strftime("%b%d_%H-%M-%S")
     log.info("=========== New Run %s of %s on host:%s, folder %s ===========", name, cfg.shown.job_name, host, folder)
     if (
         mesh.is_log_rank
@@ -53,12 +60,27 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
         and (said := unprefixed_save(cfg, "ckpt.save_ckpt_folder")) is not None
     ):
         log.warning("%s", said)
-    rows = [_row([*numbers], "device", "host"), *(_row(row, device, host) for host, row, device in everyone)]
-    log.info("ranks:\n%s", "\n".join(rows))
+    log.info("ranks:\n%s", "\n".join(_table(everyone)))
 
 
-def _row(numbers: Sequence[int | str], device: str, host: str) -> str:
-    return f"{' '.join(f'{number:>5}' for number in numbers)}  {device:8} {host}"
+def _layers(cfg: TrainConfig, mesh: Mesh) -> str:
+    """The blocks of each stage on this rank: ``0-3,8-11``."""
+    placing = placing_of(cfg)
+    every = placing.cut(cfg.model.num_layers)
+    blocks = [every[stage].blocks for stage in placing.stages_of(mesh.pipeline.rank)]
+    return ",".join(f"{of[0]}-{of[-1]}" if len(of) > 1 else f"{of[0]}" for of in blocks)
+
+
+def _table(rows: Sequence[Mapping[str, int | str]]) -> list[str]:
+    """One line for the names of columns, and one for each row; numbers and layers to the right."""
+    width = max(5, *(len(str(row.get("layers", ""))) for row in rows))
+
+    def line(row: Mapping[str, int | str]) -> str:
+        *numbers, device, host = row.items()
+        shown = (f"{value:>{width if name == 'layers' else 5}}" for name, value in numbers)
+        return f"{' '.join(shown)}  {device[1]:8} {host[1]}"
+
+    return [line({name: name for name in rows[0]}), *map(line, rows)]
 
 
 def log_parts(
@@ -69,9 +91,9 @@ def log_parts(
     optimizer: Optimizer,
     data: BatchSource,
 ) -> None:
-    """Model, data, kernels, and the settings that change nothing here."""
+    """Model, data, kernels, and the settings that change nothing here; every rank must call it."""
     total = cfg.data.total_steps
-    log.info("Number of elements on ranks: %s", optimizer.shares)
+    log.info("Number of elements on ranks: %s", _shares(optimizer, mesh))
     log.info(
         "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
         cfg.model_type,
@@ -96,6 +118,14 @@ def log_parts(
     without = cfg.settings_without_effect(ranks.device.type)
     if without:
         log.info("set, but without effect here: %s", "; ".join(without))
+
+
+def _shares(optimizer: Optimizer, mesh: Mesh) -> str:
+    """Elements by the ranks that share the optimizer's state; of a pipeline for each rank of it."""
+    if mesh.pipeline.size == 1:
+        return str(optimizer.shares)
+    of_each = gather_objects(optimizer.shares, mesh.pipeline.group)
+    return ", ".join(f"{shares} (pipeline rank {number})" for number, shares in enumerate(of_each))
 
 
 def _say_without_targets(cfg: TrainConfig, data: BatchSource) -> None:

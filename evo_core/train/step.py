@@ -22,6 +22,7 @@ from evo_core.train.chance import draws_of_micro_batch
 from evo_core.train.checkpointing import Asked
 from evo_core.train.metrics import StepTotals, segments
 from evo_core.train.optimizer import make_schedules
+from evo_core.train.reading import raise_unread
 from evo_core.train.record import Measured, StepRecord
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class TrainStep:
         self._held_out = None if folder is None else stage(folder)
         self.passes = passes_of(model, mesh, cfg)
 
-    def train(self, batch: Batch, state: TrainState, asked: Asked, *, began: float) -> StepRecord:
+    def train(
+        self, batch: Batch, state: TrainState, asked: Asked, *, began: float, unread: Exception | None = None
+    ) -> StepRecord:
         """Train on a batch: one update, unless gradients are inf or nan.
 
         Args:
@@ -76,17 +79,24 @@ class TrainStep:
             state: where the run is; updates and loss are noted in it.
             asked: what this rank has heard from outside; the record says what all have.
             began: when the batch was asked for, by `time.perf_counter`.
+            unread: why another batch stands for the one that could not be read on this rank (`Reading`).
+
+        Raises:
+            UserError: a rank could not read its batch; on every rank.
+            RankFailed: the same, where that was no user's mistake.
         """
         self.optimizer.begin()
         computing = time.perf_counter()
         cut = segments(batch.cu_seqlens)  # before the batch is on a GPU, where reading a length would wait for it
         totals = self.forward_backward(batch.to(self._device, non_blocking=True), state.step, cut["largest_length"])
-        totals.tell(stop=asked.stop, stop_file=asked.stop_file)
+        totals.tell(stop=asked.stop, stop_file=asked.stop_file, unread=unread is not None)
         grad_norm = self.optimizer.reduce(totals.vector)
         fwd_bwd_seconds = time.perf_counter() - computing
 
         # From here on every rank knows the sums of all, and all decide alike.
         totals.vector = totals.vector.cpu()  # one copy instead of one for every number
+        if totals.unread:
+            raise_unread(unread)
         if self.optimizer.step(self.lr(state.updates), self.beta2(state.updates)):
             state.updates += 1
         else:
@@ -131,16 +141,14 @@ class TrainStep:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out scores as fields of a step's record: ``val/<type>_loss``, ``_acc`` and ``_plex``, of all ranks."""
-        data, mesh = self._cfg.data, self._mesh
+        data = self._cfg.data
         scores = holdout(
             self.model,
             self._held_out,
             seq_len=data.seq_len,
             micro_bsz=data.micro_bsz,
-            dp_rank=mesh.data.rank,
-            dp_size=mesh.data.size,
-            group=mesh.data.group,
-            tensor=mesh.tensor,
+            mesh=self._mesh,
+            passes=self.passes,
             device=self._device,
             mask_token_zero=data.mask_token_zero,
             vocab_size=self._cfg.model.vocab_size,

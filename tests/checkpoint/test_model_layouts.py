@@ -5,46 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from evo_core.checkpoint import TrainState, load, load_model, save
 from evo_core.checkpoint.finite import check_model_finite
 from evo_core.checkpoint.tensors import model_tensors, read_model, write_tensors
 from evo_core.config import TrainConfig
 from evo_core.errors import CheckpointError
-from evo_core.optim.groups import groups_of
-from evo_core.optim.zero1 import Zero1AdamW
-from evo_core.parallel.apply import build_parallel
-from evo_core.placement import Held, Placed, Placement
+from evo_core.placement import Held, Placement
 from evo_core.weights import build, open_weights
-from evo_core.weights.job import configuration
-from tests.model.configs import TINY
-from tests.parallel.meshes import mesh_of
+from tests.checkpoint.model_states import Layout, config, differing, held, saved, state_of, truth
 from tests.ranks import run_on_ranks
-from tests.weights.models import SHAPES
-
-
-class Layout(NamedTuple):
-    """Tensor ranks, and ranks of each ZeRO group."""
-
-    tensor: int
-    zero: int
-
-    @property
-    def ranks(self) -> int:
-        return self.tensor * self.zero
-
-    def __str__(self) -> str:
-        return f"{self.tensor}x{self.zero}"
-
 
 ONE, FOUR, BOTH = Layout(1, 1), Layout(4, 1), Layout(2, 2)
 LAYOUTS = [FOUR, BOTH, Layout(1, 4), Layout(2, 1), Layout(1, 2), ONE]
@@ -54,50 +32,6 @@ MOVES: dict[str, Iterable[tuple[Layout, Layout]]] = {
     **dict.fromkeys(("INTERNLM", "LLAMA3", "QWEN3", "INTERNLM_MoE"), ((FOUR, ONE), (FOUR, BOTH), (ONE, FOUR))),
 }
 """By family, from where to where its checkpoints go: fused in blocks and in groups, split, tied, with experts."""
-
-
-def config(family: str, **changes: Any) -> TrainConfig:
-    """Narrow weights, so that there are master values, beside norms as wide as these."""
-    own = {"model_type": family, "vocab_size": 64, "num_layers": 1, "dtype": "torch.bfloat16", "use_fp32_norm": True}
-    return configuration({**TINY, **SHAPES[family], **own, **changes}, Path("test"))
-
-
-def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW]:
-    mesh = mesh_of(layout.zero, tensor=layout.tensor)
-    model = build_parallel(cfg.model, mesh, "cpu")
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, -7)
-    return model, Zero1AdamW(groups_of(model, mesh), mesh.world)
-
-
-def truth(name: str, placed: Placed) -> Tensor:
-    """The whole tensor of a name, wherever it is asked for."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(placed.placement.shape, generator=generator).to(placed.local.dtype)
-
-
-def held(model: nn.Module, optimizer: Zero1AdamW) -> Iterator[tuple[str, Placed]]:
-    yield from model_tensors(model).items()
-    yield from optimizer.state().items()
-
-
-def saved(root: Path, family: str, layout: Layout) -> Path:
-    cfg = config(family)
-    model, optimizer = state_of(cfg, layout)
-    for name, placed in held(model, optimizer):
-        placed.fill(truth(name, placed))
-    return save(root / family / str(layout), cfg, model, optimizer.state(), TrainState(step=1))
-
-
-def differing(root: Path, family: str, written: Layout, layout: Layout) -> list[str]:
-    """Load into tensors of other numbers; the names of those that are not bit for bit what belongs there."""
-    model, optimizer = state_of(config(family), layout)
-    load(root / family / str(written) / "1", model, optimizer)
-    wrong = []
-    for name, placed in held(model, optimizer):
-        whole = truth(name, placed)
-        wrong += [name for piece, view in placed.pieces() if not torch.equal(view, piece.where.of(whole))]
-    return wrong
 
 
 @pytest.fixture(scope="module")

@@ -70,10 +70,8 @@ def test_every_token_but_the_first_once(trained: Path, micro_bsz: int) -> None:
 
 def test_ranks_share_the_work(trained: Path) -> None:
     def part() -> Any:
-        from torch import distributed as dist
-
         model, _ = load_model(trained / "ckpt")
-        return holdout(model, trained / "valid", seq_len=32, dp_rank=dist.get_rank(), dp_size=dist.get_world_size())
+        return holdout(model, trained / "valid", seq_len=32, mesh=mesh_of(1))
 
     one = run_on_ranks(part, 1)[0]
     for many in run_on_ranks(part, 3):
@@ -96,17 +94,7 @@ def scores_in_groups(folder: Path) -> tuple[dict[str, Any], list[int]]:
     if mesh.tensor.rank == 1:
         torch.nn.init.zeros_(next(model.parameters()))
     valid = folder / "valid" if mesh.tensor.rank == 0 else Path("/nowhere")
-    scores = holdout(
-        model,
-        valid,
-        seq_len=32,
-        micro_bsz=2,
-        dp_rank=mesh.data.rank,
-        dp_size=mesh.data.size,
-        group=mesh.data.group,
-        tensor=mesh.tensor,
-    )
-    return scores, lengths
+    return holdout(model, valid, seq_len=32, micro_bsz=2, mesh=mesh), lengths
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -129,7 +117,7 @@ def test_an_error_is_raised_on_all_of_a_tensor_group(trained: Path) -> None:
         mesh = mesh_of(1, tensor={"size": 2})
         model, _ = load_model(trained / "ckpt")
         try:
-            holdout(model, trained / "valid", seq_len=32, tensor=mesh.tensor, vocab_size=20)
+            holdout(model, trained / "valid", seq_len=32, mesh=mesh, vocab_size=20)
         except DataError as error:
             return str(error)
         return "no error"

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from evo_core.errors import DataError
 from evo_core.evaluate.likelihood import Continuation, likelihoods
 from evo_core.model import build_model
 from tests.model.configs import randomise, tiny
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
 READS = 24
@@ -74,11 +74,7 @@ def test_against_logits(pack_tokens: int) -> None:
 
 def test_ranks_give_the_same_bits() -> None:
     def part() -> Any:
-        model = _model()
-        size = dist.get_world_size()
-        return likelihoods(
-            model, _continuations(17), max_length=READS, pack_tokens=40, dp_rank=dist.get_rank(), dp_size=size
-        )
+        return likelihoods(_model(), _continuations(17), max_length=READS, pack_tokens=40, mesh=mesh_of(1))
 
     one = run_on_ranks(part, 1)[0]
     assert run_on_ranks(part, 3) == [one] * 3

@@ -18,6 +18,7 @@ from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import UserError
 from evo_core.evaluate.command import main
 from tests.evaluate.conftest import TASKS
+from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
 pytest.importorskip("lm_eval", reason='needs lm-eval (pip install "evo-lm[eval]")')
@@ -107,10 +108,7 @@ def test_every_task_by_hand(checkpoints: Path) -> None:
 
 def test_two_ranks_as_one(checkpoints: Path) -> None:
     def part() -> Any:
-        import torch.distributed as dist
-
-        rank, size = dist.get_rank(), dist.get_world_size()
-        return run_tasks(_adapter(checkpoints, dp_rank=rank, dp_size=size), TASKS)
+        return run_tasks(_adapter(checkpoints, mesh=mesh_of(1)), TASKS)
 
     one = run_on_ranks(part, 1)[0]
     first, second = run_on_ranks(part, 2)
@@ -155,9 +153,7 @@ def test_generation_until_a_text(checkpoints: Path) -> None:
     requests = [Instance("generate_until", {}, pair, 0) for pair in zip(prompts, asked, strict=True)]
 
     def part() -> Any:
-        import torch.distributed as dist
-
-        return _adapter(checkpoints, dp_rank=dist.get_rank(), dp_size=dist.get_world_size()).generate_until(requests)
+        return _adapter(checkpoints, mesh=mesh_of(1)).generate_until(requests)
 
     expected = [whole[0].split(stop)[0], *whole[1:]]
     assert run_on_ranks(part, 1)[0] == expected

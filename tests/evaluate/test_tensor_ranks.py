@@ -28,13 +28,20 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path / "valid"
 
 
-def test_the_command_gives_the_scores_of_one_process(checkpoints: Path, texts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [["--tensor", "2"], ["--pipeline", "2"], ["--pipeline", "2", "--tensor", "2"]],
+    ids=["tensor", "stages", "both"],
+)
+def test_the_command_gives_the_scores_of_one_process(
+    checkpoints: Path, texts: Path, tmp_path: Path, layout: list[str]
+) -> None:
     pytest.importorskip("lm_eval", reason='needs lm-eval (pip install "evo-lm[eval]")')
     asked = ["--model", str(checkpoints), "--data", str(texts), "--baselines", str(texts)]
     asked += ["--tasks", str(TASKS / "last_word.yaml"), "--output"]
     main([*asked, str(tmp_path / "one.json")])
-    run_on_ranks(lambda: main([*asked, str(tmp_path / "4.json"), "--tensor", "2"]), 4)
-    one, many = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "4"))
+    run_on_ranks(lambda: main([*asked, str(tmp_path / "many.json"), *layout]), 4)
+    one, many = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "many"))
     expected, found = _plain(one), _plain(many)
     assert found.keys() == expected.keys()
     for place, value in expected.items():
@@ -55,10 +62,7 @@ def test_texts_that_are_generated(checkpoints: Path) -> None:
     def ranks(tensor: int) -> Any:
         mesh = inference_mesh(read_config(checkpoints).model, tensor)
         model, tokenizer = load_model(checkpoints, mesh=mesh)
-        data = mesh.data
-        adapter = harness.HarnessModel(
-            model, tokenizer, max_length=64, dp_rank=data.rank, dp_size=data.size, group=data.group
-        )
+        adapter = harness.HarnessModel(model, tokenizer, max_length=64, mesh=mesh)
         return adapter.generate_until(requests)
 
     expected = run_on_ranks(ranks, 1, 1)[0]

@@ -28,13 +28,15 @@ from tests.ranks import run_on_ranks
 PROMPTS = ["the cat", "in the", "a", "the word is", "mat"]
 
 
-def generate_here(trained: Trained, world_size: int, *settings: str, tensor: int | None = None) -> None:
+def generate_here(
+    trained: Trained, world_size: int, *settings: str, tensor: int | None = None, pipeline: int | None = None
+) -> None:
     """Run the command's work on so many forked ranks."""
 
     def work() -> None:
         cfg = load_config(trained.config, settings)
         with ranks() as joined:
-            run(cfg, joined, tensor)
+            run(cfg, joined, tensor, pipeline)
 
     run_on_ranks(work, world_size)
 
@@ -106,6 +108,30 @@ def test_ranks_that_hold_the_model_together_write_the_one_output(
         invoke(app, words, "generate")
     invoke(app, [*words, "--tensor", "1"], "generate")
     assert rows(tmp_path / "2") == rows(tmp_path / "1")
+
+
+def test_stages_write_the_one_output(trained: Trained, prompts: Path, tmp_path: Path) -> None:
+    # Texts of up to 15 tokens, of which two copies have three and two.
+    of_all = [f"generation.prompts={prompts}", "generation.top_p=0.9"]
+    of_all += ["generation.max_length=16", "generation.max_new_tokens=null"]
+
+    def settings(name: str) -> list[str]:
+        return [*of_all, f"generation.output_folder={tmp_path / name}"]
+
+    generate_here(trained, 1, *settings("one"))
+    generate_here(trained, 4, *settings("copies"), pipeline=2)
+    generate_here(trained, 4, *settings("both"), tensor=2, pipeline=2)
+    assert len({len(row["ids"]) for row in rows(tmp_path / "one")}) > 2
+    assert rows(tmp_path / "copies") == rows(tmp_path / "one")
+    assert rows(tmp_path / "both") == rows(tmp_path / "one")
+
+    # The whole command, with a layout of training in the file that stands for one stage on each rank.
+    layout = {"parallel": {"zero1": 1, "pipeline": {"size": 2, "mode": "ZBV", "interleaved_overlap": True}}}
+    config = tmp_path / "zbv.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(trained.config.read_text()) | layout))
+    words = ["--config", str(config), *(part for each in settings("file") for part in ("--set", each))]
+    assert run_on_ranks(lambda: main(words), 2) == [None] * 2
+    assert rows(tmp_path / "file") == rows(tmp_path / "one")
 
 
 def test_a_tensor_size_that_does_not_fit_names_the_option(trained: Trained, tmp_path: Path) -> None:

@@ -8,61 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from torch import nn
 
-from evo_core.config import TrainConfig
 from evo_core.optim import zero1
 from evo_core.optim.grad_norm import Counted
 from evo_core.optim.groups import ParameterGroup
 from evo_core.parallel.mesh import Mesh
-from evo_core.parity.deviation import FLOAT64_BAR
-from evo_core.parity.job import VOCAB_SIZE, Settings, job, small_model, training, write_documents
-from evo_core.parity.layouts import MODELS
-from evo_core.parity.matrix import compared
-from evo_core.parity.measure import Seen, measure, mesh_of, model_of, steps_of
-from evo_core.parity.pool import Pool
-from evo_core.parity.whole import Step, joined
+from evo_core.parity.job import VOCAB_SIZE, Settings, write_documents
 from evo_core.placement import Piece, Placement
 from evo_core.train import optimizer as train_optimizer
+from tests.parity.bench import Bench
 
 pytestmark = pytest.mark.parity
-
-Break = Callable[..., Any]
-"""Takes the model and what else the mistake needs; a context in which the rank then trains, or nothing."""
-
-
-class Bench:
-    """One pool of two ranks for all tests, and the steps of one process by model."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._references = folder, dict[str, list[Step]]()
-        self.ranks, self._alone = Pool(2, timeout=60.0), Pool(1, timeout=60.0)
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ranks.close()
-        self._alone.close()
-
-    def job(self, model: str, parallel: Settings) -> TrainConfig:
-        short = {"data": {"total_steps": 2}, "model": {"num_layers": 2}}
-        of_model = MODELS[model] if model else {}
-        return job(training(self._folder), small_model(), of_model, short, {"parallel": parallel}, dtype="float64")
-
-    def why(self, model: str, parallel: Settings, mistake: Break, *args: Any) -> str | None:
-        """What is said of a layout with a mistake; None where it is not found."""
-        if model not in self._references:
-            self._references[model] = joined(self._alone.run(measure, self.job(model, {})))
-        seen = self.ranks.run(broken, self.job(model, parallel), mistake, args)
-        return compared(self._references[model], seen, FLOAT64_BAR)[1]
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +34,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     write_documents(folder, VOCAB_SIZE)
     with Bench(folder) as bench:
         yield bench
-
-
-def broken(cfg: TrainConfig, mistake: Break, args: tuple[Any, ...]) -> list[Seen]:
-    mesh = mesh_of(cfg)
-    model = model_of(cfg, mesh)
-    with mistake(model, *args) or nullcontext():
-        return steps_of(cfg, mesh, model)
 
 
 def nothing(model: nn.Module) -> None:

@@ -91,6 +91,77 @@ def test_a_layout_that_does_not_fit_keeps_its_kinds(
     assert (f"parallel.tensor.size {tensor} -> {small_tensor}" in cut.notes) == (tensor != small_tensor)
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "tensor", "zero1", "ranks", "small_pipeline", "small_tensor", "small_zero1"),
+    [
+        (8, 8, -1, 4, 2, 2, -1),  # both of model parallelism rather than data ranks
+        (8, 8, -1, 2, 2, 1, -1),
+        (8, 1, 16, 4, 2, 1, 2),
+        (8, 1, 1, 4, 4, 1, 1),
+        (4, 1, 8, 4, 2, 1, 2),
+        (4, 1, -1, 4, 4, 1, -1),  # it fits
+        (2, 2, 1, 4, 2, 2, 1),
+        (2, 1, 2, 4, 2, 1, 2),
+    ],
+)
+def test_a_pipeline_that_does_not_fit_keeps_its_kinds(
+    pipeline: int,
+    tensor: int,
+    zero1: int,
+    ranks: int,
+    small_pipeline: int,
+    small_tensor: int,
+    small_zero1: int,
+    tmp_path: Path,
+) -> None:
+    shape = ROOT / "configs" / "models" / "llama2_7b_gqa.yaml"
+    sizes = {"pipeline": {"size": pipeline}, "tensor": {"size": tensor, "mode": "msp"}, "zero1": {"size": zero1}}
+    cut = cut_down(of_shape(shape, sizes), ranks)
+    found = small(cut, tmp_path, ranks).parallel
+    assert (found.pipeline.size, found.tensor.size, found.zero1.size) == (small_pipeline, small_tensor, small_zero1)
+    assert (f"parallel.pipeline.size {pipeline} -> {small_pipeline}" in cut.notes) == (pipeline != small_pipeline)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pipeline", "chunks", "mode", "ranks", "small_layers"),
+    [
+        (32, 8, 1, "1F1B", 2, 4),
+        (32, 8, 1, "1F1B", 4, 4),
+        (33, 8, 1, "1F1B", 2, 5),  # stages of unlike size stay so
+        (33, 8, 1, "ZBH1", 4, 5),
+        (32, 4, 2, "1F1B", 2, 4),
+        (32, 4, 2, "1F1B", 4, 8),  # a layer for each of eight stages
+        (36, 4, 2, "ZBV", 2, 6),
+        (60, 4, 5, "1F1B", 4, 20),
+        (2, 2, 1, "1F1B", 2, 2),
+        (3, 2, 1, "1F1B", 2, 3),
+    ],
+)
+def test_every_stage_of_the_small_model_has_a_layer(
+    layers: int, pipeline: int, chunks: int, mode: str, ranks: int, small_layers: int, tmp_path: Path
+) -> None:
+    was = TrainConfig.model_validate(
+        {
+            "model": {
+                "num_layers": layers,
+                "hidden_size": 64,
+                "num_attention_heads": 4,
+                "vocab_size": 64,
+                "num_chunks": chunks,
+            },
+            "parallel": {"pipeline": {"size": pipeline, "mode": mode, "interleaved_overlap": chunks > 1}},
+            "data": {"micro_num": 4 * pipeline},
+            "ckpt": {"enable_save_ckpt": False},
+        }
+    )
+    cut = cut_down(was, ranks)
+    cfg = small(cut, tmp_path, ranks)
+    said = cfg.parallel.pipeline
+    assert (cfg.model.num_layers, cfg.model.num_chunks) == (small_layers, chunks)
+    assert (said.mode, said.interleaved_overlap) == (mode, chunks > 1)
+    assert "num_chunks" not in cut.settings["model"]  # the other rows have chunks of their own
+
+
 def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
     was = TrainConfig.model_validate(
         {

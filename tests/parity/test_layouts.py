@@ -23,11 +23,14 @@ def test_each_row_has_a_name_of_its_own_and_is_legal(tmp_path: Path) -> None:
         assert cfg.micro_num(dp) > 1, f"{row.name} has one micro-batch"
 
 
-def test_there_is_every_layout_of_data_and_tensor_ranks() -> None:
+def test_there_is_every_layout() -> None:
     names = {layout.name for layout in LAYOUTS}
     assert {"dp2", "dp2-zero2", "mtp2", "msp2", "fsp2"} < names
     assert {"dp4", "dp4-zero2", "dp4-zero4", "mtp4", "msp4", "fsp4"} < names
     assert {f"{mode}2-dp2{zero}" for mode in ("mtp", "msp", "fsp") for zero in ("", "-zero2")} < names
+    assert {"pp2", "pp2x2", "pp2zbh1", "pp2zbv", "pp4", "pp4zbh1"} < names
+    beside = ("dp2", "dp2-zero2", "mtp2", "msp2", "fsp2")
+    assert {f"pp2{schedule}-{other}" for schedule in ("", "x2", "zbh1", "zbv") for other in beside} < names
 
 
 def test_each_model_and_way_is_another_and_is_tried_at_both_sizes(tmp_path: Path) -> None:
@@ -65,5 +68,5 @@ def test_the_page_names_what_there_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
     endings = re.findall(r"`-([a-z0-9][a-z0-9-]*)`", page)
     assert len(endings) >= 8 and set(endings) <= {*MODELS, *WAYS}
-    names = re.findall(r"`((?:dp|mtp|msp|fsp)\d[a-z0-9-]*)`", page)
-    assert len(names) >= 4 and set(names) <= {row.name for row in ROWS}
+    names = re.findall(r"`((?:dp|mtp|msp|fsp|pp)\d[a-z0-9-]*)`", page)
+    assert len(names) >= 8 and set(names) <= {row.name for row in ROWS}

@@ -13,16 +13,21 @@ from tests.train.jobs import job, losses, run
 
 
 class Leg(NamedTuple):
-    """Ranks of which `tensor` share each layer, and how; `zero` of the others share the optimizer's state."""
+    """Ranks of which `tensor` share each layer, and how; `zero` of the others share the optimizer's state. Or
+    `pipeline` of them have some layers each, in so many chunks."""
 
     ranks: int
     tensor: int
     zero: int
     mode: str = "mtp"
+    pipeline: int = 1
+    chunks: int = 1
+    schedule: str = "1F1B"
 
     @property
     def parallel(self) -> dict[str, Any]:
-        return {"zero1": self.zero, "tensor": {"size": self.tensor, "mode": self.mode}}
+        pipeline = {"size": self.pipeline, "mode": self.schedule}
+        return {"zero1": self.zero, "tensor": {"size": self.tensor, "mode": self.mode}, "pipeline": pipeline}
 
 
 LEGS = [Leg(4, 4, 1), Leg(2, 2, 1, "msp"), Leg(1, 1, 1), Leg(4, 2, 2, "fsp")]
@@ -34,21 +39,50 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "INTERNLM_MoE": {"model__num_kv_attention_heads": 4, "model__num_experts": 4, "moe": {"top_k": 2}},  # blocks
 }
 
+STAGES = [Leg(2, 1, 1, pipeline=2), Leg(1, 1, 1), Leg(2, 1, 1, pipeline=2, chunks=2), Leg(2, 1, 2)]
+"""Two steps each."""
+
+MORE_STAGES = [
+    Leg(2, 1, 1, pipeline=2),
+    Leg(2, 1, 1, pipeline=2, chunks=2),
+    Leg(1, 1, 1),
+    Leg(4, 2, 1, "msp", pipeline=2),
+    Leg(2, 1, 2),
+    Leg(2, 1, 1, pipeline=2, chunks=2, schedule="ZBV"),
+    Leg(4, 1, 1, pipeline=4),
+    Leg(2, 2, 1),
+]
+"""One step each."""
+
+
+def train(folder: Path, leg: Leg, last_step: int, families: dict[str, dict[str, Any]]) -> None:
+    """Go on to a step, with one family after the other."""
+    for family, settings in families.items():
+        own = {"data__total_steps": last_step, "lr_scheduler__total_steps": 8, "parallel": leg.parallel}
+        ckpt = {"save_ckpt_folder": str(folder / family / "ckpt"), "auto_resume": True}
+        chunks = {"model__num_chunks": leg.chunks} if leg.chunks > 1 else {}
+        cfg = job(folder.parent, model_type=family, ckpt=ckpt, **own, **settings, **chunks)
+        run(cfg, folder / family)
+
 
 @pytest.mark.parity
-def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
-    def train(leg: Leg, last_step: int, name: str) -> None:
-        for family, settings in FAMILIES.items():
-            own = {"data__total_steps": last_step, "lr_scheduler__total_steps": 8, "parallel": leg.parallel}
-            ckpt = {"save_ckpt_folder": str(tmp_path / name / family / "ckpt"), "auto_resume": True}
-            cfg = job(tmp_path, model_type=family, ckpt=ckpt, **own, **settings)
-            run(cfg, tmp_path / name / family)
-
+@pytest.mark.parametrize(
+    "legs",
+    [
+        pytest.param(LEGS, id="tensor"),
+        pytest.param(STAGES, id="pipeline"),
+        pytest.param(MORE_STAGES, id="pipelines", marks=pytest.mark.slow),
+    ],
+)
+def test_losses_are_those_of_one_process(tmp_path: Path, legs: list[Leg]) -> None:
+    families = FAMILIES
+    if legs is not LEGS:  # the weight that both ends have is one in the checkpoint
+        families = {"LLAMA3": {"model__tie_word_embeddings": True, "model__num_layers": 6}}
     job(tmp_path)  # writes the data
-    run_on_ranks(train, 1, Leg(1, 1, 1), 8, "alone")
-    for number, leg in enumerate(LEGS, 1):
-        run_on_ranks(train, leg.ranks, leg, 2 * number, "moved")
-    for family in FAMILIES:
+    run_on_ranks(train, 1, tmp_path / "alone", Leg(1, 1, 1), 8, families)
+    for number, leg in enumerate(legs, 1):
+        run_on_ranks(train, leg.ranks, tmp_path / "moved", leg, number * 8 // len(legs), families)
+    for family in families:
         assert len(losses(tmp_path / "alone" / family)) == 8
         alone, moved = (losses(tmp_path / name / family) for name in ("alone", "moved"))
         assert moved == pytest.approx(alone, rel=1e-12, abs=0), family

@@ -25,13 +25,13 @@ def test_sums_by_group() -> None:
 
 
 def test_totals_travel_in_one_vector() -> None:
-    totals = StepTotals(("cn", "en"), torch.device("cpu"))
-    totals.tell(stop=True, stop_file=-7)
-    totals.add_loss(torch.tensor(2.0))
-    totals.add_tokens(torch.tensor([3.0]), torch.tensor([True]), torch.tensor([1]), torch.tensor([1]))
-    totals.vector += totals.vector.clone()  # as two ranks, of which one reads the stop file, would sum it
-    totals.vector[1] /= 2
-    assert (totals.stop, totals.stop_file, totals.loss) == (True, -7, 4.0)
+    totals, others = (StepTotals(("cn", "en"), torch.device("cpu")) for _ in range(2))
+    for each, stop_file in ((totals, -7), (others, 0)):  # of two ranks one reads the stop file
+        each.tell(stop=True, stop_file=stop_file)
+        each.add_loss(torch.tensor(2.0))
+        each.add_tokens(torch.tensor([3.0]), torch.tensor([True]), torch.tensor([1]), torch.tensor([1]))
+    totals.vector += others.vector
+    assert (totals.stop, totals.unread, totals.stop_file, totals.loss) == (True, False, -7, 4.0)
     assert totals.quality() == {
         "acc": 1.0,
         "perplexity": pytest.approx(math.exp(3)),
@@ -39,6 +39,15 @@ def test_totals_travel_in_one_vector() -> None:
         "acc/en": 1.0,
         "tokens/en": 2,
     }
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_that_a_batch_could_not_be_read_is_told_beside_a_signal(stop: bool) -> None:
+    totals, others = (StepTotals(("en",), torch.device("cpu")) for _ in range(2))
+    totals.tell(stop=False, stop_file=0, unread=True)
+    others.tell(stop=stop, stop_file=0)
+    totals.vector += 1000 * others.vector
+    assert (totals.unread, totals.stop) == (True, stop)
 
 
 def test_loss_accuracy_and_perplexity_are_of_one_mean() -> None:

@@ -29,6 +29,19 @@ class Batch:
     type_ids: torch.Tensor
     cu_seqlens: list[torch.Tensor]
 
+    @classmethod
+    def without_targets(cls, micro_num: int, packed_length: int, seq_len: int) -> Batch:
+        """A batch of padding of that shape, in sequences of seq_len."""
+        shape = (micro_num, packed_length)
+        cuts = torch.arange(0, packed_length + 1, seq_len, dtype=torch.int32)
+        return cls(
+            input_ids=torch.zeros(shape, dtype=torch.int64),
+            labels=torch.full(shape, IGNORE),
+            positions=(torch.arange(packed_length) % seq_len).repeat(micro_num, 1),
+            type_ids=torch.zeros(shape, dtype=torch.int64),
+            cu_seqlens=[cuts] * micro_num,
+        )
+
     @property
     def micro_num(self) -> int:
         """Number of micro-batches."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -16,6 +15,10 @@ from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from evo_core.evaluate.harness.until import continue_until
 from evo_core.evaluate.likelihood import Continuation, Likelihood, likelihoods
+from evo_core.parallel.collectives import gather_objects
+
+if TYPE_CHECKING:
+    from evo_core.parallel.mesh import Mesh
 
 
 class HarnessModel(TemplateLM):
@@ -34,7 +37,7 @@ class HarnessModel(TemplateLM):
         max_length: tokens that it reads at once.
         pack_tokens: tokens in one forward pass.
         batch_size: texts that are generated side by side.
-        dp_rank, dp_size, group: the ranks that share the requests, and this one's place.
+        mesh: the ranks; None answers all requests on this one.
         device: of the model.
         on_progress: called with the work done and all of one kind of request, of this rank.
     """
@@ -47,17 +50,14 @@ class HarnessModel(TemplateLM):
         max_length: int,
         pack_tokens: int = 8192,
         batch_size: int = 16,
-        dp_rank: int = 0,
-        dp_size: int = 1,
-        group: dist.ProcessGroup | None = None,
+        mesh: Mesh | None = None,
         device: torch.device | str = "cpu",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.text, self.max_length = model, tokenizer, max_length
         self.pack_tokens, self.batch_size = pack_tokens, batch_size
-        self.dp_rank, self.dp_size, self.group = dp_rank, dp_size, group
-        self.on_progress = on_progress
+        self.mesh, self.on_progress = mesh, on_progress
         self._device = torch.device(device)
 
     @property
@@ -119,7 +119,8 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """What the model writes after each context, up to the first of the request's stop texts."""
-        numbers = range(len(requests))[self.dp_rank :: self.dp_size]
+        copy, copies = (0, 1) if self.mesh is None else (self.mesh.data.rank, self.mesh.data.size)
+        numbers = range(len(requests))[copy::copies]
         contexts = [self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in numbers]
         texts = continue_until(
             self.model,
@@ -132,9 +133,8 @@ class HarnessModel(TemplateLM):
             on_progress=self.on_progress,
         )
         found = dict(zip(numbers, texts, strict=True))
-        if self.dp_size > 1:
-            parts: list[dict[int, str]] = [{}] * self.dp_size
-            dist.all_gather_object(parts, found, group=self.group)
+        if self.mesh is not None and copies > 1:
+            parts = gather_objects(found, self.mesh.data.group)
             found = {number: text for part in parts for number, text in part.items()}
         return [found[number] for number in range(len(requests))]
 
@@ -144,9 +144,7 @@ class HarnessModel(TemplateLM):
             continuations,
             max_length=self.max_length,
             pack_tokens=self.pack_tokens,
-            dp_rank=self.dp_rank,
-            dp_size=self.dp_size,
-            group=self.group,
+            mesh=self.mesh,
             device=self._device,
             on_pack=self.on_progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids
 from evo_core.generate.sampling import Sampling
 from evo_core.model.evaluating import evaluating
+
+if TYPE_CHECKING:
+    from evo_core.parallel.mesh import Mesh
 
 MAX_NEW_TOKENS = 256
 """lm-eval's own default of ``max_gen_toks``."""
@@ -33,6 +36,7 @@ def continue_until(
     max_length: int,
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> list[str]:
     """What the model writes after each context, without the stop text.
 
@@ -42,6 +46,7 @@ def continue_until(
             the settings of sampling, which is off unless ``do_sample`` is true.
         numbers: of each request among all, of which its random draws depend.
         max_length: tokens of context and continuation together.
+        mesh: the ranks of the model's other stages, where it is a stage; all of them call this alike.
 
     Raises:
         ConfigError: an unknown setting; a model that cannot generate.
@@ -50,7 +55,7 @@ def continue_until(
     decoder = check_model(model)
     rows = [_row(*one, max_length) for one in zip(contexts, settings, numbers, strict=True)]
     texts = [_Text(row, _stops(one), tokenizer) for row, one in zip(rows, settings, strict=True)]
-    forward, limit = Forward(decoder), drawable(decoder, tokenizer)
+    forward, limit = Forward(decoder, mesh), drawable(decoder, tokenizer)
     ending = ending_ids(None, decoder, tokenizer)
     # Contexts of like length together, so that a batch ends at about one time.
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), i))

@@ -10,6 +10,7 @@ micro-batches are in memory as the schedule says. The two halves of a zero-bubbl
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ class Pipeline:
         self.model, self.axis, self.placing = model, axis, placing
         self.mode, self.overlap = mode, overlap
         self.stages = dict(zip(placing.stages_of(axis.rank), model.stages, strict=True))
+        if mode != "1F1B":
+            model.backward_in_parts = True
 
     @classmethod
     def of(cls, model: Decoder, mesh: Mesh, cfg: TrainConfig | None) -> Pipeline:
@@ -64,6 +67,12 @@ class Pipeline:
     def has_output(self) -> bool:
         """Whether the last stage is here."""
         return self.placing.rank_of(self.placing.stages - 1) == self.axis.rank
+
+    @property
+    def at_once(self) -> int:
+        """Stages wait for each other at the beginning and the end of a call, here for less than a fifth of it; and so
+        many hidden states may have to wait between two of them."""
+        return 4 * self.placing.ranks
 
     def timetable(self, count: int, *, gradients: bool = True) -> Timetable:
         """What every rank does with so many micro-batches."""
@@ -121,14 +130,15 @@ class Pipeline:
         last: dict[int, tuple[Work, nn.Parameter]] = {}
         for step in steps:
             if isinstance(step, Work) and step.kind in (Pass.BACKWARD, Pass.WEIGHT):
-                last |= {id(parameter): (step, parameter) for parameter in self._parameters[step.stage]}
+                last |= {id(parameter): (step, parameter) for parameter in self.parameters[step.stage]}
         found: dict[Work, list[nn.Parameter]] = {}
         for step, parameter in last.values():
             found.setdefault(step, []).append(parameter)
         return found
 
     @functools.cached_property
-    def _parameters(self) -> dict[int, list[nn.Parameter]]:
+    def parameters(self) -> dict[int, list[nn.Parameter]]:
+        """Those of each stage of this rank, found once."""
         return {stage: self.parameters_of(stage) for stage in self.stages}
 
 
@@ -169,25 +179,30 @@ class _Run:
 
     def __init__(self, pipeline: Pipeline, micro_batch: Callable[[int], MicroBatch]) -> None:
         self._pipeline, self._model = pipeline, pipeline.model
-        self._micro_batch = micro_batch
+        self._micro_batch = functools.cache(micro_batch)
         self._alive: dict[tuple[int, int], _Alive] = {}
         self._coming: dict[tuple[bool, int, int], tuple[list[Tensor], list[Pending]]] = {}
         self._going: dict[tuple[bool, int, int], list[Tensor]] = {}
-        self._sent: list[tuple[Pending, Tensor]] = []
+        self._sent: deque[tuple[list[Pending], list[Tensor]]] = deque()
 
     def exchange(self, message: Message) -> None:
-        """Post a message; where messages are not overlapped with passes, wait for it."""
+        """Post a message; where messages are not overlapped with passes, wait for it.
+
+        What is sent is in memory until it is waited for: gloo does not say before that a message has arrived. So the
+        oldest is waited for when more are under way than there are stages.
+        """
         key = (message.forward, message.stage, message.micro_batch)
         tensors = self._going.pop(key) if message.sends else self._room(message.micro_batch)
         start = send if message.sends else receive
         works = [start(tensor, message.peer, self._pipeline.axis.group) for tensor in tensors]
         if not self._pipeline.overlap:
             _wait(works)
-        if message.sends:
-            self._sent = [(work, tensor) for work, tensor in self._sent if not work.is_completed()]
-            self._sent += zip(works, tensors, strict=False)
-        else:
+        if not message.sends:
             self._coming[key] = tensors, works
+            return
+        self._sent.append((works, tensors))
+        if len(self._sent) > self._pipeline.placing.stages:
+            _wait(self._sent.popleft()[0])
 
     def forward(self, work: Work, take: Callable[[int, ModelOutput], Any]) -> None:
         """A forward pass; the output of the last stage is taken, and what is made of it is what is differentiated."""
@@ -219,13 +234,14 @@ class _Run:
         if work.kind is not Pass.WEIGHT and not here.has_head:
             alive.gradients += self._arrived(False, work)
         if work.kind is Pass.BACKWARD or (first and work.kind is Pass.WEIGHT):
-            alive.root.backward()
+            if alive.root.requires_grad:  # else nothing of a first stage is trained
+                alive.root.backward()
         elif work.kind is Pass.INPUT and not first:
             _, alive.halves = stage_backward_input(
-                [alive.root], None, alive.received, iter(self._pipeline.parameters_of(work.stage))
+                [alive.root], None, alive.received, iter(self._pipeline.parameters[work.stage])
             )
         elif work.kind is Pass.WEIGHT and alive.halves is not None:
-            stage_backward_weight(iter(self._pipeline.parameters_of(work.stage)), alive.halves)
+            stage_backward_weight(iter(self._pipeline.parameters[work.stage]), alive.halves)
         if work.kind is not Pass.INPUT:
             del self._alive[key]
         if work.kind is not Pass.WEIGHT and not first:
@@ -236,14 +252,15 @@ class _Run:
 
     def finish(self) -> None:
         """Wait until all that was sent has arrived."""
-        _wait([work for work, _ in self._sent])
+        for works, _ in self._sent:
+            _wait(works)
         assert not (self._alive or self._coming or self._going)
 
     def _room(self, number: int) -> list[Tensor]:
         """Memory for what a stage hands on of a micro-batch, or for its gradient."""
-        model, batch = self._model, self._micro_batch(number)
-        rows = len(batch.input_ids) // model.rows[1]
-        tensors = [torch.empty(rows, model.cfg.hidden_size, dtype=model.stream_dtype, device=batch.input_ids.device)]
+        model, ids = self._model, self._micro_batch(number).input_ids
+        rows = len(ids) // model.rows[1]
+        tensors = [torch.empty(rows, model.cfg.hidden_size, dtype=model.stream_dtype, device=ids.device)]
         if model.cfg.num_experts > 1:
             tensors.append(tensors[0].new_empty((), dtype=accumulation_dtype(model.dtype)))
         return tensors

@@ -97,13 +97,15 @@ class _Maker:
         self._there: dict[tuple[bool, int, int], float] = {}
 
     def made(self) -> Timetable:
+        starts = [self._start(rank) for rank in range(len(self._orders))]
         for _ in range(sum(map(len, self._orders))):
-            starts = [self._start(rank) for rank in range(len(self._orders))]
             first = min(starts)
             if first == math.inf:
                 waiting = [order[at] for order, at in zip(self._orders, self._next, strict=True) if at < len(order)]
                 raise ValueError(f"ranks wait for each other before {', '.join(map(str, waiting))}")
-            self._carry_out(starts.index(first), first)
+            rank = starts.index(first)
+            for changed in self._carry_out(rank, first):
+                starts[changed] = self._start(changed)
         busy = tuple(sum(COSTS[work.kind] for work in order) for order in self._orders)
         return Timetable(self._placing, tuple(map(tuple, self._steps)), max(self._clock, default=0.0), busy)
 
@@ -120,19 +122,21 @@ class _Maker:
             needs.append((False, work.stage - 1, work.micro_batch))  # as was the first part of the backward pass
         return max(self._clock[rank], *(self._there.get(each, math.inf) for each in needs), 0.0)
 
-    def _carry_out(self, rank: int, start: float) -> None:
+    def _carry_out(self, rank: int, start: float) -> set[int]:
+        """Make a rank's next pass; return the ranks whose next one may begin at another time now."""
         work = self._orders[rank][self._next[rank]]
         self._next[rank] += 1
         self._clock[rank] = end = start + COSTS[work.kind]
         self._steps[rank].append(work)
         if work.kind is Pass.WEIGHT:
-            return
+            return {rank}
         forward = work.kind is Pass.FORWARD
         neighbour = work.stage + (1 if forward else -1)
         self._there[forward, neighbour, work.micro_batch] = end
         if not 0 <= neighbour < self._placing.stages:
-            return
+            return {rank}
         peer = self._placing.rank_of(neighbour)
         if peer != rank:
             self._steps[rank].append(Message(True, forward, work.stage, work.micro_batch, peer))
             self._steps[peer].append(Message(False, forward, neighbour, work.micro_batch, rank))
+        return {rank, peer}

@@ -1,0 +1,91 @@
+"""Models and their optimizers at any layout, whose every number is known, saved and loaded."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from evo_core.checkpoint import TrainState, load, save
+from evo_core.checkpoint.tensors import model_tensors
+from evo_core.config import TrainConfig
+from evo_core.optim.groups import groups_of
+from evo_core.optim.zero1 import Zero1AdamW
+from evo_core.parallel.apply import build_parallel
+from evo_core.parallel.pipeline.placing import Placing
+from evo_core.placement import Placed
+from evo_core.weights.job import configuration
+from tests.model.configs import TINY
+from tests.parallel.meshes import mesh_of
+from tests.weights.models import SHAPES
+
+
+class Layout(NamedTuple):
+    """Tensor ranks, ranks of each ZeRO group, and stages: ranks of the pipeline and how many each of them has.
+
+    With `is_v` the stages come back to the first rank.
+    """
+
+    tensor: int
+    zero: int
+    pipeline: int = 1
+    chunks: int = 1
+    is_v: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.zero * self.pipeline
+
+    def __str__(self) -> str:
+        stages = f"x{self.pipeline}x{self.chunks}{'v' * self.is_v}" if self.pipeline > 1 else ""
+        return f"{self.tensor}x{self.zero}{stages}"
+
+
+def config(family: str, **changes: Any) -> TrainConfig:
+    """Narrow weights, so that there are master values, beside norms as wide as these."""
+    own = {"model_type": family, "vocab_size": 64, "num_layers": 1, "dtype": "torch.bfloat16", "use_fp32_norm": True}
+    return configuration({**TINY, **SHAPES[family], **own, **changes}, Path("test"))
+
+
+def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW]:
+    mesh = mesh_of(layout.zero, tensor=layout.tensor, pipeline=layout.pipeline)
+    placing = Placing(layout.pipeline, layout.chunks, layout.is_v)
+    model = build_parallel(cfg.model, mesh, "cpu", placing=placing)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, -7)
+    return model, Zero1AdamW(groups_of(model, mesh), mesh.world)
+
+
+def truth(name: str, placed: Placed) -> Tensor:
+    """The whole tensor of a name, wherever it is asked for."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(placed.placement.shape, generator=generator).to(placed.local.dtype)
+
+
+def held(model: nn.Module, optimizer: Zero1AdamW) -> Iterator[tuple[str, Placed]]:
+    yield from model_tensors(model).items()
+    yield from optimizer.state().items()
+
+
+def saved(root: Path, family: str, layout: Layout, **changes: Any) -> Path:
+    """Write a checkpoint of what `truth` says, whatever the layout."""
+    cfg = config(family, **changes)
+    model, optimizer = state_of(cfg, layout)
+    for name, placed in held(model, optimizer):
+        placed.fill(truth(name, placed))
+    return save(root / family / str(layout), cfg, model, optimizer.state(), TrainState(step=1))
+
+
+def differing(root: Path, family: str, written: Layout, layout: Layout, **changes: Any) -> list[str]:
+    """Load into tensors of other numbers; the names of those that are not bit for bit what belongs there."""
+    model, optimizer = state_of(config(family, **changes), layout)
+    load(root / family / str(written) / "1", model, optimizer)
+    wrong = []
+    for name, placed in held(model, optimizer):
+        whole = truth(name, placed)
+        wrong += [name for piece, view in placed.pieces() if not torch.equal(view, piece.where.of(whole))]
+    return wrong
