@@ -13,18 +13,16 @@ from evo_core.evaluate.sums import sums_by_group
 if TYPE_CHECKING:
     from evo_core.model import ModelOutput
 
-_NEWS, _STOP_FILE, _LOSS, _MOE_LOSS, _EXPERTS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(9)
-
-_UNREAD = 2.0**32
-"""Beside the number of ranks that were told to stop, in one number: that of ranks that could not read their batch."""
+_STOP, _UNREAD, _STOP_FILE, _LOSS, _MOE_LOSS, _EXPERTS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(10)
 
 
 class StepTotals:
     """Sums of one step, laid out as one vector so that a single all-reduce makes them global.
 
-    Vector: how many ranks were told to stop or could not read their batch, the number in the stop file, the loss, the
-    experts' balance loss and how often there was one, the micro-batches with the sums of their means of negative
-    log-likelihood and of hits, then negative log-likelihood [n], hits [n] and targets [n] of each of the n data types.
+    Vector: how many ranks were told to stop, and how many could not read their batch; the number in the stop file, the
+    loss, the experts' balance loss and how often there was one, the micro-batches with the sums of their means of
+    negative log-likelihood and of hits, then negative log-likelihood [n], hits [n] and targets [n] of each of the n
+    data types.
 
     The loss of a step is a mean over its micro-batches of their means over targets, as in InternEvo; ``acc`` and
     ``perplexity`` are of the same mean. A micro-batch without a target counts as 0 in it.
@@ -41,7 +39,7 @@ class StepTotals:
     def tell(self, *, stop: bool, stop_file: int, unread: bool = False) -> None:
         """What this rank knows: it was told to stop; what its stop file says (0 on all ranks but one); it could not
         read its batch."""
-        self.vector[_NEWS], self.vector[_STOP_FILE] = stop + _UNREAD * unread, float(stop_file)
+        self.vector[_STOP], self.vector[_UNREAD], self.vector[_STOP_FILE] = float(stop), float(unread), float(stop_file)
 
     def add_output(self, output: ModelOutput, labels: torch.Tensor, type_ids: torch.Tensor, micro_batches: int) -> None:
         """Add what the model gave for one of so many micro-batches; labels and type_ids are [T]."""
@@ -72,12 +70,12 @@ class StepTotals:
     @property
     def stop(self) -> bool:
         """Whether any rank was told to stop."""
-        return float(self.vector[_NEWS]) % _UNREAD > 0
+        return float(self.vector[_STOP]) > 0
 
     @property
     def unread(self) -> bool:
         """Whether any rank could not read its batch."""
-        return float(self.vector[_NEWS]) >= _UNREAD
+        return float(self.vector[_UNREAD]) > 0
 
     @property
     def stop_file(self) -> int:

@@ -31,7 +31,7 @@ STAGES = [TWO, CHUNKS, Layout(1, 1, 2, 2, is_v=True), FOUR, Layout(2, 1, 2), Lay
 MOVES = [
     *((TIED, each, WHOLE[number % 3]) for number, each in enumerate(STAGES)),
     *((TIED, WHOLE[number % 3], each) for number, each in enumerate(STAGES)),
-    *((TIED, each, STAGES[number - 1]) for number, each in enumerate(STAGES)),
+    *((TIED, STAGES[number - 1], STAGES[number]) for number in (0, 2, 4)),
     *((OWN_HEAD, *move) for move in ((CHUNKS, FOUR), (FOUR, ONE), (ONE, CHUNKS))),
 ]
 """Family, and from where to where its checkpoints go."""

@@ -25,12 +25,12 @@ def test_sums_by_group() -> None:
 
 
 def test_totals_travel_in_one_vector() -> None:
-    totals = StepTotals(("cn", "en"), torch.device("cpu"))
-    totals.tell(stop=True, stop_file=-7)
-    totals.add_loss(torch.tensor(2.0))
-    totals.add_tokens(torch.tensor([3.0]), torch.tensor([True]), torch.tensor([1]), torch.tensor([1]))
-    totals.vector += totals.vector.clone()  # as two ranks, of which one reads the stop file, would sum it
-    totals.vector[1] /= 2
+    totals, others = (StepTotals(("cn", "en"), torch.device("cpu")) for _ in range(2))
+    for each, stop_file in ((totals, -7), (others, 0)):  # of two ranks one reads the stop file
+        each.tell(stop=True, stop_file=stop_file)
+        each.add_loss(torch.tensor(2.0))
+        each.add_tokens(torch.tensor([3.0]), torch.tensor([True]), torch.tensor([1]), torch.tensor([1]))
+    totals.vector += others.vector
     assert (totals.stop, totals.unread, totals.stop_file, totals.loss) == (True, False, -7, 4.0)
     assert totals.quality() == {
         "acc": 1.0,
