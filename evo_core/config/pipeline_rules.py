@@ -30,6 +30,9 @@ def pipeline_errors(config: TrainConfig) -> Iterator[ConfigError]:
     if not isinstance(model, ModelConfig):
         yield _uncut(config.model_type, pipeline.size, "parallel.pipeline.size")
         return
+    if model.compile and pipeline.mode in _CHUNKS:
+        message = f"{pipeline.mode} makes the gradients of weights apart, and a compiled block makes all at once"
+        yield ConfigError(message, key="model.compile", hint="set it to false, or pipeline.mode to 1F1B")
     chunks = _CHUNKS.get(pipeline.mode, model.num_chunks)
     if model.num_chunks != chunks:
         message = f"{model.num_chunks}: {pipeline.mode} has {chunks} chunk{'s' * (chunks > 1)} on each rank"

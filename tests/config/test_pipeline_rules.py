@@ -32,6 +32,7 @@ FITTING = {
     "uneven chunks": stages(3, chunks=2),
     "ZBH1": stages(4, "ZBH1"),
     "ZBV": stages(2, "ZBV", chunks=2),
+    "compiled blocks": stages(2, chunks=2, model={"compile": True}),
     "fewer micro-batches than stages": stages(4, data={"micro_num": 1}),
     "a number of micro-batches that is no multiple of the stages": stages(4, data={"micro_num": 5}),
     "ramp-up by other numbers than multiples": stages(4, chunks=2, data={"rampup_batch_size": "1 1 2"}),
@@ -41,6 +42,11 @@ FITTING = {
 }
 
 REFUSED = {
+    "zero-bubble with compiled blocks": (
+        stages(2, "ZBH1", model={"compile": True}),
+        "model.compile: ZBH1 makes the gradients of weights apart, and a compiled block makes all at once "
+        "(set it to false, or pipeline.mode to 1F1B)",
+    ),
     "fewer layers than stages": (
         stages(9),
         "parallel.pipeline.size: 8 layers are too few for 9 stages (nearest: 8)",
