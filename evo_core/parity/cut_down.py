@@ -57,8 +57,8 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
             hint="compare losses of a short run at both layouts instead",
         )
     layout = _layout(cfg, ranks)
-    sizes = _sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])
-    sizes["num_layers"] = _layers(model.num_layers, cfg.parallel.pipeline.size, layout)
+    layers = _layers(model.num_layers, cfg.parallel.pipeline.size, layout)
+    sizes = {"num_layers": layers, **_sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])}
     scale = math.sqrt(max(model.hidden_size / sizes["hidden_size"], 1.0))
     left_out = {"model_type", "use_fp32_norm", "moe", "dtype", "num_chunks", *_WAY_OF_MODEL, *STDS, *sizes}
     kept = model.model_dump(exclude=left_out)
