@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
+from torch.distributed.pipelining._backward import stage_backward_input
 
 from evo_core.model.decoder import Decoder, ModelOutput
 from evo_core.model.dtypes import accumulation_dtype
 from evo_core.parallel.collectives import Pending, receive, send
 from evo_core.parallel.mesh import Axis, Mesh
+from evo_core.parallel.pipeline.halves import weight_half
 from evo_core.parallel.pipeline.orders import Pass, Work, forward_only, one_forward_one_backward, zero_bubble
 from evo_core.parallel.pipeline.placing import Placing
 from evo_core.parallel.pipeline.timetable import Message, Timetable, timetable
@@ -241,7 +242,7 @@ class _Run:
                 [alive.root], None, alive.received, iter(self._pipeline.parameters[work.stage])
             )
         elif work.kind is Pass.WEIGHT and alive.halves is not None:
-            stage_backward_weight(iter(self._pipeline.parameters[work.stage]), alive.halves)
+            weight_half(alive.halves)
         if work.kind is not Pass.INPUT:
             del self._alive[key]
         if work.kind is not Pass.WEIGHT and not first:
