@@ -35,7 +35,7 @@ def of_each_kind(body: Callable[[str, Placing], Any], ranks: int = 2) -> list[di
 
 
 def test_gradients_of_bfloat16_are_added_up_in_float32() -> None:
-    cfg, count = small(dtype="torch.bfloat16"), 12
+    cfg, count = small(dtype="torch.bfloat16"), 5
 
     def body(mode: str, placing: Placing) -> tuple[torch.dtype, dict[str, Tensor]]:
         step = Step(cfg, placing, mode)
@@ -138,9 +138,8 @@ def freeze(model: Decoder, *parts: str) -> None:
         ("tok_embeddings", "layers.0.", "layers.1.attention"),  # of a first stage, at most one block's rest is trained
         ("tok_embeddings", "layers.0."),  # all of the first of four stages
         ("layers.2.", "layers.3.", "output"),  # all of a last stage but its norm
-        ("layers.1.", "layers.3.attention"),
     ],
-    ids=["first", "first chunk", "last", "middle"],
+    ids=["first", "first chunk", "last"],
 )
 def test_what_is_frozen_has_no_gradient_and_the_rest_its_own(frozen: tuple[str, ...]) -> None:
     cfg = small()
