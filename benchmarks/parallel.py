@@ -302,9 +302,9 @@ def row_of(text: str) -> Row:
 
 
 def pipeline_row_of(text: str) -> pipeline.Row:
-    """As on the command line: ``256x256x8``."""
-    hidden, tokens, micro_num = text.split("x")
-    return pipeline.Row(int(hidden), int(tokens), int(micro_num))
+    """As on the command line: ``256x256x8``, or with recomputed blocks ``256x256x8x1``."""
+    hidden, tokens, micro_num, *recomputed = text.split("x")
+    return pipeline.Row(int(hidden), int(tokens), int(micro_num), *map(float, recomputed))
 
 
 def main() -> None:
@@ -325,7 +325,7 @@ def main() -> None:
         type=pipeline_row_of,
         nargs="+",
         default=pipeline.ROWS,
-        metavar="HIDDENxTOKENSxMICRO_NUM",
+        metavar="HIDDENxTOKENSxMICRO_NUM[xRECOMPUTED]",
         help="(64x128x4 …)",
     )
     parser.add_argument("--rounds", type=int, default=7, help="steps of each that are measured (7)")

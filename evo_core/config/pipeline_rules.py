@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evo_core.config.global_batch import micro_num
 from evo_core.config.schema.model import ModelConfig
 from evo_core.errors import ConfigError
 from evo_core.nearest import divisors, multiples, nearest
@@ -29,6 +30,9 @@ def pipeline_errors(config: TrainConfig) -> Iterator[ConfigError]:
     if not isinstance(model, ModelConfig):
         yield _uncut(config.model_type, pipeline.size, "parallel.pipeline.size")
         return
+    if model.compile and pipeline.mode in _CHUNKS:
+        message = f"{pipeline.mode} makes the gradients of weights apart, and a compiled block makes all at once"
+        yield ConfigError(message, key="model.compile", hint="set it to false, or pipeline.mode to 1F1B")
     chunks = _CHUNKS.get(pipeline.mode, model.num_chunks)
     if model.num_chunks != chunks:
         message = f"{model.num_chunks}: {pipeline.mode} has {chunks} chunk{'s' * (chunks > 1)} on each rank"
@@ -39,9 +43,9 @@ def pipeline_errors(config: TrainConfig) -> Iterator[ConfigError]:
             yield error
         return
     yield from _layers_of_chunks(config)
-    if (micro_num := config.data.micro_num) is not None and micro_num % pipeline.size:
-        message = f"{_in_groups(config)}, not {micro_num}"
-        near = nearest(micro_num, multiples(micro_num, pipeline.size))
+    if (number := config.data.micro_num) is not None and number % pipeline.size:
+        message = f"{_in_groups(config)}, not {number}"
+        near = nearest(number, multiples(number, pipeline.size))
         yield ConfigError(message, key="data.micro_num", hint=f"nearest: {near}{_or_no_chunks(config)}")
 
 
@@ -56,14 +60,14 @@ def check_micro_batches(config: TrainConfig, dp: int) -> None:
     Raises:
         ConfigError: they do not divide over the ranks, or into groups of as many as there are stages.
     """
-    stages, data, micro_num = config.parallel.pipeline.size, config.data, config.micro_num(dp)
-    chunks = getattr(config.model, "num_chunks", 1)
-    if data.global_batch_tokens is None or stages == 1 or chunks == 1 or micro_num % stages == 0:
+    data, stages = config.data, config.parallel.pipeline.size
+    in_groups = stages > 1 and getattr(config.model, "num_chunks", 1) > 1
+    number, tokens = micro_num(data, dp, multiple_of=stages if in_groups else 1), data.global_batch_tokens
+    if tokens is None or not in_groups or number % stages == 0:
         return
-    tokens = data.global_batch_tokens
     near = nearest(tokens, multiples(tokens, data.packed_length * dp * stages))
     raise ConfigError(
-        f"{tokens} tokens are a micro_num of {micro_num} at data-parallel size {dp}, which {_in_groups(config)}",
+        f"{tokens} tokens are a micro_num of {number} at data-parallel size {dp}, which {_in_groups(config)}",
         key="data.global_batch_tokens",
         hint=f"nearest: {near} tokens{_or_no_chunks(config)}",
     )

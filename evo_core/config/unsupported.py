@@ -175,7 +175,7 @@ EFFECTLESS = (
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
     Effectless("data.use_shm", _random_data, "random data has no index"),
     Effectless("data.use_shm", _hf_data, "a stream has no index"),
-    Effectless("data.valid_micro_num", _always, "validation takes one micro-batch at a time"),
+    Effectless("data.valid_micro_num", _always, "how many are evaluated at a time follows from the stages"),
     Effectless("data.subset_name", _token_data, "it is for Hugging Face data sets"),
     Effectless("data.text_key", _token_data, "it is for Hugging Face data sets"),
     Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),

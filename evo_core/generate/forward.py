@@ -94,17 +94,16 @@ class Forward:
         ends = torch.tensor([0, *(len(prompt) for prompt in prompts)]).cumsum(0)
         documents = Documents(ends.to(self.device, torch.int32), max(map(len, prompts)))
         hidden = self._modules(ids, positions, documents, cache)
-        if not self.relay.ends:
-            self.relay.hand_on(hidden)
-            return self._no_logits(len(prompts))
+        if not self.relay.has_logits:
+            return self._handed_on(hidden, len(prompts))
         return self._head(hidden[(ends[1:] - 1).to(self.device)])
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Read one more token of every row [rows]; the logits after it, as those of `prompts`."""
         positions = cache.step()
         if self._short:
-            begins = self.relay.begins
-            x = self._embed(tokens).to(self._wide) if begins else self.relay.received(len(tokens))
+            is_first = self.relay.takes_ids
+            x = self._embed(tokens).to(self._wide) if is_first else self.relay.received(len(tokens))
             turn = _Turn(cache.rotation)
             for number, layer in self._layers.items():
                 x = layer(x, number, cache, turn)  # type: ignore[misc]
@@ -112,21 +111,20 @@ class Forward:
         else:  # one block that is not known sends the whole step through the modules
             one_each = torch.arange(len(tokens) + 1, device=self.device, dtype=torch.int32)
             x = self._modules(tokens, positions, Documents(one_each, 1), cache)
-        if self.relay.ends:
-            return self._head(x)
-        self.relay.hand_on(x)
-        return self._no_logits(len(tokens))
+        return self._head(x) if self.relay.has_logits else self._handed_on(x, len(tokens))
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self._own_head(hidden)  # type: ignore[misc]
         return logits if self._exchange is None else self._exchange.gather_columns(logits)
 
-    def _no_logits(self, rows: int) -> Tensor:
+    def _handed_on(self, hidden: Tensor, rows: int) -> Tensor:
+        """Send hidden states to the next stage; in place of logits a tensor without data [rows, vocab_size]."""
+        self.relay.hand_on(hidden)
         return torch.empty(rows, self.model.cfg.vocab_size, dtype=self.model.dtype, device="meta")
 
     def _modules(self, ids: Tensor, positions: Tensor, documents: Documents, cache: KVCache) -> Tensor:
         rotation = self._unrotated_for(len(ids)) if cache.dynamic_ntk else cache.rotation
-        x = ids if self.relay.begins else self.relay.received(len(ids))
+        x = ids if self.relay.takes_ids else self.relay.received(len(ids))
         return self.model.hidden(x, positions, documents, cache, rotation)
 
     def _unrotated_for(self, tokens: int) -> Rotary:

@@ -1,6 +1,6 @@
 """The ranks that hold a model together, as a text goes through them.
 
-Hidden states go from stage to stage. The last one has the scores, and what it chooses by them goes back to all: so
+Hidden states go from stage to stage. The last one has the logits, and what it chooses by them goes back to all: so
 every rank knows which rows end, join and leave, and all of them walk alike without asking each other.
 """
 
@@ -24,6 +24,10 @@ class Relay:
         model: this rank's part.
         mesh: its ranks; None where each of them, or of its tensor ranks, has every layer.
 
+    Attributes:
+        takes_ids: whether the first stage is here; else hidden states are received.
+        has_logits: whether the last one is, which chooses; else hidden states are handed on.
+
     Raises:
         ValueError: the model is a stage, and the mesh has no other ones; or it is several stages.
     """
@@ -38,8 +42,7 @@ class Relay:
         self._model = model
         self._pipeline = None if is_whole or mesh is None else mesh.pipeline
         self._tensor = model.head.exchange.axis if isinstance(model.head, ParallelHead) else None
-        #: Whether this rank takes token ids, and whether it has scores to choose by.
-        self.begins, self.ends = stage.has_embedding, stage.has_head
+        self.takes_ids, self.has_logits = stage.has_embedding, stage.has_head
 
     def received(self, tokens: int) -> Tensor:
         """The hidden states of so many tokens from the stage before [tokens, hidden_size]."""
@@ -55,15 +58,15 @@ class Relay:
         send(hidden.contiguous(), self._pipeline.rank + 1, self._pipeline.group).wait()
 
     def agreed(self, choose: Callable[[], Tensor], count: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """What the first of the ranks with scores chooses, on all of them and on those without [count].
+        """What the first of the ranks with logits chooses, on all of them and on those without [count].
 
         They choose from the same bits. But a kernel that adds up in any order might choose otherwise on one of them,
         and then the ranks would wait for each other in different texts.
 
         Args:
-            choose: called where there are scores; gives a contiguous tensor [count] of `dtype`.
+            choose: called where there are logits; gives a contiguous tensor [count] of `dtype`.
         """
-        if self.ends:
+        if self.has_logits:
             chosen = choose()
             if self._tensor is not None:
                 broadcast(chosen, 0, self._tensor.group).wait()

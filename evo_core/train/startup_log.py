@@ -73,7 +73,7 @@ def _layers(cfg: TrainConfig, mesh: Mesh) -> str:
 
 def _table(rows: Sequence[Mapping[str, int | str]]) -> list[str]:
     """One line for the names of columns, and one for each row; numbers and layers to the right."""
-    width = max(5, *(len(str(row.get("layers", ""))) for row in rows))
+    width = max(len("layers"), *(len(str(row.get("layers", ""))) for row in rows))
 
     def line(row: Mapping[str, int | str]) -> str:
         *numbers, device, host = row.items()

@@ -32,6 +32,7 @@ FITTING = {
     "uneven chunks": stages(3, chunks=2),
     "ZBH1": stages(4, "ZBH1"),
     "ZBV": stages(2, "ZBV", chunks=2),
+    "compiled blocks": stages(2, chunks=2, model={"compile": True}),
     "fewer micro-batches than stages": stages(4, data={"micro_num": 1}),
     "a number of micro-batches that is no multiple of the stages": stages(4, data={"micro_num": 5}),
     "ramp-up by other numbers than multiples": stages(4, chunks=2, data={"rampup_batch_size": "1 1 2"}),
@@ -41,6 +42,11 @@ FITTING = {
 }
 
 REFUSED = {
+    "zero-bubble with compiled blocks": (
+        stages(2, "ZBH1", model={"compile": True}),
+        "model.compile: ZBH1 makes the gradients of weights apart, and a compiled block makes all at once "
+        "(set it to false, or pipeline.mode to 1F1B)",
+    ),
     "fewer layers than stages": (
         stages(9),
         "parallel.pipeline.size: 8 layers are too few for 9 stages (nearest: 8)",
@@ -176,8 +182,9 @@ def test_a_batch_in_tokens_gives_chunks_whole_groups_of_micro_batches() -> None:
     )
     for tokens in (8192, 16384):
         in_tokens(tokens).check_world(4)
-    with pytest.raises(ConfigError, match="they do not divide over 2 data-parallel ranks"):
+    with pytest.raises(ConfigError, match="they do not divide over 2 data-parallel ranks") as caught:
         in_tokens(2048 * 5).check_world(4)
+    assert caught.value.hint == "nearest: 8192 or 16384 tokens"  # at no data-parallel size do 5 go in pairs
 
 
 def test_a_trained_model_can_only_be_cut_into_other_stages() -> None:
@@ -235,12 +242,10 @@ def test_the_tutorials_job_interleaved(tmp_path: Path) -> None:
 
 
 def test_no_more_stages_are_proposed_than_there_are_layers() -> None:
-    with pytest.raises(ConfigError) as caught:
-        job(stages(6)).check_world(64)  # of 16 stages some would be empty
-    assert caught.value.hint == "nearest: pipeline.size 4 or 8, or 60 or 66 ranks"
-    with pytest.raises(ConfigError) as caught:
-        job(stages(3, chunks=2)).check_world(64)
-    assert caught.value.hint == "nearest: pipeline.size 2 or 4, or 63 or 66 ranks"
+    for chunks, layers, hint in ((1, 7, "pipeline.size 4"), (1, 8, "pipeline.size 4 or 8"), (2, 14, "pipeline.size 4")):
+        with pytest.raises(ConfigError) as caught:
+            job(stages(6, chunks=chunks, model={"num_layers": layers})).check_world(64)
+        assert caught.value.hint == f"nearest: {hint}, or 60 or 66 ranks"
 
 
 def test_modes_are_read_as_internevo_writes_them() -> None:
@@ -259,6 +264,7 @@ def test_settings_of_a_pipeline_without_effect() -> None:
         "parallel.pipeline.mode (pipeline.size is 1)",
     ]
     assert named(stages(1)) == []
+    assert named(merge(stages(1), overlap)) == ["parallel.pipeline.interleaved_overlap (pipeline.size is 1)"]
     assert named(stages(2, "ZBH1")) == []
     assert named(merge(stages(2), overlap)) == ["parallel.pipeline.interleaved_overlap (num_chunks is 1)"]
     assert named(merge(stages(2, "ZBH1"), overlap)) == ["parallel.pipeline.interleaved_overlap (num_chunks is 1)"]

@@ -175,9 +175,9 @@ def test_micro_batches_follow_from_the_global_batch() -> None:
         config.check_world(3)
     assert str(caught.value) == (
         "data.global_batch_tokens: 8192 tokens are 8 micro-batches of 1024 tokens: they do not divide over 3 "
-        "data-parallel ranks (nearest: 2 or 4 ranks, or 6144 or 9216 tokens)"
+        "data-parallel ranks (nearest: data-parallel size 2 or 4, or 6144 or 9216 tokens)"
     )
-    with pytest.raises(ConfigError, match="nearest: 8 ranks, or 16384 tokens"):
+    with pytest.raises(ConfigError, match="nearest: data-parallel size 8, or 16384 tokens"):
         config.check_world(16)
     assert job({"data": {"micro_num": 3}}).micro_num(5) == 3
     assert job({"parallel": {"zero1": 2}}).dp(4) == 4

@@ -63,7 +63,7 @@ def test_read_back_equal(changes: dict[str, Any], tmp_path: Path) -> None:
 _NO_NUL = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lr=st.floats(1e-4, 1, allow_nan=False),
     name=st.text(_NO_NUL, max_size=20),

@@ -59,14 +59,15 @@ def test_texts_that_are_generated(checkpoints: Path) -> None:
     texts = [(text, {"until": ["e"], "max_gen_toks": 8}) for text in ("The capital of", "成语填空：", "Two and two")]
     requests = [Instance("generate_until", {}, pair, 0) for pair in texts]
 
-    def ranks(tensor: int) -> Any:
-        mesh = inference_mesh(read_config(checkpoints).model, tensor)
+    def ranks(tensor: int, pipeline: int = 1) -> Any:
+        mesh = inference_mesh(read_config(checkpoints).model, tensor, pipeline)
         model, tokenizer = load_model(checkpoints, mesh=mesh)
         adapter = harness.HarnessModel(model, tokenizer, max_length=64, mesh=mesh)
         return adapter.generate_until(requests)
 
     expected = run_on_ranks(ranks, 1, 1)[0]
     assert run_on_ranks(ranks, 4, 2) == [expected] * 4
+    assert run_on_ranks(ranks, 4, 1, 2) == [expected] * 4
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.nn.modules.module import register_module_forward_hook
 
 from evo_core.checkpoint import newest_complete
 from tests.train.jobs import curve, losses, write_job
@@ -94,11 +96,14 @@ def test_a_crash_is_a_traceback_status_1_and_error_json_of_the_first_rank(tmp_pa
     (tmp_path / "state").mkdir()
     environment = {"EVO_JOB_FOLDER": str(tmp_path / "state")}
 
-    def crash(step: int) -> None:
-        if step == 2 and os.environ["RANK"] == "1":
-            raise ZeroDivisionError("by accident")
+    def crash(*_: Any) -> None:
+        raise ZeroDivisionError("by accident")
 
-    command = Command(arguments(tmp_path), tmp_path / "log", ranks=2, each_step=crash, environment=environment)
+    def arm(step: int) -> None:
+        if step == 2 and os.environ["RANK"] == "1":
+            register_module_forward_hook(crash)
+
+    command = Command(arguments(tmp_path), tmp_path / "log", ranks=2, each_step=arm, environment=environment)
     statuses = command.wait()
     assert statuses[1] == 1
     assert statuses[0] != 0  # its peer is gone

@@ -26,11 +26,11 @@ def arguments(tmp_path: Path, run: str = "run") -> list[str]:
     return ["--config", str(tmp_path / "job.yaml"), "--folder", str(tmp_path / run)]
 
 
-def undisturbed(tmp_path: Path, **changes: Any) -> list[float]:
-    """The losses of a run that nobody disturbs, on two ranks in float32; its job is left to be run again."""
+def undisturbed(tmp_path: Path, *, ranks: int = 2, **changes: Any) -> list[float]:
+    """The losses of a run that nobody disturbs, on so many ranks in float32; its job is left to be run again."""
     changes |= {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
     write_job(tmp_path, ckpt__save_ckpt_folder=str(tmp_path / "undisturbed"), **changes)
-    assert Command(arguments(tmp_path, "undisturbed_run"), tmp_path / "log0", ranks=2).wait() == [0, 0]
+    assert Command(arguments(tmp_path, "undisturbed_run"), tmp_path / "log0", ranks=ranks).wait() == [0] * ranks
     write_job(tmp_path, **changes)
     return losses(tmp_path / "undisturbed_run")
 
@@ -105,13 +105,19 @@ DYING_RANK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from torch.nn.modules.module import register_module_forward_hook
 from tests.train.jobs import before_each_step
+from evo_core.model.decoder import Block
 from evo_core.train.command import main
 
 def die(step):
     mark = Path({marks!r}) / f"{{step}}-{{os.environ['RANK']}}"
     if (step, int(os.environ["RANK"])) in {deaths} and not mark.exists():
         mark.touch()
+        register_module_forward_hook(end)
+
+def end(module, *_):
+    if isinstance(module, Block):
         os.kill(os.getpid(), signal.SIGKILL)
 
 before_each_step(die)
@@ -120,14 +126,15 @@ main()
 
 
 def survives_under_torchrun(
-    tmp_path: Path, expected: list[float], deaths: list[tuple[int, int]], *, agents: int = 1
+    tmp_path: Path, expected: list[float], deaths: list[tuple[int, int]], *, ranks: int = 2, agents: int = 1
 ) -> None:
-    """Every (step, rank) of `deaths` is a kill -9, once; two ranks, on as many agents as asked for."""
+    """Every (step, rank) of `deaths` is a kill -9 behind the first block of the step, once."""
     script, marks = tmp_path / "dying_rank.py", tmp_path / "marks"
     marks.mkdir()
     root = str(Path(__file__).parents[2])
     script.write_text(DYING_RANK.format(root=root, marks=str(marks), deaths=deaths))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={agents}", f"--nproc-per-node={2 // agents}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    torchrun += [f"--nnodes={agents}", f"--nproc-per-node={ranks // agents}"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     torchrun += [f"--max-restarts={len(deaths)}", "--monitor-interval=0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "EVO_DIE_WITH_PARENT": "1"}
@@ -153,9 +160,17 @@ def test_torchrun_restarts_after_the_death_of_a_rank(tmp_path: Path, expected: l
     survives_under_torchrun(tmp_path, expected, [(8, 0)])
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_ranks_that_share_a_model(tmp_path: Path) -> None:
     expected = undisturbed(tmp_path, parallel__tensor={"size": 2, "mode": "msp"}, model__drop_rate=0.1)
     survives_under_torchrun(tmp_path, expected, [(8, 1)])
+
+
+def test_torchrun_restarts_the_stages_of_a_pipeline(tmp_path: Path) -> None:
+    """One in the middle dies: the one before has sent what nobody takes, the one behind waits for what nobody sends."""
+    layout = {"model__num_layers": 3, "model__drop_rate": 0.1, "parallel__pipeline": {"size": 3}}
+    expected = undisturbed(tmp_path, ranks=3, **layout)
+    survives_under_torchrun(tmp_path, expected, [(8, 1)], ranks=3)
 
 
 @pytest.mark.slow

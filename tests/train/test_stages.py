@@ -66,7 +66,8 @@ def test_the_curve_of_one_process(
     tmp_path: Path, ranks: int, pipeline: dict[str, Any], settings: dict[str, Any], layers: list[str]
 ) -> None:
     run(job(tmp_path, **SETTINGS | settings), tmp_path / "one")
-    cfg = job(tmp_path, parallel={"pipeline": pipeline, "zero1": {"size": -1}}, **SETTINGS | settings)
+    reading = {"data__use_shm": True, "data__shm_path": str(tmp_path / "shm")}
+    cfg = job(tmp_path, parallel={"pipeline": pipeline, "zero1": {"size": -1}}, **SETTINGS | settings | reading)
     run_on_ranks(run, ranks, cfg, tmp_path / "many")
     one, many = curve(tmp_path / "one"), curve(tmp_path / "many")
     same(one, many)

@@ -83,25 +83,35 @@ def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[float]
     return losses(place / "run")
 
 
-@pytest.mark.parametrize(("before", "after"), [((4, 2), (2, 1)), ((2, 1), (4, 2))])
-def test_it_goes_on_at_another_tensor_size(
+PLAIN: dict[str, Any] = {}
+TENSOR = {"tensor": {"size": 2, "mode": "msp"}}
+STAGES = {"pipeline": {"size": 2}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(TENSOR, STAGES), (STAGES, PLAIN), pytest.param(PLAIN, TENSOR, marks=pytest.mark.slow)],
+    ids=["tensor, stages", "stages, plain", "plain, tensor"],
+)
+def test_it_goes_on_at_another_layout(
     tmp_path: Path,
     folder: Path,
     whole: list[float],
     monkeypatch: pytest.MonkeyPatch,
-    before: tuple[int, int],
-    after: tuple[int, int],
+    before: dict[str, Any],
+    after: dict[str, Any],
 ) -> None:
-    """A cursor is one of a data-parallel rank, into however many tensor ranks that is cut: (ranks, tensor size)."""
+    """A cursor is one of a data-parallel rank, into however many tensor ranks and stages that is cut."""
     monkeypatch.setattr(hf_stream, "_TEXTS", 7)
 
-    def layout(tensor: int) -> TrainConfig:
-        parallel = {"zero1": {"size": -1}, "tensor": {"size": tensor, "mode": "msp"}}
-        return stream_job(tmp_path, folder, model__dtype="torch.float64", parallel=parallel)
+    def layout(parallel: dict[str, Any]) -> tuple[int, TrainConfig]:
+        parallel = {"zero1": {"size": -1}, **parallel}
+        cfg = stream_job(tmp_path, folder, model__dtype="torch.float64", parallel=parallel)
+        return (4 if len(parallel) > 1 else 2), cfg
 
-    run_on_ranks(interrupted, before[0], layout(before[1]), tmp_path / "run", 6)
+    run_on_ranks(interrupted, *layout(before), tmp_path / "run", 6)
     assert len(TrainState.read(tmp_path / "ckpt" / "4").data_cursors) == 2
-    run_on_ranks(run, after[0], layout(after[1]), tmp_path / "run")
+    run_on_ranks(run, *layout(after), tmp_path / "run")
     assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-12, abs=0)
     assert len(whole) == 12
 

@@ -131,6 +131,7 @@ class HarnessModel(TemplateLM):
             max_length=self.max_length,
             batch_size=self.batch_size,
             on_progress=self.on_progress,
+            mesh=self.mesh,
         )
         found = dict(zip(numbers, texts, strict=True))
         if self.mesh is not None and copies > 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evo_core.model.dtypes import product_dtype
 from evo_core.model.ops.linear import Linear, linear
+from evo_core.parallel.tensor.asked import asked_for
 from evo_core.parallel.tensor.exchange import Exchange
 
 
@@ -80,7 +81,7 @@ class _Columns(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         exchange: Exchange = ctx.exchange
-        wanted_x, _, *wanted = ctx.needs_input_grad
+        wanted_x, _, *wanted = asked_for(ctx)
         gathering = summing = d_x = None
         if exchange.gathers_again and any(wanted[::2]):
             x, gathering = exchange.start_enter(x)

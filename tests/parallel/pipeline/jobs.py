@@ -19,6 +19,7 @@ from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.passes import MicroBatch
 from evo_core.parallel.pipeline.placing import Placing
 from evo_core.parallel.pipeline.stages import Pipeline
+from evo_core.placement import Placed, Placement, placements_of
 from tests.model.configs import packed, randomise, tiny
 from tests.parallel.meshes import mesh_of
 
@@ -56,7 +57,10 @@ def stages_of(cfg: ModelConfig, mesh: Mesh, placing: Placing) -> Decoder:
     """This rank's part of the whole model."""
     model, state = build_parallel(cfg, mesh, "cpu", placing=placing), whole_model(cfg).state_dict()
     assert isinstance(model, Decoder)
-    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    placements = placements_of(model)
+    for name, parameter in model.named_parameters():
+        whole = state[name]
+        Placed(parameter.data, placements.get(name) or Placement.whole(whole.shape, mesh.data.ranks)).fill(whole)
     return model
 
 
@@ -85,27 +89,36 @@ class Step:
         *,
         overlap: bool = True,
         zero1: int = 1,
+        tensor: int = 1,
         prepare: Callable[[Decoder], object] = lambda model: None,
         **settings: Any,
     ) -> None:
-        self.mesh = mesh(zero1, pipeline=placing.ranks)
+        self.mesh = mesh(zero1, pipeline=placing.ranks, tensor=tensor)
         self.model = stages_of(cfg, self.mesh, placing)
         prepare(self.model)
         self.optimizer = optimizer_of(self.model, self.mesh, **settings)
         self.pipeline = Pipeline(self.model, self.mesh.pipeline, placing, mode=mode, overlap=overlap)
         self.losses: list[float] = []
 
-    def backward(self, count: int, micro_batch: Callable[[int], MicroBatch] = micro_batch) -> float:
-        """Make the gradients of a step; their norm."""
+    def backward(self, count: int, scale: float = 1.0) -> float:
+        """Make the gradients of a step of so many micro-batches on each data rank; their norm.
+
+        Args:
+            scale: of the objective.
+        """
         self.losses = []
+        data = self.mesh.data
+
+        def of_this_rank(number: int) -> MicroBatch:
+            return micro_batch(number * data.size + data.rank)
 
         def objective(number: int, output: ModelOutput) -> Tensor:
             assert output.loss is not None and number == len(self.losses)
             self.losses.append(float(output.loss.detach()))
-            return output.objective(MOE_COEFF) / count
+            return output.objective(MOE_COEFF) * scale / count
 
         self.optimizer.begin()
-        self.pipeline.forward_backward(count, micro_batch, objective, self.optimizer)
+        self.pipeline.forward_backward(count, of_this_rank, objective, self.optimizer)
         return self.optimizer.reduce(torch.zeros(0, dtype=torch.float64))
 
     def gradients(self) -> dict[str, Tensor]:

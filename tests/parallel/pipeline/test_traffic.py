@@ -1,4 +1,4 @@
-"""What a pipeline keeps in memory, what it sends, against the formula, and how often it runs a block."""
+"""What a pipeline keeps in memory, what it sends, against formulas, and how often it runs a block."""
 
 from __future__ import annotations
 
@@ -132,3 +132,22 @@ def runs_of_blocks(placing: Placing, mode: str, count: int) -> list[int]:
 @SCHEDULES
 def test_a_recomputed_block_runs_once_more_however_many_parts_a_backward_pass_has(placing: Placing, mode: str) -> None:
     assert run_on_ranks(runs_of_blocks, 2, placing, mode, 3) == [[6, 6], [6, 6]]
+
+
+def exchanged(mode: str, schedule: str) -> dict[str, int]:
+    """Bytes by collective that a rank of two tensor ranks on two stages sends in a step, blocks recomputed in part."""
+    mesh, placing = mesh_of(pipeline=2, tensor=2), Placing(2)
+    cfg = model_config(num_attention_heads=2, checkpoint=0.5)
+    model: Any = build_parallel(cfg, mesh, "cpu", placing=placing, mode=mode)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.01)
+    with counting() as traffic:
+        take_step(Pipeline(model, mesh.pipeline, placing, mode=schedule), 2)
+    return dict(traffic.bytes)
+
+
+@pytest.mark.parametrize("mode", ["mtp", "msp", "fsp"])
+def test_a_backward_pass_in_parts_sends_no_more_between_tensor_ranks(mode: str) -> None:
+    whole, parts = (run_on_ranks(exchanged, 4, mode, schedule) for schedule in ("1F1B", "ZBH1"))
+    assert parts == whole and set(whole[0]) >= {"send", "all_gather"}
