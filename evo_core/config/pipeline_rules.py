@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evo_core.config.families import SHIPPED
 from evo_core.config.global_batch import micro_num
 from evo_core.config.schema.model import ModelConfig
 from evo_core.errors import ConfigError
@@ -27,7 +28,7 @@ def pipeline_errors(config: TrainConfig) -> Iterator[ConfigError]:
         return
     if config.parallel.zero1.fsdp:
         yield ConfigError("fsdp needs pipeline.size 1", key="parallel.zero1.fsdp", hint="set it to false")
-    if not isinstance(model, ModelConfig):
+    if not _has_stages(model):
         yield _uncut(config.model_type, pipeline.size, "parallel.pipeline.size")
         return
     if model.compile and pipeline.mode in _CHUNKS:
@@ -51,7 +52,7 @@ def pipeline_errors(config: TrainConfig) -> Iterator[ConfigError]:
 
 def most_stages(model: ModelConfig | Any) -> int:
     """The longest pipeline that a model has layers for."""
-    return max(model.num_layers // model.num_chunks, 1) if isinstance(model, ModelConfig) else 1
+    return max(model.num_layers // model.num_chunks, 1) if _has_stages(model) else 1
 
 
 def check_micro_batches(config: TrainConfig, dp: int) -> None:
@@ -86,7 +87,7 @@ def staging_error(
     """
     if stages == 1:
         return None
-    if not isinstance(model, ModelConfig):
+    if not _has_stages(model):
         return _uncut(model.model_type, stages, key)
     return too_few_layers(model.num_layers, stages, key, among)
 
@@ -98,6 +99,11 @@ def too_few_layers(layers: int, stages: int, key: str, among: Sequence[int] | No
     fitting = [size for size in among or range(1, layers + 1) if size <= layers]
     message = f"{layers} layer{'s are' if layers > 1 else ' is'} too few for {stages} stages"
     return ConfigError(message, key=key, hint=f"nearest: {nearest(stages, fitting)}")
+
+
+def _has_stages(model: ModelConfig | Any) -> bool:
+    """Whether it is a shipped family's: the settings of a type of one's own may be those and a few more."""
+    return isinstance(model, ModelConfig) and model.model_type in SHIPPED
 
 
 def _uncut(name: str, stages: int, key: str) -> ConfigError:

@@ -52,7 +52,7 @@ class _Again:
             found.append(tensor.detach())
             if len(found) == self._count:
                 raise _Enough  # nothing behind it is needed, such as what a last layer would send
-            return tensor
+            return found[-1]  # a layer that saved its own output would keep itself in memory for ever
 
         try:
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

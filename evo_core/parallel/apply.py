@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from evo_core.config.families import SHIPPED
+from evo_core.errors import ConfigError
 from evo_core.model.build import build_model
 from evo_core.model.cutting import allocate, keep_stages
 from evo_core.model.decoder import Attention, Decoder
@@ -73,6 +74,8 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp", placing: Placin
         ConfigError: it cannot be cut.
     """
     if not isinstance(model, Decoder):
+        if mesh.pipeline.size > 1:  # each stage would train all of it, and count it once more
+            raise ConfigError(f"{type(model).__name__} has no stages", key="parallel.pipeline.size", hint="set it to 1")
         if mesh.tensor.size > 1:
             cut_own_type(model, mesh)
         return

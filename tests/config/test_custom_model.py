@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from evo_core.config import TrainConfig, load_config
+from evo_core.config import ModelConfig, TrainConfig, load_config
 from evo_core.errors import ConfigError
 from evo_core.model import registry
-from tests.config.jobs import refusal
+from tests.config.jobs import job, refusal
 
 
 class StateConfig(BaseModel):
@@ -138,3 +138,18 @@ def test_a_model_type_of_ones_own_has_no_stages() -> None:
     )
     said = TrainConfig.model_validate(job | {"parallel": {"pipeline": {"size": 1, "mode": "ZBV"}}})
     assert said.settings_without_effect("cuda") == ["parallel.pipeline.mode (pipeline.size is 1)"]
+
+
+class LikeShipped:
+    """A builder whose settings are those of the shipped families."""
+
+    class Config(ModelConfig):
+        """And one more."""
+
+        states: int = 3
+
+
+def test_nor_has_one_that_takes_the_settings_of_the_shipped_ones() -> None:
+    registry.register_model_type("LIKE-SHIPPED", LikeShipped, replace=True)
+    with pytest.raises(ConfigError, match=r"parallel.pipeline.size: 2: LIKE-SHIPPED is a model type of your own"):
+        job({"model_type": "LIKE-SHIPPED", "parallel": {"pipeline": 2}})

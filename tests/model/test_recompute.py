@@ -63,3 +63,21 @@ def test_a_whole_backward_pass_makes_the_same_gradients() -> None:
     layers.zero_grad()
     recompute_once(layers, y).square().sum().backward()
     assert all(map(torch.equal, gradients(layers, y), whole)) and layers.runs == 3
+
+
+def test_what_it_made_again_leaves_memory_with_the_graph() -> None:
+    """Also where a function saves what it returns, as a softmax and attention do."""
+    made: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def function(x: Tensor) -> Tensor:
+        y = x.softmax(1)
+        made.append(weakref.ref(y.untyped_storage()))
+        return y * y
+
+    x = inputs()
+    out = recompute_once(function, x).sum()
+    for _ in range(2):
+        torch.autograd.grad(out, x, retain_graph=True)
+    assert len(made) == 2 and made[0]() is None and made[1]() is not None
+    del out
+    assert made[1]() is None

@@ -193,6 +193,15 @@ def test_each_rank_holds_its_part() -> None:
     }
 
 
+def test_stages_do_not_each_train_all_of_it() -> None:
+    def told() -> str:
+        with pytest.raises(ConfigError) as caught:
+            parallelize(nn.Linear(2, 2), mesh_of(1, pipeline=2))
+        return str(caught.value)
+
+    assert run_on_ranks(told, 2) == 2 * ["parallel.pipeline.size: Linear has no stages (set it to 1)"]
+
+
 def test_what_cannot_be_cut_is_told() -> None:
     class Narrow(nn.Linear):
         """Might compute something else than its parent."""

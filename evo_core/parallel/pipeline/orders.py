@@ -58,7 +58,8 @@ def one_forward_one_backward(placing: Placing, count: int) -> list[Order]:
     """1F1B, and with several chunks the interleaved schedule: the order of each rank.
 
     Micro-batches go through the chunks in groups of as many as there are ranks. It is written for full groups, and what
-    there is not is left out.
+    there is not is left out. With chunks a rank is twice as many passes ahead as there are ranks behind it, and a group
+    more for each other chunk: so much has to be done before its first gradient comes back.
     """
     return [_alternating(placing, count, rank) for rank in range(placing.ranks)]
 

@@ -4,7 +4,7 @@ What torch.distributed.pipelining has for this (`PipelineStage` and its schedule
 with it. It sets memory aside for the hidden states and gradients of all micro-batches of a step at once, and keeps all
 that it sent until the end of the step; it wants at least as many micro-batches as stages, and runs a first pass only to
 learn shapes. Here memory is taken when a message is expected and given back behind its backward pass, so that as many
-micro-batches are in memory as the schedule says. The two halves of a zero-bubble backward pass are torch's.
+micro-batches are in memory as the schedule says. The first half of a zero-bubble backward pass is torch's.
 """
 
 from __future__ import annotations
@@ -56,8 +56,14 @@ class Pipeline:
 
     @classmethod
     def of(cls, model: Decoder, mesh: Mesh, cfg: TrainConfig | None) -> Pipeline:
-        """That of a job; without one, for passes without gradients over one stage on each rank."""
+        """That of a job; without one, for passes without gradients over one stage on each rank.
+
+        Raises:
+            ValueError: there are several, and no job that says how they lie.
+        """
         if cfg is None:
+            if len(model.stages) > 1:
+                raise ValueError("a model of several stages on a rank needs the configuration that placed them")
             return cls(model, mesh.pipeline, Placing(mesh.pipeline.size))
         said, placing = cfg.parallel.pipeline, placing_of(cfg)
         return cls(
@@ -114,8 +120,7 @@ class Pipeline:
                 run.forward(step, take)
         run.finish()
 
-    def parameters_of(self, stage: int) -> list[nn.Parameter]:
-        """Those that a stage of this rank computes with."""
+    def _parameters_of(self, stage: int) -> list[nn.Parameter]:
         model, here = self.model, self.stages[stage]
         modules: list[Any] = [model.blocks[str(number)] for number in here.blocks]
         if here.has_embedding:
@@ -139,8 +144,8 @@ class Pipeline:
 
     @functools.cached_property
     def parameters(self) -> dict[int, list[nn.Parameter]]:
-        """Those of each stage of this rank, found once."""
-        return {stage: self.parameters_of(stage) for stage in self.stages}
+        """The trained ones that each stage of this rank computes with."""
+        return {stage: self._parameters_of(stage) for stage in self.stages}
 
 
 def placing_of(cfg: TrainConfig) -> Placing:
@@ -197,13 +202,13 @@ class _Run:
         start = send if message.sends else receive
         works = [start(tensor, message.peer, self._pipeline.axis.group) for tensor in tensors]
         if not self._pipeline.overlap:
-            _wait(works)
+            _wait_once(works)
         if not message.sends:
             self._coming[key] = tensors, works
             return
         self._sent.append((works, tensors))
         if len(self._sent) > self._pipeline.placing.stages:
-            _wait(self._sent.popleft()[0])
+            _wait_once(self._sent.popleft()[0])
 
     def forward(self, work: Work, take: Callable[[int, ModelOutput], Any]) -> None:
         """A forward pass; the output of the last stage is taken, and what is made of it is what is differentiated."""
@@ -254,7 +259,7 @@ class _Run:
     def finish(self) -> None:
         """Wait until all that was sent has arrived."""
         for works, _ in self._sent:
-            _wait(works)
+            _wait_once(works)
         assert not (self._alive or self._coming or self._going)
 
     def _room(self, number: int) -> list[Tensor]:
@@ -268,7 +273,7 @@ class _Run:
 
     def _arrived(self, forward: bool, work: Work) -> list[Tensor]:
         tensors, works = self._coming.pop((forward, work.stage, work.micro_batch))
-        _wait(works)
+        _wait_once(works)
         return tensors
 
     def _hand_on(self, forward: bool, stage: int, work: Work, tensors: list[Tensor]) -> None:
@@ -279,8 +284,8 @@ class _Run:
             self._going[forward, work.stage, work.micro_batch] = tensors
 
 
-def _wait(works: list[Pending]) -> None:
-    """Wait for each of some messages, once: gloo would wait for another one behind it."""
+def _wait_once(works: list[Pending]) -> None:
+    """Wait for each of some messages, and forget them: asked again, gloo would wait for another one behind it."""
     for work in works:
         work.wait()
     works.clear()

@@ -3,7 +3,8 @@
 Every rank works out all of them, and so knows in which order the others send. A message is put into both lists at once,
 behind what each of the two ranks has begun by then. So any two ranks agree on the order of the messages between them,
 and even ranks that wait for each message as soon as it is posted never wait for each other in a circle: in the order in
-which the timetable was made, whatever comes before a message is done without it.
+which the timetable was made, whatever comes before a message is done without it. NCCL asks for that: all messages
+between two ranks, in both directions, go one behind another through one stream.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from evo_core.parallel.pipeline.placing import Placing
 
 COSTS: Mapping[Pass, float] = {Pass.FORWARD: 1.0, Pass.BACKWARD: 2.0, Pass.INPUT: 1.0, Pass.WEIGHT: 1.0}
 """Time of each pass through a stage, in that of a forward one: of a product of matrices each of the three takes as
-long."""
+long. The first stage makes no gradient of an input: all of its backward pass is made where the weights' part stands,
+and takes as long as both."""
 
 
 class Message(NamedTuple):
@@ -27,7 +29,7 @@ class Message(NamedTuple):
     Attributes:
         sends: on the rank that has it; else it is received.
         forward: hidden states for the next stage; else the gradient for the one before.
-        stage: the stage on this rank.
+        stage: the stage on this rank, whether it sends or receives: those of a pair are neighbours.
         peer: the other rank of the pipeline.
     """
 
@@ -50,19 +52,19 @@ class Timetable:
 
     Attributes:
         steps: by rank.
-        seconds: from the first pass to the last, in times of one forward pass through a stage.
+        duration: from the first pass to the last, in times of one forward pass through a stage.
         busy: of which each rank computes, by rank.
     """
 
     placing: Placing
     steps: tuple[tuple[Step, ...], ...]
-    seconds: float
+    duration: float
     busy: tuple[float, ...]
 
     @property
     def bubble(self) -> float:
         """The share of all ranks' time in which they wait for others."""
-        return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
+        return 1 - sum(self.busy) / (len(self.busy) * self.duration) if self.duration else 0.0
 
     def alive(self, rank: int) -> int:
         """At most so many forward passes of a rank wait for the end of their backward passes at a time; each counts by

@@ -75,7 +75,7 @@ def test_a_bucket_is_reduced_with_the_pass_that_makes_its_last_gradient() -> Non
             id(parameter): number
             for number, work in enumerate(backward)
             if work.kind is not Pass.INPUT
-            for parameter in step.pipeline.parameters_of(work.stage)
+            for parameter in step.pipeline.parameters[work.stage]
         }
         reduced: dict[int, int] = {}
         final, now = optimizer.final, -1
@@ -114,7 +114,7 @@ def test_a_gradient_behind_the_last_is_refused_and_not_left_out() -> None:
     def body(mode: str, placing: Placing) -> str:
         step = Step(small(), placing, mode)
         steps = step.pipeline.timetable(4).steps[dist.get_rank()]
-        every = {work: step.pipeline.parameters_of(work.stage) for work in steps if isinstance(work, Work)}
+        every = {work: step.pipeline.parameters[work.stage] for work in steps if isinstance(work, Work)}
         step.pipeline._last_passes = lambda steps: every  # type: ignore[method-assign, assignment]
         try:
             step.backward(4)

@@ -170,7 +170,7 @@ def test_no_schedule_waits_longer_than_its_passes_take_one_after_another(schedul
     table = schedule.timetable
     work = sum(COSTS[work.kind] for order in schedule.orders for work in order)
     assert table.busy == tuple(sum(COSTS[work.kind] for work in order) for order in schedule.orders)
-    assert max(table.busy) <= table.seconds <= work
+    assert max(table.busy) <= table.duration <= work
     assert 0 <= table.bubble < 1
 
 
