@@ -133,10 +133,12 @@ class Pipeline:
 
     def _last_passes(self, steps: Iterable[Work | Message]) -> dict[Work, list[nn.Parameter]]:
         """The parameters of which a pass makes the last gradient of the step."""
-        last: dict[int, tuple[Work, nn.Parameter]] = {}
+        of_stages: dict[int, Work] = {}
         for step in steps:
             if isinstance(step, Work) and step.kind in (Pass.BACKWARD, Pass.WEIGHT):
-                last |= {id(parameter): (step, parameter) for parameter in self.parameters[step.stage]}
+                of_stages.pop(step.stage, None)
+                of_stages[step.stage] = step  # behind those of other stages, which may have the same parameter
+        last = {id(each): (step, each) for stage, step in of_stages.items() for each in self.parameters[stage]}
         found: dict[Work, list[nn.Parameter]] = {}
         for step, parameter in last.values():
             found.setdefault(step, []).append(parameter)
