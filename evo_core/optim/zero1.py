@@ -31,7 +31,7 @@ from evo_core.optim.bucket import Bucket, Slot, make_buckets
 from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
-from evo_core.parallel.collectives import all_reduce
+from evo_core.parallel.collectives import all_reduce, failing_together
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Piece, Placed
 
@@ -57,7 +57,7 @@ class Zero1AdamW:
             is empty, one group behind another.
 
     Raises:
-        ConfigError: there is nothing to train.
+        ConfigError: there is nothing to train on a rank; on every rank.
     """
 
     def __init__(
@@ -82,9 +82,11 @@ class Zero1AdamW:
         self.grad_norm = 0.0
 
         params = [param for group in groups for param in group.parameters.values()]
-        if not params:
-            hint = "the model's code sets requires_grad: leave it True on what is to be trained"
-            raise ConfigError("no parameter of this model is trained", key="model_type", hint=hint)
+        with failing_together(world.group):  # a stage of a pipeline may be the only one without
+            if not params:
+                where = f" on rank {world.rank}" if world.size > 1 else ""
+                hint = "the model's code sets requires_grad: leave it True on what is to be trained"
+                raise ConfigError(f"no parameter of this model is trained{where}", key="model_type", hint=hint)
         self.dtype = functools.reduce(torch.promote_types, {param.dtype for param in params}, torch.float32)
         buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in groups]
         self.buckets = list(itertools.chain.from_iterable(buckets_of))

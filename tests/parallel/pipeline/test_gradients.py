@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from evo_core.errors import ConfigError
 from evo_core.model import Decoder
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.parallel.pipeline.orders import Pass, Work
@@ -224,3 +225,13 @@ def test_a_tied_weight_stays_the_same_at_both_ends_and_counts_once(
             assert tied is not None and there is not None and torch.equal(tied, there)
         else:
             assert tied is None
+
+
+def test_a_stage_without_trained_parameters_is_refused_on_every_rank() -> None:
+    def body() -> str:
+        with pytest.raises(ConfigError) as caught:
+            Step(small(), Placing(2), "1F1B", prepare=lambda model: model.requires_grad_(model.norm is not None))
+        return str(caught.value)
+
+    first, last = run_on_ranks(body, 2, timeout=30)
+    assert first == last and first.startswith("model_type: no parameter of this model is trained on rank 0 (")
