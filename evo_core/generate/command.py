@@ -90,7 +90,7 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None, pipeline: int
     from evo_core.generate.output import write_samples
     from evo_core.generate.prompt_ids import ending_ids
     from evo_core.generate.prompts import read_prompts
-    from evo_core.parallel.collectives import gather_on_first, on_first
+    from evo_core.parallel.collectives import failing_together, gather_on_first, on_first
     from evo_core.parallel.inference import inference_mesh
     from evo_core.parallel.one_job import check_one_job, options_of, settings_of
     from evo_core.results_folder import check_folder, writing
@@ -124,30 +124,33 @@ def run(cfg: TrainConfig, ranks: Ranks, tensor: int | None = None, pipeline: int
     prompts: list[Any] = [prompt for part in sets for prompt in part.prompts]
     mine = range(mesh.data.rank, len(prompts), mesh.data.size)
     elsewhere = {"ckpt_folder", "prompts", "data_folder", "output_folder"}
-    own = generate(
-        model,
-        tokenizer,
-        [prompts[number] for number in mine],
-        seed=cfg.seed,
-        indices=mine,
-        dynamic_ntk=dynamic_ntk,
-        progress=_progress(mesh.data.size, len(prompts)),
-        mesh=mesh,
-        **generation.model_dump(exclude=elsewhere),
-    )
+    with failing_together():  # a prompt that one copy of the model refuses ends the others too
+        own = generate(
+            model,
+            tokenizer,
+            [prompts[number] for number in mine],
+            seed=cfg.seed,
+            indices=mine,
+            dynamic_ntk=dynamic_ntk,
+            progress=_progress(mesh.data.size, len(prompts)),
+            mesh=mesh,
+            **generation.model_dump(exclude=elsewhere),
+        )
     is_first_of_copy = mesh.pipeline.rank == mesh.tensor.rank == 0
     gathered = gather_on_first(own if is_first_of_copy else None)
-    if ranks.rank != 0:
-        return
-    shares = [share for share in gathered if share is not None]
-    results = [shares[number % mesh.data.size][number // mesh.data.size] for number in range(len(prompts))]
-    if results and all(result.error for result in results):
-        raise CheckpointError(str(results[0].error), file=folder)
-    rest = iter(results)
-    with writing(output, "generation.output_folder"):
-        write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
-    report_progress(len(prompts), len(prompts), "prompts")
-    print(summary(results), f"model: {folder}", f"samples: {below(output, 'samples.md')}", sep="\n", flush=True)
+
+    def write() -> None:
+        shares = [share for share in gathered if share is not None]
+        results = [shares[number % mesh.data.size][number // mesh.data.size] for number in range(len(prompts))]
+        if results and all(result.error for result in results):
+            raise CheckpointError(str(results[0].error), file=folder)
+        rest = iter(results)
+        with writing(output, "generation.output_folder"):
+            write_samples(output, [(part.name, [next(rest) for _ in part.prompts]) for part in sets])
+        report_progress(len(prompts), len(prompts), "prompts")
+        print(summary(results), f"model: {folder}", f"samples: {below(output, 'samples.md')}", sep="\n", flush=True)
+
+    on_first(write)  # what goes wrong there ends all ranks
 
 
 def _settle_rope(cfg: TrainConfig, model: Any) -> bool | None:

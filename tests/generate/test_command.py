@@ -253,6 +253,21 @@ def test_a_prompt_that_is_refused_leaves_no_folder(trained: Trained, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
+def test_what_one_copy_of_the_model_cannot_do_ends_all_ranks(trained: Trained, tmp_path: Path) -> None:
+    with BinWriter(tmp_path / "prompts" / "odd.bin") as writer:
+        writer.write([10])
+        writer.write([10_000])  # the second rank's
+    folders = [f"generation.data_folder={tmp_path / 'prompts'}", f"generation.output_folder={tmp_path / 'out'}"]
+
+    def refused() -> str:
+        with ranks() as joined, pytest.raises(DataError) as told:
+            run(load_config(trained.config, folders), joined)
+        return str(told.value)
+
+    first, second = run_on_ranks(refused, 2, timeout=30)
+    assert first == second and "10000" in first
+
+
 def test_prompts_without_room_are_counted(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", str(trained.config), "--set", f"generation.output_folder={tmp_path / 'out'}"]
     arguments += ["--set", f'generation.prompts=["a", "{"the cat " * 30}"]']
