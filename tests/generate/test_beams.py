@@ -41,8 +41,16 @@ def best_of_all(model: Decoder, prompt: list[int], new: int, ending: set[int], p
     return texts[max(range(len(texts)), key=scores.__getitem__)]
 
 
-@pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.6, 1.0, 2.5])
-@pytest.mark.parametrize("ending", [{2}, {2, 5}, set()])
+FEW = [(-1.0, {2}), (0.6, {2, 5}), (2.5, set())]
+MORE = [
+    (penalty, ending)
+    for penalty in (-1.0, 0.0, 0.6, 1.0, 2.5)
+    for ending in ({2}, {2, 5}, set())
+    if (penalty, ending) not in FEW
+]
+
+
+@pytest.mark.parametrize(("penalty", "ending"), [*FEW, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)])
 def test_with_beams_enough_it_finds_the_best_of_all(penalty: float, ending: set[int]) -> None:
     options = {"max_new_tokens": 4, "do_sample": False, "length_penalty": penalty, "eos_id": sorted(ending)}
     lengths = set()

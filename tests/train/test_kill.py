@@ -156,6 +156,7 @@ def survives_under_torchrun(
     assert losses(tmp_path / "run") == expected
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_the_death_of_a_rank(tmp_path: Path, expected: list[float]) -> None:
     survives_under_torchrun(tmp_path, expected, [(8, 0)])
 
