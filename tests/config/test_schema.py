@@ -90,7 +90,8 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     config = load_config(path)
     config.check_world({"demo.yaml": 2, "70b.yaml": 64}.get(path.name, 8))
     if path.suffix == ".yaml" and path.parent.name == "train":
-        assert config.settings_without_effect("cuda") == []
+        of_the_model = "model.max_position_embeddings ("  # which a file of configs/models says for generation
+        assert [line for line in config.settings_without_effect("cuda") if not line.startswith(of_the_model)] == []
 
 
 @pytest.mark.parametrize(
