@@ -37,8 +37,6 @@ class Pending(Protocol):
 
     def wait(self) -> Any: ...
 
-    def is_completed(self) -> bool: ...
-
 
 @dataclass
 class Traffic:
@@ -81,9 +79,6 @@ class _Timed:
         self._work.wait()
         self._traffic.waited += time.perf_counter() - began
 
-    def is_completed(self) -> bool:
-        return self._work.is_completed()
-
 
 def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
     if _traffic is None:
@@ -100,9 +95,6 @@ class _Exchanged:
     def __init__(self, output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> None:
         self._output, self._received = output, torch.empty_like(source)
         self._work = dist.all_to_all_single(self._received, source, group=group, async_op=True)
-
-    def is_completed(self) -> bool:
-        return False  # the sum is formed in `wait`
 
     def wait(self) -> None:
         self._work.wait()

@@ -75,11 +75,8 @@ class Mesh:
         if size == self.tensor.size:
             return self.tensor
         if size not in self._runs:
-            # Of its ranks alone: another stage of a pipeline may have no use for it.
-            ranks = list(Line(size, 1).ranks(self.world.rank))
-            group = dist.new_group(ranks, use_local_synchronization=True)
-            assert isinstance(group, dist.ProcessGroup)  # this rank is in it
-            self._runs[size] = _axis("tensor run", group, 1)
+            # Another stage of a pipeline may have no use for it.
+            self._runs[size] = _axis("tensor run", _group_of(Line(size, 1).ranks(self.world.rank)), 1)
         return self._runs[size]
 
     @property
@@ -125,11 +122,17 @@ def _ends(degrees: Degrees, pipeline: Axis) -> Axis | None:
     if pipeline.size == 1 or pipeline.rank not in (0, pipeline.size - 1):
         return None
     pair, stage = (pipeline.ranks[0], pipeline.ranks[-1]), range(degrees.data * degrees.tensor)
-    # Only the two of them make it: over all ranks it would be one group after another, for every place in a stage.
-    group = pipeline.group if pipeline.size == 2 else dist.new_group(list(pair), use_local_synchronization=True)
-    assert isinstance(group, dist.ProcessGroup)  # this rank is one of the two
+    # Over all ranks it would be one group after another, for every place in a stage.
+    group = pipeline.group if pipeline.size == 2 else _group_of(pair)
     first = dist.get_rank() // len(stage) * len(stage)
     return Axis("ends", pair.index(dist.get_rank()), 2, group, pair, tuple(first + place for place in stage))
+
+
+def _group_of(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+    """The group of some ranks, this one among them, which they alone make: no other rank calls it."""
+    group = dist.new_group(list(ranks), use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)  # this rank is in it
+    return group
 
 
 def _default_group() -> dist.ProcessGroup:

@@ -20,7 +20,7 @@ from evo_core.model import compile_blocks
 from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import failing_together, on_first
 from evo_core.parallel.first_weights import draw_first_weights
-from evo_core.parallel.pipeline.stages import placing_of
+from evo_core.parallel.pipeline.placing import placing_of
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
 from evo_core.train.metric_log import MetricLog

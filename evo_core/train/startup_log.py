@@ -18,7 +18,7 @@ from evo_core.data.shards.targets import NO_TARGETS, types_without_targets
 from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
-from evo_core.parallel.pipeline.stages import placing_of
+from evo_core.parallel.pipeline.placing import placing_of
 from evo_core.storage.stage import stage
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.first_weights import draw_first_weights
 from evo_core.parallel.mesh import Mesh, make_mesh
 from evo_core.parallel.passes import passes_of
-from evo_core.parallel.pipeline.stages import placing_of
+from evo_core.parallel.pipeline.placing import placing_of
 from tests.ranks import run_on_ranks
 from tests.train.jobs import TYPES, job
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evo_core.model.stage import Stage
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,9 @@ class Placing:
             stages.append(Stage(range(first, first + count), number == 0, number == self.stages - 1))
             first += count
         return tuple(stages)
+
+
+def placing_of(cfg: TrainConfig) -> Placing:
+    """Where a job has its stages."""
+    said = cfg.parallel.pipeline
+    return Placing(said.size, getattr(cfg.model, "num_chunks", 1), is_v=said.mode == "ZBV")

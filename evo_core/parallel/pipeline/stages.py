@@ -25,7 +25,7 @@ from evo_core.parallel.collectives import Pending, receive, send
 from evo_core.parallel.mesh import Axis, Mesh
 from evo_core.parallel.pipeline.halves import weight_half
 from evo_core.parallel.pipeline.orders import Pass, Work, forward_only, one_forward_one_backward, zero_bubble
-from evo_core.parallel.pipeline.placing import Placing
+from evo_core.parallel.pipeline.placing import Placing, placing_of
 from evo_core.parallel.pipeline.timetable import Message, Timetable, timetable
 
 if TYPE_CHECKING:
@@ -148,12 +148,6 @@ class Pipeline:
     def parameters(self) -> dict[int, list[nn.Parameter]]:
         """The trained ones that each stage of this rank computes with."""
         return {stage: self._parameters_of(stage) for stage in self.stages}
-
-
-def placing_of(cfg: TrainConfig) -> Placing:
-    """Where a job has its stages."""
-    said = cfg.parallel.pipeline
-    return Placing(said.size, getattr(cfg.model, "num_chunks", 1), is_v=said.mode == "ZBV")
 
 
 @functools.lru_cache(maxsize=64)
