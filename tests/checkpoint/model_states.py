@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from evo_core.checkpoint import TrainState, load, save
 from evo_core.checkpoint.tensors import model_tensors
 from evo_core.config import TrainConfig
+from evo_core.errors import CheckpointError
 from evo_core.optim.groups import groups_of
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.apply import build_parallel
@@ -89,3 +92,15 @@ def differing(root: Path, family: str, written: Layout, layout: Layout, **change
         whole = truth(name, placed)
         wrong += [name for piece, view in placed.pieces() if not torch.equal(view, piece.where.of(whole))]
     return wrong
+
+
+def said_of_drift(folder: Path, cfg: TrainConfig, layout: Layout, name: str) -> str:
+    """What a save into the folder is refused with where the last of its ranks has another number in the last row of a
+    tensor, which others hold too."""
+    model, optimizer = state_of(cfg, layout)
+    tensors = dict(held(model, optimizer))
+    if dist.get_rank() == layout.ranks - 1:
+        tensors[name].local[-1, 5] += 1
+    with pytest.raises(CheckpointError) as caught:
+        save(folder, cfg, model, optimizer.state(), TrainState(step=1))
+    return str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import torch
 
 from evo_core.data.tokenize.tokenizers import Tokenizer
+from evo_core.generate.batch import DecodingBatch, Row
+from evo_core.generate.forward import Forward
+from evo_core.generate.sampling import Sampling
 from evo_core.model import Decoder, build_model
+from evo_core.parallel.mesh import Mesh
 from tests.model.configs import randomise, tiny
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -60,3 +65,29 @@ def greedy_without_cache(model: Decoder, ids: list[int], new: int) -> list[int]:
     for _ in range(new):
         result.append(int(logits_without_cache(model, result).argmax()))
     return result[len(ids) :]
+
+
+def rows_that_come_and_go(model: Decoder, mesh: Mesh | None = None, *, short: bool) -> list[Row]:
+    """Greedy rows, with their log-probabilities, that join and leave a batch of a model between its steps.
+
+    Args:
+        short: whether single tokens take the short path, which the model allows, or go through its modules.
+    """
+    forward = Forward(model, mesh)
+    assert forward._short
+    forward._short = short
+    rng, every = random.Random(0), []
+    batch = DecodingBatch(forward, [], 64)
+    for _ in range(4):
+        prompts = [[rng.randrange(64) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 3))]
+        greedy = Sampling(do_sample=False)
+        rows = [Row(prompt, len(prompt) + rng.randint(1, 9), greedy, log_probs=[]) for prompt in prompts]
+        batch.add(rows)
+        every += rows
+        for _ in range(3):
+            if batch.rows:
+                batch.step()
+        batch.remove([row for row in batch.rows if rng.random() < 0.3])
+    while batch.rows:
+        batch.step()
+    return every

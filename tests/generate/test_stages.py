@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 import torch
 
 from evo_core.generate import generate, stream
-from evo_core.generate.batch import DecodingBatch, Row
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
-from evo_core.generate.sampling import Sampling
 from evo_core.model import Decoder
 from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.pipeline.placing import Placing
 from evo_core.placement import Placed, placements_of
-from tests.generate.models import LetterTokenizer, decoder
+from tests.generate.models import LetterTokenizer, decoder, rows_that_come_and_go
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
@@ -96,24 +93,8 @@ def test_the_tokens_of_one_process(layout: dict[str, int], asked: dict[str, list
 
 def test_rows_join_and_leave_on_the_short_path_and_through_modules() -> None:
     def of(model: Decoder, short: bool, mesh: Mesh | None = None) -> list[tuple[list[int], list[float]]]:
-        forward = Forward(model, mesh)
-        assert forward._short
-        forward._short = short
-        rng, every = random.Random(0), []
-        batch = DecodingBatch(forward, [], 64)
-        for _ in range(4):
-            prompts = [[rng.randrange(64) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 3))]
-            greedy = Sampling(do_sample=False)
-            rows = [Row(prompt, len(prompt) + rng.randint(1, 9), greedy, log_probs=[]) for prompt in prompts]
-            batch.add(rows)
-            every += rows
-            for _ in range(3):
-                if batch.rows:
-                    batch.step()
-            batch.remove([row for row in batch.rows if rng.random() < 0.3])
-        while batch.rows:
-            batch.step()
-        return [(row.new, [round(value, 9) for value in row.log_probs or []]) for row in every]
+        rows = rows_that_come_and_go(model, mesh, short=short)
+        return [(row.new, [round(value, 9) for value in row.log_probs or []]) for row in rows]
 
     families = ("INTERNLM2", "MoE")
     expected = [of(whole(family), short=True) for family in families]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 import torch
 
 from evo_core.generate import generate, stream
-from evo_core.generate.batch import DecodingBatch, Row
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
-from evo_core.generate.sampling import Sampling
 from evo_core.model import Decoder
 from evo_core.parallel.apply import build_parallel
 from evo_core.placement import Placed, placements_of
-from tests.generate.models import LetterTokenizer, decoder
+from tests.generate.models import LetterTokenizer, decoder, rows_that_come_and_go
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
@@ -84,23 +81,7 @@ def test_the_tokens_of_one_process(size: int, asked: dict[str, list[str]]) -> No
 
 def test_short_path_and_modules_agree_while_rows_join_and_leave() -> None:
     def of(model: Decoder, *, short: bool) -> list[list[int]]:
-        forward = Forward(model)
-        assert forward._short
-        forward._short = short
-        rng, every = random.Random(0), []
-        batch = DecodingBatch(forward, [], 64)
-        for _ in range(4):
-            prompts = [[rng.randrange(64) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 3))]
-            rows = [Row(prompt, len(prompt) + rng.randint(1, 9), Sampling(do_sample=False)) for prompt in prompts]
-            batch.add(rows)
-            every += rows
-            for _ in range(3):
-                if batch.rows:
-                    batch.step()
-            batch.remove([row for row in batch.rows if rng.random() < 0.3])
-        while batch.rows:
-            batch.step()
-        return [row.new for row in every]
+        return [row.new for row in rows_that_come_and_go(model, short=short)]
 
     families = ("layer norm, no gate", "QWEN3, tied", "INTERNLM_MoE")
     expected = {family: of(whole(family), short=True) for family in families}
