@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import re
 from pathlib import Path
 
 import pytest
@@ -115,12 +115,15 @@ def test_copies_take_the_memory_of_what_is_copied_and_no_more() -> None:
 
     ((own, whole, grown),) = run_on_ranks(body, 1)
     assert own == whole
-    assert 0.9 * whole < grown < 1.1 * whole
+    # Not as exactly from below: what the process had and does not need any more, the system may take back meanwhile.
+    assert 0.5 * whole < grown < 1.1 * whole
 
 
 def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    """Of memory that is no file's: pages of those come and go as the machine needs room."""
+    found = re.search(r"^Anonymous: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 def test_a_save_is_tried_twice_and_then_told_on_every_rank(tmp_path: Path) -> None:
