@@ -238,12 +238,15 @@ class Held:
         partial: whether ranks that hold the same piece each see a part of its gradient, which is then the sum over
             them; else each sees all of it.
         on_ends: whether the first and the last stage of a pipeline hold it, each of which sees a part of its gradient.
+        gathered: whether the ranks are those of the weight axis, which fetch it when it is used; else of the tensor
+            axis.
     """
 
     on_each: tuple[Placement, ...]
     index: int
     partial: bool
     on_ends: bool = False
+    gathered: bool = False
 
     @property
     def placement(self) -> Placement:

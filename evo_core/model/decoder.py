@@ -187,7 +187,7 @@ class Block(AliasedModule):
 
         Args:
             x: [T, hidden_size], in the dtype of the residual stream.
-            rotation: of the T tokens that attention sees.
+            rotation: of the tokens that attention's projections give.
             documents: where each begins and ends among them.
             cache: keys and values of earlier tokens, for generation.
             draws: what dropout and router draw from; None drops nothing and draws nothing.
@@ -242,6 +242,8 @@ class Decoder(AliasedModule):
         self.held: Mapping[str, Held] = {}
         #: Which of how many equal parts of the sequence's rows the residual stream holds here.
         self.rows = (0, 1)
+        #: Whether attention projects those rows alone (isp); else it gathers all of them first.
+        self.projects_own_rows = False
         #: Whether a backward pass may come in several calls of autograd: what is recomputed is kept for all of them.
         self.backward_in_parts = False
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
@@ -341,6 +343,13 @@ class Decoder(AliasedModule):
         trained, factor = cfg.max_position_embeddings, cfg.dynamic_ntk_factor
         return document_bases(cfg.rope_base, cfg.head_dim, documents, trained, factor)
 
+    def _projected(self, of_tokens: Any) -> Any:
+        """Of something of each token [T], that of those which attention's projections give; a number as it is."""
+        if not self.projects_own_rows or not isinstance(of_tokens, Tensor):
+            return of_tokens
+        part, parts = self.rows
+        return of_tokens.chunk(parts)[part]
+
     def hidden(
         self,
         input_ids: Tensor,
@@ -383,7 +392,8 @@ class Decoder(AliasedModule):
         if stage.has_embedding:
             x = self._embed(x, draws)
         if rotation is None:
-            rotation = self.rotation(positions, self._stretched_base(documents))
+            base = self._stretched_base(documents)
+            rotation = self.rotation(self._projected(positions), None if base is None else self._projected(base))
         recomputed = stage.recomputed(float(self.cfg.checkpoint))
         for number in stage.blocks:
             block = self.blocks[str(number)]

@@ -10,6 +10,10 @@ How a model is cut over ranks decides this, not the optimizer. With the axes of 
       each has the same gradient       zero, replica          tensor              zero   replica, tensor
       each has a part of its gradient  zero, replica, tensor                      zero   replica, tensor
     tied, on first and last stage      as above, ends                             zero   as above, ends
+    gathered when used (isp)           zero, replica                              zero   replica
+
+Of what is gathered `zero` and `replica` are those of the weight axes (`Mesh.weights`): its gradients have been summed
+over the ranks that share it before they come here.
 
 The sum is divided by the number of data ranks. A run is one of neighbours among the tensor ranks.
 """
@@ -95,12 +99,14 @@ def groups_of(model: nn.Module, mesh: Mesh) -> list[ParameterGroup]:
     ]
 
 
-_Kind = Literal["alike", "cut", "partial", "repeated"]
+_Kind = Literal["alike", "cut", "gathered", "partial", "repeated"]
 
 
 def _kind(held: Held, mesh: Mesh) -> tuple[_Kind, int, bool]:
     """How a parameter lies on the tensor ranks, how many of them hold its most widely held piece, and whether first and
     last stage hold it."""
+    if held.gathered:
+        return "gathered", 1, held.on_ends
     copies = mesh.data.size * (2 if held.on_ends else 1)
     holders = [len(piece.ranks) // copies for piece in held.placement.pieces]
     if min(holders) == mesh.tensor.size:
@@ -118,6 +124,10 @@ def _group(
     placements: Mapping[str, Placement],
     mesh: Mesh,
 ) -> ParameterGroup:
+    if kind == "gathered":
+        assert mesh.weights is not None  # which cut them
+        zero, replica = mesh.weights.zero, mesh.weights.replica
+        return ParameterGroup(parameters, (zero, replica), mesh.data.size, zero, (replica,), placements)
     over_data, over_tensor = (mesh.zero, mesh.replica), (mesh.tensor,)
     alike_along = (mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,)
     ends = mesh.ends if on_ends else None

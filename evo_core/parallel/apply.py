@@ -1,6 +1,6 @@
 """From a model for one process to what one rank of many holds of it: the one page that applies a layout.
 
-    build on the meta device -> drop other stages -> replace what the tensor ranks share -> memory
+    build on the meta device -> drop other stages -> replace what the ranks of a stage share -> memory
                              -> first weights, or loaded ones
 
 Modules are replaced under their own names by ones that hold a part and talk to the ranks that hold the others; the
@@ -20,17 +20,17 @@ from evo_core.errors import ConfigError
 from evo_core.model.build import build_model
 from evo_core.model.cutting import allocate, keep_stages
 from evo_core.model.decoder import Attention, Decoder
-from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import MixtureMLP
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.pipeline.placing import Placing
-from evo_core.parallel.tensor.embedding import HiddenEmbedding
 from evo_core.parallel.tensor.experts import PartsDispatch, RouterLinear
 from evo_core.parallel.tensor.own_type import cut_own_type
 from evo_core.parallel.tensor.parts import Parts, factory
 from evo_core.parallel.tensor.pieces import Pieces, head_rows
+from evo_core.parallel.weight.blocks import GatheredBlocks
+from evo_core.parallel.weight.gathering import Gathering
 
 
 def build_parallel(
@@ -40,35 +40,48 @@ def build_parallel(
     *,
     mode: str = "mtp",
     placing: Placing | None = None,
+    overlap: bool = False,
+    memory_pool: bool = False,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """What this rank holds of the model that a `model` block describes, its weights uninitialised.
 
     Args:
-        mode: mtp, msp or fsp; nothing where the tensor axis has one rank.
+        mode: mtp, msp or fsp; nothing where the tensor axis has one rank, or the mesh is one for isp.
         placing: of the stages, where the pipeline axis has several ranks; None gives each one.
+        overlap, memory_pool: with isp, how weights are fetched; see `Gathering`.
         dtype: of the weights; None takes the one of the block.
 
     Raises:
         ConfigError: the model cannot be cut so.
     """
-    if mesh.tensor.size == mesh.pipeline.size == 1:
+    if mesh.tensor.size == mesh.pipeline.size == 1 and mesh.weights is None:
         return build_model(model_cfg, device=device, dtype=dtype)
     # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
     is_own = model_cfg.model_type not in SHIPPED
     model = build_model(model_cfg, device=device if is_own else "meta", dtype=dtype)
-    parallelize(model, mesh, mode, placing)
+    parallelize(model, mesh, mode, placing, overlap=overlap, memory_pool=memory_pool)
     allocate(model, device)
     return model
 
 
-def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp", placing: Placing | None = None) -> None:
-    """Leave, in place, this rank's stages of a model, and of their modules what the tensor ranks share; set its `held`.
+def parallelize(
+    model: nn.Module,
+    mesh: Mesh,
+    mode: str = "mtp",
+    placing: Placing | None = None,
+    *,
+    overlap: bool = False,
+    memory_pool: bool = False,
+) -> None:
+    """Leave, in place, this rank's stages of a model, and its parts of the modules that the ranks of a stage share; set
+    its `held`.
 
     Args:
         model: a decoder on the meta device, so that no rank ever holds all of it, or one of a user's own type.
         mode: mtp, msp or fsp; of a user's own type always mtp.
         placing: of the stages; None gives each rank of the pipeline one.
+        overlap, memory_pool: with isp, how weights are fetched; see `Gathering`.
 
     Raises:
         ConfigError: it cannot be cut.
@@ -76,6 +89,8 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp", placing: Placin
     if not isinstance(model, Decoder):
         if mesh.pipeline.size > 1:  # each stage would train all of it, and count it once more
             raise ConfigError(f"{type(model).__name__} has no stages", key="parallel.pipeline.size", hint="set it to 1")
+        if mesh.weights is not None:
+            raise ConfigError(f"{type(model).__name__} has no blocks", key="parallel.tensor.mode", hint="write mtp")
         if mesh.tensor.size > 1:
             cut_own_type(model, mesh)
         return
@@ -83,8 +98,15 @@ def parallelize(model: nn.Module, mesh: Mesh, mode: str = "mtp", placing: Placin
         placing = placing or Placing(mesh.pipeline.size)
         every = placing.cut(model.cfg.num_layers)
         keep_stages(model, [every[stage] for stage in placing.stages_of(mesh.pipeline.rank)])
-    if mesh.tensor.size > 1:
-        _TensorParallel(model, Parts(mesh, mode)).apply()
+    if mesh.weights is not None:
+        gathering = Gathering(mesh.weights.cut, overlap=overlap, pool=memory_pool)
+        parts = Parts(mesh, "isp")
+        GatheredBlocks(model, parts, Pieces(mesh, gathered=True), gathering).apply()
+        _share_ends(model, parts)
+    elif mesh.tensor.size > 1:
+        parts = Parts(mesh, mode)
+        _TensorParallel(model, parts).apply()
+        _share_ends(model, parts)
     elif mesh.pipeline.size > 1:  # whole, but on the ranks of a stage alone
         pieces = Pieces(mesh)
         model.held = {name: pieces.whole(p.shape, partial=False) for name, p in model.named_parameters()}
@@ -100,38 +122,34 @@ def _note_ends(model: Decoder, mesh: Mesh) -> None:
     model.held = {**model.held, tied: model.held[tied].at_both_ends(distance)}
 
 
-class _TensorParallel:
-    """Cuts one decoder."""
-
-    def __init__(self, model: Decoder, parts: Parts) -> None:
-        self.model, self.parts, self.exchange = model, parts, parts.exchange
-
-    def apply(self) -> None:
-        """Replace modules from the embedding to the head, then record what is held."""
-        model, parts, exchange = self.model, self.parts, self.exchange
-        cfg, embedding = model.cfg, model.embedding
-        head = model.head
+def _share_ends(model: Decoder, parts: Parts) -> None:
+    """Replace embedding and head by what the tensor ranks share of them, then record what is held of all the model."""
+    cfg, embedding, head, exchange = model.cfg, model.embedding, model.head, parts.exchange
+    if parts.size > 1:
         if embedding is not None:
             by_columns = cfg.embed_split_hidden and not cfg.tie_word_embeddings
-            model.embedding = self._columns_of(embedding) if by_columns else parts.embedding(embedding)
-        blocks: Any = model.blocks.values()
-        for block in blocks:
-            self._cut_attention(block.attention)
-            self._cut_feed_forward(block.mlp)
+            model.embedding = parts.columns_of(embedding) if by_columns else parts.embedding(embedding)
         if head is not None:
             tied_to = model.embedding if head.is_tied else None
             model.head = parts.head(head, tied_to=tied_to, gathers_logits=not cfg.parallel_output)
         if exchange.by_rows:
             model.rows = (parts.rank, parts.size)
-        # What is left is whole on each rank. With the rows shared out each sees a part of its gradient.
-        model.held = parts.record(model, partial=exchange.by_rows)
+    # What is left is whole on each rank. With the rows shared out each sees a part of its gradient.
+    model.held = parts.record(model, partial=exchange.by_rows)
 
-    def _columns_of(self, old: Embedding) -> HiddenEmbedding:
-        vocabulary, hidden = old.weight.shape
-        settings = {"grad_scale": old.grad_scale, **factory(old.weight)}
-        new = HiddenEmbedding(vocabulary, hidden // self.parts.size, self.exchange, **settings)
-        self.parts.note(new.weight, self.parts.pieces.even((vocabulary, hidden), 1), old.weight)
-        return new
+
+class _TensorParallel:
+    """Cuts the blocks of one decoder."""
+
+    def __init__(self, model: Decoder, parts: Parts) -> None:
+        self.model, self.parts, self.exchange = model, parts, parts.exchange
+
+    def apply(self) -> None:
+        """Replace their modules."""
+        blocks: Any = self.model.blocks.values()
+        for block in blocks:
+            self._cut_attention(block.attention)
+            self._cut_feed_forward(block.mlp)
 
     def _cut_attention(self, attention: Attention) -> None:
         cfg, layout, parts = self.model.cfg, attention.layout, self.parts

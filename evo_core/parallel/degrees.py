@@ -1,7 +1,7 @@
 """How many ranks each kind of parallelism takes: arithmetic on the ``parallel`` block and the number of ranks.
 
     world = pipeline x data x tensor                data = replicas x zero1
-    world = pipeline x weight_data x weight         weight_data = replicas x zero1, with tensor.mode isp
+    world = pipeline x weight_data x weight         with tensor.mode isp: weight_data = weight_replicas x zero1
 
 Ranks are counted in InternEvo's order: tensor ranks are neighbours, then come the data ranks, and pipeline stages are
 the slowest. So the ranks of every group are a fixed number apart, and any rank's group is known without asking it.
@@ -11,6 +11,7 @@ There is no torch here: a configuration is checked by it before any work starts,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from evo_core.config.schema.parallel import ParallelConfig
 
 
-AxisName = Literal["world", "pipeline", "data", "replica", "zero", "tensor", "weight", "weight_data"]
+AxisName = Literal[
+    "world",
+    "pipeline",
+    "data",
+    "replica",
+    "zero",
+    "tensor",
+    "weight",
+    "weight_data",
+    "weight_replica",
+    "weight_zero",
+]
 
 
 class Line(NamedTuple):
@@ -58,7 +70,7 @@ class Degrees:
         data: ranks that see different batches.
         weight: with isp, ranks that share each weight; 1 in the other modes.
         weight_data: ranks that hold the same part of the weights and see different tokens; `data` but with isp.
-        zero1: ranks that share one copy of the optimizer's state; divides `weight_data`.
+        zero1: ranks that share one copy of the optimizer's state of them; divides `weight_data`.
     """
 
     pipeline: int
@@ -112,27 +124,44 @@ class Degrees:
         return self.pipeline * self.data * self.tensor
 
     @property
+    def gathers_weights(self) -> bool:
+        """Whether blocks are shared as isp does: weights over ranks of their own."""
+        return self.weight > 1 or self.weight_data != self.data
+
+    @property
+    def zero(self) -> int:
+        """Ranks that share one copy of the optimizer's state of what all `data` ranks hold alike.
+
+        With isp that is all but the linear layers of the blocks; of these it is `zero1`. All ranks there are share it,
+        or as many as come nearest to what was asked for.
+        """
+        return self.data if self.zero1 == self.weight_data else math.gcd(self.zero1, self.data)
+
+    @property
     def replicas(self) -> int:
-        """Copies of the optimizer's state."""
-        return self.weight_data // self.zero1
+        """Copies of that state."""
+        return self.data // self.zero
 
     def line(self, axis: AxisName) -> Line:
         """How the ranks of an axis lie in the world.
 
-        ``zero`` and ``replica`` are parts of ``weight_data``: a run of neighbours in it, and those with the same number
-        in every run. In every mode but isp ``weight_data`` and ``data`` are one.
+        ``zero`` and ``replica`` are parts of ``data``: a run of neighbours in it, and those with the same number in
+        every run; ``weight_zero`` and ``weight_replica`` are those of ``weight_data``. In every mode but isp
+        ``weight_data`` and ``data`` are one.
         """
         stage = self.data * self.tensor
-        held_alike = stage // self.weight_data  # how far apart the next rank is that holds the same part of the model
+        held_alike = stage // self.weight_data  # how far apart the next rank is that holds the same part of the weights
         lines: dict[AxisName, Line] = {
             "world": Line(self.world, 1),
             "pipeline": Line(self.pipeline, stage),
             "data": Line(self.data, self.tensor),
-            "replica": Line(self.replicas, held_alike * self.zero1),
-            "zero": Line(self.zero1, held_alike),
+            "replica": Line(self.replicas, self.tensor * self.zero),
+            "zero": Line(self.zero, self.tensor),
             "tensor": Line(self.tensor, 1),
             "weight": Line(self.weight, 1),
             "weight_data": Line(self.weight_data, held_alike),
+            "weight_replica": Line(self.weight_data // self.zero1, held_alike * self.zero1),
+            "weight_zero": Line(self.zero1, held_alike),
         }
         return lines[axis]
 

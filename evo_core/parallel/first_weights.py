@@ -62,23 +62,28 @@ def _take_from_whole(model: nn.Module, placements: Mapping[str, Placement], mode
 
 
 def _hand_out(parameter: Tensor, held: Held | None, whole: Tensor | None, drawer: int, mesh: Mesh) -> None:
-    """Fill a parameter on every rank: over the drawer's tensor ranks, and from each of them over its data ranks.
+    """Fill a parameter on every rank: over the ranks that share it with the drawer, and from each of them over those
+    that hold the same.
 
     Args:
         whole: what was drawn, on the drawer; None on the others.
-        drawer: its data rank times the tensor ranks, and its tensor rank.
+        drawer: its number among the ranks of the stage.
     """
-    data, tensor = divmod(drawer, mesh.tensor.size)
-    if held is None or mesh.tensor.size == 1:
+    shared, alike = mesh.tensor, mesh.data
+    if held is not None and held.gathered:
+        assert mesh.weights is not None  # which cut it
+        shared, alike = mesh.weights.cut, mesh.weights.data
+    copy, part = divmod(drawer, shared.size)
+    if held is None or shared.size == 1:
         if whole is not None:
             parameter.copy_(whole)
-    elif mesh.data.rank == data:
+    elif alike.rank == copy:
         parts = None
         if whole is not None:
             parts = [torch.empty(each.local_shape, dtype=parameter.dtype) for each in held.on_each]
-            for part, placement in zip(parts, held.on_each, strict=True):
-                Placed(part, placement).fill(whole)
-            parts = [part.to(parameter.device) for part in parts]
-        scatter(parameter.detach(), parts, tensor, mesh.tensor.group).wait()
-    if mesh.data.size > 1:
-        broadcast(parameter.detach(), data, mesh.data.group).wait()
+            for each, placement in zip(parts, held.on_each, strict=True):
+                Placed(each, placement).fill(whole)
+            parts = [each.to(parameter.device) for each in parts]
+        scatter(parameter.detach(), parts, part, shared.group).wait()
+    if alike.size > 1:
+        broadcast(parameter.detach(), copy, alike.group).wait()

@@ -5,6 +5,9 @@ ranks a ZeRO group is a run of neighbours (the ranks of one machine, where they 
 in every ZeRO group are replicas of each other. With ranks counted through [pipeline, replica, zero, tensor] every axis
 is one of these directions, or two flattened.
 
+With isp the same ranks are counted a second time, through [pipeline, replica, zero, weight]: the linear layers of the
+blocks are cut over runs of neighbours of another length than the sequence.
+
 Nobody else makes process groups of these ranks: whoever talks to some of them is given an axis.
 """
 
@@ -40,6 +43,23 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class WeightAxes:
+    """The axes of the weights that isp gathers, through the ranks of one stage.
+
+    Attributes:
+        cut: ranks that share each weight, and may see different tokens.
+        data: ranks that hold the same part of it; `replica` times `zero`.
+        replica: ranks that hold the same share of its optimizer's state.
+        zero: ranks that share one copy of that state.
+    """
+
+    cut: Axis
+    data: Axis
+    replica: Axis
+    zero: Axis
+
+
+@dataclass(frozen=True)
 class Mesh:
     """The axes of this rank.
 
@@ -49,7 +69,8 @@ class Mesh:
         data: ranks with the same part of the model that see different batches; `replica` times `zero`.
         replica: ranks that hold the same share of the optimizer's state.
         zero: ranks that share one copy of the optimizer's state.
-        tensor: ranks that share each layer.
+        tensor: ranks that share each layer; with isp, the sequence.
+        weights: with isp, the axes of what is gathered; else None.
         ends: the rank of the first stage and the one of the last that have the same place in them, of which this is
             one; None where it is neither, or both.
         devices: the same [pipeline, replica, zero, tensor], for what of torch's takes a mesh of its own kind.
@@ -61,6 +82,7 @@ class Mesh:
     replica: Axis
     zero: Axis
     tensor: Axis
+    weights: WeightAxes | None
     ends: Axis | None
     devices: DeviceMesh
     _runs: dict[int, Axis] = field(default_factory=dict, repr=False)
@@ -92,7 +114,7 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
         degrees: they multiply to the world size.
         device_type: "cpu" or "cuda".
     """
-    sizes = (degrees.pipeline, degrees.replicas, degrees.zero1, degrees.tensor)
+    sizes = (degrees.pipeline, degrees.replicas, degrees.zero, degrees.tensor)
     devices = init_device_mesh(device_type, sizes, mesh_dim_names=("pipeline", "replica", "zero", "tensor"))
 
     def axis(name: AxisName, group: dist.ProcessGroup) -> Axis:
@@ -106,8 +128,26 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
         replica=axis("replica", devices.get_group("replica")),
         zero=axis("zero", devices.get_group("zero")),
         tensor=axis("tensor", devices.get_group("tensor")),
+        weights=_weight_axes(degrees, device_type) if degrees.gathers_weights else None,
         ends=_ends(degrees, pipeline),
         devices=devices,
+    )
+
+
+def _weight_axes(degrees: Degrees, device_type: str) -> WeightAxes:
+    """Groups of their own even where they are of the same ranks as others: messages of one group wait for each other,
+    and weights are to be under way while the sequence is exchanged."""
+    sizes = (degrees.pipeline, degrees.weight_data // degrees.zero1, degrees.zero1, degrees.weight)
+    devices = init_device_mesh(device_type, sizes, mesh_dim_names=("weight_pipeline", "replica", "zero", "weight"))
+
+    def axis(name: AxisName, group: dist.ProcessGroup) -> Axis:
+        return _axis(name, group, degrees.line(name).stride)
+
+    return WeightAxes(
+        cut=axis("weight", devices.get_group("weight")),
+        data=axis("weight_data", devices["replica", "zero"]._flatten("weight_data").get_group()),
+        replica=axis("weight_replica", devices.get_group("replica")),
+        zero=axis("weight_zero", devices.get_group("zero")),
     )
 
 

@@ -30,7 +30,8 @@ class Layout:
 
     Attributes:
         name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state. Of a
-            pipeline its stages, times the chunks of each, and the schedule where it is not 1F1B.
+            pipeline its stages, times the chunks of each, and the schedule where it is not 1F1B; of isp the ranks that
+            share the sequence, and those that share each weight.
         ranks: how many.
         parallel: the `parallel` block.
         chunks: stages on each rank of a pipeline.
@@ -73,6 +74,20 @@ def _tensor_parallel(ranks: int) -> Iterator[Layout]:
                 yield Layout(name, ranks, {"tensor": {"size": tensor, "mode": mode}, "zero1": {"size": zero1}})
 
 
+def _gathered(ranks: int) -> Iterator[Layout]:
+    for tensor in _sizes(ranks):
+        for weight in _sizes(ranks):
+            if tensor == weight == 1:
+                continue
+            for zero1 in _sizes(ranks // weight):
+                parallel: Settings = {
+                    "tensor": {"size": tensor, "mode": "isp"},
+                    "weight": {"size": weight},
+                    "zero1": {"size": zero1},
+                }
+                yield Layout(f"isp{tensor}w{weight}{_zero(zero1)}", ranks, parallel)
+
+
 SCHEDULES = {"": ("1F1B", 1), "x2": ("1F1B", 2), "zbh1": ("ZBH1", 1), "zbv": ("ZBV", 2)}
 """Mode and chunks of a pipeline by what its name has behind the number of ranks."""
 
@@ -86,7 +101,7 @@ def _pipelines(ranks: int) -> Iterator[Layout]:
             if ranks == size:
                 yield Layout(f"pp{size}{said}", ranks, {"pipeline": pipeline}, chunks)
                 continue
-            for beside in (*_data_parallel(ranks // size), *_tensor_parallel(ranks // size)):
+            for beside in (*_data_parallel(ranks // size), *_tensor_parallel(ranks // size), *_gathered(ranks // size)):
                 name = f"pp{size}{said}-{beside.name}"
                 yield Layout(name, ranks, {"pipeline": pipeline, **beside.parallel}, chunks)
 
@@ -100,7 +115,9 @@ def _zero(size: int) -> str:
 
 
 LAYOUTS = tuple(
-    layout for ranks in SIZES for layout in (*_data_parallel(ranks), *_tensor_parallel(ranks), *_pipelines(ranks))
+    layout
+    for ranks in SIZES
+    for layout in (*_data_parallel(ranks), *_tensor_parallel(ranks), *_gathered(ranks), *_pipelines(ranks))
 )
 """Every layout, of each number of ranks."""
 
@@ -158,6 +175,8 @@ WAYS: MappingProxyType[str, Settings] = MappingProxyType(
         "vocab-embedding": {"model": {"embed_split_hidden": False}},
         "whole-logits": {"model": {"parallel_output": False}},
         "compile": {"model": {"compile": True}},
+        "weight-overlap": {"parallel": {"weight": {"overlap": True}}},
+        "memory-pool": {"parallel": {"weight": {"overlap": True, "memory_pool": True}}},
     }
 )
 """Settings of execution, which may change no number: blocks by what is typed."""
@@ -178,9 +197,10 @@ def _rows() -> Iterator[Row]:
     for layout in LAYOUTS:
         yield Row(layout.name, layout)
         yield Row(f"{layout.name}-recompute", layout, way=WAYS["recompute"])
+        yield from _fetching(layout)
     for layout in _typical():
         for way in WAYS:
-            if way != "recompute" and _matters(way, layout):
+            if way != "recompute" and way not in _FETCHING and _matters(way, layout):
                 yield Row(f"{layout.name}-{way}", layout, way=WAYS[way])
         if layout.name == "dp4-zero2":
             continue  # dp2-zero2 has shown it
@@ -192,6 +212,19 @@ def _rows() -> Iterator[Row]:
                 yield Row(f"{layout.name}-{model}-{way}", layout, merge(_HALF_A_BATCH, MODELS[model]), WAYS[way])
 
 
+_FETCHING = ("weight-overlap", "memory-pool")
+
+
+def _fetching(layout: Layout) -> Iterator[Row]:
+    """The ways of fetching weights, at every fraction of recomputed blocks."""
+    if layout.parallel.get("weight", {}).get("size", 1) == 1:
+        return
+    for way in _FETCHING:
+        yield Row(f"{layout.name}-{way}", layout, way=WAYS[way])
+        for recomputed in ("recompute", "recompute-half"):
+            yield Row(f"{layout.name}-{way}-{recomputed}", layout, way=merge(WAYS[way], WAYS[recomputed]))
+
+
 def _typical() -> list[Layout]:
     """One layout of each kind, on which every model is tried: heads repeated where they can be."""
     names = (
@@ -199,10 +232,14 @@ def _typical() -> list[Layout]:
         "mtp2",
         "msp2",
         "fsp2",
+        "isp1w2",
+        "isp2w2",
         "dp4-zero2",
         "mtp4",
         "msp4",
         "fsp2-dp2-zero2",
+        "isp2w4",
+        "isp4w2-zero2",
         "pp2",
         "pp2x2",
         "pp2zbh1",
@@ -211,6 +248,7 @@ def _typical() -> list[Layout]:
         "pp2-dp2-zero2",
         "pp2-mtp2",
         "pp2x2-msp2",
+        "pp2-isp2w2",
     )
     return [layout for layout in LAYOUTS if layout.name in names]
 
@@ -220,7 +258,7 @@ def _matters(named: str, layout: Layout) -> bool:
     do."""
     tensor = layout.parallel.get("tensor", {}).get("size", 1)
     if named == "compile":
-        return layout.name.startswith("msp") or layout.name in ("pp2", "pp2x2-msp2")
+        return layout.name.startswith("msp") or layout.name in ("isp2w2", "pp2", "pp2x2-msp2")
     if named == "six-layers":  # stages of unlike size
         return "pipeline" in layout.parallel
     return named not in ("vocab-embedding", "whole-logits") or tensor > 1

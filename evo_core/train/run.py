@@ -131,7 +131,16 @@ def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: boo
     Args:
         drawn: whether to draw first weights; else they are left to be loaded.
     """
-    model = build_parallel(cfg.model, mesh, device, mode=cfg.parallel.tensor.mode, placing=placing_of(cfg))
+    tensor, weight = cfg.parallel.tensor, cfg.parallel.weight
+    model = build_parallel(
+        cfg.model,
+        mesh,
+        device,
+        mode=tensor.mode,
+        placing=placing_of(cfg),
+        overlap=weight.overlap,
+        memory_pool=weight.memory_pool,
+    )
     if drawn:
         draw_first_weights(model, cfg.model, cfg.seed, mesh)
     if getattr(cfg.model, "compile", False):  # a model type of a user's own need not have the setting

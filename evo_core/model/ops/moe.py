@@ -118,7 +118,13 @@ class Gate(nn.Module):
 
 
 class Dispatch(nn.Module):
-    """Takes tokens to their experts and the results back: no weights, the one place where experts may be elsewhere."""
+    """Takes tokens to their experts and the results back: no weights, the one place where experts may be elsewhere.
+
+    Attributes:
+        calls_all: call experts that no token is for, too.
+    """
+
+    calls_all = False
 
     def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleList) -> Tensor:
         """sum over each token's kept experts of weight * expert(x).
@@ -138,7 +144,7 @@ class Dispatch(nn.Module):
         counts = torch.bincount(wanted, minlength=nowhere + 1)[:nowhere].tolist()
         order = wanted.argsort(stable=True)[: sum(counts)]
         parts = zip(experts, x[order // top_k].split(counts), strict=True)
-        results = torch.cat([expert(part) for expert, part in parts if part.shape[0]])
+        results = torch.cat([expert(part) for expert, part in parts if part.shape[0] or self.calls_all])
         # Each result back to its own place and then summed: the same bits every time on every device.
         back = results.new_zeros(wanted.shape[0], x.shape[1]).index_copy(0, order, results)
         weights = routing.weights.to(x.dtype).unsqueeze(1)

@@ -23,7 +23,7 @@ class Exchange:
 
     Attributes:
         axis: the ranks.
-        by_rows: each holds a part of the sequence's rows (msp, fsp); else all rows (mtp).
+        by_rows: each holds a part of the sequence's rows (msp, fsp, isp); else all rows (mtp).
         gathers_again: of a layer's gathered input only the own rows are kept for the backward pass (fsp).
     """
 
@@ -33,7 +33,7 @@ class Exchange:
 
     @classmethod
     def of(cls, mode: str, axis: Axis) -> Exchange:
-        """That of a ``parallel.tensor.mode``: mtp, msp or fsp."""
+        """That of a ``parallel.tensor.mode``."""
         return cls(axis, by_rows=mode != "mtp", gathers_again=mode == "fsp")
 
     # torch.compile makes kernels of what lies between two exchanges, not of the exchanges.

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_core.model.dtypes import product_dtype
 from evo_core.model.ops.linear import Linear, linear
 from evo_core.parallel.tensor.asked import asked_for
 from evo_core.parallel.tensor.exchange import Exchange
+from evo_core.parallel.tensor.products import bias_gradient, input_gradient, weight_gradient
 
 
 class ColumnLinear(Linear):
@@ -86,36 +86,13 @@ class _Columns(torch.autograd.Function):
         if exchange.gathers_again and any(wanted[::2]):
             x, gathering = exchange.start_enter(x)
         if wanted_x:
-            d_x, summing = exchange.start_leave(_sum_of_products(grads, weights))
+            d_x, summing = exchange.start_leave(input_gradient(grads, weights))
         if gathering is not None:
             gathering.wait()
         result: list[Tensor | None] = []
         for grad, weight, of_weight, of_bias in zip(grads, weights, wanted[::2], wanted[1::2], strict=True):
-            result.append(_weight_gradient(grad, x, weight) if of_weight else None)
-            result.append(_bias_gradient(grad, weight) if of_bias else None)
+            result.append(weight_gradient(grad, x).to(weight.dtype) if of_weight else None)
+            result.append(bias_gradient(grad).to(weight.dtype) if of_bias else None)
         if summing is not None:
             summing.wait()
         return d_x, None, *result
-
-
-def _sum_of_products(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """sum of grad [..., out] @ weight [out, in] -> [..., in], in the type that this device multiplies fast."""
-    wide = product_dtype(grads[0].dtype, grads[0].device.type)
-    total: Tensor | None = None
-    for grad, weight in zip(grads, weights, strict=True):
-        rows = grad.to(wide).flatten(0, -2)
-        total = rows @ weight.to(wide) if total is None else total.addmm_(rows, weight.to(wide))
-    assert total is not None
-    return total.to(grads[0].dtype).unflatten(0, grads[0].shape[:-1])
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """grad [..., out] and x [..., in] -> [out, in]."""
-    wide = product_dtype(grad.dtype, grad.device.type)
-    return (grad.to(wide).flatten(0, -2).t() @ x.to(wide).flatten(0, -2)).to(weight.dtype)
-
-
-def _bias_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """grad [..., out] -> [out]."""
-    wide = product_dtype(grad.dtype, grad.device.type)
-    return grad.to(wide).flatten(0, -2).sum(0).to(weight.dtype)

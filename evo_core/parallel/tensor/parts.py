@@ -11,7 +11,7 @@ from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.head import Head
 from evo_core.model.ops.linear import Linear
 from evo_core.parallel.mesh import Mesh
-from evo_core.parallel.tensor.embedding import VocabularyEmbedding
+from evo_core.parallel.tensor.embedding import HiddenEmbedding, VocabularyEmbedding
 from evo_core.parallel.tensor.exchange import Exchange
 from evo_core.parallel.tensor.head import ParallelHead
 from evo_core.parallel.tensor.linear import ColumnLinear, RowLinear
@@ -68,6 +68,14 @@ class Parts:
             here, width, self.exchange, first=here * self.rank, grad_scale=scale, **factory(old.weight)
         )
         self.note(new.weight, self.pieces.even(old.weight.shape, 0), old.weight)
+        return new
+
+    def columns_of(self, old: Embedding) -> HiddenEmbedding:
+        """The columns here of all ids."""
+        vocabulary, hidden = old.weight.shape
+        settings = {"grad_scale": old.grad_scale, **factory(old.weight)}
+        new = HiddenEmbedding(vocabulary, hidden // self.size, self.exchange, **settings)
+        self.note(new.weight, self.pieces.even((vocabulary, hidden), 1), old.weight)
         return new
 
     def head(self, old: Head, *, tied_to: Embedding | None, gathers_logits: bool) -> ParallelHead:

@@ -1,4 +1,5 @@
-"""Where the parts of a parameter lie on the ranks of the tensor axis: the placements of each, for all of them."""
+"""Where the parts of a parameter lie on the ranks of the tensor or the weight axis: the placements of each, for all of
+them."""
 
 from __future__ import annotations
 
@@ -13,11 +14,19 @@ Rows = tuple[int, int]
 
 
 class Pieces:
-    """Makes the record of each parameter, by how it is cut over the tensor ranks of a mesh."""
+    """Makes the record of each parameter, by how it is cut over some ranks of a mesh.
 
-    def __init__(self, mesh: Mesh) -> None:
-        self.count, self.rank = mesh.tensor.size, mesh.tensor.rank
-        firsts = [rank - self.rank for rank in mesh.data.ranks]
+    Args:
+        gathered: over the weight axis of an isp mesh; else over the tensor axis.
+    """
+
+    def __init__(self, mesh: Mesh, *, gathered: bool = False) -> None:
+        cut, copies = mesh.tensor, mesh.data
+        if gathered:
+            assert mesh.weights is not None  # whoever asks has isp
+            cut, copies = mesh.weights.cut, mesh.weights.data
+        self.count, self.rank, self._gathered = cut.size, cut.rank, gathered
+        firsts = [rank - self.rank for rank in copies.ranks]
 
         @cache
         def ranks(holders: tuple[int, ...]) -> Ranks:
@@ -32,12 +41,12 @@ class Pieces:
             partial: whether each sees a part of its gradient.
         """
         everywhere = Placement.whole(shape, self._ranks(tuple(range(self.count))))
-        return Held((everywhere,) * self.count, self.rank, partial)
+        return Held((everywhere,) * self.count, self.rank, partial, gathered=self._gathered)
 
     def even(self, shape: Sequence[int], dim: int) -> Held:
         """One of equal parts along a dimension on each."""
         each = (Placement.cut(shape, dim, t, self.count, self._ranks((t,))) for t in range(self.count))
-        return Held(tuple(each), self.rank, partial=False)
+        return Held(tuple(each), self.rank, partial=False, gathered=self._gathered)
 
     def rows(self, shape: Sequence[int], of_each: Sequence[Iterable[Rows]]) -> Held:
         """Some rows on each, in the order given; rows that several hold are given alike to each of them.
@@ -56,6 +65,7 @@ class Pieces:
             ),
             self.rank,
             partial=True,
+            gathered=self._gathered,
         )
 
 
