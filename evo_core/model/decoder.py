@@ -8,7 +8,7 @@ Sequences are packed: all documents of a micro-batch lie behind one another in o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +246,9 @@ class Decoder(AliasedModule):
         self.projects_own_rows = False
         #: Whether a backward pass may come in several calls of autograd: what is recomputed is kept for all of them.
         self.backward_in_parts = False
+        #: Called with the embedding, each block, the last norm and the head before they compute: their weights may still
+        #: be on their way.
+        self.before_part: Callable[[nn.Module], None] | None = None
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
         self.ending: frozenset[int] = frozenset()
 
@@ -390,6 +393,7 @@ class Decoder(AliasedModule):
                 raise ValueError("ranks that share a model must be given their draws, or each would make its own")
             draws = Draws.from_torch()
         if stage.has_embedding:
+            self.prepare(self.embedding)
             x = self._embed(x, draws)
         if rotation is None:
             base = self._stretched_base(documents)
@@ -397,6 +401,7 @@ class Decoder(AliasedModule):
         recomputed = stage.recomputed(float(self.cfg.checkpoint))
         for number in stage.blocks:
             block = self.blocks[str(number)]
+            self.prepare(block)
             of_layer = None if draws is None else draws.layer(number)
             if number in recomputed and torch.is_grad_enabled() and cache is None:
                 x, balance = self._recomputed(block, x, rotation, documents, None, of_layer)
@@ -405,7 +410,17 @@ class Decoder(AliasedModule):
             if balance is not None:
                 # One after the other, as stages add them up: a cut changes no bit.
                 moe_loss = balance if moe_loss is None else moe_loss + balance
-        return x if not stage.has_head or self.norm is None else self.norm(x), moe_loss
+        if not stage.has_head:
+            return x, moe_loss
+        self.prepare(self.norm, self.head, None if self.head is None else self.head.tied_to)
+        return x if self.norm is None else self.norm(x), moe_loss
+
+    def prepare(self, *parts: nn.Module | None) -> None:
+        """See that parts have their weights."""
+        if self.before_part is not None:
+            for part in parts:
+                if part is not None:
+                    self.before_part(part)
 
     def _recomputed(self, block: nn.Module, *args: Any) -> Any:
         """A block that keeps only its input. There is no random state to preserve: it draws by its place."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from evo_core.optim.groups import ParameterGroup
-from evo_core.parallel.collectives import Pending, all_gather, all_reduce, broadcast, reduce_scatter
+from evo_core.parallel.collectives import Pending, all_reduce, broadcast, reduce_scatter
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Placed, Placement, span
 
@@ -55,10 +55,19 @@ class Slot:
         for there, here in self._pieces(matrix, flat):
             there.add_(here) if add else there.copy_(here)
 
-    def take(self, matrix: torch.Tensor, flat: torch.Tensor) -> None:
-        """Read the parameter's columns back into `flat` [numel]."""
-        for there, here in self._pieces(matrix, flat):
-            here.copy_(there)
+    def take(self, columns: torch.Tensor, start: int) -> None:
+        """Write what some columns of the bucket hold of the parameter into it.
+
+        Args:
+            columns: [Z, n], from the bucket's column `start` on.
+        """
+        low, high = max(start, self.start), min(start + columns.shape[1], self.start + self.width)
+        here = columns[:, low - start : high - start]
+        first, last, flat = low - self.start, high - self.start, self.param.data.view(-1)
+        rows, rest = divmod(flat.numel(), self.width)
+        flat[: rows * self.width].view(rows, self.width)[:, first:last].copy_(here[:rows])
+        if first < (end := min(rest, last)):  # of the row in which the parameter ends
+            flat[rows * self.width + first : rows * self.width + end].copy_(here[rows, : end - first])
 
     def _pieces(self, matrix: torch.Tensor, flat: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         """Matching views: the full shares, and the one in which the parameter ends."""
@@ -103,11 +112,8 @@ class Bucket:
         """Take the rank's row of the master values and of the reduced gradients, both [width], and fill the former."""
         self.master, self.grad = master, grad
         shape = (self.zero.size, self.width)
-        # With Z = 1 the row is the matrix. With Z > 1 the values are gathered where gradients were, if they fit.
+        # With Z = 1 the row is the matrix.
         self.grads = grad.view(shape) if self.zero.size == 1 else grad.new_zeros(shape)
-        self.values = self.grads
-        if self.dtype != self.master_dtype:
-            self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
         for slot in self.slots:  # values come back as vectors, which a transposed parameter is no view of
             slot.param.data = slot.param.data.contiguous()
         self.read_parameters()
@@ -188,22 +194,11 @@ class Bucket:
             for view, summed in zip(views, flat.split([view.numel() for view in views]), strict=True):
                 view.copy_(summed.view_as(view))
 
-    def gather(self) -> None:
-        """Start handing the updated master values to every rank of the ZeRO group."""
-        if self.zero.size > 1:
-            row = self.master.to(self.dtype)
-            self.work = all_gather(self.values.view(-1), row, self.zero.group)
-        elif not self.shared:
-            self.values.view(-1).copy_(self.master)
-
-    def finish_gather(self) -> None:
-        """Wait for `gather` and write the parameters."""
-        if self.work is not None:
-            self.work.wait()
-            self.work = None
+    def write_parameters(self) -> None:
+        """Set the parameters from the master values, all of which are here: with Z = 1."""
         if not self.shared:
-            for slot in self.slots:
-                slot.take(self.values, slot.param.data.view(-1))
+            for slot in (slot for slot in self.slots if slot.width):
+                slot.take(self.master.view(1, -1), 0)
 
 
 def make_buckets(group: ParameterGroup, bucket_size: int, master_dtype: torch.dtype) -> list[Bucket]:

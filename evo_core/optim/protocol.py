@@ -64,6 +64,12 @@ class Optimizer(Protocol):
     def step(self, lr: float, beta2: float) -> bool:
         """Update the parameters, unless the norm that `reduce` found is inf or nan; tell whether it did."""
 
+    def wait_for(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Wait until these have the values of the last update."""
+
+    def settle(self) -> None:
+        """Wait until all have: before anything but training reads them."""
+
     def state(self) -> Mapping[str, Placed]:
         """What this rank holds of the tensors that a checkpoint keeps, by name; loading writes into it."""
 

@@ -7,6 +7,7 @@ The life of a step, the same for one process and for many::
         optimizer.backward(loss / micro_num, last=...)    # gradients go to fp32 buckets; the last one reduces them
     norm = optimizer.reduce(totals)                       # gradient norm and the caller's sums in one all-reduce
     updated = optimizer.step(lr, beta2)                   # scale, clip, AdamW on the share, gather; or skip
+    optimizer.wait_for(parameters)                        # where they are read, if the gather is overlapped with it
 
 A pipeline's schedule makes the gradients by itself: see `Optimizer`.
 
@@ -31,6 +32,7 @@ from evo_core.optim.bucket import Bucket, Slot, make_buckets
 from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
+from evo_core.optim.publishing import Publishing
 from evo_core.parallel.collectives import all_reduce, failing_together
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Piece, Placed
@@ -54,7 +56,9 @@ class Zero1AdamW:
             whole when backward first hands it over (`reduce` refuses others).
         order: names of the parameters as the model uses them, of which backward makes gradients from the last to the
             first; with `overlap` buckets of all groups are reduced in the order in which they are complete. Where it
-            is empty, one group behind another.
+            is empty, one group behind another. Updated parameters are gathered in this order.
+        overlap_params: leave it to `wait_for` and `settle` to wait for updated parameters; else `step` does.
+        gather_size: elements of parameters that are gathered at once.
 
     Raises:
         ConfigError: there is nothing to train on a rank; on every rank.
@@ -73,6 +77,8 @@ class Zero1AdamW:
         scaler: LossScaler | None = None,
         overlap: bool = True,
         order: Iterable[str] = (),
+        overlap_params: bool = False,
+        gather_size: int = 512 * 1024 * 1024,
     ) -> None:
         self.groups, self.world = tuple(groups), world
         self.clip_grad_norm, self.overlap = clip_grad_norm, overlap and world.size > 1
@@ -112,6 +118,8 @@ class Zero1AdamW:
         # in the end, and must keep no other waiting.
         place = {name: number for number, name in enumerate(order)}
         self._turns = sorted(self.buckets, key=lambda bucket: -min(place.get(slot.name, 0) for slot in bucket.slots))
+        self._publishing = Publishing(self.buckets, place, gather_size)
+        self._overlaps_params = overlap_params
         self._reducing = False
         self._final: set[int] = set()
         self._missing: list[set[str]] = [set() for _ in self._turns]
@@ -202,6 +210,7 @@ class Zero1AdamW:
             lr: learning rate of this update.
             beta2: Adam's beta2 of this update.
         """
+        self._publishing.finish()  # what no forward pass has read
         norm = self.grad_norm
         overflow = not (norm < float("inf"))  # nan compares false
         factor = 1.0 / self.scaler.scale
@@ -215,8 +224,18 @@ class Zero1AdamW:
                 grad.mul_(factor / group.divisor)
         self._adamw(lr, beta2)
         self.updates += 1
-        self._publish()
+        self._publishing.start()
+        if not self._overlaps_params:
+            self._publishing.finish()
         return True
+
+    def wait_for(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Wait until these have the values of the last update; every rank must ask alike."""
+        self._publishing.wait_for(parameters)
+
+    def settle(self) -> None:
+        """Wait until all have; every rank must call it."""
+        self._publishing.finish()
 
     def state(self) -> dict[str, Placed]:
         """The optimizer's tensors by parameter name: the rank's share of each, in the optimizer's own memory.
@@ -301,12 +320,6 @@ class Zero1AdamW:
         for bucket in self._turns[self._launched : upto]:
             bucket.reduce()
         self._launched = max(self._launched, upto)
-
-    def _publish(self) -> None:
-        for bucket in self.buckets:
-            bucket.gather()
-        for bucket in self.buckets:
-            bucket.finish_gather()
 
 
 def _gradient_pieces(buckets: Iterable[Bucket]) -> Iterator[tuple[Piece, torch.Tensor]]:

@@ -180,6 +180,7 @@ class Checkpointing:
         lost = self._lost()
         state.moments, state.scaler = self._optimizer.updates, self._optimizer.scaler.state()
         state.data_cursors = data_cursors(batches, self._mesh)
+        self._optimizer.settle()
         tensors = tensors_of(self._model, self._optimizer.state())
         now, about = copy.deepcopy(state), self._about and self._about.after(record.fields())
         if self._background is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from evo_core.model.decoder import Decoder
 from evo_core.optim.groups import groups_of
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
 from evo_core.optim.protocol import Optimizer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
-    return Zero1AdamW(
+    optimizer = Zero1AdamW(
         groups_of(model, mesh),
         mesh.world,
         beta1=cfg.adam.adam_beta1,
@@ -31,7 +32,25 @@ def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
         scaler=make_scaler(cfg, model),
         overlap=zero.overlap_sync_grad,
         order=(name for name, _ in model.named_parameters()),
+        overlap_params=zero.overlap_sync_param,
+        gather_size=zero.all_gather_size,
     )
+    if zero.overlap_sync_param:
+        wait_where_read(model, optimizer)
+    return optimizer
+
+
+def wait_where_read(model: nn.Module, optimizer: Optimizer) -> None:
+    """Have a model wait for updated parameters where it reads them: part by part, or one of a user's own as a whole."""
+
+    def wait(part: nn.Module) -> None:
+        optimizer.wait_for(part.parameters())
+
+    if isinstance(model, Decoder):
+        model.before_part = wait
+    else:
+        model.register_forward_pre_hook(lambda module, _: wait(module))
+    model.register_state_dict_pre_hook(lambda *_: optimizer.settle())
 
 
 def make_scaler(cfg: TrainConfig, model: nn.Module) -> LossScaler:

@@ -141,6 +141,7 @@ class TrainStep:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out scores as fields of a step's record: ``val/<type>_loss``, ``_acc`` and ``_plex``, of all ranks."""
+        self.optimizer.settle()  # not every rank has a batch for each of the others'
         data = self._cfg.data
         scores = holdout(
             self.model,

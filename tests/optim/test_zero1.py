@@ -54,7 +54,9 @@ def reference(clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
     return norms, [p.detach() for p in net.parameters()]
 
 
-def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
+def trained(
+    zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP, gather_size: int = 10**9
+) -> tuple[list[float], list[torch.Tensor]]:
     mesh = mesh_of(zero1)
     net = small_net(torch.float64)
     if mesh.data.rank:  # every rank gets the first one's parameters
@@ -69,7 +71,10 @@ def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> 
         bucket_size=bucket_size,
         clip_grad_norm=clip,
         overlap=overlap,
+        overlap_params=overlap,
+        gather_size=gather_size,
     )
+    net.register_forward_pre_hook(lambda net, _: optimizer.wait_for(net.parameters()))
     norms = []
     for step in range(STEPS):
         own = micro_batches(step)[mesh.data.rank :: mesh.data.size]
@@ -82,6 +87,7 @@ def trained(zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP) -> 
         norms.append(optimizer.reduce(totals))
         assert totals.item() == MICRO_BATCHES  # the caller's sums travel with the norm
         assert optimizer.step(LR, 0.95)
+    optimizer.settle()
     return norms, [p.detach().clone() for p in net.parameters()]
 
 
@@ -94,7 +100,10 @@ def test_equals_one_process(ranks: int, zero1: int) -> None:
     norms, params = reference()
 
     def every_way() -> list[Any]:
-        return [trained(zero1, size, overlap) for size, overlap in ((10**9, False), (20, True), (1, True))]
+        return [
+            trained(zero1, bucket, overlap, gather_size=gather)
+            for bucket, overlap, gather in ((10**9, False, 10**9), (20, True, 5), (1, True, 1), (10**9, True, 7))
+        ]
 
     for ways in run_on_ranks(every_way, ranks):
         for got_norms, got_params in ways:
