@@ -246,8 +246,8 @@ class Decoder(AliasedModule):
         self.projects_own_rows = False
         #: Whether a backward pass may come in several calls of autograd: what is recomputed is kept for all of them.
         self.backward_in_parts = False
-        #: Called with the embedding, each block, the last norm and the head before they compute: their weights may still
-        #: be on their way.
+        #: Called with the embedding, each block, the last norm and the head before they compute: weights may be on
+        #: their way.
         self.before_part: Callable[[nn.Module], None] | None = None
         #: Ids that end a text, besides the tokenizer's own: they come and go with the weights.
         self.ending: frozenset[int] = frozenset()
