@@ -110,6 +110,12 @@ def _schedules(config: TrainConfig) -> Iterator[ConfigError]:
             f"{rate.total_steps} total_steps",
             key="lr_scheduler.warmup_ratio" if rate.warmup_steps else "lr_scheduler.init_steps",
         )
+    elif rate.kind == "wsd" and rate.init_steps + rate.warmup_steps + rate.decay_steps > rate.total_steps:
+        yield ConfigError(
+            f"a decay of {rate.decay_steps} steps does not fit behind init_steps {rate.init_steps} and a warm-up of "
+            f"{rate.warmup_steps} steps into {rate.total_steps} total_steps",
+            key="lr_scheduler.decay_ratio",
+        )
     if rate.eta_min > config.adam.lr:
         message = f"{rate.eta_min:g} is above adam.lr {config.adam.lr:g}: the rate would rise to the end"
         yield ConfigError(message, key="lr_scheduler.eta_min", hint="state an eta_min of at most adam.lr")

@@ -75,6 +75,14 @@ def _on_cpu(config: TrainConfig, device: str) -> bool:
     return device == "cpu"
 
 
+def _no_wsd(config: TrainConfig, device: str) -> bool:
+    return config.lr_scheduler.kind != "wsd"
+
+
+def _constant_rate(config: TrainConfig, device: str) -> bool:
+    return config.lr_scheduler.kind == "constant"
+
+
 def _no_tensor(config: TrainConfig, device: str) -> bool:
     return config.parallel.tensor.size == 1
 
@@ -166,9 +174,10 @@ _ROOM = ("capacity_factor", "eval_capacity_factor", "min_capacity", "drop_tokens
 """The settings of how much room an expert has."""
 
 EFFECTLESS = (
-    Effectless("hybrid_zero_optimizer.overlap_sync_param", _always, "parameters are gathered after the update"),
+    Effectless("lr_scheduler.eta_min", _constant_rate, "lr_scheduler.kind is constant"),
+    Effectless("lr_scheduler.decay_ratio", _no_wsd, "lr_scheduler.kind is not wsd"),
+    Effectless("lr_scheduler.decay_type", _no_wsd, "lr_scheduler.kind is not wsd"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
-    Effectless("hybrid_zero_optimizer.all_gather_size", _always, "parameters are gathered by buckets"),
     Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
     Effectless("data.use_shm", _random_data, "random data has no index"),

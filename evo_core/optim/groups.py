@@ -20,7 +20,7 @@ The sum is divided by the number of data ranks. A run is one of neighbours among
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,7 @@ class ParameterGroup:
         repeated: the axis along which some pieces are on several ranks, each of which has a part of their gradient.
         ends: the axis from the first stage of a pipeline to the last, where both hold them and each has a part of
             their gradient.
+        decays: whether weight decay is for them.
         placements: what this rank holds of each parameter, by name. In the global norm each piece counts once, by an
             equal part on each rank that holds it, so that a parameter may have pieces on more ranks than others, as
             key and value heads that are on several tensor ranks.
@@ -59,13 +60,14 @@ class ParameterGroup:
     alike: tuple[Axis, ...] = ()
     repeated: Axis | None = None
     ends: Axis | None = None
+    decays: bool = True
 
     def share(self, name: str) -> Placement:
         """What this rank holds of the state of a parameter: a run of the parameter's rows, by `placement.span`."""
         return self.placements[name].share(self.zero.rank, self.zero.size, self.zero.alike)
 
 
-def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh) -> ParameterGroup:
+def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh, *, decays: bool = True) -> ParameterGroup:
     """The group of parameters that are whole on every data rank, and on no other or cut over the others.
 
     Args:
@@ -80,29 +82,43 @@ def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh) ->
         zero=mesh.zero,
         replica=(mesh.replica,),
         placements=placements,
+        decays=decays,
     )
 
 
-def groups_of(model: nn.Module, mesh: Mesh) -> list[ParameterGroup]:
-    """The groups of a model, as its record of what this rank holds says; every rank must call it."""
+def groups_of(model: nn.Module, mesh: Mesh, no_decay: Collection[str] = ()) -> list[ParameterGroup]:
+    """The groups of a model, as its record of what this rank holds says; every rank must call it.
+
+    Args:
+        no_decay: names of the parameters that weight decay is not for.
+    """
     held: Mapping[str, Held] = getattr(model, "held", {})
-    if not held:
-        return [data_parallel(model.named_parameters(), mesh)]
-    kinds: dict[tuple[_Kind, int, bool], dict[str, nn.Parameter]] = {}
+    kinds: dict[tuple[bool, _Lying], dict[str, nn.Parameter]] = {}
     for name, param in model.named_parameters():
         if param.requires_grad:
-            kinds.setdefault(_kind(held[name], mesh), {})[name] = param
+            lying = _lying(held[name], mesh) if held else _WHOLE
+            kinds.setdefault((name in no_decay, lying), {})[name] = param
+    if not kinds:
+        return [data_parallel((), mesh)]
     # In one order on every rank, since they make process groups.
+    in_order = sorted(kinds.items(), key=lambda item: item[0])
+    if not held:
+        return [data_parallel(params.items(), mesh, decays=not left_out) for (left_out, _), params in in_order]
     return [
-        _group(*kind, parameters, {name: held[name].placement for name in parameters}, mesh)
-        for kind, parameters in sorted(kinds.items(), key=lambda item: item[0])
+        _group(lying, params, {name: held[name].placement for name in params}, mesh, decays=not left_out)
+        for (left_out, lying), params in in_order
     ]
 
 
 _Kind = Literal["alike", "cut", "gathered", "partial", "repeated"]
 
 
-def _kind(held: Held, mesh: Mesh) -> tuple[_Kind, int, bool]:
+_Lying = tuple[_Kind, int, bool]
+
+_WHOLE: _Lying = ("alike", 1, False)
+
+
+def _lying(held: Held, mesh: Mesh) -> _Lying:
     """How a parameter lies on the tensor ranks, how many of them hold its most widely held piece, and whether first and
     last stage hold it."""
     if held.gathered:
@@ -117,17 +133,18 @@ def _kind(held: Held, mesh: Mesh) -> tuple[_Kind, int, bool]:
 
 
 def _group(
-    kind: _Kind,
-    holders: int,
-    on_ends: bool,
+    lying: _Lying,
     parameters: Mapping[str, nn.Parameter],
     placements: Mapping[str, Placement],
     mesh: Mesh,
+    *,
+    decays: bool,
 ) -> ParameterGroup:
+    kind, holders, on_ends = lying
     if kind == "gathered":
         assert mesh.weights is not None  # which cut them
         zero, replica = mesh.weights.zero, mesh.weights.replica
-        return ParameterGroup(parameters, (zero, replica), mesh.data.size, zero, (replica,), placements)
+        return ParameterGroup(parameters, (zero, replica), mesh.data.size, zero, (replica,), placements, decays=decays)
     over_data, over_tensor = (mesh.zero, mesh.replica), (mesh.tensor,)
     alike_along = (mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,)
     ends = mesh.ends if on_ends else None
@@ -141,4 +158,5 @@ def _group(
         alike=over_tensor if kind == "alike" else (),
         repeated=mesh.tensor_run(holders) if kind == "repeated" else None,
         ends=ends,
+        decays=decays,
     )

@@ -48,7 +48,7 @@ class Zero1AdamW:
         world: the ranks over which the norm is summed.
         beta1: Adam's; its beta2 follows a schedule and is given at each step.
         eps: Adam's.
-        weight_decay: decoupled, for every parameter, norms and biases included.
+        weight_decay: decoupled, for every parameter of the groups that it is for.
         bucket_size: elements in one gradient message.
         clip_grad_norm: largest global gradient norm; 0 clips nothing.
         scaler: the loss scale; None for none.
@@ -80,34 +80,36 @@ class Zero1AdamW:
         overlap_params: bool = False,
         gather_size: int = 512 * 1024 * 1024,
     ) -> None:
-        self.groups, self.world = tuple(groups), world
+        self.groups, self.world = tuple(sorted(groups, key=lambda group: not group.decays)), world
         self.clip_grad_norm, self.overlap = clip_grad_norm, overlap and world.size > 1
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
         self.scaler = scaler or LossScaler(enabled=False)
         self.updates = 0
         self.grad_norm = 0.0
 
-        params = [param for group in groups for param in group.parameters.values()]
+        params = [param for group in self.groups for param in group.parameters.values()]
         with failing_together(world.group):  # a stage of a pipeline may be the only one without
             if not params:
                 where = f" on rank {world.rank}" if world.size > 1 else ""
                 hint = "the model's code sets requires_grad: leave it True on what is to be trained"
                 raise ConfigError(f"no parameter of this model is trained{where}", key="model_type", hint=hint)
         self.dtype = functools.reduce(torch.promote_types, {param.dtype for param in params}, torch.float32)
-        buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in groups]
+        buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in self.groups]
         self.buckets = list(itertools.chain.from_iterable(buckets_of))
         device = params[0].device
         self.master = torch.zeros(sum(bucket.width for bucket in self.buckets), dtype=self.dtype, device=device)
         self.grad = torch.zeros_like(self.master)
         self.exp_avg = torch.zeros_like(self.master)
         self.exp_avg_sq = torch.zeros_like(self.master)
-        self._count = torch.zeros((), dtype=torch.float32, device=device)
+        self._counts = [torch.zeros((), dtype=torch.float32, device=device) for _ in range(2)]
 
         for bucket, part in self._parts():
             bucket.share_parameters()
             bucket.attach(self.master[part], self.grad[part])
         sizes = [sum(bucket.width for bucket in buckets) for buckets in buckets_of]
-        self._grads = list(zip(groups, self.grad.split(sizes), strict=True))
+        decaying = sum(size for size, group in zip(sizes, self.groups, strict=True) if group.decays)
+        self._by_decay = (slice(0, decaying), slice(decaying, sum(sizes)))
+        self._grads = list(zip(self.groups, self.grad.split(sizes), strict=True))
         self._counted = [
             part
             for (group, grad), buckets in zip(self._grads, buckets_of, strict=True)
@@ -262,7 +264,8 @@ class Zero1AdamW:
                 the parameters.
         """
         self.updates = updates
-        self._count.fill_(float(updates))
+        for count in self._counts:
+            count.fill_(float(updates))
         for bucket in self.buckets:
             bucket.read_parameters(but=masters)
 
@@ -275,23 +278,26 @@ class Zero1AdamW:
 
     @torch.no_grad()
     def _adamw(self, lr: float, beta2: float) -> None:
-        """One fused kernel over the rank's whole share."""
-        adamw(
-            [self.master],
-            [self.grad],
-            [self.exp_avg],
-            [self.exp_avg_sq],
-            [],
-            [self._count],
-            fused=True,
-            amsgrad=False,
-            beta1=self.beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            eps=self.eps,
-            maximize=False,
-        )
+        """One fused kernel over all of the rank's share that decays, and one over the rest."""
+        for part, weight_decay, count in zip(self._by_decay, (self.weight_decay, 0.0), self._counts, strict=True):
+            if part.stop == part.start:
+                continue
+            adamw(
+                [self.master[part]],
+                [self.grad[part]],
+                [self.exp_avg[part]],
+                [self.exp_avg_sq[part]],
+                [],
+                [count],
+                fused=True,
+                amsgrad=False,
+                beta1=self.beta1,
+                beta2=beta2,
+                lr=lr,
+                weight_decay=weight_decay,
+                eps=self.eps,
+                maximize=False,
+            )
 
     def _on_gradient(self, index: int, slot: Slot, param: torch.Tensor) -> None:
         """After backward has made one parameter's gradient: keep it, and reduce the bucket if it was the last."""

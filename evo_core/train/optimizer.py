@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from evo_core.errors import ConfigError
+from evo_core.model.cutting import all_stages
 from evo_core.model.decoder import Decoder
+from evo_core.model.ops.embedding import Embedding
+from evo_core.model.ops.norm import Norm
 from evo_core.optim.groups import groups_of
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
 from evo_core.optim.protocol import Optimizer
-from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+from evo_core.optim.schedules import Beta2Schedule, LearningRate
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
+_NORMS = (Norm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+"""Of the shipped families, and those that a model type of a user's own may have."""
+
 
 def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
     optimizer = Zero1AdamW(
-        groups_of(model, mesh),
+        groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay)),
         mesh.world,
         beta1=cfg.adam.adam_beta1,
         eps=cfg.adam.adam_eps,
@@ -53,6 +61,33 @@ def wait_where_read(model: nn.Module, optimizer: Optimizer) -> None:
     model.register_state_dict_pre_hook(lambda *_: optimizer.settle())
 
 
+def without_decay(model: nn.Module, kinds: Collection[str]) -> set[str]:
+    """The names of this rank's parameters that `adam.no_decay` is about.
+
+    Args:
+        kinds: of ``norm`` (all that a norm has), ``bias`` (whatever is called so) and ``embedding``, which is the
+            head too where the two are tied.
+
+    Raises:
+        ConfigError: no parameter of the whole model is of one of them.
+    """
+    whole = {kind: names_of_kind(all_stages(model), kind) for kind in kinds}
+    for kind, names in whole.items():
+        if not names:
+            raise ConfigError(f"{kind}: no parameter of this model is one", key="adam.no_decay", hint="leave it out")
+    return {name for kind in kinds for name in names_of_kind(model, kind)}
+
+
+def names_of_kind(model: nn.Module, kind: str) -> set[str]:
+    """The names of a model's parameters of one of the kinds of `adam.no_decay`."""
+    if kind == "bias":
+        return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    classes = _NORMS if kind == "norm" else (Embedding, nn.Embedding)
+    of_modules = (module for module in model.modules() if isinstance(module, classes))
+    own = {id(param) for module in of_modules for param in module.parameters(recurse=False)}
+    return {name for name, param in model.named_parameters() if id(param) in own}
+
+
 def make_scaler(cfg: TrainConfig, model: nn.Module) -> LossScaler:
     """The loss scale; it is 1 for a model without 16-bit parameters."""
     scaler = cfg.grad_scaler
@@ -68,17 +103,20 @@ def make_scaler(cfg: TrainConfig, model: nn.Module) -> LossScaler:
     )
 
 
-def make_schedules(cfg: TrainConfig) -> tuple[CosineWithWarmup, Beta2Schedule]:
+def make_schedules(cfg: TrainConfig) -> tuple[LearningRate, Beta2Schedule]:
     """Learning rate and beta2 as functions of the updates made."""
     rate, beta2 = cfg.lr_scheduler, cfg.beta2_scheduler
     return (
-        CosineWithWarmup(
+        LearningRate(
             lr=cfg.adam.lr,
             total_steps=rate.total_steps,
             init_steps=rate.init_steps,
             warmup_ratio=rate.warmup_ratio,
             eta_min=rate.eta_min,
             last_epoch=rate.last_epoch,
+            kind=rate.kind,
+            decay_ratio=rate.decay_ratio,
+            decay_type=rate.decay_type,
         ),
         Beta2Schedule(init_beta2=beta2.init_beta2, c=beta2.c, cur_iter=beta2.cur_iter),
     )

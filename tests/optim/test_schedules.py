@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
-from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+from evo_core.optim.schedules import Beta2Schedule, Kind, LearningRate
 
 
 def test_the_tutorials_log_line() -> None:
     """Its line of step 0 shows the rate after one update: 1e-4 * 2 / 500, and so on."""
-    lr = CosineWithWarmup(lr=1e-4, total_steps=50000, warmup_ratio=0.01, eta_min=1e-5)
+    lr = LearningRate(lr=1e-4, total_steps=50000, warmup_ratio=0.01, eta_min=1e-5)
     assert [lr(t) for t in (1, 2, 3)] == pytest.approx([4e-7, 6e-7, 8e-7], rel=1e-12)
 
 
 def test_shape() -> None:
-    lr = CosineWithWarmup(lr=1.0, total_steps=110, init_steps=5, warmup_ratio=0.1, eta_min=0.1)
+    lr = LearningRate(lr=1.0, total_steps=110, init_steps=5, warmup_ratio=0.1, eta_min=0.1)
     assert [lr(t) for t in range(5)] == [0.0] * 5
     assert lr(5) == pytest.approx(1 / 11)
     assert lr(15) == pytest.approx(1.0)  # the last of the warm-up
@@ -30,8 +31,8 @@ def test_shape() -> None:
 
 
 def test_no_warm_up_and_one_step() -> None:
-    assert CosineWithWarmup(lr=1.0, total_steps=10, eta_min=0.0)(0) == 1.0
-    assert CosineWithWarmup(lr=1.0, total_steps=1, warmup_ratio=1.0, eta_min=0.5)(0) == 1.0
+    assert LearningRate(lr=1.0, total_steps=10, eta_min=0.0)(0) == 1.0
+    assert LearningRate(lr=1.0, total_steps=1, warmup_ratio=1.0, eta_min=0.5)(0) == 1.0
 
 
 def test_the_cosine_is_torchs() -> None:
@@ -39,8 +40,38 @@ def test_the_cosine_is_torchs() -> None:
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2)
-    ours = CosineWithWarmup(lr=1.0, total_steps=50, eta_min=0.2)
+    ours = LearningRate(lr=1.0, total_steps=50, eta_min=0.2)
     for t in range(50):
+        assert ours(t) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay_type", "of_done"),
+    [
+        ("linear", "linear", lambda done: 1 - done),
+        ("constant", "linear", lambda done: 1.0),
+        ("wsd", "linear", lambda done: min(1.0, (1 - done) * 80 / 20)),
+        ("wsd", "cosine", lambda done: (1 + math.cos(math.pi * max(0.0, (done * 80 - 60) / 20))) / 2),
+        ("wsd", "sqrt", lambda done: 1 - math.sqrt(max(0.0, (done * 80 - 60) / 20))),
+    ],
+)
+def test_kinds(kind: Kind, decay_type: str, of_done: Callable[[float], float]) -> None:
+    """Of 100 updates 15 are at zero, 5 warm up, and of wsd the last 20 are the decay."""
+    rate = LearningRate(1.0, 100, 15, 0.05, 0.2, kind=kind, decay_ratio=0.2, decay_type=decay_type)  # type: ignore[arg-type]
+    assert [rate(t) for t in range(20)] == pytest.approx([0.0] * 15 + [0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [rate(t) for t in range(20, 101)] == pytest.approx([0.2 + 0.8 * of_done(t / 80) for t in range(81)])
+    assert rate(1000) == rate(100)
+
+
+def test_the_linear_one_is_torchs() -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=50)
+    ours = LearningRate(lr=1.0, total_steps=50, eta_min=0.2, kind="linear")
+    for t in range(60):
         assert ours(t) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
         optimizer.step()
         reference.step()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from evo_core.checkpoint import TrainState, load_model
 from evo_core.errors import CheckpointError
-from evo_core.optim.schedules import Beta2Schedule, CosineWithWarmup
+from evo_core.optim.schedules import Beta2Schedule, LearningRate
 from evo_core.storage.files import link_tree
 from evo_core.train import train
 from evo_core.train.other_systems import refuse_to_resume
@@ -43,7 +43,7 @@ def test_steps_tokens_and_schedules_go_on(tmp_path: Path, capsys: pytest.Capture
     assert [line["num_consumed_tokens"] for line in lines] == [7 * 128, 8 * 128]
     assert [line["inf_nan_skip_batches"] for line in lines] == [1, 1]
     # A line shows the rates of the next update.
-    rate = CosineWithWarmup(lr=1e-2, total_steps=20, warmup_ratio=0.2, eta_min=1e-3)
+    rate = LearningRate(lr=1e-2, total_steps=20, warmup_ratio=0.2, eta_min=1e-3)
     assert [line["lr"] for line in lines] == [rate(6), rate(7)]
     assert [line["adam_beta2"] for line in lines] == [Beta2Schedule(0.95, 0.8)(6), Beta2Schedule(0.95, 0.8)(7)]
     state = TrainState.read(result.checkpoint)

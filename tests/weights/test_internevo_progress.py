@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evo_core.errors import CheckpointError
-from evo_core.optim.schedules import CosineWithWarmup
+from evo_core.optim.schedules import LearningRate
 from evo_core.weights.internevo.progress import Progress, Schedule, read_progress
 from tests.weights.internevo_files import write_context, write_scheduler
 
@@ -67,7 +67,7 @@ def test_the_position_gives_torchs_rate(tmp_path: Path) -> None:
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     made = Warmup(optimizer, 10, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 90, eta_min=1e-5))
-    rate = CosineWithWarmup(lr=1e-3, total_steps=100, warmup_ratio=0.1, eta_min=1e-5)
+    rate = LearningRate(lr=1e-3, total_steps=100, warmup_ratio=0.1, eta_min=1e-5)
     for update in range(60):
         state = {name: value for name, value in vars(made).items() if name not in ("optimizer", "after")}
         inner = {name: value for name, value in made.after.state_dict().items() if isinstance(value, int | float)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -84,7 +84,7 @@ class LossConfig(Block):
 
 
 class AdamConfig(Block):
-    """AdamW; weight decay applies to every parameter."""
+    """AdamW; weight decay applies to every parameter but what no_decay names."""
 
     lr: PositiveFloat = identity(1e-4, "Learning rate after the warm-up.")
     adam_beta1: Probability = identity(0.9, "Decay of the gradient's running mean.")
@@ -92,6 +92,9 @@ class AdamConfig(Block):
     adam_beta2_c: NonNegativeFloat = identity(0.0, "Exponent of the beta2 schedule; 0: constant.")
     adam_eps: PositiveFloat = identity(1e-8, "Added to the denominator.")
     weight_decay: NonNegativeFloat = identity(0.01, "Decoupled weight decay.")
+    no_decay: tuple[Literal["norm", "bias", "embedding"], ...] = identity(
+        (), "Parameters without it: those of norms, biases, the token embedding.", introduced=()
+    )
 
     @field_validator("adam_beta1", "adam_beta2")
     @classmethod
@@ -102,7 +105,7 @@ class AdamConfig(Block):
 
 
 class LrSchedulerConfig(Block):
-    """Rate 0 for init_steps, a linear warm-up, then a cosine from adam.lr to eta_min at total_steps."""
+    """Rate 0 for init_steps, a linear warm-up to adam.lr, then down to eta_min at total_steps."""
 
     renamed: ClassVar[dict[str, str]] = {"warmup_steps": "state warmup_ratio, a share of total_steps"}
 
@@ -111,11 +114,25 @@ class LrSchedulerConfig(Block):
     warmup_ratio: Probability = identity(0.01, "Share of total_steps that is warm-up.")
     eta_min: NonNegativeFloat = identity(1e-5, "The rate at the end.")
     last_epoch: StartBefore = identity(-1, "Update to start the schedule after; -1: from its beginning.")
+    kind: Literal["cosine", "wsd", "linear", "constant"] = identity(
+        "cosine", "The way down; wsd stays at adam.lr first, constant for ever.", introduced="cosine"
+    )
+    decay_ratio: Probability = identity(
+        0.1, "With wsd: share of total_steps, its last, that goes down.", introduced=0.1
+    )
+    decay_type: Literal["linear", "cosine", "sqrt"] = identity(
+        "linear", "With wsd: the way down; sqrt is 1 - sqrt(t).", introduced="linear"
+    )
 
     @property
     def warmup_steps(self) -> int:
         """Updates of the warm-up."""
         return int(self.total_steps * self.warmup_ratio)
+
+    @property
+    def decay_steps(self) -> int:
+        """Updates of the way down of wsd."""
+        return int(self.total_steps * self.decay_ratio)
 
 
 class Beta2SchedulerConfig(Block):
