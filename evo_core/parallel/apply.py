@@ -99,7 +99,7 @@ def parallelize(
         every = placing.cut(model.cfg.num_layers)
         keep_stages(model, [every[stage] for stage in placing.stages_of(mesh.pipeline.rank)])
     if mesh.weights is not None:
-        gathering = Gathering(mesh.weights.cut, overlap=overlap, pool=memory_pool)
+        gathering = Gathering(mesh.weights.cut, overlap=overlap, pool=memory_pool, prepare=model.prepare)
         parts = Parts(mesh, "isp")
         GatheredBlocks(model, parts, Pieces(mesh, gathered=True), gathering).apply()
         _share_ends(model, parts)

@@ -172,6 +172,7 @@ WAYS: MappingProxyType[str, Settings] = MappingProxyType(
         "recompute": {"model": {"checkpoint": True}},
         "recompute-half": {"model": {"checkpoint": 0.5}},
         "overlap": {"hybrid_zero_optimizer": {"overlap_sync_grad": True}},
+        "overlap-params": {"hybrid_zero_optimizer": {"overlap_sync_param": True, "all_gather_size": 3000}},
         "vocab-embedding": {"model": {"embed_split_hidden": False}},
         "whole-logits": {"model": {"parallel_output": False}},
         "compile": {"model": {"compile": True}},

@@ -17,7 +17,7 @@ A block that is recomputed uses its weights twice behind one another in the back
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,10 +103,18 @@ class Gathering:
         axis: the ranks that share each weight.
         overlap: fetch the next block's while one computes, and collect gradients behind the next one.
         pool: keep the memory of whole weights.
+        prepare: called with layers before what they hold is sent: an update of it may still be on its way.
     """
 
-    def __init__(self, axis: Axis, *, overlap: bool = False, pool: bool = False) -> None:
-        self.axis, self.overlap, self.buffers = axis, overlap, Buffers(pool=pool)
+    def __init__(
+        self,
+        axis: Axis,
+        *,
+        overlap: bool = False,
+        pool: bool = False,
+        prepare: Callable[..., None] = lambda *layers: None,
+    ) -> None:
+        self.axis, self.overlap, self.buffers, self._prepare = axis, overlap, Buffers(pool=pool), prepare
         self._under_way: dict[GatheredLinear, Whole] = {}
         self._kept: dict[GatheredLinear, Whole] = {}
         self._collected: dict[GatheredLinear, Collected] = {}
@@ -181,6 +189,7 @@ class Gathering:
         """Send for the weights of a block, and make ready what collects their gradients (but of a layer that has)."""
         if not self.overlap:
             return
+        self._prepare(*unit.layers)
         for layer in unit.backward if backward else unit.forward:
             if layer not in self._under_way:
                 self._under_way[layer] = self._sent_for(layer)
