@@ -13,16 +13,16 @@ from evo_core.evaluate.sums import sums_by_group
 if TYPE_CHECKING:
     from evo_core.model import ModelOutput
 
-_STOP, _UNREAD, _STOP_FILE, _LOSS, _MOE_LOSS, _EXPERTS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(10)
+_STOP, _UNREAD, _STOP_FILE, _PAIRS, _LOSS, _MOE_LOSS, _EXPERTS, _MICRO_BATCHES, _NLL, _HITS, _TYPES = range(11)
 
 
 class StepTotals:
     """Sums of one step, laid out as one vector so that a single all-reduce makes them global.
 
-    Vector: how many ranks were told to stop, and how many could not read their batch; the number in the stop file, the
-    loss, the experts' balance loss and how often there was one, the micro-batches with the sums of their means of
-    negative log-likelihood and of hits, then negative log-likelihood [n], hits [n] and targets [n] of each of the n
-    data types.
+    Vector: how many ranks were told to stop, and how many could not read their batch; the number in the stop file; the
+    pairs of a token and one that it sees; the loss, the experts' balance loss and how often there was one, the
+    micro-batches with the sums of their means of negative log-likelihood and of hits, then negative log-likelihood [n],
+    hits [n] and targets [n] of each of the n data types.
 
     The loss of a step is a mean over its micro-batches of their means over targets, as in InternEvo; ``acc`` and
     ``perplexity`` are of the same mean. A micro-batch without a target counts as 0 in it.
@@ -40,6 +40,10 @@ class StepTotals:
         """What this rank knows: it was told to stop; what its stop file says (0 on all ranks but one); it could not
         read its batch."""
         self.vector[_STOP], self.vector[_UNREAD], self.vector[_STOP_FILE] = float(stop), float(unread), float(stop_file)
+
+    def add_pairs(self, pairs: int) -> None:
+        """Add pairs of a token and one that it sees."""
+        self.vector[_PAIRS] += float(pairs)
 
     def add_output(self, output: ModelOutput, labels: torch.Tensor, type_ids: torch.Tensor, micro_batches: int) -> None:
         """Add what the model gave for one of so many micro-batches; labels and type_ids are [T]."""
@@ -87,6 +91,11 @@ class StepTotals:
         """The sum of all ranks' losses."""
         return float(self.vector[_LOSS])
 
+    @property
+    def pairs(self) -> float:
+        """Of all ranks."""
+        return float(self.vector[_PAIRS])
+
     def moe(self, dp: int) -> dict[str, float]:
         """``moe_loss``, the mean over ``dp`` ranks of the balance losses, of a model that has experts."""
         return {"moe_loss": float(self.vector[_MOE_LOSS]) / dp} if self.vector[_EXPERTS] else {}
@@ -122,3 +131,9 @@ def segments(cu_seqlens: Sequence[torch.Tensor]) -> dict[str, int]:
         "largest_batch": max(counts),
         "smallest_batch": min(counts),
     }
+
+
+def visible_pairs(cu_seqlens: Sequence[torch.Tensor]) -> int:
+    """The pairs of a token and one that it sees, itself among them: l (l + 1) / 2 of a document of l tokens."""
+    lengths = torch.cat([offsets.diff() for offsets in cu_seqlens]).to(torch.int64)
+    return int((lengths * (lengths + 1) // 2).sum())

@@ -42,6 +42,7 @@ class Measured:
         segments: how this rank's micro-batches are cut into documents (`metrics.segments`).
         by_type: ``acc``, ``perplexity``, the experts' ``moe_loss``, and ``loss/``, ``acc/`` and ``tokens/`` of each
             data type.
+        speed: ``mfu`` and ``hfu`` where they are known, and the averages ``tgs/...`` (`averages.SpeedAverages`).
         seconds: from asking for the batch to the updated parameters.
         fwd_bwd_seconds: of these, forward, backward and reduction.
         tflops: teraflops per rank; None where no formula is known (`throughput.Throughput`).
@@ -58,6 +59,7 @@ class Measured:
     micro_num: int
     segments: dict[str, int]
     by_type: dict[str, float]
+    speed: dict[str, float]
     seconds: float
     fwd_bwd_seconds: float
     tflops: float | None
@@ -111,6 +113,7 @@ class StepRecord:
             "adam_beta2": it.beta2,
             "fwd_bwd_time": round(it.fwd_bwd_seconds, 2),
             **it.by_type,
+            **it.speed,
             "tokens_per_second": round(it.tokens_per_second, 1),
             "step_time": round(it.seconds, 4),
             "time": it.time,
@@ -130,7 +133,7 @@ class StepRecord:
 
 
 def log_line(fields: dict[str, Any]) -> str:
-    """``key=value,key=value,...``: InternEvo's fields in its order, then ours."""
+    """``key=value,key=value,...``: InternEvo's fields in its order, then ours but the averages of speed."""
     ordered = [name for name in LOG_FIELDS if name in fields]
-    ordered += [name for name in fields if name not in LOG_FIELDS and name != "time"]
+    ordered += [name for name in fields if name not in LOG_FIELDS and name != "time" and not name.startswith("tgs/")]
     return ",".join(f"{name}={fields[name]}" for name in ordered)

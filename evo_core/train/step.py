@@ -18,9 +18,10 @@ from evo_core.evaluate.holdout import holdout
 from evo_core.parallel.passes import MicroBatch, passes_of
 from evo_core.storage.location import is_remote
 from evo_core.storage.stage import stage
+from evo_core.train.averages import SpeedAverages
 from evo_core.train.chance import draws_of_micro_batch
 from evo_core.train.checkpointing import Asked
-from evo_core.train.metrics import StepTotals, segments
+from evo_core.train.metrics import StepTotals, segments, visible_pairs
 from evo_core.train.optimizer import make_schedules
 from evo_core.train.reading import raise_unread
 from evo_core.train.record import Measured, StepRecord
@@ -62,6 +63,7 @@ class TrainStep:
     ) -> None:
         self._cfg, self._mesh, self._types, self._device = cfg, mesh, types, device
         self.model, self.optimizer, self._speed = model, optimizer, speed
+        self._averages = SpeedAverages()
         self.lr, self.beta2 = make_schedules(cfg)
         folder = cfg.data.valid_folder
         if folder is not None and is_remote(folder) and not cfg.data.valid_every:
@@ -87,8 +89,11 @@ class TrainStep:
         """
         self.optimizer.begin()
         computing = time.perf_counter()
+        pairs = visible_pairs(batch.cu_seqlens)
         cut = segments(batch.cu_seqlens)  # before the batch is on a GPU, where reading a length would wait for it
         totals = self.forward_backward(batch.to(self._device, non_blocking=True), state.step, cut["largest_length"])
+        if self._mesh.tensor.rank == self._mesh.pipeline.rank == 0:
+            totals.add_pairs(pairs)
         totals.tell(stop=asked.stop, stop_file=asked.stop_file, unread=unread is not None)
         grad_norm = self.optimizer.reduce(totals.vector)
         fwd_bwd_seconds = time.perf_counter() - computing
@@ -182,6 +187,8 @@ class TrainStep:
             micro_num=micro_num,
             segments=cut,
             by_type=totals.moe(dp) | totals.quality(),
+            speed=speed.utilization(micro_num, totals.pairs, seconds)
+            | self._averages.add(speed.tgs(micro_num, seconds) * seconds, seconds),
             seconds=seconds,
             fwd_bwd_seconds=fwd_bwd_seconds,
             tflops=speed.tflops(micro_num, seconds),

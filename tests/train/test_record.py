@@ -23,6 +23,7 @@ MEASURED = Measured(
     micro_num=4,
     segments={"num_samples_in_batch": 9, "largest_length": 32, "largest_batch": 3, "smallest_batch": 1},
     by_type={"acc": 0.5, "perplexity": 12.0, "loss/en": 2.4, "tokens/en": 120},
+    speed={},
     seconds=0.123456,
     fwd_bwd_seconds=0.1049,
     tflops=1.5,
