@@ -184,7 +184,7 @@ class Job:
         return found
 
     def deviation(self, reference: Mapping[str, Tensor]) -> float:
-        """The largest one of this rank's gradients from those of one process, relative to each one's largest element."""
+        """The largest one of this rank's gradients from one process's, relative to the largest element of each."""
         return _deviation(self.optimizer.gradients(), reference)
 
 
