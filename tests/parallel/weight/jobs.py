@@ -184,7 +184,7 @@ class Job:
         return found
 
     def deviation(self, reference: Mapping[str, Tensor]) -> float:
-        """The largest one of this rank's gradients from one process's, relative to the largest element of each."""
+        """The largest one of this rank's gradients from those of one process, relative to its largest element."""
         return _deviation(self.optimizer.gradients(), reference)
 
 
