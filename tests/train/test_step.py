@@ -32,6 +32,9 @@ CPU = torch.device("cpu")
 class PlainGradients:
     """Leaves gradients where backward puts them: `forward_backward` asks no more of an optimizer than this."""
 
+    def settle(self) -> None:
+        """Nothing is under way."""
+
     def __init__(self) -> None:
         self.last: list[bool] = []
 
