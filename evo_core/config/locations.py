@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LOCATIONS = (
     "tensorboard_folder",
+    "resume_tb_folder",
     "data.train_folder",
     "data.valid_folder",
     "ckpt.save_ckpt_folder",

@@ -59,7 +59,6 @@ _NO_STREAM = "this version reads Hugging Face data sets from local folders and h
 
 REFUSALS = (
     Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
-    Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
     Refusal("data.train_folder", _local_or_shards, _NO_STREAM, _ANOTHER),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
     Refusal(
@@ -76,6 +75,10 @@ def _always(config: TrainConfig, device: str) -> bool:
 
 def _on_cpu(config: TrainConfig, device: str) -> bool:
     return device == "cpu"
+
+
+def _no_tensorboard(config: TrainConfig, device: str) -> bool:
+    return not config.enable_tb
 
 
 def _no_wsd(config: TrainConfig, device: str) -> bool:
@@ -189,7 +192,8 @@ EFFECTLESS = (
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
     Effectless("data.use_shm", _random_data, "random data has no index"),
     Effectless("data.use_shm", _hf_data, "a stream has no index"),
-    Effectless("data.valid_micro_num", _always, "how many are evaluated at a time follows from the stages"),
+    Effectless("data.valid_micro_num", _no_pipeline, "pipeline.size is 1: they are evaluated one by one"),
+    Effectless("resume_tb_folder", _no_tensorboard, "enable_tb is false"),
     Effectless("data.subset_name", _token_data, "it is for Hugging Face data sets"),
     Effectless("data.text_key", _token_data, "it is for Hugging Face data sets"),
     Effectless("model.use_flash_attn", _on_cpu, "there is no such kernel on a CPU"),

@@ -38,6 +38,7 @@ def holdout(
     micro_bsz: int = 1,
     mesh: Mesh | None = None,
     passes: Passes | None = None,
+    at_once: int | None = None,
     device: torch.device | str = "cpu",
     on_type: Callable[[int, int], None] | None = None,
     **reading: Any,
@@ -54,6 +55,7 @@ def holdout(
         micro_bsz: sequences' worth of tokens in one forward pass.
         mesh: the ranks, every one of which must call it; None evaluates on this one alone.
         passes: those that the model is trained with; None takes the simplest ones for the mesh.
+        at_once: batches that are handed to the stages of a pipeline together; None takes enough for all of them.
         device: of the model.
         on_type: called after each data type with the number done and all.
         reading: further arguments of `validation_batches` (mask_token_zero, vocab_size).
@@ -73,7 +75,7 @@ def holdout(
     with evaluating(model):
         for number, name in enumerate(types):
             begin = partial(validation_batches, folder, name, seq_len=seq_len, micro_bsz=micro_bsz, **reading)
-            _read_through(sums[number], passes, begin, mesh, (seq_len, micro_bsz))
+            _read_through(sums[number], passes, at_once or passes.at_once, begin, mesh, (seq_len, micro_bsz))
             if on_type is not None:
                 on_type(number + 1, len(types))
     if mesh is not None:
@@ -89,7 +91,12 @@ def _types(folder: str | Path | None, mesh: Mesh | None) -> tuple[str, ...]:
 
 
 def _read_through(
-    sums: Tensor, passes: Passes, begin: Callable[..., Iterator[Batch]], mesh: Mesh | None, shape: tuple[int, int]
+    sums: Tensor,
+    passes: Passes,
+    at_once: int,
+    begin: Callable[..., Iterator[Batch]],
+    mesh: Mesh | None,
+    shape: tuple[int, int],
 ) -> None:
     """Add the sums by block [3, BLOCKS] of a data type; every rank must call it.
 
@@ -100,13 +107,13 @@ def _read_through(
     if mesh is not None and mesh.copies_share_weights:
         empty = Batch.without_targets(1, shape[0] * shape[1], shape[0])
         batches = _batches(begin, mesh)
-        for some in in_step(batches, passes.at_once, empty=empty, copies=mesh.data, device=sums.device):
+        for some in in_step(batches, at_once, empty=empty, copies=mesh.data, device=sums.device):
             _add(sums, passes, some)
         return
     # A copy whose text is wrong gives up as a whole, and tells the others when they have done their part.
     with failing_together(mesh.data.group) if mesh is not None else nullcontext():
         batches = _batches(begin, mesh)
-        while some := list(islice(batches, passes.at_once)):
+        while some := list(islice(batches, at_once)):
             _add(sums, passes, some)
 
 

@@ -155,6 +155,7 @@ class TrainStep:
             micro_bsz=data.micro_bsz,
             mesh=self._mesh,
             passes=self.passes,
+            at_once=data.valid_micro_num if self._mesh.pipeline.size > 1 else None,
             device=self._device,
             mask_token_zero=data.mask_token_zero,
             vocab_size=self._cfg.model.vocab_size,

@@ -15,7 +15,6 @@ from tests.config.jobs import at, job, refusal
 
 REFUSED = {
     "output_tf32": at("output_tf32", True),
-    "resume_tb_folder": at("resume_tb_folder", "x"),
     "data.train_folder": at(
         "data", {"type": "hf", "train_folder": "s3://b/x", "tokenizer_path": "x", "pack_sample_into_one": False}
     ),
