@@ -1,6 +1,6 @@
 """What ranks that share a model send, by formula, and what they keep for the backward pass, by measurement.
 
-`sent` (tensor parallelism) and `handed_on` (a pipeline) are the formulas, against which tests and
+`sent` (tensor parallelism), `sent_by_isp` and `handed_on` (a pipeline) are the formulas, against which tests and
 benchmarks/parallel.py hold what is counted: see docs/parallelism.md.
 """
 
@@ -34,34 +34,84 @@ def sent(cfg: ModelConfig, mode: str, ranks: int, tokens: int, *, element: int) 
         tokens: of the micro-batch.
         element: bytes of a number in the model's dtype.
     """
-    wide = max(element, 4)
     stream = tokens * cfg.hidden_size * element  # the residual stream, whole
-    layers = 2 * cfg.num_layers  # attention and MLP of each block
-    # Backward is forward the other way round. One more is the head's input.
-    entered = left = 2 * layers + 1
+    entered = left = 2 * 2 * cfg.num_layers  # attention and MLP of each block; backward is forward the other way round
     if mode == "fsp":
-        entered += layers
-    again = int(cfg.num_layers * float(cfg.checkpoint))
+        entered += 2 * cfg.num_layers
+    again = recomputed(cfg)
     entered += 2 * again
     left += 2 * again if cfg.apply_post_layer_norm or cfg.drop_rate else again
-    whole: Counter[str] = Counter()
-
-    by_hidden = cfg.embed_split_hidden and not cfg.tie_word_embeddings
+    whole = _sent_at_ends(cfg, ranks, tokens, element, by_rows=mode != "mtp")
     if mode == "mtp":
-        whole["all_gather" if by_hidden else "all_reduce"] += stream
         whole["all_reduce"] += left * stream
     else:
         whole += Counter(all_gather=entered * stream, reduce_scatter=left * stream)
-        if by_hidden:
-            whole["all_to_all"] += 2 * stream // ranks
-        else:
-            whole += Counter(all_gather=stream, reduce_scatter=stream)
+    return _as_rings(whole, ranks)
+
+
+def sent_by_isp(cfg: ModelConfig, tensor: int, weight: int, tokens: int, *, element: int) -> dict[str, Counter[str]]:
+    """The same of isp: ``weights`` of the blocks and their gradients, ``attention``, and ``ends``, which are embedding,
+    head and loss. What is recomputed sends no weight again.
+
+    Args:
+        cfg: of a decoder without experts, trained with labels.
+        tensor: ranks that share the sequence.
+        weight: ranks that share each weight.
+        tokens: of the micro-batch.
+        element: bytes of a number in the model's dtype.
+    """
+    heads, kv_heads = cfg.num_attention_heads, max(cfg.num_kv_attention_heads, tensor)
+    numbers = numbers_of_blocks(cfg)
+    weights = Counter(all_gather=2 * numbers * element, reduce_scatter=numbers * max(element, 4))
+    # Each rank has its rows of all heads, then all rows of its heads: q, k and v, and what attention makes of them.
+    exchanged = tokens // tensor * (2 * heads + 2 * kv_heads) * cfg.head_dim * element
+    attention = Counter(all_to_all=(2 * cfg.num_layers + recomputed(cfg)) * exchanged)
+    ends = _sent_at_ends(cfg, tensor, tokens, element, by_rows=True)
+    return {
+        "weights": _as_rings(weights, weight),
+        "attention": _as_rings(attention, tensor),
+        "ends": _as_rings(ends, tensor),
+    }
+
+
+def numbers_of_blocks(cfg: ModelConfig) -> int:
+    """Elements of weights and biases of the linear layers of all blocks, without experts."""
+    heads, kv_heads = cfg.num_attention_heads * cfg.head_dim, cfg.num_kv_attention_heads * cfg.head_dim
+    inner, bias = cfg.mlp_hidden_size, not cfg.no_bias
+    attention = (cfg.hidden_size + bias) * (heads + 2 * kv_heads) + (heads + bias) * cfg.hidden_size
+    return cfg.num_layers * (attention + (3 if cfg.use_swiglu else 2) * cfg.hidden_size * inner)
+
+
+def recomputed(cfg: ModelConfig) -> int:
+    """Blocks that run again in the backward pass."""
+    return int(cfg.num_layers * float(cfg.checkpoint))
+
+
+def _sent_at_ends(cfg: ModelConfig, ranks: int, tokens: int, element: int, *, by_rows: bool) -> Counter[str]:
+    """Bytes of whole tensors that are exchanged over the tensor axis before the first block and behind the last.
+
+    Args:
+        by_rows: each rank holds some rows of the residual stream; else all.
+    """
+    stream, wide = tokens * cfg.hidden_size * element, max(element, 4)
+    by_hidden = cfg.embed_split_hidden and not cfg.tie_word_embeddings
+    if not by_rows:
+        whole = Counter(all_reduce=stream)  # the gradient of the head's input
+        whole["all_gather" if by_hidden else "all_reduce"] += stream
+    else:
+        both_ways = Counter(all_gather=stream, reduce_scatter=stream)
+        whole = both_ways + (Counter(all_to_all=2 * stream // ranks) if by_hidden else both_ways)
     if cfg.parallel_output:
         whole["all_gather"] += ranks * KNOWN_OF_A_TOKEN * tokens * wide
     else:
         whole["all_gather"] += tokens * cfg.vocab_size * wide
+    return whole
+
+
+def _as_rings(whole: Counter[str], ranks: int) -> Counter[str]:
+    """What a rank sends of whole tensors."""
     share = {"all_reduce": 2 * (ranks - 1)}
-    return Counter({name: share.get(name, ranks - 1) * size // ranks for name, size in whole.items()})
+    return +Counter({name: share.get(name, ranks - 1) * size // ranks for name, size in whole.items()})
 
 
 def handed_on(cfg: ModelConfig, placing: Placing, rank: int, count: int, tokens: int, *, element: int) -> int:

@@ -1,4 +1,4 @@
-"""What each mode of tensor parallelism sends, against the formula, and what it keeps for the backward pass."""
+"""What each mode of tensor parallelism and isp send, against the formulas, and what is kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.traffic import kept, sent
+from benchmarks.traffic import kept, sent, sent_by_isp
 from evo_core.config import ModelConfig
 from evo_core.model import Decoder
 from evo_core.model.draws import Draws
@@ -57,7 +57,10 @@ def model_config(**settings: Any) -> ModelConfig:
 
 
 def built(cfg: ModelConfig, mode: str) -> Decoder:
-    model = build_parallel(cfg, mesh_of(tensor=dist.get_world_size()), "cpu", mode=mode)
+    return initialised(build_parallel(cfg, mesh_of(tensor=dist.get_world_size()), "cpu", mode=mode))
+
+
+def initialised(model: torch.nn.Module) -> Decoder:
     assert isinstance(model, Decoder)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -91,6 +94,30 @@ def test_what_is_sent_is_the_formula(ranks: int) -> None:
     for rank in run_on_ranks(steps, ranks):
         for case, found in zip(cases, rank, strict=True):
             assert found.sent == found.formula, case
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [
+        (2, [(settings, *size) for settings in SETTINGS for size in ((1, 2), (2, 1), (2, 2))]),
+        (4, [(settings, 4 - 2 * (n % 2), 2 + 2 * (n % 2)) for n, settings in enumerate(SETTINGS)]),
+    ],
+    ids=["2", "4"],
+)
+def test_what_isp_sends_is_the_formula(ranks: int, cases: list[tuple[dict[str, Any], int, int]]) -> None:
+
+    def of_case(settings: dict[str, Any], tensor: int, weight: int) -> tuple[Counter[str], Counter[str]]:
+        cfg = model_config(**settings)
+        mesh = mesh_of(tensor={"size": tensor, "mode": "isp"}, weight=weight)
+        model = initialised(build_parallel(cfg, mesh, "cpu", overlap=True))
+        with counting() as traffic:
+            loss_of(model).backward()
+        formula = sent_by_isp(cfg, tensor, weight, TOKENS, element=model.dtype.itemsize)
+        return traffic.bytes, sum(formula.values(), Counter())
+
+    for rank in run_on_ranks(lambda: [of_case(*case) for case in cases], ranks):
+        for case, (found, formula) in zip(cases, rank, strict=True):
+            assert found == formula, case
 
 
 def test_msp_keeps_less_than_mtp_and_fsp_the_gathered_inputs_less() -> None:

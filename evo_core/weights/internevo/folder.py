@@ -124,8 +124,8 @@ def _model_files(folder: Path) -> list[tuple[_Rank, Path]]:
     files = []
     for path in folder.iterdir():
         if match := MODEL.fullmatch(path.name):
-            ranks = {axis: None if rank is None else int(rank) for axis, rank in match.groupdict().items()}
-            files.append((_Rank(**ranks), path))  # type: ignore[arg-type]
+            tensor, weight = (None if match[axis] is None else int(match[axis]) for axis in ("tensor", "weight"))
+            files.append((_Rank(int(match["stage"]), tensor, weight), path))
     if not files:
         raise CheckpointError(
             "holds no file model_tp<t>_pp<p>.pt, model_tp<t>_wp<w>_pp<p>.pt or model_wp<w>_pp<p>.pt", file=folder
