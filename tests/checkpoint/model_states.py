@@ -30,7 +30,8 @@ from tests.weights.models import SHAPES
 class Layout(NamedTuple):
     """Tensor ranks, ranks of each ZeRO group, and stages: ranks of the pipeline and how many each of them has.
 
-    With `is_v` the stages come back to the first rank.
+    With `is_v` the stages come back to the first rank. With isp there are `weight` ranks that share each weight, and
+    so many ZeRO groups of those that hold the same part of it.
     """
 
     tensor: int
@@ -38,14 +39,25 @@ class Layout(NamedTuple):
     pipeline: int = 1
     chunks: int = 1
     is_v: bool = False
+    weight: int = 0
+    groups: int = 1
 
     @property
     def ranks(self) -> int:
-        return self.tensor * self.zero * self.pipeline
+        return (self.weight or self.tensor) * self.zero * self.groups * self.pipeline
+
+    @property
+    def parallel(self) -> dict[str, Any]:
+        """The block that asks for it."""
+        stages = {"pipeline": self.pipeline}
+        if not self.weight:
+            return {"tensor": self.tensor, **stages}
+        return {"tensor": {"size": self.tensor, "mode": "isp"}, "weight": {"size": self.weight}, **stages}
 
     def __str__(self) -> str:
         stages = f"x{self.pipeline}x{self.chunks}{'v' * self.is_v}" if self.pipeline > 1 else ""
-        return f"{self.tensor}x{self.zero}{stages}"
+        weights = f"w{self.weight}x{self.groups}" if self.weight else ""
+        return f"{self.tensor}x{self.zero}{stages}{weights}"
 
 
 def config(family: str, **changes: Any) -> TrainConfig:
@@ -55,7 +67,7 @@ def config(family: str, **changes: Any) -> TrainConfig:
 
 
 def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW]:
-    mesh = mesh_of(layout.zero, tensor=layout.tensor, pipeline=layout.pipeline)
+    mesh = mesh_of(layout.zero, **layout.parallel)
     placing = Placing(layout.pipeline, layout.chunks, layout.is_v)
     model = build_parallel(cfg.model, mesh, "cpu", placing=placing)
     for parameter in model.parameters():
@@ -100,7 +112,7 @@ def said_of_drift(folder: Path, cfg: TrainConfig, layout: Layout, name: str) -> 
     model, optimizer = state_of(cfg, layout)
     tensors = dict(held(model, optimizer))
     if dist.get_rank() == layout.ranks - 1:
-        tensors[name].local[-1, 5] += 1
+        tensors[name].local[-1].view(-1)[-1] += 1
     with pytest.raises(CheckpointError) as caught:
         save(folder, cfg, model, optimizer.state(), TrainState(step=1))
     return str(caught.value)

@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _drawn(settings: dict[str, Any], tensor: int) -> tuple[dict[str, Placed], list[str]]:
+def _drawn(settings: dict[str, Any], layout: dict[str, Any]) -> tuple[dict[str, Placed], list[str]]:
     """What this rank holds, and the names of what it drew."""
     names: list[str] = []
     draw = first_weights.drawn
@@ -37,27 +37,39 @@ def _drawn(settings: dict[str, Any], tensor: int) -> tuple[dict[str, Placed], li
 
     first_weights.drawn = noted
     cfg = tiny(vocab_size=64, **settings)
-    mesh = mesh_of(-1, tensor=tensor)
+    mesh = mesh_of(-1, **layout)
     model = build_parallel(cfg, mesh, "cpu", mode="msp")
     draw_first_weights(model, cfg, SEED, mesh)
     placements = placements_of(model)
     local = {name: parameter.detach() for name, parameter in model.named_parameters()}
     if not placements:
-        assert tensor == 1
+        assert layout == {"tensor": 1}
         return local, names  # type: ignore[return-value]
     return {name: Placed(value, placements[name]) for name, value in local.items()}, names
 
 
-@pytest.mark.parametrize(("ranks", "tensor"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+def _isp(tensor: int, weight: int) -> dict[str, Any]:
+    return {"tensor": {"size": tensor, "mode": "isp"}, "weight": {"size": weight}}
+
+
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    *((ranks, {"tensor": tensor}) for ranks, tensor in ((2, 1), (2, 2), (4, 2), (4, 4))),
+    *((2, _isp(*sizes)) for sizes in ((1, 2), (2, 1), (2, 2))),
+    *((4, _isp(*sizes)) for sizes in ((1, 4), (2, 4), (4, 2), (2, 2))),
+]
+"""Ranks, and how they share the model: of isp each tensor rank may have other weight ranks, more or fewer."""
+
+
+@pytest.mark.parametrize(("ranks", "layout"), LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_they_are_those_of_one_process(name: str, ranks: int, tensor: int) -> None:
+def test_they_are_those_of_one_process(name: str, ranks: int, layout: dict[str, Any]) -> None:
     cfg = tiny(vocab_size=64, **MODELS[name])
     one = build_model(cfg)
     init_weights(one, cfg, SEED)
-    everyone = run_on_ranks(_drawn, ranks, MODELS[name], tensor)
+    everyone = run_on_ranks(_drawn, ranks, MODELS[name], layout)
     for held, _ in everyone:
         for parameter, whole in one.named_parameters():
-            if tensor == 1:
+            if layout == {"tensor": 1}:
                 assert torch.equal(held[parameter], whole)
                 continue
             for piece, view in held[parameter].pieces():

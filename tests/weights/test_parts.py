@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ CASES = {
     "hf, experts": Case(hugging_face, "INTERNLM_MoE", 2, {}),
     "internevo, fused in blocks": Case(internevo, "INTERNLM", 2, {}),
     "internevo, fused in groups": Case(internevo, "INTERNLM2_PUBLIC", 3, {}),
-    "internevo, three": Case(internevo, "LLAMA2", 1, HALVES),
+    "internevo, three": Case(internevo, "LLAMA2", 2, HALVES),
     "internevo, experts": Case(internevo, "INTERNLM_MoE", 2, {}),
     "internevo, isp": Case(internevo_isp, "INTERNLM2_PUBLIC", 3, {}),
     "evo": Case(evo, "QWEN3", 2, {}),  # once more, from torch's archive
@@ -122,9 +123,16 @@ class Found(NamedTuple):
     read_whole: int
 
 
-def filled(folder: Path, cfg: Any) -> Found:
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "features": {"tensor": 4},
+    "gathered": {"tensor": {"size": 4, "mode": "isp"}, "weight": {"size": 4}},
+}
+"""How four ranks share a model: its blocks by features, or each weight of them by rows."""
+
+
+def filled(folder: Path, cfg: Any, layout: str) -> Found:
     """Fill a whole model and what this rank of four holds of it."""
-    whole, mine = build_model(cfg), build_parallel(cfg, mesh_of(1, tensor=4), "cpu")
+    whole, mine = build_model(cfg), build_parallel(cfg, mesh_of(1, **LAYOUTS[layout]), "cpu")
     for parameter in mine.parameters():
         torch.nn.init.constant_(parameter, -7)
     with Elements() as for_whole:
@@ -142,18 +150,22 @@ def filled(folder: Path, cfg: Any) -> Found:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Found]]:
-    """By case, what each of 4 ranks found; all from one group of ranks."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Found]]:
+    """By case and layout, what each of 4 ranks found; all from one group of ranks."""
     folder = tmp_path_factory.mktemp("parts")
     blocks = {name: written(case, folder / name) for name, case in CASES.items()}
-    on_each = run_on_ranks(lambda: {name: filled(folder / name, cfg) for name, cfg in blocks.items()}, 4)
-    return {name: [of_rank[name] for of_rank in on_each] for name in CASES}
+    every = list(itertools.product(CASES, LAYOUTS))
+    on_each = run_on_ranks(lambda: {each: filled(folder / each[0], blocks[each[0]], each[1]) for each in every}, 4)
+    return {each: [of_rank[each] for of_rank in on_each] for each in every}
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_rank_has_its_part_of_the_whole_and_reads_no_more(case: str, found: dict[str, list[Found]]) -> None:
-    for rank in found[case]:
+def test_a_rank_has_its_part_of_the_whole_and_reads_no_more(
+    case: str, layout: str, found: dict[tuple[str, str], list[Found]]
+) -> None:
+    for rank in found[case, layout]:
         assert rank.wrong == []
         assert rank.held <= rank.read <= CASES[case].times * rank.held
         assert rank.read < 0.3 * rank.read_whole  # norms and routers are whole, and two ranks share a key/value head

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+_Kind = tuple[int, torch.dtype, torch.device]
+"""Elements, their type, and where they are."""
 
 
 class Buffers:
@@ -23,24 +26,40 @@ class Buffers:
     """
 
     def __init__(self, *, pool: bool) -> None:
-        self._pool = pool
-        self._kept: defaultdict[tuple[int, torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        self.pool = pool
+        self._kept: defaultdict[_Kind, list[Tensor]] = defaultdict(list)
+        self._of_kind: Counter[_Kind] = Counter()
         self.made = self.nbytes = self.peak = 0
 
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """A contiguous tensor of that shape, of the type and on the device of another."""
-        kept = self._kept[math.prod(shape), like.dtype, like.device]
-        if kept:
-            return kept.pop().view(*shape)
-        buffer = like.new_empty(shape)
-        self.made += 1
-        self.nbytes += buffer.nbytes
-        self.peak = max(self.peak, self.nbytes)
-        return buffer
+        kind = math.prod(shape), like.dtype, like.device
+        kept = self._kept[kind]
+        return (kept.pop() if kept else self._new(kind)).view(*shape)
 
     def give_back(self, buffer: Tensor) -> None:
         """What `take` gave: whoever does so reads it no more."""
-        if self._pool:
+        if self.pool:
             self._kept[buffer.numel(), buffer.dtype, buffer.device].append(buffer)
         else:
             self.nbytes -= buffer.nbytes
+
+    def reserve(self, wanted: Iterable[tuple[int, Tensor]]) -> None:
+        """Make, of a pool, as many as are wanted at a time, if they have not been made.
+
+        Args:
+            wanted: the elements of each, and a tensor of its type on its device.
+        """
+        for kind, count in Counter((numel, like.dtype, like.device) for numel, like in wanted).items():
+            for _ in range(count - self._of_kind[kind]):
+                self._kept[kind].append(self._new(kind))
+
+    def _new(self, kind: _Kind) -> Tensor:
+        numel, dtype, device = kind
+        with torch.inference_mode(False):  # training may be given what generation has made
+            buffer = torch.empty(numel, dtype=dtype, device=device)
+        self.made += 1
+        self._of_kind[kind] += 1
+        self.nbytes += buffer.nbytes
+        self.peak = max(self.peak, self.nbytes)
+        return buffer

@@ -75,12 +75,14 @@ class Unit:
     Attributes:
         number: of the block.
         before, after: its neighbours in the stage.
+        layers: all of them, as they lie in the model.
         forward, backward: the layers that fetched a weight in the last passes.
     """
 
     number: int
     before: Unit | None = None
     after: Unit | None = None
+    layers: list[GatheredLinear] = field(default_factory=list)
     forward: list[GatheredLinear] = field(default_factory=list)
     backward: list[GatheredLinear] = field(default_factory=list)
 
@@ -131,17 +133,20 @@ class Gathering:
         takes the youngest of those that are ready, so it comes to them when this block's are done.
         """
         backward = in_backward()
-        if layer in self._kept:
+        if backward and layer in self._kept:  # in a forward pass it is what one that ended early has left
             return
         unit = layer.unit
         order = unit.backward if backward else unit.forward
-        if layer not in order:
+        is_new = layer not in order
+        if is_new:
             order.append(layer)
         if layer is not order[0]:
             return
         next_one = unit.before if backward else unit.after
         if (unit.after if backward else unit.before) is None:  # a pass begins
             self._forget()
+            if is_new and not backward:
+                self._make_room(unit)
             self._send_for(unit, backward, but=layer)
         if next_one is not None:
             self._send_for(next_one, backward)
@@ -181,6 +186,17 @@ class Gathering:
                 self._under_way[layer] = self._sent_for(layer)
             if not backward and torch.is_grad_enabled() and layer is not but:
                 self._collected[layer] = GradientSum.of(layer)
+
+    def _make_room(self, first: Unit) -> None:
+        """Make the buffers of a stage, two blocks' at most, where they are kept: nothing is sent for ahead in the first
+        pass, so that it alone would make fewer."""
+        if not (self.overlap and self.buffers.pool):
+            return
+        unit: Unit | None = first
+        while unit is not None:
+            both = [*unit.layers, *(unit.after.layers if unit.after is not None else ())]
+            self.buffers.reserve((self.axis.size * part.numel(), part) for layer in both for part in layer.parameters())
+            unit = unit.after
 
     def _sent_for(self, layer: GatheredLinear) -> Whole:
         parts = [layer.weight.detach(), *([] if layer.bias is None else [layer.bias.detach()])]

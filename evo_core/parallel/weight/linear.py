@@ -41,6 +41,7 @@ class GatheredLinear(Linear):
         super().__init__(in_features, out_features // gathering.axis.size, bias=bias, **factory)
         self.out_features = out_features
         self.gathering, self.unit, self.name = gathering, unit, name
+        unit.layers.append(self)
 
     # torch.compile makes kernels of what lies between two layers, not of what fetches their weights.
     @torch.compiler.disable
@@ -57,11 +58,15 @@ class GatheredLinear(Linear):
         gathering.arrive(self)
         return _Product.apply(x, kept, self)
 
-    def product(self, x: Tensor) -> Tensor:
-        """``x W^T + b`` with the whole weight, without a gradient."""
+    def product(self, x: Tensor, *, again: bool = False) -> Tensor:
+        """``x W^T + b`` with the whole weight, without a gradient.
+
+        Args:
+            again: the weight is needed once more, for the gradient of x.
+        """
         whole = self.gathering.fetch(self)
         y = linear(x, whole.weight, whole.bias)
-        self.gathering.done(self, whole, again=in_backward())
+        self.gathering.done(self, whole, again=again)
         return y
 
 
@@ -97,7 +102,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, layer: GatheredLinear) -> Tensor:
         ctx.layer = layer
-        return layer.product(x)
+        return layer.product(x, again=ctx.needs_input_grad[0] and in_backward())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
