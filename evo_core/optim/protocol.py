@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.placement import Placed
+
+
+class Reduced(NamedTuple):
+    """What all ranks have together.
+
+    Attributes:
+        norm: of the gradients.
+        totals: the caller's sums, on the CPU.
+    """
+
+    norm: float
+    totals: torch.Tensor
 
 
 class Optimizer(Protocol):
@@ -54,11 +66,12 @@ class Optimizer(Protocol):
     def collect(self) -> None:
         """Take the gradients that parameters have, in whatever way they came there."""
 
-    def reduce(self, totals: torch.Tensor) -> float:
-        """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping.
+    def reduce(self, totals: torch.Tensor) -> Reduced:
+        """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping, and the
+        caller's sums over all ranks.
 
         Args:
-            totals: [n] float64, any sums of the caller's: summed in place over all ranks.
+            totals: [n] float64, any sums of the caller's.
         """
 
     def step(self, lr: float, beta2: float) -> bool:

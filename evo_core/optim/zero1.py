@@ -5,7 +5,7 @@ The life of a step, the same for one process and for many::
     optimizer.begin()
     for batch in micro_batches:
         optimizer.backward(loss / micro_num, last=...)    # gradients go to fp32 buckets; the last one reduces them
-    norm = optimizer.reduce(totals)                       # gradient norm and the caller's sums in one all-reduce
+    norm, sums = optimizer.reduce(totals)                 # gradient norm and the caller's sums in one all-reduce
     updated = optimizer.step(lr, beta2)                   # scale, clip, AdamW on the share, gather; or skip
     optimizer.wait_for(parameters)                        # where they are read, if the gather is overlapped with it
 
@@ -32,6 +32,7 @@ from evo_core.optim.bucket import Bucket, Slot, make_buckets
 from evo_core.optim.grad_norm import counted, own_square
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
+from evo_core.optim.protocol import Reduced
 from evo_core.optim.publishing import Publishing
 from evo_core.parallel.collectives import all_reduce, failing_together
 from evo_core.parallel.mesh import Axis
@@ -172,12 +173,12 @@ class Zero1AdamW:
                 if slot.param.grad is not None:
                     self._on_gradient(index, slot, slot.param)
 
-    def reduce(self, totals: torch.Tensor) -> float:
-        """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping.
+    def reduce(self, totals: torch.Tensor) -> Reduced:
+        """Finish the reduction; return the global norm of the gradients, scale divided out, before clipping, and the
+        caller's sums over all ranks. It is the one place of a step that waits for a GPU.
 
         Args:
-            totals: [n] float64, any sums of the caller's: summed in place over all ranks, in the same message
-                as the norm.
+            totals: [n] float64, any sums of the caller's, which go in the same message as the norm.
 
         Raises:
             ConfigError: with `overlap`, a gradient came in parts, the last of them after its bucket was reduced.
@@ -191,9 +192,9 @@ class Zero1AdamW:
         message = torch.cat([totals, square.view(1).to(totals.device)])
         if self.world.size > 1:
             all_reduce(message, self.world.group).wait()
-        totals.copy_(message[:-1])
-        self.grad_norm = float(message[-1]) ** 0.5 / self.scaler.scale
-        return self.grad_norm
+        *_, square_sum = (message := message.cpu()).tolist()
+        self.grad_norm = square_sum**0.5 / self.scaler.scale
+        return Reduced(self.grad_norm, message[:-1])
 
     def gradients(self) -> dict[str, Placed]:
         """Between `reduce` and `step`: this rank's share of each parameter's gradient, in `dtype`, as one process

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from evo_core.parallel import process_group
 from evo_core.parallel.mesh import make_mesh
 from evo_core.parallel.one_job import Setting, check_one_job, options_of, settings_of
-from evo_core.train.memory import clean_up, clean_up_interval
+from evo_core.train.memory import clean_up, clean_up_interval, collected_by_hand
 from evo_core.train.reading import Reading, raise_unread
 from evo_core.train.run import TrainRun, make_run
 from evo_core.train.run_log import logging_of_run
@@ -86,7 +86,7 @@ def run_steps(run: TrainRun) -> TrainResult:
     """Train until the last step, or until a signal or the stop file ends the run; every rank must call it."""
     state, saving, data = run.state, run.saving, run.cfg.data
     end = None
-    with run.batches() as batches, run.metric_log() as metric_log, saving.settled():
+    with collected_by_hand(), run.batches() as batches, run.metric_log() as metric_log, saving.settled():
         reading = Reading(run.cfg, run.mesh, batches)
         while state.step < data.total_steps and end is None:
             began = time.perf_counter()

@@ -95,11 +95,10 @@ class TrainStep:
         if self._mesh.tensor.rank == self._mesh.pipeline.rank == 0:
             totals.add_pairs(pairs)
         totals.tell(stop=asked.stop, stop_file=asked.stop_file, unread=unread is not None)
-        grad_norm = self.optimizer.reduce(totals.vector)
+        grad_norm, totals.vector = self.optimizer.reduce(totals.vector)
         fwd_bwd_seconds = time.perf_counter() - computing
 
         # From here on every rank knows the sums of all, and all decide alike.
-        totals.vector = totals.vector.cpu()  # one copy instead of one for every number
         if totals.unread:
             raise_unread(unread)
         if self.optimizer.step(self.lr(state.updates), self.beta2(state.updates)):

@@ -63,8 +63,9 @@ def optimized(groups: list[ParameterGroup], mesh: Mesh, loss: Callable[..., Tens
         here = loss(params, *halves(step)[mesh.data.rank])
         optimizer.backward(here, last=True)
         totals = torch.tensor([here.item()], dtype=torch.float64)
-        norms.append(optimizer.reduce(totals))
-        losses.append(totals.item())
+        norm, sums = optimizer.reduce(totals)
+        norms.append(norm)
+        losses.append(sums.item())
         grads = [(s.name, s.placed(b.grad / b.group.divisor)) for b in optimizer.buckets for s in b.slots]
         assert optimizer.step(LR, 0.95)
     placements = {name: placement for group in groups for name, placement in group.placements.items()}

@@ -84,8 +84,9 @@ def trained(
             loss = ((net(x) - y) ** 2).mean() / len(own)
             totals += 1
             optimizer.backward(loss, last=i == len(own) - 1)
-        norms.append(optimizer.reduce(totals))
-        assert totals.item() == MICRO_BATCHES  # the caller's sums travel with the norm
+        norm, sums = optimizer.reduce(totals)
+        norms.append(norm)
+        assert sums.item() == MICRO_BATCHES  # the caller's sums travel with the norm
         assert optimizer.step(LR, 0.95)
     optimizer.settle()
     return norms, [p.detach().clone() for p in net.parameters()]
@@ -155,7 +156,7 @@ def test_the_scale_is_divided_out_with_and_without_clipping() -> None:
         optimizer = zero1_adamw(net, mesh, scaler=scaler, clip_grad_norm=clip, eps=1e-3)
         optimizer.begin()
         optimizer.backward(net(torch.ones(2, 4, dtype=torch.bfloat16)).float().square().mean(), last=True)
-        norm = optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        norm = optimizer.reduce(torch.zeros(0, dtype=torch.float64)).norm
         optimizer.step(0.1, 0.95)
         return norm, optimizer.master.clone()
 
@@ -197,7 +198,7 @@ def test_accumulation_is_in_float32() -> None:
         for i in range(257):
             x = torch.ones(1, 1, dtype=torch.bfloat16) * (0.25 if i == 256 else 1.0)
             optimizer.backward(net(x).sum(), last=i == 256)
-        return optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        return optimizer.reduce(torch.zeros(0, dtype=torch.float64)).norm
 
     assert alone(body) == pytest.approx(256.25)
 
@@ -240,7 +241,7 @@ def test_gradients_that_come_without_a_hook_are_taken() -> None:
             for param, grad in zip(params, torch.autograd.grad(loss, params, allow_unused=True), strict=True):
                 if grad is not None:
                     param.grad = grad if param.grad is None else param.grad + grad
-        return optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        return optimizer.reduce(torch.zeros(0, dtype=torch.float64)).norm
 
     def every_way() -> list[float]:
         return [norm(hooked, overlap) for hooked in (0, 1, 2) for overlap in (False, True)]
@@ -295,7 +296,7 @@ def test_a_gradient_that_comes_in_parts_is_whole_or_refused(ranks: int, bucket_s
             optimizer.begin()
             for last in (False, True):
                 optimizer.backward(net(x, reentrant=reentrant).square().mean(), last=last)
-            norms.append(optimizer.reduce(torch.zeros(0, dtype=torch.float64)))
+            norms.append(optimizer.reduce(torch.zeros(0, dtype=torch.float64)).norm)
             optimizer.step(LR, 0.95)
         return norms
 

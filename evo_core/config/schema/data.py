@@ -81,9 +81,7 @@ class DataConfig(Block):
     subset_name: str | None = identity(None, "Folder inside a Hugging Face data set.")
     text_key: str = identity("text", "Field of a Hugging Face data set that holds the text.", introduced="text")
     valid_every: NonNegativeInt = execution(0, "Steps between two evaluations on valid_folder; 0: none.")
-    valid_micro_num: PositiveInt | None = execution(
-        None, "Micro-batches evaluated at once; None: as stages need."
-    )
+    valid_micro_num: PositiveInt | None = execution(None, "Micro-batches evaluated at once; None: as stages need.")
     log_every: PositiveInt = execution(1, "Steps between two log lines.")
     num_worker: NonNegativeInt = execution(
         4, "Threads that draw batches ahead of the step that needs them; 0: each is drawn when it is needed."

@@ -119,7 +119,7 @@ class Step:
 
         self.optimizer.begin()
         self.pipeline.forward_backward(count, of_this_rank, objective, self.optimizer)
-        return self.optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        return self.optimizer.reduce(torch.zeros(0, dtype=torch.float64)).norm
 
     def gradients(self) -> dict[str, Tensor]:
         """Those of this rank's parameters."""
