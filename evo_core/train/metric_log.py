@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from evo_core.job import report_progress
 from evo_core.train.record import StepRecord
+from evo_core.train.run_log import RunLog
 from evo_core.train.sinks import Sink, open_sinks
+from evo_core.train.terminal import ProgressLine
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -28,12 +31,15 @@ class MetricLog:
         folder: the run's folder.
         step: the step the run starts at.
         keeps: whether this rank keeps it; on the others every method does nothing.
+        lines: the log, above whose end a terminal shows how far the run is.
     """
 
-    def __init__(self, cfg: TrainConfig, folder: Path, step: int, *, keeps: bool) -> None:
+    def __init__(self, cfg: TrainConfig, folder: Path, step: int, *, keeps: bool, lines: RunLog) -> None:
+        self._step, self._lines, self._shown = step, lines, ExitStack()
         self._keeps, self._total, self._log_every = keeps, cfg.data.total_steps, cfg.data.log_every
         self._sinks: list[Sink] = open_sinks(cfg, folder, step) if keeps else []
         self._seconds: deque[float] = deque(maxlen=_RECENT)
+        self._line: ProgressLine | None = None
 
     def show(self, record: StepRecord) -> None:
         """Say how a step went as soon as it is done: log line and progress."""
@@ -45,6 +51,8 @@ class MetricLog:
         if measured is not None:
             self._seconds.append(measured.seconds)
             usual = sum(self._seconds) / len(self._seconds)
+            if self._line is not None:
+                self._line.show(done, record.loss, measured.tokens_per_second)
             report_progress(done, self._total, "steps", **record.progress(), eta_seconds=usual * (self._total - done))
 
     def write(self, record: StepRecord) -> None:
@@ -55,10 +63,12 @@ class MetricLog:
                 sink.write(fields)
 
     def __enter__(self) -> Self:
+        self._line = self._shown.enter_context(self._lines.progress_line(self._step, self._total))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._shown.close()
         for sink in self._sinks:
             sink.close()

@@ -64,6 +64,7 @@ class TrainRun:
     step: TrainStep
     saving: Checkpointing
     state: TrainState
+    lines: RunLog
 
     def batches(self) -> Prefetch:
         """The batches that are left, drawn ahead; a context manager, whose end also closes `data`."""
@@ -73,7 +74,7 @@ class TrainRun:
 
     def metric_log(self) -> MetricLog:
         """What takes the records of the steps that are left; a context manager."""
-        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank)
+        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank, lines=self.lines)
 
 
 def make_run(
@@ -127,7 +128,7 @@ def make_run(
         newest=start.checkpoint if start is not None and start.resumes else None,
     )
     step = TrainStep(cfg, mesh, model, optimizer, speed=speed, types=data.types, device=ranks.device)
-    return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state)
+    return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state, lines)
 
 
 def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: bool) -> nn.Module:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from evo_core.errors import ConfigError
+from evo_core.train.terminal import ProgressLine, on_terminal
 
 FORMAT = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)d in %(funcName)s -- %(message)s"
 FILE = "train.log"
@@ -36,7 +37,18 @@ class _Lossy(logging.Handler):
 
 
 class _Console(_Lossy, logging.StreamHandler):
-    """Lines on stdout."""
+    """Lines on stdout, above what is drawn at the bottom of it."""
+
+    above: Callable[[str], None] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.above is None:
+            super().emit(record)
+            return
+        try:
+            self.above(self.format(record))
+        except Exception:
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         super().handleError(record)
@@ -67,6 +79,20 @@ class RunLog:
         for handler in self.handlers:
             handler.setFormatter(logging.Formatter(FORMAT))
             handler.setLevel(logging.INFO if speaks else logging.WARNING)
+
+    @contextmanager
+    def progress_line(self, done: int, total: int) -> Iterator[ProgressLine | None]:
+        """A line at the bottom of the terminal while the block lasts; None where nothing is printed, or on no terminal."""
+        if not self._speaks or not on_terminal():
+            yield None
+            return
+        line = ProgressLine(done, total)
+        self._console.above = line.above
+        try:
+            yield line
+        finally:
+            self._console.above = None
+            line.close()
 
     def keep_in(self, folder: Path) -> None:
         """Append all lines, past and future, to ``train.log`` in the run's folder, if this rank prints.
