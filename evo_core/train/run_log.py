@@ -82,7 +82,7 @@ class RunLog:
 
     @contextmanager
     def progress_line(self, done: int, total: int) -> Iterator[ProgressLine | None]:
-        """A line at the bottom of the terminal while the block lasts; None where nothing is printed, or on no terminal."""
+        """A line at the bottom of the terminal while the block lasts; None where nothing is to be seen there."""
         if not self._speaks or not on_terminal():
             yield None
             return
