@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evo_core.config.schema.parallel import ParallelConfig
@@ -117,6 +118,29 @@ def test_the_nearest_choices_are_legal(ranks: int, zero1: int) -> None:
         assert ", ".join(named).replace(", ", " or ") in str(errors[0])
         for choice in named:
             assert not list(degree_errors(ParallelConfig.model_validate({"zero1": int(choice)}), ranks))
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 8), st.integers(1, 8))
+@example(6, 1, 3, 4)
+def test_the_nearest_choices_beside_two_sizes_are_legal(ranks: int, stages: int, tensor: int, weight: int) -> None:
+    def errors(world_size: int = ranks, **sizes: int) -> list[str]:
+        parallel = {"pipeline": stages, "tensor": tensor, "weight": weight} | sizes
+        parallel |= {"tensor": {"size": parallel["tensor"], "mode": "isp"}}
+        return [str(error) for error in degree_errors(ParallelConfig.model_validate(parallel), world_size)]
+
+    found = errors()
+    assert bool(found) == bool(ranks % (stages * tensor) or ranks % (stages * weight))
+    if not found:
+        return
+    hint = found[0].partition("nearest: ")[2]
+    (other_ranks,) = re.findall(r"([\d or]+) ranks", hint)
+    assert not [number for number in re.findall(r"\d+", other_ranks) if errors(int(number))]
+    if " with " in hint:  # of the two that are both to change, one alone is not enough
+        return
+    for name, numbers in re.findall(r"(pipeline|tensor|weight)\.size ([\d or]+)", hint):
+        for number in re.findall(r"\d+", numbers):
+            left = errors(**{name: int(number)})
+            assert not left or (name == "tensor" and "x weight.size" in left[0])  # told next
 
 
 def test_all_of_it_is_arithmetic_without_torch() -> None:
