@@ -13,7 +13,7 @@ from evo_core.config.families import SHIPPED
 from evo_core.config.own_code import refuse_code_beside
 from evo_core.config.python_file import run_python_config
 from evo_core.config.resolve import Document, Resolved, read_document
-from evo_core.config.schema.train_config import TrainConfig
+from evo_core.config.schema.train_config import INFERENCE, TrainConfig
 from evo_core.config.secrets import Secrets
 from evo_core.errors import ConfigError
 
@@ -37,15 +37,18 @@ def load_config(
         overrides: texts ``KEY=VALUE`` such as ``adam.lr=3e-4``, applied last.
         blocks: nested plain data laid over the file's.
         inference: no training is meant: how it exchanges (``tensor.mode``, ``weight``), in which order it computes
-            (``pipeline.mode``, ``num_chunks``, …) and what it splits besides (``zero1``) is not read.
+            (``pipeline.mode``, ``num_chunks``, …) and what it splits besides (``zero1``) is not read. Ranks that share
+            a model trained with isp exchange as by mtp, which that model may not divide by: then ``tensor.size`` is
+            what is wrong.
 
     Raises:
         ConfigError: with file, line and key; several mistakes are reported together.
     """
     document = read_laid_over(path, overrides, blocks)
-    if inference:
-        document.data = _of_inference(document.data)
-    return checked(document)
+    if not inference:
+        return checked(document)
+    document.data = _of_inference(document.data)
+    return _checked(document, document.resolved(), context=INFERENCE)
 
 
 def read_laid_over(
@@ -110,12 +113,12 @@ def load_saved_config(path: Path) -> TrainConfig:
         raise
 
 
-def _checked(document: Document, resolved: Resolved) -> TrainConfig:
+def _checked(document: Document, resolved: Resolved, **options: Any) -> TrainConfig:
     values, _, secrets = resolved
     values.pop("vars", None)
     from_environment = {key: text for key, text in secrets.references.items() if key.partition(".")[0] != "vars"}
     try:
-        return TrainConfig.from_plain(values, from_environment)
+        return TrainConfig.from_plain(values, from_environment, **options)
     except ConfigError as error:
         errors = [_placed(one, document, secrets) for one in one_by_one(error)]
     raise_all(_told(errors))

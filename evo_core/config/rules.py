@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from evo_core.config.pipeline_rules import pipeline_errors
 from evo_core.config.shape_rules import shape_errors
-from evo_core.config.tensor_rules import tensor_errors
+from evo_core.config.tensor_rules import sharing_error, tensor_errors
+from evo_core.config.weight_rules import weight_errors
 from evo_core.errors import ConfigError
 from evo_core.nearest import multiples, nearest
 from evo_core.storage.location import names_nothing
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
 
 
-def rule_errors(config: TrainConfig) -> Iterator[ConfigError]:
-    """Everything in a configuration that contradicts itself, whatever the number of ranks."""
+def rule_errors(config: TrainConfig, *, inference: bool = False) -> Iterator[ConfigError]:
+    """Everything in a configuration that contradicts itself, whatever the number of ranks.
+
+    Args:
+        inference: no training is meant: of a model and the ranks that share its layers only these can be changed.
+    """
     yield from shape_errors(config)
     yield from _batch(config)
     yield from _data(config)
@@ -26,8 +31,13 @@ def rule_errors(config: TrainConfig) -> Iterator[ConfigError]:
     yield from _schedules(config)
     yield from _loss_scale(config)
     yield from _checkpoints(config)
-    yield from _parallel(config)
-    yield from tensor_errors(config)
+    yield from _fsdp(config)
+    if inference:
+        error = sharing_error(config.model, config.parallel.tensor.size, "parallel.tensor.size")
+        yield from () if error is None else (error,)
+    else:
+        yield from tensor_errors(config)
+        yield from weight_errors(config)
     yield from pipeline_errors(config)
     yield from _generation(config)
 
@@ -149,17 +159,8 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
         yield ConfigError(message, key=key, hint='write content: ["model"]')
 
 
-def _parallel(config: TrainConfig) -> Iterator[ConfigError]:
-    parallel = config.parallel
-    if parallel.weight.size > 1:
-        if parallel.tensor.mode != "isp":
-            message = f"weight.size {parallel.weight.size} needs tensor.mode isp, not {parallel.tensor.mode}"
-            yield ConfigError(message, key="parallel.weight.size")
-        if parallel.weight.memory_pool and not parallel.weight.overlap:
-            yield ConfigError("needs weight.overlap", key="parallel.weight.memory_pool")
-    if parallel.zero1.fsdp and parallel.tensor.mode == "isp":
-        yield ConfigError("fsdp needs another tensor.mode than isp", key="parallel.zero1.fsdp")
-    if parallel.zero1.fsdp and getattr(config.model, "num_experts", 1) > 1:
+def _fsdp(config: TrainConfig) -> Iterator[ConfigError]:
+    if config.parallel.zero1.fsdp and getattr(config.model, "num_experts", 1) > 1:
         yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp")
 
 

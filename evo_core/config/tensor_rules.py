@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from evo_core.config.misfits import LARGEST, Misfit, cannot_share, near, one_error
 from evo_core.config.schema.model import ModelConfig
 from evo_core.errors import ConfigError
 from evo_core.nearest import multiples, nearest
@@ -13,28 +14,9 @@ from evo_core.nearest import multiples, nearest
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
 
-_LARGEST = 10_000
-"""Heads and tensor sizes that are proposed, at most: numbers beyond are slips of the hand."""
-
-
-class _Misfit(NamedTuple):
-    """Something that cannot be cut into so many parts.
-
-    Attributes:
-        key: what to change, if not the tensor size.
-        name: it, with its number.
-        sentence: what is wrong with it.
-        choice: how to write the key instead; "" where no value of it would do.
-    """
-
-    key: str
-    name: str
-    sentence: str
-    choice: str
-
 
 def tensor_errors(config: TrainConfig) -> Iterator[ConfigError]:
-    """What keeps the layers from being shared by ``parallel.tensor.size`` ranks.
+    """What keeps the layers, or with isp the sequence, from being shared by ``parallel.tensor.size`` ranks.
 
     One number that does not fit is named by its key. Where several do not, the tensor size is the mistake.
     """
@@ -42,7 +24,8 @@ def tensor_errors(config: TrainConfig) -> Iterator[ConfigError]:
     if size == 1:
         return
     if not isinstance(model, ModelConfig):
-        yield from _own_type(config)
+        if config.parallel.tensor.mode != "isp":  # which a type of a user's own has nothing of: weight_rules
+            yield from _own_type(config)
         return
     if model.attn_drop_rate > 0:
         yield ConfigError(
@@ -51,14 +34,7 @@ def tensor_errors(config: TrainConfig) -> Iterator[ConfigError]:
             key="model.attn_drop_rate",
             hint="set it to 0, or tensor.size to 1",
         )
-    misfits = list(_misfits(config, size))
-    if len(misfits) == 1:
-        (misfit,) = misfits
-        own = f"{misfit.choice}, or" if misfit.choice else "nearest:"
-        hint = f"{own} tensor.size {_nearest_size(config)}"
-        yield ConfigError(misfit.sentence, key=misfit.key, hint=hint)
-    elif misfits:
-        yield _cannot_share(misfits, size, _nearest_size(config), "parallel.tensor.size")
+    yield from one_error(list(_misfits(config, size)), size, "tensor.size", lambda: _nearest_size(config))
 
 
 def sharing_error(model: ModelConfig | Any, size: int, key: str) -> ConfigError | None:
@@ -74,43 +50,49 @@ def sharing_error(model: ModelConfig | Any, size: int, key: str) -> ConfigError 
         return _uncut(model.model_type, size, key)
     misfits = list(_of_model(model, size))
     sizes = _sizes(model, lambda n: not any(_of_model(model, n)))
-    return _cannot_share(misfits, size, nearest(size, sizes), key) if misfits else None
+    return cannot_share(misfits, size, nearest(size, sizes), key) if misfits else None
 
 
-def _cannot_share(misfits: list[_Misfit], size: int, sizes: str, key: str) -> ConfigError:
-    names = ", ".join(misfit.name for misfit in misfits)
-    return ConfigError(f"{size} ranks cannot share {names}", key=key, hint=f"nearest: {sizes}")
-
-
-def _misfits(config: TrainConfig, size: int) -> Iterator[_Misfit]:
-    yield from _of_model(config.model, size)
+def _misfits(config: TrainConfig, size: int) -> Iterator[Misfit]:
+    yield from (
+        sequence_misfits(config.model, size) if config.parallel.tensor.mode == "isp" else _of_model(config.model, size)
+    )
     yield from _sequence(config, size)
 
 
-def _of_model(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+def _of_model(model: ModelConfig, size: int) -> Iterator[Misfit]:
     yield from _vocabulary(model, size)
     yield from _heads(model, size)
-    yield from _widths(model, size)
+    yield from _mlp(model, size)
+    yield from _embedding(model, size)
 
 
-def _vocabulary(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+def sequence_misfits(model: ModelConfig, size: int) -> Iterator[Misfit]:
+    """What of a model does not divide over ranks that share the sequence, as isp has them: each does some heads, and
+    has a part of embedding and head. An MLP is done whole."""
+    yield from _vocabulary(model, size)
+    yield from _heads(model, size)
+    yield from _embedding(model, size)
+
+
+def _vocabulary(model: ModelConfig, size: int) -> Iterator[Misfit]:
     vocab = model.vocab_size
     if vocab % size:
         sentence = f"{vocab} does not divide over tensor.size {size}"
-        yield _Misfit("model.vocab_size", f"vocab_size {vocab}", sentence, _near(vocab, multiples(vocab, size)))
+        yield Misfit("model.vocab_size", f"vocab_size {vocab}", sentence, near(vocab, multiples(vocab, size)))
 
 
-def _heads(model: ModelConfig, size: int) -> Iterator[_Misfit]:
+def _heads(model: ModelConfig, size: int) -> Iterator[Misfit]:
     """Heads are dealt out; where there are fewer key and value heads than ranks, each of these is on several."""
     heads, kv_heads = model.num_attention_heads, model.num_kv_attention_heads
     if heads % size:
         key, sentence = "model.num_attention_heads", f"{heads} does not divide over tensor.size {size}"
-        yield _Misfit(key, f"num_attention_heads {heads}", sentence, _near(heads, _fitting_heads(model, size)))
+        yield Misfit(key, f"num_attention_heads {heads}", sentence, near(heads, _fitting_heads(model, size)))
     elif not _divides(kv_heads, size):
         key = "model.num_kv_attention_heads"
-        legal = [n for n in range(1, min(heads, _LARGEST) + 1) if heads % n == 0 and _divides(n, size)]
+        legal = [n for n in range(1, min(heads, LARGEST) + 1) if heads % n == 0 and _divides(n, size)]
         sentence = f"{kv_heads} does not divide over tensor.size {size}, nor tensor.size by it"
-        yield _Misfit(key, f"num_kv_attention_heads {kv_heads}", sentence, _near(kv_heads, legal))
+        yield Misfit(key, f"num_kv_attention_heads {kv_heads}", sentence, near(kv_heads, legal))
 
 
 def _divides(kv_heads: int, size: int) -> bool:
@@ -123,36 +105,38 @@ def _fitting_heads(model: ModelConfig, size: int) -> list[int]:
     follows = model.head_dim * heads == hidden
     return [
         n
-        for n in range(size, min(2 * heads + size, _LARGEST), size)
+        for n in range(size, min(2 * heads + size, LARGEST), size)
         if (n % kv_heads == 0 or kv_heads == heads) and not (follows and (hidden % n or hidden // n % 2))
     ]
 
 
-def _widths(model: ModelConfig, size: int) -> Iterator[_Misfit]:
-    width, hidden = model.mlp_hidden_size, model.hidden_size
+def _mlp(model: ModelConfig, size: int) -> Iterator[Misfit]:
+    width = model.mlp_hidden_size
     if width % size:
         sentence = f"the MLP is {width} wide, which does not divide over tensor.size {size}"
-        choice = _near(model.multiple_of, multiples(model.multiple_of, size))
-        yield _Misfit("model.multiple_of", f"an MLP {width} wide", sentence, choice)
+        choice = near(model.multiple_of, multiples(model.multiple_of, size))
+        yield Misfit("model.multiple_of", f"an MLP {width} wide", sentence, choice)
+
+
+def _embedding(model: ModelConfig, size: int) -> Iterator[Misfit]:
+    hidden = model.hidden_size
     if model.embed_split_hidden and not model.tie_word_embeddings and hidden % size:
         sentence = f"hidden_size {hidden} does not divide over tensor.size {size}"
-        yield _Misfit("model.embed_split_hidden", f"hidden_size {hidden}", sentence, "set it to false")
+        yield Misfit("model.embed_split_hidden", f"hidden_size {hidden}", sentence, "set it to false")
 
 
-def _sequence(config: TrainConfig, size: int) -> Iterator[_Misfit]:
-    """Between the layers msp and fsp leave each rank a part of the micro-batch's tokens."""
+def _sequence(config: TrainConfig, size: int) -> Iterator[Misfit]:
+    """Between the layers msp, fsp and isp leave each rank a part of the micro-batch's tokens."""
     data, mode = config.data, config.parallel.tensor.mode
     packed = data.packed_length
     if mode == "mtp" or packed % size == 0:
         return
-    choice = _near(data.seq_len, multiples(data.seq_len, size // math.gcd(size, data.micro_bsz)))
+    choice = near(data.seq_len, multiples(data.seq_len, size // math.gcd(size, data.micro_bsz)))
+    if mode != "isp":
+        choice += ", or tensor.mode mtp"
     tokens = f"seq_len {data.seq_len} x micro_bsz {data.micro_bsz} = {packed} tokens"
     sentence = f"micro-batches of {tokens} do not divide over tensor.size {size}, as {mode} needs"
-    yield _Misfit("data.seq_len", f"micro-batches of {packed} tokens", sentence, f"{choice}, or tensor.mode mtp")
-
-
-def _near(value: int, legal: list[int]) -> str:
-    return f"nearest: {near}" if (near := nearest(value, legal)) else ""
+    yield Misfit("data.seq_len", f"micro-batches of {packed} tokens", sentence, choice)
 
 
 def _nearest_size(config: TrainConfig) -> str:
@@ -162,7 +146,7 @@ def _nearest_size(config: TrainConfig) -> str:
 
 def _sizes(model: ModelConfig, fit: Callable[[int], bool]) -> list[int]:
     heads = model.num_attention_heads
-    return [n for n in range(1, min(heads, _LARGEST) + 1) if heads % n == 0 and fit(n)]
+    return [n for n in range(1, min(heads, LARGEST) + 1) if heads % n == 0 and fit(n)]
 
 
 def _own_type(config: TrainConfig) -> Iterator[ConfigError]:

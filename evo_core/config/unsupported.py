@@ -41,8 +41,9 @@ def _is(allowed: object) -> Test:
     return lambda value, config: bool(value == allowed)
 
 
-def _whole_or_staged(fsdp: bool, config: TrainConfig) -> bool:
-    return not fsdp or config.parallel.pipeline.size > 1  # then no version could
+def _whole_or_impossible(fsdp: bool, config: TrainConfig) -> bool:
+    parallel = config.parallel
+    return not fsdp or parallel.pipeline.size > 1 or parallel.tensor.mode == "isp"  # with these no version could
 
 
 def _local(value: str | None, config: TrainConfig) -> bool:
@@ -61,7 +62,9 @@ REFUSALS = (
     Refusal("resume_tb_folder", _is(None), "this version does not carry on old records", "leave it out"),
     Refusal("data.train_folder", _local_or_shards, _NO_STREAM, _ANOTHER),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
-    Refusal("parallel.zero1.fsdp", _whole_or_staged, "this version splits optimizer states only", "set it to false"),
+    Refusal(
+        "parallel.zero1.fsdp", _whole_or_impossible, "this version splits optimizer states only", "set it to false"
+    ),
     Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
     Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
 )
@@ -79,8 +82,12 @@ def _no_tensor(config: TrainConfig, device: str) -> bool:
     return config.parallel.tensor.size == 1
 
 
-def _no_sharing(config: TrainConfig, device: str) -> bool:
-    return _no_tensor(config, device) and _no_weight(config, device)
+def _no_tensor_but_isp(config: TrainConfig, device: str) -> bool:
+    return _no_tensor(config, device) and config.parallel.tensor.mode != "isp"
+
+
+def _isp_of_one(config: TrainConfig, device: str) -> bool:
+    return _no_tensor(config, device) and _no_weight(config, device) and config.parallel.tensor.mode == "isp"
 
 
 def _cut_as_head(config: TrainConfig, device: str) -> bool:
@@ -186,7 +193,8 @@ EFFECTLESS = (
     Effectless("model.moe_use_residual", _no_experts, "num_experts is 1"),
     Effectless("model.moe_type", _no_experts, "num_experts is 1"),
     Effectless("model.max_position_embeddings", _no_stretching, "use_dynamic_ntk_rope is false"),
-    Effectless("parallel.tensor.mode", _no_sharing, "tensor.size is 1"),
+    Effectless("parallel.tensor.mode", _no_tensor_but_isp, "tensor.size is 1"),
+    Effectless("parallel.tensor.mode", _isp_of_one, "tensor.size and weight.size are 1"),
     Effectless("parallel.pipeline.interleaved_overlap", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.pipeline.interleaved_overlap", _no_chunks, "num_chunks is 1"),
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),

@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from evo_core.data import data_types, validation_batches
+from evo_core.data import Batch, data_types, validation_batches
 from evo_core.data.loader.shared import shared, shared_batches
 from evo_core.evaluate.blocks import BLOCKS, block_sums, stderr
+from evo_core.evaluate.in_step import in_step
 from evo_core.evaluate.perplexity import perplexity
 from evo_core.model.evaluating import evaluating
 from evo_core.parallel.collectives import broadcast, failing_together
 from evo_core.parallel.passes import MicroBatch, Passes, WholeModel, passes_of
 
 if TYPE_CHECKING:
-    from evo_core.data import Batch
     from evo_core.model import ModelOutput
     from evo_core.parallel.mesh import Mesh
 
@@ -73,11 +73,7 @@ def holdout(
     with evaluating(model):
         for number, name in enumerate(types):
             begin = partial(validation_batches, folder, name, seq_len=seq_len, micro_bsz=micro_bsz, **reading)
-            # A copy whose text is wrong gives up as a whole, and tells the others when they have done their part.
-            with failing_together(mesh.data.group) if mesh is not None else nullcontext():
-                batches = _batches(begin, mesh)
-                while some := [batch.to(device) for batch in islice(batches, passes.at_once)]:
-                    _add(sums[number], passes, some)
+            _read_through(sums[number], passes, begin, mesh, (seq_len, micro_bsz))
             if on_type is not None:
                 on_type(number + 1, len(types))
     if mesh is not None:
@@ -86,10 +82,32 @@ def holdout(
 
 
 def _types(folder: str | Path | None, mesh: Mesh | None) -> tuple[str, ...]:
+    """Those of the first copy of the model: another that has not all of them cannot read its text."""
     if mesh is None:
         return data_types(folder)
-    with failing_together(mesh.data.group):
-        return shared(lambda: shared(lambda: data_types(folder), mesh.tensor), mesh.pipeline)
+    return shared(lambda: shared(lambda: shared(lambda: data_types(folder), mesh.tensor), mesh.pipeline), mesh.data)
+
+
+def _read_through(
+    sums: Tensor, passes: Passes, begin: Callable[..., Iterator[Batch]], mesh: Mesh | None, shape: tuple[int, int]
+) -> None:
+    """Add the sums by block [3, BLOCKS] of a data type; every rank must call it.
+
+    Args:
+        begin: `validation_batches` of the type.
+        shape: seq_len and micro_bsz.
+    """
+    if mesh is not None and mesh.copies_share_weights:
+        empty = Batch.without_targets(1, shape[0] * shape[1], shape[0])
+        batches = _batches(begin, mesh)
+        for some in in_step(batches, passes.at_once, empty=empty, copies=mesh.data, device=sums.device):
+            _add(sums, passes, some)
+        return
+    # A copy whose text is wrong gives up as a whole, and tells the others when they have done their part.
+    with failing_together(mesh.data.group) if mesh is not None else nullcontext():
+        batches = _batches(begin, mesh)
+        while some := list(islice(batches, passes.at_once)):
+            _add(sums, passes, some)
 
 
 def _batches(begin: Callable[..., Iterator[Batch]], mesh: Mesh | None) -> Iterator[Batch]:
@@ -103,6 +121,7 @@ def _batches(begin: Callable[..., Iterator[Batch]], mesh: Mesh | None) -> Iterat
 
 def _add(sums: Tensor, passes: Passes, batches: list[Batch]) -> None:
     """Add the sums by block [3, BLOCKS] of some batches of one micro-batch; nothing where there are no outputs."""
+    batches = [batch.to(sums.device) for batch in batches]
 
     def micro_batch(i: int) -> MicroBatch:
         batch = batches[i]

@@ -95,9 +95,9 @@ class Bucket:
         self.work: Pending | None = None
         self.unsummed: list[Axis] = []
 
-    def owned(self, zero_rank: int) -> int:
-        """Elements that a rank owns, padding not counted."""
-        return sum(slot.owned(zero_rank) for slot in self.slots)
+    def owned(self) -> int:
+        """Elements that this rank owns, padding not counted."""
+        return sum(slot.owned(self.zero.rank) for slot in self.slots)
 
     def attach(self, master: torch.Tensor, grad: torch.Tensor) -> None:
         """Take the rank's row of the master values and of the reduced gradients, both [width], and fill the former."""

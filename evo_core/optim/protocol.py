@@ -31,8 +31,8 @@ class Optimizer(Protocol):
     dtype: torch.dtype
 
     @property
-    def shares(self) -> list[int]:
-        """Elements of the parameters here that each rank among those that share the state updates, in their order."""
+    def share(self) -> int:
+        """Elements of the parameters that this rank updates."""
 
     def begin(self) -> None:
         """Start a step."""

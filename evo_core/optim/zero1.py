@@ -122,10 +122,9 @@ class Zero1AdamW:
                 slot.param.register_post_accumulate_grad_hook(hook)
 
     @property
-    def shares(self) -> list[int]:
-        """Elements of the parameters here that each rank of the ZeRO axis updates."""
-        size = max(group.zero.size for group in self.groups)
-        return [sum(bucket.owned(rank) for bucket in self.buckets) for rank in range(size)]
+    def share(self) -> int:
+        """Elements of the parameters that this rank updates."""
+        return sum(bucket.owned() for bucket in self.buckets)
 
     def begin(self) -> None:
         """Start a step."""

@@ -196,26 +196,30 @@ def degree_errors(
     Args:
         most_stages: that the model has layers for, where that is known: no more are proposed.
     """
-    pipeline = parallel.pipeline.size
-    for name, size in (("tensor", parallel.tensor.size), ("weight", parallel.weight.size)):
+    pipeline, tensor, weight = parallel.pipeline.size, parallel.tensor.size, parallel.weight.size
+    for name, size, beside in (("tensor", tensor, weight), ("weight", weight, tensor)):
         if world_size % (pipeline * size):
-            yield _indivisible(world_size, pipeline, name, size, most_stages or world_size)
+            yield _indivisible(world_size, pipeline, name, size, beside, most_stages or world_size)
             return
     ranks, zero1 = _weight_data(parallel, world_size), parallel.zero1.size
     if zero1 > 0 and ranks % zero1:
-        divided = f"weight {parallel.weight.size}" if _isp(parallel) else f"tensor {parallel.tensor.size}"
+        whose = "ranks that hold the same part of the weights" if _isp(parallel) else "data-parallel ranks"
+        divided = f"weight {weight}" if _isp(parallel) else f"tensor {tensor}"
         yield ConfigError(
-            f"{zero1} does not divide the {ranks} data-parallel ranks "
-            f"({world_size} ranks / pipeline {pipeline} / {divided})",
+            f"{zero1} does not divide the {ranks} {whose} ({world_size} ranks / pipeline {pipeline} / {divided})",
             key="parallel.zero1.size",
             hint=f"nearest: {nearest(zero1, divisors(ranks))}; -1 takes all",
         )
 
 
-def _indivisible(world_size: int, pipeline: int, name: str, size: int, most_stages: int) -> ConfigError:
-    """The ranks do not divide into stages and the ranks that share a layer (``tensor``) or a weight (``weight``)."""
-    misfit = _Misfit.of(world_size, pipeline, size, most_stages)
-    multiple = pipeline * size
+def _indivisible(world_size: int, pipeline: int, name: str, size: int, beside: int, most_stages: int) -> ConfigError:
+    """The ranks do not divide into stages and the ranks that share a layer (``tensor``) or a weight (``weight``).
+
+    Args:
+        beside: of the two the other size; what is proposed goes with it.
+    """
+    misfit = _Misfit.of(world_size, pipeline, size, most_stages, beside)
+    multiple = pipeline * math.lcm(size, beside)
     ranks = nearest(world_size, [n * multiple for n in range(1, world_size // multiple + 2)])
     choices = misfit.choices("pipeline.size", f"{name}.size")
     return ConfigError(
@@ -261,16 +265,21 @@ class _Misfit(NamedTuple):
     pairs: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, world_size: int, stages: int, sharing: int, most_stages: int) -> _Misfit:
-        """With what fits instead."""
+    def of(cls, world_size: int, stages: int, sharing: int, most_stages: int, beside: int = 1) -> _Misfit:
+        """With what fits instead.
 
-        def beside(sharing: int) -> list[int]:
-            return [s for s in divisors(world_size // sharing) if s <= most_stages]
+        Args:
+            beside: of another kind of sharing, into which each stage divides too.
+        """
 
-        legal_stages = beside(sharing) if world_size % sharing == 0 else []
+        def fitting(sharing: int) -> list[int]:
+            common = math.lcm(sharing, beside)
+            return [s for s in divisors(world_size // common) if s <= most_stages] if world_size % common == 0 else []
+
+        legal_stages = fitting(sharing)
         legal_sharing = divisors(world_size // stages) if world_size % stages == 0 else []
         is_either = legal_stages or legal_sharing
-        pairs = [] if is_either else [(s, t) for t in divisors(world_size) for s in beside(t)]
+        pairs = [] if is_either else [(s, t) for t in divisors(world_size) for s in fitting(t)]
         return cls(stages, sharing, legal_stages, legal_sharing, pairs)
 
     @property

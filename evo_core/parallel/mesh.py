@@ -102,6 +102,12 @@ class Mesh:
         return self._runs[size]
 
     @property
+    def copies_share_weights(self) -> bool:
+        """Whether ranks that see different batches fetch weights from each other (isp), so that each waits for the
+        others in every pass."""
+        return self.weights is not None and self.tensor.size % self.weights.cut.size != 0
+
+    @property
     def is_log_rank(self) -> bool:
         """Whether this rank prints, writes metrics and reads the stop file: the first of the world, at every layout."""
         return self.world.rank == 0

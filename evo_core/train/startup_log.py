@@ -39,6 +39,8 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     own |= {"dp": mesh.data.rank, "zero": mesh.zero.rank}
     if mesh.tensor.size > 1:
         own["tp"] = mesh.tensor.rank
+    if mesh.weights is not None:
+        own["wp"] = mesh.weights.cut.rank
     own["local"] = ranks.local_rank
     if mesh.pipeline.size > 1:
         own["layers"] = _layers(cfg, mesh)
@@ -121,10 +123,15 @@ def log_parts(
 
 
 def _shares(optimizer: Optimizer, mesh: Mesh) -> str:
-    """Elements by the ranks that share the optimizer's state; of a pipeline for each rank of it."""
+    """Elements by the ranks that share the optimizer's state; of a pipeline for each rank of it.
+
+    With isp not all of the state is shared by as many ranks.
+    """
+    axes = [mesh.zero, *([] if mesh.weights is None else [mesh.weights.zero])]
+    shares = gather_objects(optimizer.share, max(axes, key=lambda axis: axis.size).group)
     if mesh.pipeline.size == 1:
-        return str(optimizer.shares)
-    of_each = gather_objects(optimizer.shares, mesh.pipeline.group)
+        return str(shares)
+    of_each = gather_objects(shares, mesh.pipeline.group)
     return ", ".join(f"{shares} (pipeline rank {number})" for number, shares in enumerate(of_each))
 
 

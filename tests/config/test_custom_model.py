@@ -151,3 +151,18 @@ def test_nor_has_one_that_takes_the_settings_of_the_shipped_ones() -> None:
     registry.register_model_type("LIKE-SHIPPED", LikeShipped, replace=True)
     with pytest.raises(ConfigError, match=r"parallel.pipeline.size: 2: LIKE-SHIPPED is a model type of your own"):
         job({"model_type": "LIKE-SHIPPED", "parallel": {"pipeline": 2}})
+
+
+@pytest.mark.parametrize(("tensor", "weight", "hint"), [(2, 1, "write mtp"), (1, 2, "write mtp with weight.size 1")])
+def test_nor_blocks_whose_weights_could_be_gathered(tensor: int, weight: int, hint: str) -> None:
+    parallel = {"tensor": {"size": tensor, "mode": "isp"}, "weight": weight}
+    registry.register_model_type("STATE", Cuttable, replace=True)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.model_validate({"model_type": "STATE", "model": {"hidden_size": 8}, "parallel": parallel})
+    assert str(caught.value) == (
+        'parallel.tensor.mode: "isp": STATE is a model type of your own, whose blocks are not known here '
+        f"({hint}: docs/models.md)"
+    )
+    registry.register_model_type("LIKE-SHIPPED", LikeShipped, replace=True)
+    with pytest.raises(ConfigError, match=r'parallel.tensor.mode: "isp": LIKE-SHIPPED is a model type of your own'):
+        job({"model_type": "LIKE-SHIPPED", "parallel": parallel})

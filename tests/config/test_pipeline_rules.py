@@ -110,10 +110,6 @@ REFUSED = {
         stages(2, parallel={"zero1": {"fsdp": True}}),
         "parallel.zero1.fsdp: fsdp needs pipeline.size 1 (set it to false)",
     ),
-    "isp": (
-        stages(2, parallel={"tensor": {"size": 2, "mode": "isp"}}),
-        'parallel.tensor.mode: "isp": this version has no isp (write msp, mtp or fsp)',
-    ),
     "no stages": (
         stages(2, parallel={"pipeline": {"size": 0}}),
         "parallel.pipeline.size: must be at least 1, not 0",

@@ -67,11 +67,6 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
             "parallel.tensor.size: 3 ranks cannot share vocab_size 128, num_attention_heads 4, an MLP 256 wide, "
             "hidden_size 64 (nearest: 2 or 4)",
         ),
-        (at("parallel.weight.size", 2), "parallel.weight.size: weight.size 2 needs tensor.mode isp, not mtp"),
-        (
-            at("parallel", {"tensor": {"mode": "isp"}, "weight": {"size": 2, "memory_pool": True}}),
-            "parallel.weight.memory_pool: needs weight.overlap",
-        ),
         (
             {"data": {"global_batch_tokens": 8192, "micro_num": 2}},
             "data.micro_num: follows from global_batch_tokens and the ranks at hand (state one of the two)",

@@ -20,8 +20,6 @@ REFUSED = {
         "data", {"type": "hf", "train_folder": "s3://b/x", "tokenizer_path": "x", "pack_sample_into_one": False}
     ),
     "model.is_reward": at("model.is_reward", True),
-    "parallel.tensor.mode": at("parallel.tensor", {"size": 2, "mode": "isp"}),
-    "parallel.weight.size": at("parallel", {"weight": 2, "tensor": {"mode": "isp"}}),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
     "monitor.alert.enable_feishu_alert": at("monitor.alert.enable_feishu_alert", True),
     "monitor.alert.light_monitor_address": at("monitor.alert.light_monitor_address", "http://x"),
@@ -42,8 +40,8 @@ def test_a_refusal_is_one_clear_sentence() -> None:
     assert refusal(REFUSED["output_tf32"]) == (
         "output_tf32: true: this version computes the head like the rest (set it to false)"
     )
-    assert refusal(REFUSED["parallel.tensor.mode"]) == (
-        'parallel.tensor.mode: "isp": this version has no isp (write msp, mtp or fsp)'
+    assert refusal(REFUSED["parallel.zero1.fsdp"]) == (
+        "parallel.zero1.fsdp: true: this version splits optimizer states only (set it to false)"
     )
 
 

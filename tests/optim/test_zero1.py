@@ -321,7 +321,7 @@ def test_shares_are_rows_and_may_be_empty() -> None:
             net.register_parameter(name, nn.Parameter(torch.ones(shape)))
         optimizer = zero1_adamw(net, mesh_of(-1))
         moments = {name[8:]: placed for name, placed in optimizer.state().items() if name.startswith("exp_avg.")}
-        assert optimizer.shares[dist.get_rank()] == sum(placed.local.numel() for placed in moments.values())
+        assert optimizer.share == sum(placed.local.numel() for placed in moments.values())
         return {
             name: (list(placed.local.shape), [str(piece.where) for piece, _ in placed.pieces()])
             for name, placed in moments.items()

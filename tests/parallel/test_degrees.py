@@ -70,7 +70,8 @@ def degrees(parallel: dict[str, Any], world_size: int) -> Degrees:
         (
             {"tensor": {"size": 2, "mode": "isp"}, "weight": 4, "zero1": 4},
             8,
-            "parallel.zero1.size: 4 does not divide the 2 data-parallel ranks (8 ranks / pipeline 1 / weight 4)",
+            "parallel.zero1.size: 4 does not divide the 2 ranks that hold the same part of the weights "
+            "(8 ranks / pipeline 1 / weight 4) (nearest: 2; -1 takes all)",
         ),
         (
             {"tensor": 2, "zero1": 4},
@@ -150,7 +151,8 @@ def test_degrees(parallel: dict[str, Any], world_size: int, expected: Degrees) -
     got = degrees(parallel, world_size)
     assert got == expected
     assert got.pipeline * got.data * got.tensor == world_size
-    assert got.replicas * got.zero1 == got.weight_data
+    assert got.replicas * got.zero == got.data
+    assert got.weight_data % got.zero1 == 0
     assert data_parallel_size(ParallelConfig.model_validate(parallel), world_size) == got.data
 
 

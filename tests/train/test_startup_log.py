@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evo_core.model import build_model
+from evo_core.model import build_model, count_parameters
 from tests.data.corpora import write_bin
 from tests.ranks import run_on_ranks
 from tests.train.jobs import job, run
@@ -63,3 +63,21 @@ def test_the_tables_of_ranks_and_their_shares(ranks: int, zero1: int, tmp_path: 
     assert size != 3 or len(set(shares)) > 1
     rows = [line.split() for line in said.partition("ranks:\n")[2].splitlines()[1 : ranks + 1]]
     assert [row[:4] for row in rows] == [[str(n), str(n), str(n % size), str(n)] for n in range(ranks)]
+
+
+@pytest.mark.parametrize(("tensor", "weight", "zero1"), [(1, 2, 1), (2, 1, 2)])
+def test_shares_where_one_part_of_the_model_is_shared_by_more_ranks_than_another(
+    tensor: int, weight: int, zero1: int, tmp_path: Path
+) -> None:
+    """With isp the state of the blocks' layers is cut over other ranks than that of the rest."""
+    parallel = {"tensor": {"size": tensor, "mode": "isp"}, "weight": {"size": weight}, "zero1": {"size": zero1}}
+    cfg = job(tmp_path, ckpt__enable_save_ckpt=False, data__total_steps=1, parallel=parallel)
+    run_on_ranks(run, 2, cfg, tmp_path / "run")
+    said = (tmp_path / "run" / "train.log").read_text()
+    whole = build_model(cfg.model, device="meta")
+    kept = [p for name, p in whole.named_parameters() if "norm" in name]  # on both ranks, all else on one of them
+    updated = count_parameters(whole) + (sum(p.numel() for p in kept) if tensor > 1 else 0)
+    (shares,) = re.findall(r"Number of elements on ranks: \[(\d+), (\d+)\]", said)
+    assert sum(map(int, shares)) == updated
+    names, *rows = [line.split() for line in said.partition("ranks:\n")[2].splitlines()[:3]]
+    assert [row[names.index("wp")] for row in rows] == [str(rank % weight) for rank in range(2)]

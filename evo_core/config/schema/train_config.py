@@ -48,6 +48,9 @@ from evo_core.config.write import to_plain, to_yaml
 from evo_core.errors import ConfigError
 from evo_core.parallel.degrees import Degrees, data_parallel_size, degree_errors
 
+INFERENCE = "inference"
+"""The context of pydantic's in which a configuration is checked where no training is meant."""
+
 
 def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
     name = info.data.get("model_type", SHIPPED[0])
@@ -193,7 +196,7 @@ class TrainConfig(Block):
         Args:
             data: the configuration as nested plain data.
             references: dotted key to the reference it was written as, such as ``${oc.env:NAME}``.
-            options: pydantic's.
+            options: pydantic's; of contexts there is `INFERENCE`.
         """
         try:
             config = super().model_validate(data, **options)
@@ -222,8 +225,9 @@ class TrainConfig(Block):
         return data
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        raise_all([*rule_errors(self), *location_errors(self), *refusal_errors(self)])
+    def _fits_together(self, info: ValidationInfo) -> Self:
+        rules = rule_errors(self, inference=info.context == INFERENCE)
+        raise_all([*rules, *location_errors(self), *refusal_errors(self)])
         return self
 
 

@@ -37,6 +37,9 @@ class GradientSum:
     @classmethod
     def of(cls, layer: GatheredLinear) -> Collected:
         """One for a use that is to come."""
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:  # in its own type the sum over the ranks would be rounded, or in 16 bits infinite
+                parameter.grad_dtype = accumulation_dtype(parameter.dtype)
         empty = cls(layer)
         return Collected(empty, *_Collect.apply(empty, layer.weight, layer.bias))
 
