@@ -141,16 +141,19 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
 
 
 def _weight_axes(degrees: Degrees, device_type: str) -> WeightAxes:
-    """Groups of their own even where they are of the same ranks as others: messages of one group wait for each other,
-    and weights are to be under way while the sequence is exchanged."""
+    """The group that weights are cut over is one of its own even where it is of the same ranks as another: messages of
+    one group wait for each other, and weights are to be under way while the sequence is exchanged."""
     sizes = (degrees.pipeline, degrees.weight_data // degrees.zero1, degrees.zero1, degrees.weight)
     devices = init_device_mesh(device_type, sizes, mesh_dim_names=("weight_pipeline", "replica", "zero", "weight"))
 
     def axis(name: AxisName, group: dist.ProcessGroup) -> Axis:
         return _axis(name, group, degrees.line(name).stride)
 
+    cut = devices.get_group("weight")
+    if cut is _default_group():  # of all ranks a mesh makes no other
+        cut = _group_of(tuple(range(degrees.world)))
     return WeightAxes(
-        cut=axis("weight", devices.get_group("weight")),
+        cut=axis("weight", cut),
         data=axis("weight_data", devices["replica", "zero"]._flatten("weight_data").get_group()),
         replica=axis("weight_replica", devices.get_group("replica")),
         zero=axis("weight_zero", devices.get_group("zero")),
