@@ -1,9 +1,9 @@
 """What sharing a model costs and spares, beside torch's own: ``python -m benchmarks.parallel``.
 
-Of tensor parallelism (pipelines are in pipeline.py): one Llama is trained on ranks of this machine by each mode (mtp,
-msp, fsp), by one process, and by torch's tensor parallelism over DTensor with and without its sequence parallelism. All
-have the same weights and documents; losses and gradients are compared with one process's, and a difference ends the
-benchmark. Of each micro-batch is printed:
+Of tensor parallelism (pipelines are in pipeline.py, isp is in gathering.py): one Llama is trained on ranks of this
+machine by each mode (mtp, msp, fsp), by one process, and by torch's tensor parallelism over DTensor with and without
+its sequence parallelism. All have the same weights and documents; losses and gradients are compared with one process's,
+and a difference ends the benchmark. Of each micro-batch is printed:
 
 - ``sent``: bytes that a rank sends, counted and by formula (traffic.py), which must be equal;
 - ``kept``: memory that the forward pass keeps for the backward pass, on one rank;
@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks import pipeline
+from benchmarks import gathering, pipeline
 from benchmarks.dtensor_peer import DTensorDecoder
 from benchmarks.peer_models import Shape, evo
 from benchmarks.traffic import kept, sent
@@ -307,11 +307,17 @@ def pipeline_row_of(text: str) -> pipeline.Row:
     return pipeline.Row(int(hidden), int(tokens), int(micro_num), *map(float, recomputed))
 
 
+def isp_row_of(text: str) -> gathering.Row:
+    """As on the command line: ``1x2x256x256``, or with recomputed blocks ``1x2x256x256x1``."""
+    tensor, weight, hidden, tokens, *recomputed = text.split("x")
+    return gathering.Row(int(tensor), int(weight), int(hidden), int(tokens), *map(float, recomputed))
+
+
 def main() -> None:
     """Measure and print; with --json write the figures too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2, help="(2)")
-    parser.add_argument("--only", choices=("tensor", "pipeline"), help="one of the two (both)")
+    parser.add_argument("--only", choices=("tensor", "pipeline", "isp"), help="one of them (all)")
     parser.add_argument(
         "--rows",
         type=row_of,
@@ -328,6 +334,13 @@ def main() -> None:
         metavar="HIDDENxTOKENSxMICRO_NUM[xRECOMPUTED]",
         help="(64x128x4 …)",
     )
+    parser.add_argument(
+        "--isp-rows",
+        type=isp_row_of,
+        nargs="+",
+        metavar="TENSORxWEIGHTxHIDDENxTOKENS[xRECOMPUTED]",
+        help="(1x2x256x256 …)",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="steps of each that are measured (7)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
@@ -339,12 +352,16 @@ def main() -> None:
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(results, indent=1))
 
-    for row in arguments.rows if arguments.only != "pipeline" else ():
+    for row in arguments.rows if arguments.only in (None, "tensor") else ():
         found = combine(run_on_ranks(measure, arguments.ranks, row, arguments.rounds, timeout=600))
         print("\n".join(show(row, found)), flush=True)
         keep({row.name: found})
-    if arguments.only != "tensor":
+    if arguments.only in (None, "pipeline"):
         for line, figures in pipeline.run(arguments.ranks, arguments.rounds, arguments.pipeline_rows):
+            print(line, flush=True)
+            keep(figures)
+    if arguments.only in (None, "isp"):
+        for line, figures in gathering.run(arguments.ranks, arguments.rounds, arguments.isp_rows):
             print(line, flush=True)
             keep(figures)
 

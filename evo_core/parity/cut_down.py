@@ -8,6 +8,7 @@ that activations keep their size.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
         )
     layout = _layout(cfg, ranks)
     layers = _layers(model.num_layers, cfg.parallel.pipeline.size, layout)
-    sizes = {"num_layers": layers, **_sizes(model, cfg.parallel.tensor.size, layout.parallel["tensor"]["size"])}
+    sizes = {"num_layers": layers, **_sizes(model, cfg.parallel.tensor.size, layout.parallel)}
     scale = math.sqrt(max(model.hidden_size / sizes["hidden_size"], 1.0))
     left_out = {"model_type", "use_fp32_norm", "moe", "dtype", "num_chunks", *_WAY_OF_MODEL, *STDS, *sizes}
     kept = model.model_dump(exclude=left_out)
@@ -83,19 +84,28 @@ def _layout(cfg: TrainConfig, ranks: int) -> Layout:
     """The job's layout where it fits the ranks; else the nearest one with as many of its kinds of parallelism as there
     are ranks for."""
     said = cfg.parallel
-    stages, tensor, zero1 = said.pipeline.size, said.tensor.size, said.zero1.size
-    fitting = [(p, t) for p in _up_to(stages, ranks) for t in _up_to(tensor, ranks // p)]
-    if (stages, tensor) in fitting and not (zero1 > 0 and ranks // (stages * tensor) % zero1):
-        size = stages, tensor
+    stages, tensor, weight, zero1 = said.pipeline.size, said.tensor.size, said.weight.size, said.zero1.size
+    fitting = [
+        (p, t, w) for p in _up_to(stages, ranks) for t in _up_to(tensor, ranks // p) for w in _up_to(weight, ranks // p)
+    ]
+
+    def alike(p: int, t: int, w: int) -> int:
+        """Ranks that hold the same part of a block's weights, among which their optimizer's state is shared."""
+        return ranks // (p * (w if said.tensor.mode == "isp" else t))
+
+    wanted = stages, tensor, weight
+    if wanted in fitting and not (zero1 > 0 and alike(*wanted) % zero1):
+        size = wanted
     else:
 
-        def kinds(p: int, t: int) -> int:
-            return (p > 1) + (t > 1) + (ranks > p * t and zero1 != 1)
+        def kinds(p: int, t: int, w: int) -> int:
+            return (p > 1) + (t > 1) + (w > 1) + (alike(p, t, w) > 1 and zero1 != 1)
 
         size = max(fitting, key=lambda each: (kinds(*each), math.prod(each), each[0]))
-    share = zero1 if zero1 <= 0 else max(_up_to(zero1, ranks // math.prod(size)))
+    share = zero1 if zero1 <= 0 else max(_up_to(zero1, alike(*size)))
     block = said.model_dump()
-    block["pipeline"]["size"], block["tensor"]["size"], block["zero1"]["size"] = *size, share
+    for name, small in zip(("pipeline", "tensor", "weight", "zero1"), (*size, share), strict=True):
+        block[name]["size"] = small
     return Layout(OWN, ranks, block, chunks=getattr(cfg.model, "num_chunks", 1) if size[0] > 1 else 1)
 
 
@@ -104,8 +114,14 @@ def _up_to(size: int, ranks: int) -> list[int]:
     return [each for each in divisors(ranks) if each <= size]
 
 
-def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]:
-    """The small model's sizes but for its layers, by key."""
+def _sizes(model: ModelConfig, tensor: int, small: Mapping[str, Any]) -> dict[str, Any]:
+    """The small model's sizes but for its layers, by key.
+
+    Args:
+        tensor: ranks that share each layer, or the sequence, of the large one.
+        small: the `parallel` block of the small one.
+    """
+    small_tensor, weight = small["tensor"]["size"], small["weight"]["size"]
     heads, kv_heads = _heads(model, tensor, small_tensor)
     inner = model.num_attention_heads * model.head_dim / model.hidden_size  # where heads are wider than the stream
     head_dim = min(2 * max(2, round(_HIDDEN * min(inner, 2.0) / heads / 2)), model.head_dim)
@@ -116,7 +132,7 @@ def _sizes(model: ModelConfig, tensor: int, small_tensor: int) -> dict[str, Any]
         "num_kv_attention_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": min(model.vocab_size, _VOCAB),
-        "multiple_of": min(model.multiple_of, 4),
+        "multiple_of": math.lcm(min(model.multiple_of, 4), weight),
         "num_experts": min(model.num_experts, max(_EXPERTS, model.moe.top_k)),
     }
 
@@ -148,7 +164,7 @@ def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]
     """What was made smaller, from what to what."""
     was = {f"model.{name}": (getattr(cfg.model, name), value) for name, value in sizes.items()}
     was |= {"data.seq_len": (cfg.data.seq_len, SEQ_LEN), "data.micro_bsz": (cfg.data.micro_bsz, MICRO_BSZ)}
-    for block in ("pipeline", "tensor", "zero1"):
+    for block in ("pipeline", "tensor", "weight", "zero1"):
         was[f"parallel.{block}.size"] = (getattr(cfg.parallel, block).size, layout.parallel[block]["size"])
     changed = [f"{key} {before} -> {after}" for key, (before, after) in was.items() if before != after]
     return [*changed, "random documents, five steps at a rate of 0.001 (adam_eps 1e-4), in place of data and schedule"]

@@ -11,7 +11,7 @@ from evo_core.parity.layouts import Row
 from evo_core.parity.matrix import Result
 
 _NAME = "worst gradient"
-_WIDTHS = {"zero1": 5, "mode": 12, "recompute": 9, "loss": 8, "norm": 8, "gradient": 8, _NAME: 36, "verdict": 7, "s": 6}
+_WIDTHS = {"zero1": 5, "mode": 14, "recompute": 9, "loss": 8, "norm": 8, "gradient": 8, _NAME: 36, "verdict": 7, "s": 6}
 """Of the columns behind the name of a row. Names stand at the left of theirs, numbers and words at the right."""
 
 
@@ -98,13 +98,13 @@ def _plain(each: Deviation) -> dict[str, Any]:
 
 def _layout(result: Result) -> tuple[str, str, str]:
     degrees, parallel = result.cfg.degrees(result.ranks), result.cfg.parallel
-    pipeline, tensor, model = parallel.pipeline, parallel.tensor, result.cfg.model
+    pipeline, tensor, weight, model = parallel.pipeline, parallel.tensor, parallel.weight, result.cfg.model
     kinds = []
     if pipeline.size > 1:
         schedule = f"x{model.num_chunks}" if model.num_chunks > 1 else ""
         kinds.append(f"pp{pipeline.size}{schedule if pipeline.mode == '1F1B' else pipeline.mode.lower()}")
-    if tensor.size > 1:
-        kinds.append(f"{tensor.mode}{tensor.size}")
+    if tensor.size > 1 or weight.size > 1:
+        kinds.append(f"{tensor.mode}{tensor.size}" + (f"w{weight.size}" if tensor.mode == "isp" else ""))
     return str(degrees.zero1), " ".join(kinds) or "dp", f"{float(model.checkpoint):g}"
 
 

@@ -62,9 +62,7 @@ def settings(family: str) -> dict[str, Any]:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    "moves", [pytest.param(SOME, id="some"), pytest.param(MORE, id="more", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("moves", [SOME, pytest.param(MORE, marks=pytest.mark.slow)], ids=["some", "more"])
 def test_tensors_are_the_same_bits_at_every_layout(tmp_path: Path, moves: list[Move]) -> None:
     """Weights, moments and master values."""
     for ranks in (1, 2, 4):

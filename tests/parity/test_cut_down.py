@@ -123,6 +123,62 @@ def test_a_pipeline_that_does_not_fit_keeps_its_kinds(
 
 
 @pytest.mark.parametrize(
+    ("pipeline", "tensor", "weight", "zero1", "ranks", "kept"),
+    [
+        (1, 2, 4, -1, 4, (1, 2, 4, -1)),  # it fits
+        (1, 2, 4, -1, 2, (1, 2, 2, -1)),
+        (1, 8, 8, -1, 4, (1, 4, 2, -1)),  # weights are cut, and their optimizer's states besides
+        (1, 8, 8, 1, 4, (1, 4, 4, 1)),
+        (1, 1, 8, 4, 4, (1, 1, 2, 2)),
+        (1, 8, 1, 8, 4, (1, 4, 1, 4)),
+        (1, 2, 2, 4, 4, (1, 2, 2, 2)),
+        (8, 4, 16, -1, 4, (2, 2, 2, -1)),
+    ],
+)
+@pytest.mark.parametrize("shape", ["llama2_7b_gqa", "qwen3_0_6b"])
+def test_isp_keeps_both_its_sizes(
+    shape: str,
+    pipeline: int,
+    tensor: int,
+    weight: int,
+    zero1: int,
+    ranks: int,
+    kept: tuple[int, int, int, int],
+    tmp_path: Path,
+) -> None:
+    sizes = {
+        "pipeline": {"size": pipeline},
+        "tensor": {"size": tensor, "mode": "isp"},
+        "weight": {"size": weight, "overlap": True, "memory_pool": True},
+        "zero1": {"size": zero1},
+    }
+    cut = cut_down(of_shape(ROOT / "configs" / "models" / f"{shape}.yaml", sizes), ranks)
+    found = small(cut, tmp_path, ranks).parallel
+    assert (found.pipeline.size, found.tensor.size, found.weight.size, found.zero1.size) == kept
+    assert (found.tensor.mode, found.weight.overlap, found.weight.memory_pool) == ("isp", True, True)
+    assert (f"parallel.weight.size {weight} -> {kept[2]}" in cut.notes) == (weight != kept[2])
+
+
+def test_an_mlp_that_weight_ranks_share_still_divides(tmp_path: Path) -> None:
+    was = TrainConfig.model_validate(
+        {
+            "model": {
+                "num_layers": 2,
+                "hidden_size": 96,
+                "num_attention_heads": 4,
+                "vocab_size": 64,
+                "mlp_ratio": 4,
+                "multiple_of": 3,
+            },
+            "parallel": {"tensor": {"mode": "isp"}, "weight": {"size": 4}},
+            "ckpt": {"enable_save_ckpt": False},
+        }
+    )
+    cfg = small(cut_down(was, 4), tmp_path, 4)
+    assert (cfg.parallel.weight.size, cfg.model.multiple_of) == (4, 12)
+
+
+@pytest.mark.parametrize(
     ("layers", "pipeline", "chunks", "mode", "ranks", "small_layers"),
     [
         (32, 8, 1, "1F1B", 2, 4),

@@ -22,11 +22,15 @@ from tests.train.jobs import curve, job
 from tests.weights.internevo_files import (
     tensor_shard,
     write_context,
+    write_isp,
+    write_later_isp,
     write_model_config,
     write_scheduler,
     write_tensor_parallel,
 )
 from tests.weights.models import weights
+
+ISP = {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True, "memory_pool": True}}
 
 
 def from_there(folder: Path, path: Path | str, ckpt_type: str, content: Any = "model", **changes: Any) -> Any:
@@ -55,6 +59,16 @@ def theirs(folder: Path) -> Path:
     write_scheduler(folder, position=5, total_steps=20, warmup=4, lr=1e-2, eta_min=1e-3)
     (folder / f"{folder.name}.step").write_text("")
     return folder
+
+
+def write_meta(model: Any, folder: Path) -> None:
+    """Two shards of the job's model of family LLAMA2."""
+    folder.mkdir()
+    for rank in range(2):
+        shard = {name: tensor_shard(name, tensor, rank, 2) for name, tensor in model.state_dict().items()}
+        torch.save(shard, folder / f"consolidated.{rank:02d}.pth")
+    params = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 64}
+    (folder / "params.json").write_text(json.dumps(params))
 
 
 def start_loss(cfg: Any, folder: Path) -> float:
@@ -101,12 +115,7 @@ def test_from_metas_files(tmp_path: Path) -> None:
     """Two shards; LLAMA2 has Meta's names and Meta's order."""
     family = {"model_type": "LLAMA2", "model__no_bias": True, "model__qk_interleaved": True}
     model = made(tmp_path, **family)
-    (tmp_path / "theirs").mkdir()
-    for rank in range(2):
-        shard = {name: tensor_shard(name, tensor, rank, 2) for name, tensor in model.state_dict().items()}
-        torch.save(shard, tmp_path / "theirs" / f"consolidated.{rank:02d}.pth")
-    params = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 64}
-    (tmp_path / "theirs" / "params.json").write_text(json.dumps(params))
+    write_meta(model, tmp_path / "theirs")
     result = train(from_there(tmp_path, tmp_path / "theirs", "llama", **family), folder=tmp_path / "run")
     trained, _ = load_model(result.checkpoint)
     for name, tensor in model.state_dict().items():
@@ -124,12 +133,13 @@ def test_on_several_ranks(tmp_path: Path, hf: Path) -> None:
     assert curve(tmp_path / "ranks")[0]["loss"] == pytest.approx(alone, rel=1e-12)
 
 
-def test_on_tensor_ranks(tmp_path: Path, hf: Path) -> None:
+@pytest.mark.parametrize("parallel", [{"tensor": 2}, ISP], ids=["mtp", "isp"])
+def test_on_tensor_ranks(tmp_path: Path, hf: Path, parallel: dict[str, Any]) -> None:
     """Each reads its part; what is no number in the part of any of them is told."""
     alone = start_loss(from_there(tmp_path, hf, "hf_model"), tmp_path / "alone")
 
     def run(path: Path, name: str) -> None:
-        train(from_there(tmp_path, path, "hf_model", parallel={"tensor": 2}), folder=tmp_path / name)
+        train(from_there(tmp_path, path, "hf_model", parallel=parallel), folder=tmp_path / name)
         dist.barrier()
 
     run_on_ranks(run, 2, hf, "ranks")
@@ -142,6 +152,27 @@ def test_on_tensor_ranks(tmp_path: Path, hf: Path) -> None:
     run_on_ranks(run, 2, tmp_path / "spoilt", "warned")
     said = (tmp_path / "warned" / "train.log").read_text()
     assert f"{tmp_path / 'spoilt'} has NaN or infinite weights: layers.1.feed_forward.w3.weight (16 of " in said
+
+
+@pytest.mark.parametrize("kind", ["evo", "internevo", "internevo, isp", "internevo, later isp", "llama"])
+def test_gathered_weights_are_those_of_any_folder(tmp_path: Path, kind: str) -> None:
+    family = {"model_type": "LLAMA2", "model__no_bias": True, "model__qk_interleaved": True}
+    model, there = made(tmp_path, **family), tmp_path / "theirs"
+    if kind == "evo":
+        write_weights(weights(model), there, "evo")
+    elif kind == "internevo":
+        write_tensor_parallel(model.state_dict(), there, 2, tensor=2, pipeline=2)
+    elif kind == "internevo, isp":
+        write_isp(model.state_dict(), there, 2, tensor=4, weight=2, pipeline=1)
+    elif kind == "internevo, later isp":
+        write_later_isp(model.state_dict(), there, 2, weight=4, pipeline=1)
+    else:
+        write_meta(model, there)
+    cfg = from_there(tmp_path, there, kind.partition(",")[0], parallel=ISP, **family)
+    run_on_ranks(lambda: (train(cfg, folder=tmp_path / "run"), dist.barrier()), 2)
+    trained, _ = load_model(tmp_path / "ckpt" / "1")
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(trained.state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
 
 
 def test_a_wrong_type_is_named_with_the_right_one(tmp_path: Path, hf: Path) -> None:

@@ -14,7 +14,7 @@ from tests.train.jobs import job, losses, run
 
 class Leg(NamedTuple):
     """Ranks of which `tensor` share each layer, and how; `zero` of the others share the optimizer's state. Or
-    `pipeline` of them have some layers each, in so many chunks."""
+    `pipeline` of them have some layers each, in so many chunks. With isp `weight` of them share each weight."""
 
     ranks: int
     tensor: int
@@ -23,11 +23,13 @@ class Leg(NamedTuple):
     pipeline: int = 1
     chunks: int = 1
     schedule: str = "1F1B"
+    weight: int = 1
 
     @property
     def parallel(self) -> dict[str, Any]:
         pipeline = {"size": self.pipeline, "mode": self.schedule}
-        return {"zero1": self.zero, "tensor": {"size": self.tensor, "mode": self.mode}, "pipeline": pipeline}
+        tensor, weight = {"size": self.tensor, "mode": self.mode}, {"size": self.weight, "overlap": self.weight > 1}
+        return {"zero1": self.zero, "tensor": tensor, "pipeline": pipeline, "weight": weight}
 
 
 LEGS = [Leg(4, 4, 1), Leg(2, 2, 1, "msp"), Leg(1, 1, 1), Leg(4, 2, 2, "fsp")]
@@ -55,6 +57,32 @@ MORE_STAGES = [
 """One step each."""
 
 
+ISP = [
+    Leg(4, 2, 1, "isp", weight=4),
+    Leg(2, 1, 2),
+    Leg(4, 4, 2, "isp", weight=2),
+    Leg(1, 1, 1),
+]
+"""Two steps each."""
+
+MORE_ISP = [
+    Leg(4, 2, 1, "isp", weight=2, pipeline=2),
+    Leg(2, 1, 1, pipeline=2, chunks=2, schedule="ZBV"),
+    Leg(2, 2, 1, "isp", weight=2),
+    Leg(4, 4, 1, "fsp"),
+    Leg(4, 1, 1, "isp", weight=2, pipeline=2, chunks=2),
+    Leg(4, 2, 2, "msp"),
+    Leg(2, 2, 2, "isp"),
+    Leg(2, 2, 1),
+]
+"""One step each."""
+
+TIED_ENDS = {"LLAMA3": {"model__tie_word_embeddings": True, "model__num_layers": 6}}
+"""The weight that both ends have is one in the checkpoint."""
+
+BIASES = {"INTERNLM": {"model__num_kv_attention_heads": 4, "model__num_layers": 4}}
+
+
 def train(folder: Path, leg: Leg, last_step: int, families: dict[str, dict[str, Any]]) -> None:
     """Go on to a step, with one family after the other."""
     for family, settings in families.items():
@@ -67,17 +95,17 @@ def train(folder: Path, leg: Leg, last_step: int, families: dict[str, dict[str, 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    "legs",
+    ("legs", "families"),
     [
-        pytest.param(LEGS, id="tensor"),
-        pytest.param(STAGES, id="pipeline"),
-        pytest.param(MORE_STAGES, id="pipelines", marks=pytest.mark.slow),
+        pytest.param(LEGS, FAMILIES, id="tensor"),
+        pytest.param(STAGES, TIED_ENDS, id="pipeline"),
+        pytest.param(MORE_STAGES, TIED_ENDS, id="pipelines", marks=pytest.mark.slow),
+        pytest.param(ISP, {"INTERNLM_MoE": FAMILIES["INTERNLM_MoE"]}, id="isp"),
+        pytest.param(ISP, FAMILIES | BIASES, id="isp-families", marks=pytest.mark.slow),
+        pytest.param(MORE_ISP, TIED_ENDS | BIASES, id="isp-pipelines", marks=pytest.mark.slow),
     ],
 )
-def test_losses_are_those_of_one_process(tmp_path: Path, legs: list[Leg]) -> None:
-    families = FAMILIES
-    if legs is not LEGS:  # the weight that both ends have is one in the checkpoint
-        families = {"LLAMA3": {"model__tie_word_embeddings": True, "model__num_layers": 6}}
+def test_losses_are_those_of_one_process(tmp_path: Path, legs: list[Leg], families: dict[str, dict[str, Any]]) -> None:
     job(tmp_path)  # writes the data
     run_on_ranks(train, 1, tmp_path / "alone", Leg(1, 1, 1), 8, families)
     for number, leg in enumerate(legs, 1):

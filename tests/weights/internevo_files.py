@@ -96,7 +96,7 @@ def write_tensor_parallel(
 
 def write_isp(state: State, folder: Path, layers: int, *, tensor: int, weight: int, pipeline: int) -> None:
     """``model_tp{t}_wp{w}_pp{p}.pt``: rank r of a stage is tensor rank r % tensor and weight rank r % weight."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for p, (run,) in enumerate(stages(layers, pipeline)):
         for rank in range(max(tensor, weight)):
             t, w = rank % tensor, rank % weight
@@ -111,6 +111,30 @@ def write_isp(state: State, folder: Path, layers: int, *, tensor: int, weight: i
                     content[name] = shard
             torch.save(content, folder / f"model_tp{t}_wp{w}_pp{p}.pt")
             torch.save({}, folder / f"topo_tp{t}_wp{w}_pp{p}.json")
+
+
+def write_later_isp(state: State, folder: Path, layers: int, *, weight: int, pipeline: int) -> None:
+    """``model_wp{w}_pp{p}.pt``: embedding and head are cut over the weight ranks too, experts in files of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for p, (run,) in enumerate(stages(layers, pipeline)):
+        for w in range(weight):
+            content = {}
+            for name, whole in of_stage(state, run, first=run.start == 0, last=run.stop == layers):
+                shard = part(whole, w, weight, dim=int("embed" in name)) if is_gathered(name) else whole.clone()
+                if "wrapped_experts" in name:
+                    expert = name.split("wrapped_experts.")[1].split(".")[0]
+                    layer = run.start + int(name.split(".")[1])
+                    file = folder / f"model_moe_layer{layer}_expert{expert}_wp{w}.pt"
+                    torch.save((torch.load(file) if file.exists() else {}) | {name: shard}, file)
+                else:
+                    content[name] = shard
+            torch.save(content, folder / f"model_wp{w}_pp{p}.pt")
+            torch.save({}, folder / f"topo_wp{w}_pp{p}.json")
+
+
+def is_gathered(name: str) -> bool:
+    """Whether later versions cut a tensor over the weight ranks: all but norms and what routes tokens."""
+    return not any(whole in name for whole in ("norm", "gate.wg", "coefficient"))
 
 
 def write_context(folder: Path, *, batches: int, updates: int, tokens: int, **changes: Any) -> None:

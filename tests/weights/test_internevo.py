@@ -17,7 +17,14 @@ from evo_core.errors import CheckpointError
 from evo_core.model import Decoder
 from evo_core.weights import build, kind_of, open_weights, write_weights
 from evo_core.weights.pickles import read_tensors
-from tests.weights.internevo_files import part, tensor_shard, write_isp, write_model_config, write_tensor_parallel
+from tests.weights.internevo_files import (
+    part,
+    tensor_shard,
+    write_isp,
+    write_later_isp,
+    write_model_config,
+    write_tensor_parallel,
+)
 from tests.weights.models import SHAPES, model, same, weights
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "mlp_ratio": 3.0}
@@ -55,6 +62,42 @@ def test_isp_shards_are_merged(tmp_path: Path, model_type: str, tensor: int, wei
     write_isp(made.state_dict(), tmp_path / "8", 3, tensor=tensor, weight=weight, pipeline=pipeline)
     write_model_config(tmp_path / "8", stated(made))
     assert same(build(open_weights(tmp_path / "8")), made)
+
+
+@pytest.mark.parametrize("model_type", ["INTERNLM", "INTERNLM2_PUBLIC", "LLAMA2", "INTERNLM_MoE"])
+@pytest.mark.parametrize(("weight", "pipeline"), [(1, 1), (4, 1), (2, 2)])
+def test_isp_shards_of_later_versions_are_merged(tmp_path: Path, model_type: str, weight: int, pipeline: int) -> None:
+    made = model(model_type, num_layers=3, **SIZES)
+    write_later_isp(made.state_dict(), tmp_path / "8", 3, weight=weight, pipeline=pipeline)
+    write_model_config(tmp_path / "8", stated(made))
+    (tmp_path / "8" / "8.step").write_text("")
+    for folder in (tmp_path, tmp_path / "8"):
+        found = open_weights(folder, model=made.cfg)
+        assert (found.kind, found.folder) == ("internevo", tmp_path / "8")
+        assert same(build(found), made)
+
+
+def test_missing_isp_files_are_named(tmp_path: Path) -> None:
+    made = model("INTERNLM", num_layers=3, **SIZES)
+    for folder in (tmp_path / "both", tmp_path / "later"):
+        write_isp(made.state_dict(), tmp_path / "both", 3, tensor=2, weight=4, pipeline=2)
+        write_later_isp(made.state_dict(), tmp_path / "later", 3, weight=4, pipeline=2)
+        write_model_config(folder, stated(made))
+    (tmp_path / "both" / "model_tp0_wp2_pp0.pt").unlink()
+    (tmp_path / "later" / "model_wp0_pp1.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model_tp0_wp2_pp0\.pt"):
+        open_weights(tmp_path / "both")
+    with pytest.raises(CheckpointError, match=r"has no model file of wp0"):
+        open_weights(tmp_path / "later")
+
+
+def test_files_of_two_layouts_are_of_two_runs(tmp_path: Path) -> None:
+    made = model("INTERNLM", **SIZES)
+    write_later_isp(made.state_dict(), tmp_path, 2, weight=2, pipeline=1)
+    write_tensor_parallel(made.state_dict(), tmp_path, 2, tensor=2, pipeline=1)
+    write_model_config(tmp_path, stated(made))
+    with pytest.raises(CheckpointError, match=r"weights of two runs: model_[tw]p0_pp0\.pt and model_[tw]p[01]_pp0\.pt"):
+        open_weights(tmp_path)
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
@@ -180,8 +223,8 @@ def test_files_of_names_that_are_not_known_are_refused(tmp_path: Path) -> None:
     """A save folder is known by its marker, whatever the files beside it are called."""
     (tmp_path / "20").mkdir()
     (tmp_path / "20" / "20.step").write_text("")
-    torch.save({}, tmp_path / "20" / "model_wp0_pp0.pt")
-    with pytest.raises(CheckpointError, match=r"20: holds no file model_tp<t>_pp<p>\.pt or .*model_wp<w>_pp<p>\.pt"):
+    torch.save({}, tmp_path / "20" / "model_pp0.pt")
+    with pytest.raises(CheckpointError, match=r"20: holds no file model_tp<t>_pp<p>\.pt, .* or model_wp<w>_pp<p>\.pt"):
         open_weights(tmp_path)
 
 

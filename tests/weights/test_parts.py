@@ -23,7 +23,13 @@ from evo_core.weights.heads import halves_to_pairs, part_of_qkv, to_qkv
 from evo_core.weights.lazy import Lazy, held, joined, stacked
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
-from tests.weights.internevo_files import tensor_shard, write_isp, write_model_config, write_tensor_parallel
+from tests.weights.internevo_files import (
+    tensor_shard,
+    write_isp,
+    write_later_isp,
+    write_model_config,
+    write_tensor_parallel,
+)
 from tests.weights.models import model, weights
 from tests.weights.test_internevo import SIZES, stated
 
@@ -58,6 +64,11 @@ def internevo(made: Decoder, folder: Path) -> None:
 
 def internevo_isp(made: Decoder, folder: Path) -> None:
     write_isp(made.state_dict(), folder, 2, tensor=2, weight=4, pipeline=1)
+    write_model_config(folder, stated(made))
+
+
+def internevo_later_isp(made: Decoder, folder: Path) -> None:
+    write_later_isp(made.state_dict(), folder, 2, weight=2, pipeline=2)
     write_model_config(folder, stated(made))
 
 
@@ -100,6 +111,8 @@ CASES = {
     "internevo, three": Case(internevo, "LLAMA2", 2, HALVES),
     "internevo, experts": Case(internevo, "INTERNLM_MoE", 2, {}),
     "internevo, isp": Case(internevo_isp, "INTERNLM2_PUBLIC", 3, {}),
+    "internevo, later isp, fused in blocks": Case(internevo_later_isp, "INTERNLM", 2, {}),
+    "internevo, later isp, experts": Case(internevo_later_isp, "INTERNLM_MoE", 2, {}),
     "evo": Case(evo, "QWEN3", 2, {}),  # once more, from torch's archive
     "meta": Case(meta, "LLAMA2", 2, PAIRS),
 }

@@ -1,16 +1,16 @@
 """InternEvo's checkpoint folders ``<save>/<step>``, whatever layout they were written at.
 
-``model_tp{t}_pp{p}.pt``, with isp ``model_tp{t}_wp{w}_pp{p}.pt``; a stage counts its layers from 0, and with an
-interleaved pipeline a chunk's number goes before each name. Experts lie in ``model_moe_layer{l}_expert{e}_tp{t}.pt``.
-``model_config.pt`` holds the shape. Optimizer states are not read; how far the run
-was, by progress.py.
+``model_tp{t}_pp{p}.pt``, with isp ``model_tp{t}_wp{w}_pp{p}.pt``, of later versions ``model_wp{w}_pp{p}.pt``; a stage
+counts its layers from 0, and with an interleaved pipeline a chunk's number goes before each name. Experts lie in
+``model_moe_layer{l}_expert{e}_tp{t}.pt``, of later versions with isp in ``…_wp{w}.pt``. ``model_config.pt`` holds the
+shape. Optimizer states are not read; how far the run was, by progress.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from evo_core.weights.tokenizer_files import find_tokenizer
 if TYPE_CHECKING:
     from evo_core.config import ModelConfig
 
-_EXPERT = re.compile(r"model_moe_layer(\d+)_expert(\d+)_tp(\d+)\.pt")
+_EXPERT = re.compile(r"model_moe_layer(\d+)_expert(\d+)_(tp|wp)(\d+)\.pt")
 _CHUNK = re.compile(r"(?:model\.)?(?:(\d+)\.)?(?:model\.)?(.+)")
 _LAYER = re.compile(r"(blocks|layers)\.(\d+)\.(.+)")
 MODEL_CONFIG = "model_config.pt"
@@ -102,34 +102,49 @@ def _tensors(folder: Path) -> dict[str, Lazy]:
     return merged | _experts(folder)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class _Rank:
+    """Which ranks a file is of; None of an axis that its name leaves out."""
+
     stage: int
-    tensor: int
+    tensor: int | None
     weight: int | None
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return self.stage, self.tensor or 0, self.weight or 0
+
+    @property
+    def file(self) -> str:
+        axes = (("tp", self.tensor), ("wp", self.weight), ("pp", self.stage))
+        return f"model_{'_'.join(f'{axis}{rank}' for axis, rank in axes if rank is not None)}.pt"
 
 
 def _model_files(folder: Path) -> list[tuple[_Rank, Path]]:
     files = []
     for path in folder.iterdir():
         if match := MODEL.fullmatch(path.name):
-            weight = None if match[2] is None else int(match[2])
-            files.append((_Rank(int(match[3]), int(match[1]), weight), path))
+            tensor, weight = (None if match[axis] is None else int(match[axis]) for axis in ("tensor", "weight"))
+            files.append((_Rank(int(match["stage"]), tensor, weight), path))
     if not files:
         raise CheckpointError(
-            "holds no file model_tp<t>_pp<p>.pt or model_tp<t>_wp<w>_pp<p>.pt",
-            file=folder,
-            hint="those of isp whose names have no tensor rank (model_wp<w>_pp<p>.pt) are not read",
+            "holds no file model_tp<t>_pp<p>.pt, model_tp<t>_wp<w>_pp<p>.pt or model_wp<w>_pp<p>.pt", file=folder
         )
-    files.sort(key=lambda file: (file[0].stage, file[0].tensor, file[0].weight or 0))
+    files.sort(key=lambda file: file[0].place)
+    first = files[0]
+    for rank, path in files:
+        if (rank.tensor is None, rank.weight is None) != (first[0].tensor is None, first[0].weight is None):
+            raise CheckpointError(
+                f"holds the weights of two runs: {first[1].name} and {path.name} are of other layouts",
+                file=folder,
+                hint="move the files of one of them elsewhere",
+            )
     stages = {rank.stage for rank, _ in files}
-    ranks = {stage: {(r.tensor, r.weight) for r, _ in files if r.stage == stage} for stage in stages}
+    ranks = {stage: {replace(r, stage=0) for r, _ in files if r.stage == stage} for stage in stages}
     for stage in range(max(stages) + 1):
         wanted = ranks[max(stages)]
-        if lacking := sorted(wanted - ranks.get(stage, set()), key=str):
-            tensor, weight = lacking[0]
-            middle = "" if weight is None else f"_wp{weight}"
-            raise CheckpointError(f"lacks model_tp{tensor}{middle}_pp{stage}.pt", file=folder)
+        if lacking := sorted(wanted - ranks.get(stage, set()), key=lambda rank: rank.place):
+            raise CheckpointError(f"lacks {replace(lacking[0], stage=stage).file}", file=folder)
     return files
 
 
@@ -151,10 +166,12 @@ def _experts(folder: Path) -> dict[str, Lazy]:
             named = {
                 name.rpartition("wrapped_experts.")[2].partition(".")[2]: t for name, t in read_tensors(path).items()
             }
-            by_expert.setdefault((int(match[1]), int(match[2])), []).append(Shard(path, int(match[3]), None, named))
+            gathered, rank = match[3] == "wp", int(match[4])
+            shard = Shard(path, None, rank, named) if gathered else Shard(path, rank, None, named)
+            by_expert.setdefault((int(match[1]), int(match[2])), []).append(shard)
     merged: dict[str, Lazy] = {}
     for (layer, expert), shards in by_expert.items():
-        shards.sort(key=lambda shard: shard.tensor)
+        shards.sort(key=lambda shard: (shard.tensor or 0, shard.weight or 0))
         prefix = f"blocks.{layer}.mlp.moe_layer.experts.wrapped_experts.{expert}."
         merged |= {prefix + name: tensor for name, tensor in merge(shards, folder, mlp="").items()}
     return merged

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-MODEL = re.compile(r"model_tp(\d+)(?:_wp(\d+))?_pp(\d+)\.pt")
+MODEL = re.compile(r"model_(?=[tw])(?:tp(?P<tensor>\d+)_)?(?:wp(?P<weight>\d+)_)?pp(?P<stage>\d+)\.pt")
 FSDP = re.compile(r"model_tp\d+_pp\d+_dp\d+\.pt")
 _STEP = re.compile(r"((?:snapshot/)?[^/]+)/(\d+)\.step")
 

@@ -2,7 +2,8 @@
 
 Tensor parallel: query, key, value, gate, up and head are cut by output features (INTERNLM's Wqkv in each of its three
 parts), the attention's output and down by input features, the embedding by hidden size or by vocabulary; norms and
-output biases are whole. isp cuts every linear layer of a block by output features over the weight ranks instead.
+output biases are whole. isp cuts every linear layer of a block by output features over the weight ranks instead; in
+later versions embedding and head too are cut over these.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Shard:
-    """What one file holds of a stage: its tensor and weight rank, and tensors by name."""
+    """What one file holds of a stage: tensors by name, and its tensor and weight rank.
+
+    Without isp there is no weight rank; with isp as later versions have it there is no tensor rank.
+    """
 
     file: Path
-    tensor: int
+    tensor: int | None
     weight: int | None
     tensors: dict[str, Lazy]
 
@@ -50,9 +54,11 @@ def merge(shards: Sequence[Shard], folder: Path, *, mlp: str = "mlp.") -> dict[s
     """
     shards = [Shard(s.file, s.tensor, s.weight, _present_names(s.tensors)) for s in shards]
     names = dict.fromkeys(name for shard in shards for name in shard.tensors)
-    by_tensor = _ranks(shards, lambda shard: shard.tensor, "tp", folder)
     isp = shards[0].weight is not None
     by_weight = _ranks(shards, lambda shard: shard.weight or 0, "wp", folder) if isp else []
+    by_tensor = by_weight
+    if shards[0].tensor is not None:
+        by_tensor = _ranks(shards, lambda shard: shard.tensor or 0, "tp", folder)
     merged = {}
     for name in names:
         linear = _BLOCK_LINEAR.fullmatch(name if mlp else f"blocks.0.{name}")
