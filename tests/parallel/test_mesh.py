@@ -15,9 +15,14 @@ from tests.ranks import run_on_ranks
 AXES = ("world", "pipeline", "data", "replica", "zero", "tensor")
 
 
+WEIGHT_AXES = {"cut": "weight", "data": "weight_data", "replica": "weight_replica", "zero": "weight_zero"}
+
+
 def axes(zero1: int, **parallel: Any) -> dict[str, Any]:
     mesh = mesh_of(zero1, **parallel)
     found = {name: getattr(mesh, name) for name in AXES}
+    if mesh.weights is not None:
+        found |= {name: getattr(mesh.weights, field) for field, name in WEIGHT_AXES.items()}
     for name, axis in found.items():
         assert axis.name == name
         everyone = dist.get_process_group_ranks(axis.group)
@@ -76,6 +81,31 @@ def test_zero_groups_inside_the_data_ranks_of_a_tensor_rank() -> None:
     assert [r["data"] for r in results] == [[0, 2, 4, 6], [1, 3, 5, 7]] * 4
     assert [r["zero"] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3], [4, 6], [5, 7], [4, 6], [5, 7]]
     assert [r["replica"] for r in results] == [[0, 4], [1, 5], [2, 6], [3, 7]] * 2
+
+
+def isp(tensor: int, weight: int) -> dict[str, Any]:
+    return {"tensor": {"size": tensor, "mode": "isp"}, "weight": {"size": weight}}
+
+
+def test_weight_ranks_are_neighbours_whatever_ranks_share_the_sequence() -> None:
+    results = run_on_ranks(lambda: axes(2, pipeline=2, **isp(1, 2)), 8)
+    assert [r["weight"] for r in results] == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5], [6, 7], [6, 7]]
+    assert [r["weight_data"] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3], [4, 6], [5, 7], [4, 6], [5, 7]]
+    assert [r["weight_zero"] for r in results] == [r["weight_data"] for r in results]
+    assert [r["weight_replica"] for r in results] == [[rank] for rank in range(8)]
+    assert [r["data"] for r in results] == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4
+
+
+@pytest.mark.parametrize(("ranks", "tensor", "weight"), [(2, 2, 2), (2, 1, 2), (4, 2, 2)])
+def test_weights_have_messages_of_their_own(ranks: int, tensor: int, weight: int) -> None:
+    """Of one group each message waits for those before it: the sequence's would wait for the next block's weights."""
+
+    def shared() -> list[str]:
+        mesh = mesh_of(1, **isp(tensor, weight))
+        assert mesh.weights is not None
+        return [name for name in AXES if getattr(mesh, name).group is mesh.weights.cut.group]
+
+    assert run_on_ranks(shared, ranks) == [[]] * ranks
 
 
 def test_the_first_rank_is_the_worlds_at_every_layout() -> None:
