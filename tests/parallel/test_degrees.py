@@ -230,3 +230,42 @@ def test_an_impossible_layout_of_inference(tensor: int, pipeline: int, ranks: in
     with pytest.raises(ConfigError) as caught:
         Degrees.of_inference(tensor, pipeline, ranks, ("--tensor", "--pipeline"))
     assert str(caught.value) == message
+
+
+SIZES = (1, 2, 4)
+
+
+@pytest.mark.parametrize("world", [4, 8])
+@pytest.mark.parametrize("pipeline", [1, 2])
+@pytest.mark.parametrize("tensor", SIZES)
+@pytest.mark.parametrize("weight", SIZES)
+def test_the_ranks_of_isp(world: int, pipeline: int, tensor: int, weight: int) -> None:
+    """Its two sizes know nothing of each other: each weight is on a run of neighbours inside a stage, however those
+    share the sequence, and ranks that hold the same part of it are a run apart. All of a stage have the same stage."""
+    stage = world // pipeline
+    if stage < max(tensor, weight):
+        return
+    held_alike = stage // weight
+    for zero1 in (0, *(size for size in (1, 2, 4) if held_alike % size == 0)):
+        got = degrees(
+            {"pipeline": pipeline, "tensor": {"size": tensor, "mode": "isp"}, "weight": weight, "zero1": zero1}, world
+        )
+        assert (got.data, got.weight_data, got.zero1) == (stage // tensor, held_alike, zero1 or held_alike)
+        assert got.gathers_weights == ((tensor, weight) != (1, 1))
+        # Of what all data ranks hold alike: all share its state where all that hold a weight do, else as many as can.
+        assert got.zero == (
+            got.data if got.zero1 == held_alike else max(n for n in SIZES if not (zero1 % n or got.data % n))
+        )
+        for rank in range(world):
+            first, place = rank // stage * stage, rank % stage
+            run = first + place // weight * weight
+            assert got.ranks_of("weight", rank) == tuple(range(run, run + weight))
+            alike = got.ranks_of("weight_data", rank)
+            assert alike == tuple(range(first + place % weight, first + stage, weight))
+            shared = got.ranks_of("weight_zero", rank)
+            number = alike.index(rank) // got.zero1 * got.zero1
+            assert shared == alike[number : number + got.zero1]
+            assert got.ranks_of("weight_replica", rank) == alike[alike.index(rank) % got.zero1 :: got.zero1]
+            sequence = first + place // tensor * tensor
+            assert got.ranks_of("tensor", rank) == tuple(range(sequence, sequence + tensor))
+            assert got.ranks_of("data", rank) == tuple(range(first + place % tensor, first + stage, tensor))
