@@ -20,20 +20,20 @@ class _Sized(Block):
 
 
 class Zero1Config(_Sized):
-    """Optimizer states are split over groups of data-parallel ranks."""
+    """Optimizer states are split over groups of ranks that hold the same part of the model."""
 
-    size: Int = execution(-1, "Ranks of such a group; 0 or less: all data-parallel ranks. 1: no splitting.")
+    size: Int = execution(-1, "Ranks of such a group; 0 or less: all there are. 1: no splitting.")
     fsdp: bool = execution(False, "Split parameters and gradients too (torch's fully sharded data parallel).")
 
 
 class TensorConfig(_Sized):
     """Each layer is split over a group of ranks."""
 
-    size: PositiveInt = execution(1, "Ranks of such a group.")
+    size: PositiveInt = execution(1, "Ranks of such a group; with isp, that share a sequence.")
     mode: Literal["mtp", "msp", "fsp", "isp"] = execution(
         "mtp",
         "mtp: Megatron's tensor parallel. msp: with sequence parallel. fsp: msp that gathers again in the "
-        "backward pass. isp: sequence parallel with weights gathered.",
+        "backward pass. isp: the sequence is split, and so are weights (weight.size).",
     )
 
 
@@ -57,11 +57,13 @@ class PipelineConfig(_Sized):
 
 
 class WeightConfig(_Sized):
-    """With tensor.mode isp: weights are split over a group of ranks and gathered when used."""
+    """With tensor.mode isp: each weight of the blocks is split over a group of ranks and gathered when it is used."""
 
-    size: PositiveInt = execution(1, "Ranks of such a group.")
-    overlap: bool = execution(False, "Gather the next block's weights while this one computes.")
-    memory_pool: bool = execution(False, "Keep the buffers of gathered weights.")
+    size: PositiveInt = execution(1, "Ranks of such a group; it need not be tensor.size.")
+    overlap: bool = execution(
+        False, "Gather the next block's weights while one computes: two blocks' are whole at a time."
+    )
+    memory_pool: bool = execution(False, "With overlap, make the buffers of gathered weights once, and keep them.")
 
 
 class ParallelConfig(Block):
