@@ -249,7 +249,8 @@ def memory(row: Row, name: str) -> int:
             model.zero_grad()
             batch.loss(model).backward()
 
-    passes(models_of(row._replace(hidden=HEAD * row.tensor), mesh)[name]())  # what a process takes once, whatever the model's size
+    small = row._replace(hidden=HEAD * row.tensor)
+    passes(models_of(small, mesh)[name]())  # what a process takes once, whatever the model's size
     model = models_of(row, mesh)[name]()
     ctypes.CDLL(None).malloc_trim(0)  # what making the model has left free is not to be found again
     with growing() as grown:
