@@ -249,8 +249,8 @@ def memory(row: Row, name: str) -> int:
             model.zero_grad()
             batch.loss(model).backward()
 
-    small = row._replace(hidden=HEAD * row.tensor)
-    passes(models_of(small, mesh)[name]())  # what a process takes once, whatever the model's size
+    # What a process takes once, whatever the model's size.
+    passes(models_of(row._replace(hidden=HEAD * row.tensor), mesh)[name]())
     model = models_of(row, mesh)[name]()
     ctypes.CDLL(None).malloc_trim(0)  # what making the model has left free is not to be found again
     with growing() as grown:

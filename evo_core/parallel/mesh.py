@@ -134,27 +134,23 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
         replica=axis("replica", devices.get_group("replica")),
         zero=axis("zero", devices.get_group("zero")),
         tensor=axis("tensor", devices.get_group("tensor")),
-        weights=_weight_axes(degrees, device_type) if degrees.gathers_weights else None,
+        weights=_weight_axes(degrees) if degrees.gathers_weights else None,
         ends=_ends(degrees, pipeline),
         devices=devices,
     )
 
 
-def _weight_axes(degrees: Degrees, device_type: str) -> WeightAxes:
-    """Groups of their own even where they are of the same ranks as others: messages of one group wait for each other,
-    and weights are to be under way while the sequence is exchanged."""
-    sizes = (degrees.pipeline, degrees.weight_data // degrees.zero1, degrees.zero1, degrees.weight)
-    devices = init_device_mesh(device_type, sizes, mesh_dim_names=("weight_pipeline", "replica", "zero", "weight"))
+def _weight_axes(degrees: Degrees) -> WeightAxes:
+    """Groups of their own, where others are of the same ranks too: messages of one group wait for each other, and
+    weights are to be under way while the sequence is exchanged. (A mesh of torch's gives all groups of all ranks as the
+    default one.)"""
 
-    def axis(name: AxisName, group: dist.ProcessGroup) -> Axis:
-        return _axis(name, group, degrees.line(name).stride)
+    def axis(name: AxisName) -> Axis:
+        line = degrees.line(name)
+        return _axis(name, _group_of(line.ranks(dist.get_rank())), line.stride)
 
-    return WeightAxes(
-        cut=axis("weight", devices.get_group("weight")),
-        data=axis("weight_data", devices["replica", "zero"]._flatten("weight_data").get_group()),
-        replica=axis("weight_replica", devices.get_group("replica")),
-        zero=axis("weight_zero", devices.get_group("zero")),
-    )
+    cut, data = axis("weight"), axis("weight_data")
+    return WeightAxes(cut, data, replica=axis("weight_replica"), zero=axis("weight_zero"))
 
 
 def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:

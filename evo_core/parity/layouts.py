@@ -31,7 +31,7 @@ class Layout:
     Attributes:
         name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state. Of a
             pipeline its stages, times the chunks of each, and the schedule where it is not 1F1B; of isp the ranks that
-            share the sequence, and those that share each weight.
+            share the sequence, and those that share each weight, and ``dp`` where there are more ranks than these.
         ranks: how many.
         parallel: the `parallel` block.
         chunks: stages on each rank of a pipeline.
@@ -85,7 +85,8 @@ def _gathered(ranks: int) -> Iterator[Layout]:
                     "weight": {"size": weight},
                     "zero1": {"size": zero1},
                 }
-                yield Layout(f"isp{tensor}w{weight}{_zero(zero1)}", ranks, parallel)
+                beside = f"-dp{ranks // tensor}" if ranks > max(tensor, weight) else ""
+                yield Layout(f"isp{tensor}w{weight}{beside}{_zero(zero1)}", ranks, parallel)
 
 
 SCHEDULES = {"": ("1F1B", 1), "x2": ("1F1B", 2), "zbh1": ("ZBH1", 1), "zbv": ("ZBV", 2)}

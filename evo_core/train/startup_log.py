@@ -48,10 +48,11 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
     everyone = gather_objects(own)
     log.info(
         "Distributed environment is initialized, data parallel size: %d, pipeline parallel size: %d, "
-        "tensor parallel size: %d",
+        "tensor parallel size: %d%s",
         mesh.data.size,
         mesh.pipeline.size,
         mesh.tensor.size,
+        "" if mesh.weights is None else f", weight parallel size: {mesh.weights.cut.size}",
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0]["host"], time.strftime("%b%d_%H-%M-%S")

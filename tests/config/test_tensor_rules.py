@@ -135,8 +135,10 @@ def test_the_tutorials_job_at_every_mode(tmp_path: Path, mode: str) -> None:
 def test_a_layout_is_no_part_of_what_is_trained() -> None:
     """Four ranks of which two share each layer train what two ranks train."""
     alone: TrainConfig = job({"data": {"micro_num": 2}})
-    for mode in ("mtp", "msp", "fsp"):
+    for mode in ("mtp", "msp", "fsp", "isp"):
         assert job(tensor(2, mode, data={"micro_num": 2})).identity(4) == alone.identity(2)
+    gathered = {"weight": {"size": 4, "overlap": True, "memory_pool": True}}
+    assert job(tensor(2, "isp", data={"micro_num": 2}, parallel=gathered)).identity(4) == alone.identity(2)
     assert job(tensor(2, data={"global_batch_tokens": 8192})).identity(4) == (
         job({"data": {"global_batch_tokens": 8192}}).identity(1)
     )

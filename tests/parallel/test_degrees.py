@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evo_core.config.schema.parallel import ParallelConfig
@@ -119,6 +120,29 @@ def test_the_nearest_choices_are_legal(ranks: int, zero1: int) -> None:
             assert not list(degree_errors(ParallelConfig.model_validate({"zero1": int(choice)}), ranks))
 
 
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 8), st.integers(1, 8))
+@example(6, 1, 3, 4)
+def test_the_nearest_choices_beside_two_sizes_are_legal(ranks: int, stages: int, tensor: int, weight: int) -> None:
+    def errors(world_size: int = ranks, **sizes: int) -> list[str]:
+        parallel = {"pipeline": stages, "tensor": tensor, "weight": weight} | sizes
+        parallel |= {"tensor": {"size": parallel["tensor"], "mode": "isp"}}
+        return [str(error) for error in degree_errors(ParallelConfig.model_validate(parallel), world_size)]
+
+    found = errors()
+    assert bool(found) == bool(ranks % (stages * tensor) or ranks % (stages * weight))
+    if not found:
+        return
+    hint = found[0].partition("nearest: ")[2]
+    (other_ranks,) = re.findall(r"([\d or]+) ranks", hint)
+    assert not [number for number in re.findall(r"\d+", other_ranks) if errors(int(number))]
+    if " with " in hint:  # of the two that are both to change, one alone is not enough
+        return
+    for name, numbers in re.findall(r"(pipeline|tensor|weight)\.size ([\d or]+)", hint):
+        for number in re.findall(r"\d+", numbers):
+            left = errors(**{name: int(number)})
+            assert not left or (name == "tensor" and "x weight.size" in left[0])  # told next
+
+
 def test_all_of_it_is_arithmetic_without_torch() -> None:
     code = (
         "import sys; from evo_core.config.schema.parallel import ParallelConfig; "
@@ -206,3 +230,42 @@ def test_an_impossible_layout_of_inference(tensor: int, pipeline: int, ranks: in
     with pytest.raises(ConfigError) as caught:
         Degrees.of_inference(tensor, pipeline, ranks, ("--tensor", "--pipeline"))
     assert str(caught.value) == message
+
+
+SIZES = (1, 2, 4)
+
+
+@pytest.mark.parametrize("world", [4, 8])
+@pytest.mark.parametrize("pipeline", [1, 2])
+@pytest.mark.parametrize("tensor", SIZES)
+@pytest.mark.parametrize("weight", SIZES)
+def test_the_ranks_of_isp(world: int, pipeline: int, tensor: int, weight: int) -> None:
+    """Its two sizes know nothing of each other: each weight is on a run of neighbours inside a stage, however those
+    share the sequence, and ranks that hold the same part of it are a run apart. All of a stage have the same stage."""
+    stage = world // pipeline
+    if stage < max(tensor, weight):
+        return
+    held_alike = stage // weight
+    for zero1 in (0, *(size for size in (1, 2, 4) if held_alike % size == 0)):
+        got = degrees(
+            {"pipeline": pipeline, "tensor": {"size": tensor, "mode": "isp"}, "weight": weight, "zero1": zero1}, world
+        )
+        assert (got.data, got.weight_data, got.zero1) == (stage // tensor, held_alike, zero1 or held_alike)
+        assert got.gathers_weights == ((tensor, weight) != (1, 1))
+        # Of what all data ranks hold alike: all share its state where all that hold a weight do, else as many as can.
+        assert got.zero == (
+            got.data if got.zero1 == held_alike else max(n for n in SIZES if not (zero1 % n or got.data % n))
+        )
+        for rank in range(world):
+            first, place = rank // stage * stage, rank % stage
+            run = first + place // weight * weight
+            assert got.ranks_of("weight", rank) == tuple(range(run, run + weight))
+            alike = got.ranks_of("weight_data", rank)
+            assert alike == tuple(range(first + place % weight, first + stage, weight))
+            shared = got.ranks_of("weight_zero", rank)
+            number = alike.index(rank) // got.zero1 * got.zero1
+            assert shared == alike[number : number + got.zero1]
+            assert got.ranks_of("weight_replica", rank) == alike[alike.index(rank) % got.zero1 :: got.zero1]
+            sequence = first + place // tensor * tensor
+            assert got.ranks_of("tensor", rank) == tuple(range(sequence, sequence + tensor))
+            assert got.ranks_of("data", rank) == tuple(range(first + place % tensor, first + stage, tensor))

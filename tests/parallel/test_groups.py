@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import pytest
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from evo_core.config import load_config
@@ -72,10 +71,16 @@ def test_internevos_order() -> None:
     assert groups(SPLIT, "weight") == runs(1)
     assert groups(GATHERED, "weight") == runs(wp)
     assert groups(GATHERED, "weight_data") == strided(wp, block // wp)
-    assert groups(GATHERED, "zero") == strided(wp, 4)
-    for degrees, apart in ((SPLIT, T * 8), (GATHERED, wp * 4)):
-        (first, second, *_) = degrees.ranks_of("replica", 5)
-        assert (first, second - first, len(degrees.ranks_of("replica", 5))) == (5, apart, 4)
+    assert groups(GATHERED, "weight_zero") == strided(wp, 4)
+    assert groups(GATHERED, "zero") == strided(T, 4)  # of what is not gathered
+    replicas: list[tuple[Degrees, AxisName, int, int]] = [
+        (SPLIT, "replica", T * 8, 4),
+        (GATHERED, "weight_replica", wp * 4, 4),
+        (GATHERED, "replica", T * 4, 8),
+    ]
+    for degrees, axis, apart, count in replicas:
+        (first, second, *_) = degrees.ranks_of(axis, 5)
+        assert (first, second - first, len(degrees.ranks_of(axis, 5))) == (5, apart, count)
 
 
 def test_there_is_no_such_rank() -> None:
@@ -114,23 +119,17 @@ def test_the_7b_job_on_1024_ranks(tmp_path: Path, overrides: list[str]) -> None:
 
 def test_isps_views_of_1024_ranks(tmp_path: Path) -> None:
     """Weights are cut over an axis of its own, so a rank is in two meshes at once."""
-    d = GATHERED
 
     def made() -> dict[str, tuple[int, ...]]:
-        weights = init_device_mesh(
-            "cpu", (d.pipeline, d.replicas, d.zero1, d.weight), mesh_dim_names=("pipeline", "replica", "zero", "weight")
-        )
-        sequence = init_device_mesh(
-            "cpu", (d.pipeline, d.data, d.tensor), mesh_dim_names=("pipeline", "data", "tensor")
-        )
-        found = {name: weights.get_group(name) for name in ("pipeline", "replica", "zero", "weight")}
-        found |= {name: sequence.get_group(name) for name in ("data", "tensor")}
-        found["weight_data"] = weights["replica", "zero"]._flatten("weight_data").get_group()
-        return {name: tuple(dist.get_process_group_ranks(group)) for name, group in found.items()}
+        mesh = make_mesh(GATHERED)
+        assert mesh.weights is not None
+        axes = [mesh.world, mesh.pipeline, mesh.data, mesh.replica, mesh.zero, mesh.tensor]
+        axes += [mesh.weights.cut, mesh.weights.data, mesh.weights.replica, mesh.weights.zero]
+        assert all(axis.ranks == tuple(dist.get_process_group_ranks(axis.group)) for axis in axes)
+        return {axis.name: axis.ranks for axis in axes}
 
     for rank in SAMPLED:
-        got = pretending(made, rank, tmp_path)
-        assert got == {axis: d.ranks_of(axis, rank) for axis in AXES if axis != "world"}
+        assert pretending(made, rank, tmp_path) == {axis: GATHERED.ranks_of(axis, rank) for axis in AXES}
 
 
 def test_the_page_says_which_ranks_are_together() -> None:

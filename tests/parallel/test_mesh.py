@@ -15,9 +15,14 @@ from tests.ranks import run_on_ranks
 AXES = ("world", "pipeline", "data", "replica", "zero", "tensor")
 
 
+WEIGHT_AXES = {"cut": "weight", "data": "weight_data", "replica": "weight_replica", "zero": "weight_zero"}
+
+
 def axes(zero1: int, **parallel: Any) -> dict[str, Any]:
     mesh = mesh_of(zero1, **parallel)
     found = {name: getattr(mesh, name) for name in AXES}
+    if mesh.weights is not None:
+        found |= {name: getattr(mesh.weights, field) for field, name in WEIGHT_AXES.items()}
     for name, axis in found.items():
         assert axis.name == name
         everyone = dist.get_process_group_ranks(axis.group)
@@ -78,9 +83,72 @@ def test_zero_groups_inside_the_data_ranks_of_a_tensor_rank() -> None:
     assert [r["replica"] for r in results] == [[0, 4], [1, 5], [2, 6], [3, 7]] * 2
 
 
+def isp(tensor: int, weight: int) -> dict[str, Any]:
+    return {"tensor": {"size": tensor, "mode": "isp"}, "weight": {"size": weight}}
+
+
+def test_weight_ranks_are_neighbours_whatever_ranks_share_the_sequence() -> None:
+    results = run_on_ranks(lambda: axes(2, pipeline=2, **isp(1, 2)), 8)
+    assert [r["weight"] for r in results] == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5], [6, 7], [6, 7]]
+    assert [r["weight_data"] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3], [4, 6], [5, 7], [4, 6], [5, 7]]
+    assert [r["weight_zero"] for r in results] == [r["weight_data"] for r in results]
+    assert [r["weight_replica"] for r in results] == [[rank] for rank in range(8)]
+    assert [r["data"] for r in results] == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4
+
+
+@pytest.mark.parametrize(("ranks", "tensor", "weight"), [(2, 2, 2), (2, 1, 2), (4, 2, 2)])
+def test_weights_have_messages_of_their_own(ranks: int, tensor: int, weight: int) -> None:
+    """Of one group each message waits for those before it: the sequence's would wait for the next block's weights."""
+
+    def shared() -> list[str]:
+        mesh = mesh_of(1, **isp(tensor, weight))
+        assert mesh.weights is not None
+        return [name for name in AXES if getattr(mesh, name).group is mesh.weights.cut.group]
+
+    assert run_on_ranks(shared, ranks) == [[]] * ranks
+
+
 def test_the_first_rank_is_the_worlds_at_every_layout() -> None:
     """Two stages and two tensor ranks have four first data ranks; one of all ranks logs."""
     assert [r["log"] for r in run_on_ranks(lambda: axes(1, tensor=2, pipeline=2), 4)] == [True, False, False, False]
+
+
+def of_weights(zero1: int, **parallel: Any) -> dict[str, Any]:
+    """The ranks of all axes, isp's among them."""
+    mesh = mesh_of(zero1, **parallel)
+    assert mesh.weights is not None
+    found = {name: getattr(mesh.weights, name) for name in ("cut", "data", "replica", "zero")}
+    others = {name: getattr(mesh, name) for name in AXES}
+    assert all(found["cut"].group is not other.group for other in others.values())
+    for axis in found.values():
+        assert sum_over(axis) == sum(axis.ranks)
+        assert axis.ranks[axis.rank] == dist.get_rank() and axis.size == len(axis.ranks)
+    return {name: axis.ranks for name, axis in others.items()} | {
+        f"weights.{name}": axis.ranks for name, axis in found.items()
+    }
+
+
+def test_weights_lie_on_neighbours_and_may_span_those_that_share_a_sequence() -> None:
+    results = run_on_ranks(lambda: of_weights(1, tensor={"size": 2, "mode": "isp"}, weight={"size": 4}), 4)
+    assert all(r["weights.cut"] == (0, 1, 2, 3) for r in results)
+    assert [r["weights.data"] for r in results] == [(0,), (1,), (2,), (3,)]
+    assert [r["tensor"] for r in results] == [(0, 1), (0, 1), (2, 3), (2, 3)]
+    assert [r["data"] for r in results] == [(0, 2), (1, 3), (0, 2), (1, 3)]
+
+
+def test_weights_on_fewer_ranks_than_share_a_sequence() -> None:
+    results = run_on_ranks(lambda: of_weights(2, tensor={"size": 4, "mode": "isp"}, weight={"size": 2}, pipeline=2), 8)
+    assert [r["weights.cut"] for r in results] == [(0, 1), (0, 1), (2, 3), (2, 3), (4, 5), (4, 5), (6, 7), (6, 7)]
+    assert [r["weights.data"] for r in results] == [(0, 2), (1, 3), (0, 2), (1, 3), (4, 6), (5, 7), (4, 6), (5, 7)]
+    assert [r["weights.zero"] for r in results] == [r["weights.data"] for r in results]
+    assert [r["weights.replica"] for r in results] == [(rank,) for rank in range(8)]
+    assert [r["pipeline"] for r in results] == [(0, 4), (1, 5), (2, 6), (3, 7)] * 2
+
+
+def test_other_modes_gather_nothing() -> None:
+    assert run_on_ranks(lambda: mesh_of(1, tensor=2).weights, 2) == [None, None]
+    alone: dict[str, Any] = {"tensor": {"size": 1, "mode": "isp"}}
+    assert run_on_ranks(lambda: mesh_of(1, **alone).weights, 2) == [None, None]
 
 
 def test_a_size_that_does_not_divide_names_the_nearest() -> None:

@@ -28,8 +28,10 @@ def test_there_is_every_layout() -> None:
     assert {"dp2", "dp2-zero2", "mtp2", "msp2", "fsp2"} < names
     assert {"dp4", "dp4-zero2", "dp4-zero4", "mtp4", "msp4", "fsp4"} < names
     assert {f"{mode}2-dp2{zero}" for mode in ("mtp", "msp", "fsp") for zero in ("", "-zero2")} < names
+    assert {"isp1w2", "isp2w1", "isp2w2", "isp1w2-dp4-zero2", "isp2w2-dp2", "isp2w1-dp2-zero2"} < names
+    assert {"isp1w4", "isp2w4", "isp4w4", "isp4w1", "isp4w1-zero4", "isp4w2", "isp4w2-zero2"} < names
     assert {"pp2", "pp2x2", "pp2zbh1", "pp2zbv", "pp4", "pp4zbh1"} < names
-    beside = ("dp2", "dp2-zero2", "mtp2", "msp2", "fsp2")
+    beside = ("dp2", "dp2-zero2", "mtp2", "msp2", "fsp2", "isp1w2", "isp2w1", "isp2w1-zero2", "isp2w2")
     assert {f"pp2{schedule}-{other}" for schedule in ("", "x2", "zbh1", "zbv") for other in beside} < names
 
 
@@ -54,7 +56,7 @@ def test_names_patterns_and_all() -> None:
     ("word", "said"),
     [
         ("mtq2", 'no such layout: mtq2; did you mean "mtp2"?'),
-        ("isp*", r"no such layout: isp\*"),
+        ("fsdp*", r"no such layout: fsdp\*"),
         ("msp4", "msp4 is for 4 ranks, not 2"),
     ],
 )
@@ -68,5 +70,5 @@ def test_the_page_names_what_there_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
     endings = re.findall(r"`-([a-z0-9][a-z0-9-]*)`", page)
     assert len(endings) >= 8 and set(endings) <= {*MODELS, *WAYS}
-    names = re.findall(r"`((?:dp|mtp|msp|fsp|pp)\d[a-z0-9-]*)`", page)
+    names = re.findall(r"`((?:dp|mtp|msp|fsp|isp|pp)\d[a-z0-9-]*)`", page)
     assert len(names) >= 8 and set(names) <= {row.name for row in ROWS}

@@ -21,6 +21,8 @@ from tests.train.jobs import before_each_step, job, losses, run
 
 CHANGES: dict[str, Any] = {"model__dtype": "torch.bfloat16", "ckpt__checkpoint_every": 2, "ckpt__oss_snapshot_freq": 3}
 
+ISP = {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True, "memory_pool": True}}
+
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     tensors = {name: torch.empty(shape, dtype=torch.float64) for name, shape in stored_shapes(folder).items()}
@@ -28,11 +30,11 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_they_change_nothing_but_when_a_step_goes_on(tmp_path: Path, tensor: int) -> None:
+@pytest.mark.parametrize("parallel", [{"tensor": 1}, {"tensor": 2}, ISP], ids=["data", "mtp", "isp"])
+def test_they_change_nothing_but_when_a_step_goes_on(tmp_path: Path, parallel: dict[str, Any]) -> None:
     def body(name: str) -> Path:
         place = {"ckpt__save_ckpt_folder": f"local:{tmp_path / name}", "ckpt__async_upload": name == "behind"}
-        cfg = job(tmp_path, parallel__tensor=tensor, **CHANGES, **place)
+        cfg = job(tmp_path, parallel=parallel, **CHANGES, **place)
         return run(cfg, tmp_path / f"{name}_run").checkpoint
 
     for name in ("within", "behind"):

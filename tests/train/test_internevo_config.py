@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from evo_core.config import load_config
+import pytest
+
+from evo_core.config import TrainConfig, load_config
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, run
 
@@ -13,12 +17,27 @@ CONFIG = Path(__file__).parents[2] / "configs" / "train" / "7B_sft.py"
 SIZES = {"SEQ_LEN": 64, "HIDDEN_SIZE": 32, "NUM_ATTENTION_HEAD": 4, "NUM_LAYER": 2, "VOCAB_SIZE": 256}
 
 
-def test_it_runs(tmp_path: Path) -> None:
+ISP = {
+    'tensor=dict(size=1, mode="mtp")': 'tensor=dict(size=2, mode="isp")',
+    "weight=dict(size=1, overlap=True, memory_pool=True)": "weight=dict(size=4, overlap=True, memory_pool=True)",
+}
+"""What InternEvo's own 7B_isp_sft.py has in the place of lines of 7B_sft.py."""
+
+
+def small(folder: Path, *overrides: str, lines: Mapping[str, str] = MappingProxyType({})) -> TrainConfig:
+    """The job of the file with its size constants, and some lines, replaced."""
     text = CONFIG.read_text()
     for name, value in SIZES.items():
         text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
-    (tmp_path / "small.py").write_text(text)
-    cfg = load_config(tmp_path / "small.py", ["data.total_steps=3", "enable_tb=false"])
+    for was, now in lines.items():
+        assert was in text
+        text = text.replace(was, now)
+    (folder / "small.py").write_text(text)
+    return load_config(folder / "small.py", ["data.total_steps=3", "enable_tb=false", *overrides])
+
+
+def test_it_runs(tmp_path: Path) -> None:
+    cfg = small(tmp_path)
     run_on_ranks(run, 2, cfg, tmp_path / "run")
     records = curve(tmp_path / "run")
     assert [r["lr"] for r in records] == [4.0000000000000003e-07, 6.000000000000001e-07, 8.000000000000001e-07]
@@ -34,3 +53,18 @@ def test_it_runs(tmp_path: Path) -> None:
     (without,) = re.findall(r"set, but without effect here: (.*)", said)
     assert "parallel.weight.memory_pool" in without
     assert "overlap_sync_grad" not in without
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2e-3), ("float64", 1e-13)])
+def test_it_runs_as_its_isp_form_does(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    as_said = f"model.dtype=torch.{dtype}"
+    run_on_ranks(run, 4, small(tmp_path, as_said, lines=ISP), tmp_path / "isp")
+    run(small(tmp_path, as_said, "data.micro_num=8"), tmp_path / "alone")
+    isp, alone = curve(tmp_path / "isp"), curve(tmp_path / "alone")
+    for name in ("loss", "grad_norm"):
+        assert [r[name] for r in isp] == pytest.approx([r[name] for r in alone], rel=tolerance)
+    assert [r["num_consumed_tokens"] for r in isp] == [r["num_consumed_tokens"] for r in alone]
+    said = (tmp_path / "isp" / "train.log").read_text()
+    assert "data parallel size: 2, pipeline parallel size: 1, tensor parallel size: 2, weight parallel size: 4" in said
+    (without,) = re.findall(r"set, but without effect here: (.*)", said)
+    assert "parallel.weight" not in without and "parallel.tensor" not in without

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from evo_core.checkpoint import TrainState
+from evo_core.checkpoint import TrainState, load_model
 from tests.ranks import run_on_ranks
 from tests.train.jobs import job, losses, run
 
@@ -115,3 +115,23 @@ def test_losses_are_those_of_one_process(tmp_path: Path, legs: list[Leg], famili
         alone, moved = (losses(tmp_path / name / family) for name in ("alone", "moved"))
         assert moved == pytest.approx(alone, rel=1e-12, abs=0), family
         assert TrainState.read(tmp_path / "moved" / family / "ckpt" / "8").moments == 8
+
+
+@pytest.mark.parametrize(
+    "leg",
+    [
+        pytest.param(Leg(2, 2, 1, "isp", weight=2), id="weights"),
+        pytest.param(Leg(2, 2, 2, "isp"), id="zero", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_layout_goes_on_to_the_same_bits(tmp_path: Path, leg: Leg) -> None:
+    """In narrow weights, beside which there are master values."""
+    family = {"INTERNLM2_PUBLIC": FAMILIES["INTERNLM2_PUBLIC"] | {"model__dtype": "torch.bfloat16"}}
+    job(tmp_path)
+    run_on_ranks(train, 2, tmp_path / "whole", leg, 8, family)
+    for last_step in (3, 8):
+        run_on_ranks(train, 2, tmp_path / "interrupted", leg, last_step, family)
+    whole, interrupted = (tmp_path / name / "INTERNLM2_PUBLIC" for name in ("whole", "interrupted"))
+    assert losses(interrupted) == losses(whole)
+    one, other = (load_model(folder / "ckpt" / "8")[0].state_dict() for folder in (whole, interrupted))
+    assert all(tensor.equal(other[name]) for name, tensor in one.items())

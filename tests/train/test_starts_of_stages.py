@@ -1,4 +1,5 @@
-"""Runs whose layers lie on two ranks: what they start from and fall back to is that of one process, on both."""
+"""Runs whose layers lie on two ranks, whole or each with its weights cut in two (isp): what they start from and fall
+back to is that of one process, on both."""
 
 from __future__ import annotations
 
@@ -18,17 +19,24 @@ from evo_core.weights import write_weights
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, losses, run
 from tests.train.test_foreign_start import made
-from tests.weights.internevo_files import write_context, write_model_config, write_scheduler, write_tensor_parallel
+from tests.weights.internevo_files import (
+    write_context,
+    write_later_isp,
+    write_model_config,
+    write_scheduler,
+    write_tensor_parallel,
+)
 from tests.weights.models import weights
 
 TWO = {"pipeline": {"size": 2}}
+ISP = {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 2, "overlap": True}}
 TIED = {"model_type": "LLAMA3", "model__tie_word_embeddings": True, "model__num_layers": 3}
 LAYERS = {"model__num_layers": 3}
 """Which do not divide by the ranks."""
 
 
-def at_both(folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
-    """Run jobs in one process, into <name>-one, and with their layers on two ranks, into <name>-two."""
+def at_both(folder: Path, jobs: dict[str, dict[str, Any]], on_two: dict[str, Any]) -> None:
+    """Run jobs in one process, into <name>-one, and on two ranks that share the model so, into <name>-two."""
 
     def cfg(name: str, layout: str, parallel: dict[str, Any]) -> TrainConfig:
         changes = dict(jobs[name])
@@ -37,7 +45,7 @@ def at_both(folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
 
     def on_ranks() -> None:
         for name in jobs:
-            train(cfg(name, "two", TWO), folder=folder / f"{name}-two")
+            train(cfg(name, "two", on_two), folder=folder / f"{name}-two")
         dist.barrier()
 
     for name in jobs:
@@ -50,10 +58,14 @@ def start(path: Path, content: list[str], kind: str = "evo", **allow: list[str])
     return {"auto_resume": False, "load_ckpt_info": info}
 
 
-def test_starts_are_those_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_two", [TWO, ISP], ids=["stages", "isp"])
+def test_starts_are_those_of_one_process(tmp_path: Path, on_two: dict[str, Any]) -> None:
     """From every system's folder, with all that may be taken of it; one whose head is the embedding has it once."""
-    theirs = tmp_path / "6"
-    write_tensor_parallel(made(tmp_path, **LAYERS).state_dict(), theirs, 3, tensor=2, pipeline=3)
+    theirs, state = tmp_path / "6", made(tmp_path, **LAYERS).state_dict()
+    if on_two is TWO:
+        write_tensor_parallel(state, theirs, 3, tensor=2, pipeline=3)
+    else:
+        write_later_isp(state, theirs, 3, weight=4, pipeline=3)
     write_model_config(theirs, {"num_attention_heads": 4, "num_kv_attention_heads": 2})
     write_context(theirs, batches=6, updates=5, tokens=6 * 128)
     write_scheduler(theirs, position=5, total_steps=20, warmup=4, lr=1e-2, eta_min=1e-3)
@@ -73,7 +85,7 @@ def test_starts_are_those_of_one_process(tmp_path: Path) -> None:
             "model__num_layers": 4,
         },
     }
-    at_both(tmp_path, {name: {**each, **schedule} for name, each in jobs.items()})
+    at_both(tmp_path, {name: {**each, **schedule} for name, each in jobs.items()}, on_two)
     for name, each in jobs.items():
         one, two = (curve(tmp_path / f"{name}-{layout}") for layout in ("one", "two"))
         steps = [line["step"] for line in two]

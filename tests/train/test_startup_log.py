@@ -74,6 +74,8 @@ def test_shares_where_one_part_of_the_model_is_shared_by_more_ranks_than_another
     cfg = job(tmp_path, ckpt__enable_save_ckpt=False, data__total_steps=1, parallel=parallel)
     run_on_ranks(run, 2, cfg, tmp_path / "run")
     said = (tmp_path / "run" / "train.log").read_text()
+    sizes = f"pipeline parallel size: 1, tensor parallel size: {tensor}, weight parallel size: {weight}\n"
+    assert f"data parallel size: {2 // tensor}, {sizes}" in said
     whole = build_model(cfg.model, device="meta")
     kept = [p for name, p in whole.named_parameters() if "norm" in name]  # on both ranks, all else on one of them
     updated = count_parameters(whole) + (sum(p.numel() for p in kept) if tensor > 1 else 0)

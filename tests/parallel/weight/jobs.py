@@ -72,7 +72,7 @@ def of_one_process(
     scaled(model, scale)
     prepare(model)
     for number in range(count):
-        output = model(*_arguments(micro_batch(number)), **micro_batch(number).more)
+        output = model(*arguments(micro_batch(number)), **micro_batch(number).more)
         (output.objective(MOE_COEFF) / count).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -166,7 +166,7 @@ class Job:
         self.model.zero_grad()
         for number in range(count):
             batch = self.of_rank(number)
-            output = self.model(*_arguments(batch), **batch.more)
+            output = self.model(*arguments(batch), **batch.more)
             (output.objective(MOE_COEFF) / count).backward()
         gathered = {name: held.placement for name, held in self.model.held.items() if held.gathered}
         grads = {name: self.model.get_parameter(name).grad for name in gathered}
@@ -197,7 +197,8 @@ def _deviation(found: Mapping[str, Placed], reference: Mapping[str, Tensor]) -> 
     )
 
 
-def _arguments(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+def arguments(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ones of a decoder."""
     return batch.input_ids, batch.positions, batch.cu_seqlens
 
 

@@ -54,15 +54,28 @@ def counted(cfg: Any, overlap: bool, pool: bool, placing: Placing | None = None,
         assert Counter(event.layer for event in record.events if event.what == "gather") == dict.fromkeys(layers, count)
 
 
+WAYS = [
+    (checkpoint, overlap, pool)
+    for checkpoint in (False, 0.5, True)
+    for overlap, pool in ((False, False), (True, False), (True, True))
+]
+"""Fraction of recomputed blocks, overlap and pool."""
+
+SHORT = [(0.5, True, True), (True, False, False)]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [pytest.param(each, marks=[] if each in ("plain", "experts") else [pytest.mark.slow]) for each in SETTINGS],
+    ("settings", "ways"),
+    [
+        ("plain", WAYS),
+        ("experts", SHORT),
+        *(pytest.param(each, WAYS, marks=pytest.mark.slow) for each in SETTINGS if each != "plain"),
+    ],
 )
-def test_weights_come_twice_for_a_micro_batch(settings: str) -> None:
+def test_weights_come_twice_for_a_micro_batch(settings: str, ways: list[tuple[float, bool, bool]]) -> None:
     def body() -> None:
-        for checkpoint in (False, 0.5, True):
-            for overlap, pool in ((False, False), (True, False), (True, True)):
-                counted(small(num_layers=2, checkpoint=checkpoint, **SETTINGS[settings]), overlap, pool)
+        for checkpoint, overlap, pool in ways:
+            counted(small(num_layers=2, checkpoint=checkpoint, **SETTINGS[settings]), overlap, pool)
 
     run_on_ranks(body, 2)
 
@@ -76,13 +89,13 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=[] if each == "ZBV" else [pytest.mark.slow]) for each in SCHEDULES]
+    ("name", "ways"),
+    [("ZBV", SHORT[:1]), *(pytest.param(name, WAYS, marks=pytest.mark.slow) for name in SCHEDULES)],
 )
-def test_weights_come_twice_for_a_micro_batch_of_stages(name: str) -> None:
+def test_weights_come_twice_for_a_micro_batch_of_stages(name: str, ways: list[tuple[float, bool, bool]]) -> None:
     def body() -> None:
-        for checkpoint in (False, 0.5, True):
-            for pool in (False, True):
-                counted(small(checkpoint=checkpoint), pool, pool, *SCHEDULES[name])
+        for checkpoint, overlap, pool in ways:
+            counted(small(checkpoint=checkpoint), overlap, pool, *SCHEDULES[name])
 
     run_on_ranks(body, 4, timeout=200.0)
 

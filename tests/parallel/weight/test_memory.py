@@ -119,7 +119,7 @@ def peak(cfg: Any, overlap: bool) -> int:
     return job.gathering.buffers.peak
 
 
-@pytest.mark.parametrize("settings", [{}, EXPERTS], ids=["plain", "experts"])
+@pytest.mark.parametrize("settings", [{}, pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=["plain", "experts"])
 def test_bytes_of_whole_weights(settings: dict[str, Any]) -> None:
     cases = [(checkpoint, overlap) for checkpoint in (False, 0.5, True) for overlap in (False, True)]
 
