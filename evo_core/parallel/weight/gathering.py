@@ -57,7 +57,8 @@ class Record:
 
     Attributes:
         events: in their order.
-        waited: seconds that layers stood still until their weights were there.
+        waited: seconds that layers stood still until their weights were there. On a GPU streams wait for each other,
+            and no process stands still.
     """
 
     events: list[Event] = field(default_factory=list)
