@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from evo_core.model import Decoder
+from evo_core.model import Decoder, compile_blocks
 from evo_core.parallel.weight.gathering import Gathering, in_backward
 from evo_core.parallel.weight.linear import GatheredLinear
 from tests.parallel.weight.jobs import (
@@ -233,3 +234,20 @@ def test_gradients_that_nobody_asks_for_and_those_of_two_passes_at_a_time() -> N
 
     want = of_one_process(small(num_layers=3), 2)
     assert max(run_on_ranks(body, 2)) <= BAR
+
+
+def test_compiled_blocks() -> None:
+    """Half of them recomputed, the next one's weights under way. Graphs are cut as ever, but no kernels made of them,
+    which takes minutes."""
+
+    def compiled(model: Decoder) -> None:
+        without_kernels = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+        with replaced(nn.Module, "compile", without_kernels):
+            assert compile_blocks(model) == 2
+
+    def body() -> float:
+        job = Job(small(num_layers=2, checkpoint=0.5), 2, 2, overlap=True, pool=True, prepare=compiled)
+        return worst_of_steps(job, want, between=lambda step: job.evaluate())
+
+    want = references(small(num_layers=2), 3, 2)
+    assert max(run_on_ranks(body, 2, timeout=120.0)) <= BAR
