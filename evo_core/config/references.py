@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from typing import Any
 from evo_core.config.types import describe
 from evo_core.errors import ConfigError
 
-# What stands for an environment reference while others resolve: its arguments as JSON, between private-use characters.
-_OPEN, _CLOSE = "\ue000oc.env", "\ue001"
+# What stands for an environment reference while others resolve: its arguments as JSON, between private-use characters,
+# and a number that no text which somebody wrote can have guessed.
+_OPEN, _CLOSE = f"\ue000{secrets.token_hex(8)}", "\ue001"
 _MARKER = re.compile(f"{_OPEN}(\\[[^\ue000\ue001]*\\]){_CLOSE}")
 # An odd number of backslashes before ${ makes it plain text.
 _UNESCAPED = r"(?<!\\)((?:\\\\)*)\$\{"

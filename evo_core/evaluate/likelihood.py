@@ -69,6 +69,8 @@ def likelihoods(
     sequences = [([*context, *ids])[-(max_length + 1) :] for context, ids in continuations]
     packs = _packs([len(sequence) - 1 for sequence in sequences], pack_tokens)
     own = packs if mesh is None else packs[mesh.data.rank :: mesh.data.size]
+    if mesh is not None and mesh.copies_share_weights and len(packs) > len(own) * mesh.data.size:
+        own = [*own, packs[-1]]  # a second time, so that there are as many passes on every copy
     passes = WholeModel(model) if mesh is None else passes_of(model, mesh)
     found: dict[int, Likelihood] = {}
     with evaluating(model):

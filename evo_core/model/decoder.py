@@ -347,7 +347,7 @@ class Decoder(AliasedModule):
         return document_bases(cfg.rope_base, cfg.head_dim, documents, trained, factor)
 
     def _projected(self, of_tokens: Any) -> Any:
-        """Of something of each token [T], that of those which attention's projections give; a number as it is."""
+        """Of something of each token [T], that of those which attention's projections give; all else as it is."""
         if not self.projects_own_rows or not isinstance(of_tokens, Tensor):
             return of_tokens
         part, parts = self.rows
@@ -397,7 +397,7 @@ class Decoder(AliasedModule):
             x = self._embed(x, draws)
         if rotation is None:
             base = self._stretched_base(documents)
-            rotation = self.rotation(self._projected(positions), None if base is None else self._projected(base))
+            rotation = self.rotation(self._projected(positions), self._projected(base))
         recomputed = stage.recomputed(float(self.cfg.checkpoint))
         for number in stage.blocks:
             block = self.blocks[str(number)]

@@ -25,7 +25,7 @@ from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import MixtureMLP
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.pipeline.placing import Placing
-from evo_core.parallel.tensor.experts import PartsDispatch, RouterLinear
+from evo_core.parallel.tensor.experts import PartsDispatch
 from evo_core.parallel.tensor.own_type import cut_own_type
 from evo_core.parallel.tensor.parts import Parts, factory
 from evo_core.parallel.tensor.pieces import Pieces, head_rows
@@ -174,14 +174,8 @@ class _TensorParallel:
             return
         if mlp.residual_mlp is not None:
             self._cut_feed_forward(mlp.residual_mlp)
-        layer, router = mlp.moe_layer, mlp.moe_layer.gate.wg
-        layer.gate.wg = RouterLinear(
-            router.in_features, router.out_features, self.exchange, bias=False, **factory(router.weight)
-        )
-        by_rows = self.exchange.by_rows
-        self.parts.note(
-            layer.gate.wg.weight, self.parts.pieces.whole(router.weight.shape, partial=by_rows), router.weight
-        )
+        layer = mlp.moe_layer
+        layer.gate.wg = self.parts.router(layer.gate.wg)
         layer.dispatch = PartsDispatch(self.exchange)
         experts: Any = layer.experts["wrapped_experts"]
         for expert in experts:

@@ -142,8 +142,8 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
 
 def _weight_axes(degrees: Degrees) -> WeightAxes:
     """Groups of their own, where others are of the same ranks too: messages of one group wait for each other, and
-    weights are to be under way while the sequence is exchanged. (A mesh of torch's gives all groups of all ranks as the
-    default one.)"""
+    weights are to be under way while the sequence is exchanged. (torch's own mesh has the default group for every axis
+    of all ranks.)"""
 
     def axis(name: AxisName) -> Axis:
         line = degrees.line(name)

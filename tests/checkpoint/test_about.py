@@ -65,6 +65,20 @@ def test_the_layout_of_a_pipeline(tmp_path: Path) -> None:
     assert {name: layout[name] for name in wanted} == wanted
 
 
+def test_the_layout_of_isp(tmp_path: Path) -> None:
+    parallel = {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 4}, "zero1": {"size": -1}}
+    cfg = job(tmp_path, parallel=parallel)
+    assert About.of(cfg, 8).layout == {
+        "pipeline": 1,
+        "tensor": 2,
+        "data": 4,
+        "weight": 4,
+        "weight_data": 2,
+        "zero1": 2,
+        "tensor_mode": "isp",
+    }
+
+
 def test_metrics_are_those_of_the_last_step_and_scores_where_it_was_evaluated(trained: Path) -> None:
     lines = curve(trained / "run")
     for step, evaluated in ((3, False), (6, True), (8, True)):

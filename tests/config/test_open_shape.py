@@ -55,7 +55,10 @@ def test_a_size_or_a_type_of_ones_own_leaves_nothing_open(tmp_path: Path, stated
     assert read_open_job(tmp_path / "job.yaml", [], {}) is None
 
 
-@pytest.mark.parametrize("layout", ["{tensor: 8}", "{tensor: 7}", "{zero1: {size: 16}}"])
+_ISP = "{tensor: {size: 8, mode: isp}, weight: 64}"
+
+
+@pytest.mark.parametrize("layout", ["{tensor: 8}", "{tensor: 7}", "{zero1: {size: 16}}", _ISP])
 def test_a_layout_that_may_fit_is_not_refused_before_the_shape_is_known(tmp_path: Path, layout: str) -> None:
     assert open_job(tmp_path, f"parallel: {layout}\n").unshaped().parallel
 

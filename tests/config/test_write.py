@@ -53,6 +53,7 @@ def test_shipped_configurations_read_back_equal(path: Path, tmp_path: Path) -> N
         at("beta2_scheduler.c", 0.8),
         at("data.skip_batches", "1-2"),
         at("job_name", "true"),
+        at("generation.prompts", ["\ue000oc.env", '\ue000oc.env["HOME"]\ue001']),
     ],
 )
 def test_read_back_equal(changes: dict[str, Any], tmp_path: Path) -> None:

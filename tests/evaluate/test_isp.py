@@ -16,6 +16,7 @@ from evo_core.data import Batch, BinWriter, validation_batches
 from evo_core.errors import DataError
 from evo_core.evaluate.holdout import holdout
 from evo_core.evaluate.in_step import in_step
+from evo_core.evaluate.likelihood import Continuation, likelihoods
 from evo_core.parallel.collectives import RankFailed
 from evo_core.parallel.mesh import Mesh, make_mesh
 from evo_core.parallel.passes import MicroBatch, passes_of
@@ -72,7 +73,7 @@ def scores_here(cfg: TrainConfig, folders: list[Path]) -> Any:
     [
         (4, isp(2, 4), NTK),
         (4, isp(1, 2), EXPERTS),
-        (6, isp(2, 3), SIX_HEADS | {"data__micro_bsz": 2}),
+        pytest.param(6, isp(2, 3), SIX_HEADS | {"data__micro_bsz": 2}, marks=pytest.mark.slow),
         (4, isp(1, 2, pipeline=2), EXPERTS | NTK),
     ],
     ids=["of all copies", "of some copies", "of one and a half", "stages"],
@@ -173,3 +174,26 @@ def test_an_error_in_the_middle_of_a_run_ends_all(
         return len(done), caught.type, str(caught.value)
 
     assert run_on_ranks(body, 2, timeout=30) == [(3, *told)] * 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [(2, isp(1, 2)), pytest.param(4, isp(1, 2, pipeline=2), marks=pytest.mark.slow)],
+    ids=["whole", "stages"],
+)
+def test_packs_that_do_not_divide_over_copies(tmp_path: Path, ranks: int, parallel: dict[str, Any]) -> None:
+    cfg = job(tmp_path, parallel=parallel)
+    continuations = [Continuation([5 + i % 9] * (i % 7 + 9), [3 + i] * (i % 3 + 1)) for i in range(17)]
+    expected = likelihoods(whole(cfg), continuations, max_length=24, pack_tokens=16)
+
+    def body() -> Any:
+        mesh, done = make_mesh(cfg.degrees(ranks)), []
+        model = made(cfg, mesh)
+        settings: dict[str, Any] = {"mesh": mesh, "on_pack": lambda *counts: done.append(counts)}
+        found = likelihoods(model, continuations, max_length=24, pack_tokens=16, **settings)
+        return found, done[-1]
+
+    for found, done in run_on_ranks(body, ranks, timeout=30):
+        assert done == (9, 9)
+        for one, other in zip(found, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-12)

@@ -124,8 +124,8 @@ def test_the_nearest_choices_are_legal(ranks: int, zero1: int) -> None:
 @example(6, 1, 3, 4)
 def test_the_nearest_choices_beside_two_sizes_are_legal(ranks: int, stages: int, tensor: int, weight: int) -> None:
     def errors(world_size: int = ranks, **sizes: int) -> list[str]:
-        parallel = {"pipeline": stages, "tensor": tensor, "weight": weight} | sizes
-        parallel |= {"tensor": {"size": parallel["tensor"], "mode": "isp"}}
+        sizes = {"pipeline": stages, "tensor": tensor, "weight": weight} | sizes
+        parallel = {**sizes, "tensor": {"size": sizes["tensor"], "mode": "isp"}}
         return [str(error) for error in degree_errors(ParallelConfig.model_validate(parallel), world_size)]
 
     found = errors()

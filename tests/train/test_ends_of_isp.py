@@ -92,4 +92,4 @@ def test_a_signal_in_an_evaluation_ends_all_behind_the_next_step(tmp_path: Path,
 def test_torchrun_restarts_ranks_that_share_weights(tmp_path: Path) -> None:
     layout: dict[str, Any] = {"parallel": isp(2, 4), "model__drop_rate": 0.1, "data__valid_every": 5}
     expected = undisturbed(tmp_path, ranks=RANKS, **layout)
-    survives_under_torchrun(tmp_path, expected, [(8, 1), (17, 2)], ranks=RANKS)
+    survives_under_torchrun(tmp_path, expected, [(8, 1)], ranks=RANKS)

@@ -23,7 +23,6 @@ from tests.weights.internevo_files import (
     tensor_shard,
     write_context,
     write_isp,
-    write_later_isp,
     write_model_config,
     write_scheduler,
     write_tensor_parallel,
@@ -154,18 +153,14 @@ def test_on_tensor_ranks(tmp_path: Path, hf: Path, parallel: dict[str, Any]) -> 
     assert f"{tmp_path / 'spoilt'} has NaN or infinite weights: layers.1.feed_forward.w3.weight (16 of " in said
 
 
-@pytest.mark.parametrize("kind", ["evo", "internevo", "internevo, isp", "internevo, later isp", "llama"])
+@pytest.mark.parametrize("kind", ["internevo", "internevo, isp", "llama"])
 def test_gathered_weights_are_those_of_any_folder(tmp_path: Path, kind: str) -> None:
     family = {"model_type": "LLAMA2", "model__no_bias": True, "model__qk_interleaved": True}
     model, there = made(tmp_path, **family), tmp_path / "theirs"
-    if kind == "evo":
-        write_weights(weights(model), there, "evo")
-    elif kind == "internevo":
+    if kind == "internevo":
         write_tensor_parallel(model.state_dict(), there, 2, tensor=2, pipeline=2)
     elif kind == "internevo, isp":
         write_isp(model.state_dict(), there, 2, tensor=4, weight=2, pipeline=1)
-    elif kind == "internevo, later isp":
-        write_later_isp(model.state_dict(), there, 2, weight=4, pipeline=1)
     else:
         write_meta(model, there)
     cfg = from_there(tmp_path, there, kind.partition(",")[0], parallel=ISP, **family)

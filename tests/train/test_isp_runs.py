@@ -163,7 +163,9 @@ def left(cfg: TrainConfig, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("overlap", [True, False], ids=["overlap and pool", "neither"])
+@pytest.mark.parametrize(
+    "overlap", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["overlap and pool", "neither"]
+)
 def test_nothing_is_left_of_a_step(tmp_path: Path, overlap: bool) -> None:
     parallel = isp(1, 2) | {"weight": {"size": 2, "overlap": overlap, "memory_pool": overlap}}
     settings = {"model__checkpoint": 0.5, "data__total_steps": 50, "data__valid_every": 10}

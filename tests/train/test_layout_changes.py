@@ -117,13 +117,8 @@ def test_losses_are_those_of_one_process(tmp_path: Path, legs: list[Leg], famili
         assert TrainState.read(tmp_path / "moved" / family / "ckpt" / "8").moments == 8
 
 
-@pytest.mark.parametrize(
-    "leg",
-    [
-        pytest.param(Leg(2, 2, 1, "isp", weight=2), id="weights"),
-        pytest.param(Leg(2, 2, 2, "isp"), id="zero", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("leg", [Leg(2, 2, 1, "isp", weight=2), Leg(2, 2, 2, "isp")], ids=["weights", "zero"])
 def test_the_same_layout_goes_on_to_the_same_bits(tmp_path: Path, leg: Leg) -> None:
     """In narrow weights, beside which there are master values."""
     family = {"INTERNLM2_PUBLIC": FAMILIES["INTERNLM2_PUBLIC"] | {"model__dtype": "torch.bfloat16"}}

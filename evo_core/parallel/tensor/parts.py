@@ -13,6 +13,7 @@ from evo_core.model.ops.linear import Linear
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.tensor.embedding import HiddenEmbedding, VocabularyEmbedding
 from evo_core.parallel.tensor.exchange import Exchange
+from evo_core.parallel.tensor.experts import RouterLinear
 from evo_core.parallel.tensor.head import ParallelHead
 from evo_core.parallel.tensor.linear import ColumnLinear, RowLinear
 from evo_core.parallel.tensor.pieces import Pieces, Rows
@@ -94,6 +95,12 @@ class Parts:
         )
         if tied_to is None:
             self.note(new.weight, self.pieces.even(weight.shape, 0), weight)
+        return new
+
+    def router(self, old: Linear) -> RouterLinear:
+        """All of a layer without a bias, for the rows here; its outputs are those of all rows."""
+        new = RouterLinear(old.in_features, old.out_features, self.exchange, bias=False, **factory(old.weight))
+        self.note(new.weight, self.pieces.whole(old.weight.shape, partial=self.exchange.by_rows), old.weight)
         return new
 
     def note(self, part: nn.Parameter, held: Held, whole: Tensor) -> None:

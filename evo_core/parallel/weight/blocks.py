@@ -10,7 +10,6 @@ from torch import nn
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.moe import MixtureMLP
-from evo_core.parallel.tensor.experts import RouterLinear
 from evo_core.parallel.tensor.parts import Parts, factory
 from evo_core.parallel.tensor.pieces import Pieces
 from evo_core.parallel.weight.attention import HeadsAttention
@@ -59,7 +58,7 @@ class GatheredBlocks:
         if mixture is not None:
             mixture.moe_layer.dispatch = RowsDispatch(sequence)
             if self._parts.size > 1:
-                mixture.moe_layer.gate.wg = self._router(mixture.moe_layer.gate.wg)
+                mixture.moe_layer.gate.wg = self._parts.router(mixture.moe_layer.gate.wg)
         if self._parts.size > 1:
             block.attention.core = HeadsAttention(block.attention.core, sequence.axis)
 
@@ -71,11 +70,6 @@ class GatheredBlocks:
         for here, whole in ((new.weight, old.weight), (new.bias, old.bias)):
             if here is not None and whole is not None:
                 self._parts.note(here, self._pieces.even(whole.shape, 0), whole)
-        return new
-
-    def _router(self, old: Linear) -> Linear:
-        new = RouterLinear(old.in_features, old.out_features, self._parts.exchange, bias=False, **factory(old.weight))
-        self._parts.note(new.weight, self._parts.pieces.whole(old.weight.shape, partial=True), old.weight)
         return new
 
 

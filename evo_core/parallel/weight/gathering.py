@@ -57,7 +57,8 @@ class Record:
 
     Attributes:
         events: in their order.
-        waited: seconds that layers stood still until their weights were there.
+        waited: seconds that layers stood still until their weights were there. On a GPU streams wait for each other,
+            and no process stands still.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -89,7 +90,11 @@ class Unit:
 
 @dataclass
 class Whole:
-    """The whole weight of a layer, which may be under way."""
+    """The whole weight and bias of a layer.
+
+    Attributes:
+        works: the messages that bring them; none once they have been waited for.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -135,7 +140,7 @@ class Gathering:
             self._record.events.append(Event(what, layer.unit.number, layer.name, in_backward()))
 
     def arrive(self, layer: GatheredLinear) -> None:
-        """A layer is about to compute: the first one of its block has the next block's weights sent for.
+        """A layer is about to compute: the first one of its block has the next block's weights fetched ahead.
 
         To be called where autograd records: nodes that collect the next block's gradients are made here. The engine
         takes the youngest of those that are ready, so it comes to them when this block's are done.
@@ -208,6 +213,7 @@ class Gathering:
             unit = unit.after
 
     def _sent_for(self, layer: GatheredLinear) -> Whole:
+        """Start gathering the weight and the bias of a layer, every rank of the axis its part."""
         parts = [layer.weight.detach(), *([] if layer.bias is None else [layer.bias.detach()])]
         whole, works = [], []
         for part in parts:

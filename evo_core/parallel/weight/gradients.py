@@ -70,7 +70,7 @@ class GradientSum:
 class _Collect(torch.autograd.Function):
     """Parameters as they are; behind them in the backward pass, the gradients that have arrived by then.
 
-    What flows here through autograd are empty forms, which nobody reads while the message is under way.
+    What autograd hands on to here are placeholders of a gradient's shape: the gradient itself is under way.
     """
 
     @staticmethod

@@ -71,7 +71,7 @@ class GatheredLinear(Linear):
 
 
 class _Kept(torch.autograd.Function):
-    """What a layer needs for the gradients of its parameters; it gives nothing but a form for `_Product` to depend on.
+    """What a layer needs for the gradients of its parameters; it gives `_Product` a placeholder to depend on.
 
     [..., in], parameters -> a tensor of the shape of the layer's output, without memory of its own.
     """
@@ -93,7 +93,7 @@ class _Kept(torch.autograd.Function):
             weight_gradient(grad, x) if of_weight else None,
             bias_gradient(grad) if of_bias else None,
         )
-        return None, None, None, _form(layer.weight, of_weight), _form(layer.bias, of_bias)
+        return None, None, None, _placeholder(layer.weight, of_weight), _placeholder(layer.bias, of_bias)
 
 
 class _Product(torch.autograd.Function):
@@ -118,6 +118,6 @@ class _Product(torch.autograd.Function):
         return d_x, grad if wanted_kept else None, None
 
 
-def _form(parameter: Tensor | None, asked: bool) -> Tensor | None:
+def _placeholder(parameter: Tensor | None, asked: bool) -> Tensor | None:
     """A tensor of a parameter's shape and type without memory of its own."""
     return parameter.new_zeros(()).expand(parameter.shape) if asked and parameter is not None else None

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from evo_core.model import Decoder
+from evo_core.model import Decoder, compile_blocks
 from evo_core.parallel.weight.gathering import Gathering, in_backward
 from evo_core.parallel.weight.linear import GatheredLinear
-from tests.parallel.weight.jobs import EXPERTS, Job, of_one_process, replaced, scaled, small
+from tests.parallel.weight.jobs import (
+    EXPERTS,
+    MOE_COEFF,
+    Job,
+    arguments,
+    micro_batch,
+    of_one_process,
+    replaced,
+    scaled,
+    small,
+)
 from tests.ranks import run_on_ranks
 
 BAR = 1e-12
@@ -200,3 +211,43 @@ def test_one_block() -> None:
     want = references(small(num_layers=1), 3, 2)
     for found in run_on_ranks(body, 2):
         assert max(found) <= BAR, found
+
+
+def test_gradients_that_nobody_asks_for_and_those_of_two_passes_at_a_time() -> None:
+    """A forward pass may have no backward one, and another forward pass may come before it, as in a pipeline."""
+
+    def body() -> float:
+        job = Job(small(num_layers=3, checkpoint=0.5), 2, 2, overlap=True, pool=True)
+        job.alone(1, want)
+        dropped, *outputs = (job.model(*arguments(micro_batch(n)), **micro_batch(n).more) for n in (2, 0, 1))
+        assert dropped.loss is not None
+        job.model.zero_grad()
+        for output in outputs:
+            output.objective(MOE_COEFF).backward()
+        found = {name: parameter.grad for name, parameter in job.model.named_parameters() if parameter.grad is not None}
+        return max(
+            float((piece.of(found[name]) / 2 - piece.where.of(want[name])).abs().max() / want[name].abs().max())
+            for name, held in job.model.held.items()
+            if held.gathered
+            for piece in held.placement.pieces
+        )
+
+    want = of_one_process(small(num_layers=3), 2)
+    assert max(run_on_ranks(body, 2)) <= BAR
+
+
+def test_compiled_blocks() -> None:
+    """Half of them recomputed, the next one's weights under way. Graphs are cut as ever, but no kernels made of them,
+    which takes minutes."""
+
+    def compiled(model: Decoder) -> None:
+        without_kernels = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+        with replaced(nn.Module, "compile", without_kernels):
+            assert compile_blocks(model) == 2
+
+    def body() -> float:
+        job = Job(small(num_layers=2, checkpoint=0.5), 2, 2, overlap=True, pool=True, prepare=compiled)
+        return worst_of_steps(job, want, between=lambda step: job.evaluate())
+
+    want = references(small(num_layers=2), 3, 2)
+    assert max(run_on_ranks(body, 2, timeout=120.0)) <= BAR
