@@ -163,14 +163,15 @@ def test_as_torch_with_two_groups(ranks: int, zero1: int, overlap: bool, kinds: 
 
 def test_a_run_goes_on_with_another_list(tmp_path: Path) -> None:
     """States are by name. The update of the next step is the same but for the decay of what the list names."""
-    kept = {"adam": {"lr": LR, "weight_decay": DECAY}, "lr_scheduler": {"kind": "constant", "warmup_ratio": 0}}
-    run(job(tmp_path, data__total_steps=2, **kept), tmp_path / "first")
+    adam = {"lr": LR, "weight_decay": DECAY}
+    rate = {"lr_scheduler": {"kind": "constant", "warmup_ratio": 0}}
+    run(job(tmp_path, data__total_steps=2, adam=adam, **rate), tmp_path / "first")
     after = {}
     for name, words in (("plain", []), ("listed", ["norm", "embedding"])):
         shutil.copytree(tmp_path / "ckpt", tmp_path / name)
-        adam = kept["adam"] | {"no_decay": words}
         save = f"local:{tmp_path / name}"
-        cfg = job(tmp_path, data__total_steps=3, ckpt__save_ckpt_folder=save, **kept | {"adam": adam})
+        listed = adam | {"no_decay": words}
+        cfg = job(tmp_path, data__total_steps=3, ckpt__save_ckpt_folder=save, adam=listed, **rate)
         assert run(cfg, tmp_path / f"run-{name}").step == 3
         after[name] = load_model(tmp_path / name / "3")[0].state_dict()
     before = load_model(tmp_path / "ckpt" / "2")[0].state_dict()
