@@ -74,8 +74,13 @@ class TrainRun:
         return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker, tensor=tensor)
 
     def metric_log(self) -> MetricLog:
-        """What takes the records of the steps that are left; a context manager."""
-        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank, lines=self.lines)
+        """What takes the records of the steps that are left; a context manager. Every rank must call it.
+
+        Raises:
+            UserError: one of its files cannot be written, or records to carry on are not there; on every rank.
+        """
+        with failing_together():
+            return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank, lines=self.lines)
 
 
 def make_run(

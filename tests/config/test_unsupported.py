@@ -37,7 +37,8 @@ def test_refused(key: str) -> None:
 
 def test_a_refusal_is_one_clear_sentence() -> None:
     assert refusal(REFUSED["output_tf32"]) == (
-        "output_tf32: true: this version computes the head like the rest (set it to false)"
+        "output_tf32: true: this version computes the head in model.dtype, like the rest (set it to false; with "
+        "model.dtype: torch.tf32 the head is computed so too)"
     )
     assert refusal(REFUSED["parallel.zero1.fsdp"]) == (
         "parallel.zero1.fsdp: true: this version splits optimizer states only (set it to false)"
@@ -52,6 +53,7 @@ def test_a_refusal_is_one_clear_sentence() -> None:
         at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "s3://bucket/x"}}),
         {"tensorboard_folder": "s3://b/x", "data": {"train_folder": "boto3:s3://b.ip/x", "valid_folder": "s3://b/x"}},
         at("generation", {"ckpt_folder": "s3://b/x", "data_folder": "s3://b/x", "output_folder": "s3://b/x"}),
+        {"output_tf32": True, "model": {"dtype": "tf32"}},
         at("data.use_shm", True),
         at("parallel.tensor", {"size": 1, "mode": "isp"}),
         at("parallel.tensor", 2),
