@@ -251,4 +251,6 @@ def settings_without_effect(config: TrainConfig, device_type: str) -> list[str]:
 
 def _is_on(config: TrainConfig, key: str) -> bool:
     """Whether a setting was stated, and asks for something."""
-    return is_set(config, key) and value_at(config, key) not in (False, None, "mtp", "1F1B")
+    value = value_at(config, key)
+    asks = value is not False and value not in (None, "mtp", "1F1B")  # a number 0 does: for a rate that ends there
+    return asks and is_set(config, key)

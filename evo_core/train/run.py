@@ -24,9 +24,10 @@ from evo_core.parallel.pipeline.placing import placing_of
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
 from evo_core.train.metric_log import MetricLog
-from evo_core.train.optimizer import make_optimizer
+from evo_core.train.optimizer import check_no_decay, make_optimizer
 from evo_core.train.peaks import log_peak
 from evo_core.train.reading import check_same_data
+from evo_core.train.schedule_told import say_changed_schedule, say_unfinished_schedule
 from evo_core.train.start import find_start, run_of, take_start
 from evo_core.train.startup_log import log_parts, log_ranks
 from evo_core.train.step import TrainStep
@@ -113,6 +114,7 @@ def make_run(
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
     log_parts(cfg, ranks, mesh, model, optimizer, data)
+    on_first(partial(_say_schedules, cfg, start, state))
 
     saving = Checkpointing(
         cfg,
@@ -126,6 +128,12 @@ def make_run(
     )
     step = TrainStep(cfg, mesh, model, optimizer, speed=speed, types=data.types, device=ranks.device)
     return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state, lines)
+
+
+def _say_schedules(cfg: TrainConfig, start: Start | None, state: TrainState) -> None:
+    say_unfinished_schedule(cfg)
+    if start is not None and start.kind == "evo" and start.goes_on:
+        say_changed_schedule(cfg, start.checkpoint, state.updates)
 
 
 def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: bool) -> nn.Module:
@@ -144,6 +152,7 @@ def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: boo
         overlap=weight.overlap,
         memory_pool=weight.memory_pool,
     )
+    check_no_decay(model, cfg.adam.no_decay)
     if drawn:
         draw_first_weights(model, cfg.model, cfg.seed, mesh)
     if getattr(cfg.model, "compile", False):  # a model type of a user's own need not have the setting

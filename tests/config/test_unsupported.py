@@ -94,6 +94,21 @@ def test_only_what_was_set_is_named() -> None:
     ):
         saved = job({"ckpt": {"save_ckpt_folder": "local:x", "keep_every": 20} | ckpt})
         assert saved.settings_without_effect("cpu") == [f"ckpt.keep_every ({one})" for one in why]
+    rate = {"eta_min": 0, "decay_ratio": 0.2, "decay_type": "sqrt"}
+    for kind, why in (
+        ("cosine", ["decay_ratio (lr_scheduler.kind is not wsd)", "decay_type (lr_scheduler.kind is not wsd)"]),
+        ("wsd", []),
+        (
+            "constant",
+            [
+                "eta_min (lr_scheduler.kind is constant)",
+                "decay_ratio (lr_scheduler.kind is not wsd)",
+                "decay_type (lr_scheduler.kind is not wsd)",
+            ],
+        ),
+    ):
+        named = job({"lr_scheduler": rate | {"kind": kind}}).settings_without_effect("cpu")
+        assert named == [f"lr_scheduler.{one}" for one in why]
     assert job({"moe": {"top_k": 2}}).settings_without_effect("cuda") == ["moe.top_k (num_experts is 1)"]
 
 

@@ -48,7 +48,8 @@ def test_it_runs(tmp_path: Path) -> None:
     assert "data parallel size: 2, pipeline parallel size: 1, tensor parallel size: 1" in said
     assert "New Run" in said
     assert re.search(r"Number of elements on ranks: \[\d+, \d+\]", said)
-    assert said.count("WARNING") == 1  # auto_resume with load_ckpt_info
+    assert said.count("WARNING") == 2  # auto_resume with load_ckpt_info, and a schedule of 50000 steps
+    assert "lr_scheduler.total_steps: 50000 is more than data.total_steps 3: at the run's end the rate is 8e-07" in said
     assert "nothing is saved (ckpt.enable_save_ckpt): from scratch; load_ckpt_info" in said
     (without,) = re.findall(r"set, but without effect here: (.*)", said)
     assert "parallel.weight.memory_pool" in without
