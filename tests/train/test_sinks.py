@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evo_core.train.sinks import MetricsFile
 from tests.train.jobs import job, run
+from tests.train.test_averages import NAMES
 
 
 def steps(path: Path) -> list[int]:
@@ -45,6 +46,8 @@ def test_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [0, 1, 2]
     assert {"lr", "grad_norm", "loss/en", "val/en_loss", "tgs (tokens/gpu/second)"} <= set(events.Tags()["scalars"])
+    averages = {tag for tag in events.Tags()["scalars"] if tag.startswith("tgs/")}
+    assert averages == {f"tgs/{name}" for name in NAMES}
 
 
 def test_tensorboard_elsewhere(tmp_path: Path) -> None:
