@@ -137,6 +137,11 @@ class Zero1AdamW:
         """Elements of the parameters that this rank updates."""
         return sum(bucket.owned() for bucket in self.buckets)
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Of the buffers through which updated parameters go; they are made by the first update."""
+        return self._publishing.nbytes
+
     def begin(self) -> None:
         """Start a step."""
         self._reducing, self._launched = self.overlap, 0
