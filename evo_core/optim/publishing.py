@@ -89,7 +89,7 @@ class Publishing:
         bucket, start, stop, slots = self.chunks[self.taken]
         assert self._work is not None  # it was launched when the one before it was taken
         self._work.wait()
-        self._work = None  # it keeps what this rank sent
+        self._work = None  # it holds what was sent
         values = self._room(bucket, stop - start)
         for slot in slots:
             slot.take(values, start)

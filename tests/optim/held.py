@@ -22,7 +22,7 @@ def counted(model: nn.Module, optimizer: Zero1AdamW) -> dict[str, int]:
     found = storages({"states": states, "parameters": model.parameters(), "gradients": gradients})
     # Parameters that are views of their master values are counted as what they are, parameters.
     shared = sum(slot.param.nbytes for bucket in optimizer.buckets if bucket.shared for slot in bucket.slots)
-    sizes = (found["parameters"] + shared, found["gradients"], found["states"] - shared, optimizer.buffer_bytes)
+    sizes = (found["parameters"] + shared, found["gradients"], found["states"] - shared, optimizer.publishing.nbytes)
     return dict(zip(KINDS, sizes, strict=True))
 
 
