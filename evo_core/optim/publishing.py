@@ -9,6 +9,7 @@ need those before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,18 @@ class Chunk(NamedTuple):
     start: int
     stop: int
     slots: tuple[Slot, ...]
+
+
+class Event(NamedTuple):
+    """Something that happened to a chunk.
+
+    Attributes:
+        what: gather (the message was sent), or arrive (its values are in the parameters).
+        parameters: names of those that have columns in the chunk.
+    """
+
+    what: str
+    parameters: tuple[str, ...]
 
 
 class Publishing:
@@ -48,12 +61,23 @@ class Publishing:
         self._last = {id(slot.param): number for number, chunk in enumerate(chunks) for slot in chunk.slots}
         self._buffers: dict[torch.dtype, Tensor] = {}
         self._work: Pending | None = None
+        self._events: list[Event] | None = None
         self.launched = self.taken = len(chunks)
 
     @property
     def nbytes(self) -> int:
         """Of the buffers: one for each type that parameters have, as long as the longest chunk of it."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Event]]:
+        """Note in a list what happens in the block, as tests do."""
+        events: list[Event] = []
+        self._events = events
+        try:
+            yield events
+        finally:
+            self._events = None
 
     @torch.no_grad()
     def start(self) -> None:
@@ -82,6 +106,7 @@ class Publishing:
         bucket, start, stop, _ = self.chunks[self.launched]
         row = bucket.master[start:stop].to(bucket.dtype)
         self._work = all_gather(self._room(bucket, stop - start).view(-1), row, bucket.zero.group)
+        self._note("gather", self.chunks[self.launched])
         self.launched += 1
 
     @torch.no_grad()
@@ -89,11 +114,17 @@ class Publishing:
         bucket, start, stop, slots = self.chunks[self.taken]
         assert self._work is not None  # it was launched when the one before it was taken
         self._work.wait()
+        self._work = None  # it holds what was sent
         values = self._room(bucket, stop - start)
         for slot in slots:
             slot.take(values, start)
+        self._note("arrive", self.chunks[self.taken])
         self.taken += 1
         self._launch()
+
+    def _note(self, what: str, chunk: Chunk) -> None:
+        if self._events is not None:
+            self._events.append(Event(what, tuple(slot.name for slot in chunk.slots)))
 
     def _room(self, bucket: Bucket, columns: int) -> Tensor:
         """[Z, columns] of the buffer."""

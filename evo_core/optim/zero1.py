@@ -121,7 +121,7 @@ class Zero1AdamW:
         # in the end, and must keep no other waiting.
         place = {name: number for number, name in enumerate(order)}
         self._turns = sorted(self.buckets, key=lambda bucket: -min(place.get(slot.name, 0) for slot in bucket.slots))
-        self._publishing = Publishing(self.buckets, place, gather_size)
+        self.publishing = Publishing(self.buckets, place, gather_size)
         self._overlaps_params = overlap_params
         self._reducing = False
         self._final: set[int] = set()
@@ -212,7 +212,7 @@ class Zero1AdamW:
             lr: learning rate of this update.
             beta2: Adam's beta2 of this update.
         """
-        self._publishing.finish()  # what no forward pass has read
+        self.publishing.finish()  # what no forward pass has read
         norm = self.grad_norm
         overflow = not (norm < float("inf"))  # nan compares false
         factor = 1.0 / self.scaler.scale
@@ -226,18 +226,18 @@ class Zero1AdamW:
                 grad.mul_(factor / group.divisor)
         self._adamw(lr, beta2)
         self.updates += 1
-        self._publishing.start()
+        self.publishing.start()
         if not self._overlaps_params:
-            self._publishing.finish()
+            self.publishing.finish()
         return True
 
     def wait_for(self, parameters: Iterable[nn.Parameter]) -> None:
         """Wait until these have the values of the last update; every rank must ask alike."""
-        self._publishing.wait_for(parameters)
+        self.publishing.wait_for(parameters)
 
     def settle(self) -> None:
         """Wait until all have; every rank must call it."""
-        self._publishing.finish()
+        self.publishing.finish()
 
     def state(self) -> dict[str, Placed]:
         """The optimizer's tensors by parameter name: the rank's share of each, in the optimizer's own memory.

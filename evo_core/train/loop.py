@@ -109,6 +109,7 @@ def run_steps(run: TrainRun) -> TrainResult:
             if state.step % clean_up_interval(run.cfg) == 0:
                 clean_up(run.ranks)
             end = todo.end
+        run.step.optimizer.settle()  # whoever has the model reads it next, and ranks leave together
         saving.finish()
 
     log.info("%s at step %d of %d, newest checkpoint: %s", _ENDS[end], state.step, data.total_steps, saving.newest)

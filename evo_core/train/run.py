@@ -23,9 +23,9 @@ from evo_core.parallel.first_weights import draw_first_weights
 from evo_core.parallel.pipeline.placing import placing_of
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
-from evo_core.train.flops import peak_tflops
 from evo_core.train.metric_log import MetricLog
 from evo_core.train.optimizer import check_no_decay, make_optimizer
+from evo_core.train.peaks import log_peak
 from evo_core.train.reading import check_same_data
 from evo_core.train.schedule_told import say_changed_schedule, say_unfinished_schedule
 from evo_core.train.start import find_start, run_of, take_start
@@ -109,10 +109,7 @@ def make_run(
     check_same_data(cfg, data)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None or not start.fills_the_model)
     optimizer = make_optimizer(cfg, model, mesh)
-    chip = peak_tflops(ranks.device, next(model.parameters()).dtype)
-    if chip is not None:
-        log.info("%s: %g teraflops at most, which mfu and hfu are shares of", *chip)
-    peak = None if chip is None else chip[1]
+    peak = log_peak(ranks.device, next(model.parameters()).dtype)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size, peak=peak)
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
     state = TrainState()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from evo_core.errors import ConfigError
 from evo_core.optim.grad_norm import sum_of_squares
 from evo_core.optim.loss_scaler import LossScaler
+from evo_core.train.optimizer import wait_where_read
 from tests.optim.optimizers import zero1_adamw
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
@@ -74,7 +75,7 @@ def trained(
         overlap_params=overlap,
         gather_size=gather_size,
     )
-    net.register_forward_pre_hook(lambda net, _: optimizer.wait_for(net.parameters()))
+    wait_where_read(net, optimizer)
     norms = []
     for step in range(STEPS):
         own = micro_batches(step)[mesh.data.rank :: mesh.data.size]

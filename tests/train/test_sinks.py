@@ -13,6 +13,7 @@ from evo_core.train.earlier_records import copy_records
 from evo_core.train.sinks import MetricsFile
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, run
+from tests.train.test_averages import NAMES
 
 
 def steps(path: Path) -> list[int]:
@@ -51,6 +52,8 @@ def test_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [0, 1, 2]
     assert {"lr", "grad_norm", "loss/en", "val/en_loss", "tgs (tokens/gpu/second)"} <= set(events.Tags()["scalars"])
+    averages = {tag for tag in events.Tags()["scalars"] if tag.startswith("tgs/")}
+    assert averages == {f"tgs/{name}" for name in NAMES}
 
 
 def test_tensorboard_elsewhere(tmp_path: Path) -> None:
