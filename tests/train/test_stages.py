@@ -86,7 +86,7 @@ def test_the_curve_of_one_process(
     assert [row[5] for row in rows] == layers
 
 
-def test_valid_micro_num_is_how_many_batches_the_stages_are_handed_at_once(tmp_path: Path) -> None:
+def test_valid_micro_num_is_what_stages_are_handed_at_once(tmp_path: Path) -> None:
     """It is no more than a way to do it: scores are those of one process."""
     scored = {"data__total_steps": 1, "data__valid_every": 1, "ckpt__enable_save_ckpt": False}
     run(job(tmp_path, data__valid_micro_num=2, **scored), tmp_path / "one")
@@ -100,7 +100,7 @@ def test_valid_micro_num_is_how_many_batches_the_stages_are_handed_at_once(tmp_p
             counts.append(count)
             forward(self, count, *rest)
 
-        Pipeline.forward = counting  # type: ignore[method-assign]
+        Pipeline.forward = counting  # type: ignore[method-assign, assignment]
         run(job(tmp_path, data__valid_micro_num=number, **stages), tmp_path / f"many-{number}")
         return counts
 
