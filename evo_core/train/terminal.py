@@ -17,8 +17,8 @@ _PERIOD = 0.1
 class ProgressLine:
     """Steps, loss, tokens per second and the time that is left, under the lines of the log.
 
-    It is drawn by whoever calls `show`, without a thread: nothing takes time from a step, and nothing holds a lock when
-    the readers of data are forked. A terminal that went away is no error here: the log says so with its next line.
+    It is drawn by whoever calls `show`, without a thread, which would take the interpreter from a step. A terminal that
+    went away is no error here: the log says so with its next line.
 
     Args:
         done: steps that are behind the run when it starts.
