@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 _PERIOD = 0.1
 """Seconds between two drawings, however short the steps are; one takes half a millisecond."""
@@ -29,8 +30,12 @@ class ProgressLine:
         self._total, self._drawn = total, 0.0
         self._console = _Console(file=sys.stdout)
         self._progress = Progress(
-            # One text: where the terminal is narrow the bar gives way, then the end of the text.
-            TextColumn("step {task.completed}/{task.total}{task.fields[last]}"),
+            # One text: where the terminal is narrow the bar gives way, then the end of the text, without the sign for
+            # it that not every terminal has.
+            TextColumn(
+                "step {task.completed}/{task.total}{task.fields[last]}",
+                table_column=Column(no_wrap=True, overflow="crop"),
+            ),
             BarColumn(bar_width=None),
             console=self._console,
             auto_refresh=False,
@@ -55,12 +60,13 @@ class ProgressLine:
             self._progress.refresh()
 
     def above(self, text: str) -> None:
-        """Print a line of the log, as it is.
+        """Print a line of the log, as it is; what the terminal's encoding lacks is escaped.
 
         Raises:
             OSError: it cannot be written.
         """
-        self._console.out(text, highlight=False)
+        encoding = self._console.encoding
+        self._console.out(text.encode(encoding, "backslashreplace").decode(encoding), highlight=False)
 
     def close(self) -> None:
         """Take the line away."""
