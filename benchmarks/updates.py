@@ -3,8 +3,8 @@
 One process updates float32 parameters from given gradients, by this repository's optimizer and by torch's
 `clip_grad_norm_` and fused AdamW, in turns. The norm is compared with one in float64, from which torch's own is some
 10^-5 off, and the updated parameters with torch's; a difference ends the benchmark. Once the elements are in few large
-parameters, as a rank's share of a large model, and once in many small ones, of which torch takes each by itself and this
-repository the vectors that all of them lie in.
+parameters, as a rank has of a large model, and once in many small ones, of which torch takes each by itself, and Evo
+the vectors that all of them lie in.
 """
 
 from __future__ import annotations
