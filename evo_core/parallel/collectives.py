@@ -98,12 +98,12 @@ class _Exchanged:
     """A reduce-scatter as an exchange of shares, summed by whoever waits for it."""
 
     def __init__(self, output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> None:
-        self._output, self._received = output, torch.empty_like(source)
-        self._work = dist.all_to_all_single(self._received, source, group=group, async_op=True)
+        self._output, self._received = output, torch.empty_like(source).view(group.size(), *output.shape)
+        self._work = dist.all_to_all_single(self._received.view_as(source), source, group=group, async_op=True)
 
     def wait(self) -> None:
         self._work.wait()
-        torch.sum(self._received.view(-1, *self._output.shape), dim=0, out=self._output)
+        torch.sum(self._received, dim=0, out=self._output)
 
 
 def all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup) -> Pending:
