@@ -94,6 +94,14 @@ def _constant_rate(config: TrainConfig, device: str) -> bool:
     return config.lr_scheduler.kind == "constant"
 
 
+def _other_beta2(config: TrainConfig, device: str) -> bool:
+    return config.adam.adam_beta2 != config.beta2_scheduler.init_beta2
+
+
+def _other_beta2_exponent(config: TrainConfig, device: str) -> bool:
+    return config.adam.adam_beta2_c != config.beta2_scheduler.c
+
+
 def _no_tensor(config: TrainConfig, device: str) -> bool:
     return config.parallel.tensor.size == 1
 
@@ -192,6 +200,8 @@ EFFECTLESS = (
     Effectless("lr_scheduler.eta_min", _constant_rate, "lr_scheduler.kind is constant"),
     Effectless("lr_scheduler.decay_ratio", _no_wsd, "lr_scheduler.kind is not wsd"),
     Effectless("lr_scheduler.decay_type", _no_wsd, "lr_scheduler.kind is not wsd"),
+    Effectless("adam.adam_beta2", _other_beta2, "beta2_scheduler.init_beta2 goes before it"),
+    Effectless("adam.adam_beta2_c", _other_beta2_exponent, "beta2_scheduler.c goes before it"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
     Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 _PERIOD = 0.1
 """Seconds between two drawings, however short the steps are; one takes half a millisecond."""
@@ -17,8 +18,8 @@ _PERIOD = 0.1
 class ProgressLine:
     """Steps, loss, tokens per second and the time that is left, under the lines of the log.
 
-    It is drawn by whoever calls `show`, without a thread: nothing takes time from a step, and nothing holds a lock when
-    the readers of data are forked. A terminal that went away is no error here: the log says so with its next line.
+    It is drawn by whoever calls `show`, without a thread, which would take the interpreter from a step. A terminal that
+    went away is no error here: the log says so with its next line.
 
     Args:
         done: steps that are behind the run when it starts.
@@ -29,8 +30,12 @@ class ProgressLine:
         self._total, self._drawn = total, 0.0
         self._console = _Console(file=sys.stdout)
         self._progress = Progress(
-            # One text: where the terminal is narrow the bar gives way, then the end of the text.
-            TextColumn("step {task.completed}/{task.total}{task.fields[last]}"),
+            # One text: where the terminal is narrow the bar gives way, then the end of the text, without the sign for
+            # it that not every terminal has.
+            TextColumn(
+                "step {task.completed}/{task.total}{task.fields[last]}",
+                table_column=Column(no_wrap=True, overflow="crop"),
+            ),
             BarColumn(bar_width=None),
             console=self._console,
             auto_refresh=False,
@@ -55,12 +60,13 @@ class ProgressLine:
             self._progress.refresh()
 
     def above(self, text: str) -> None:
-        """Print a line of the log, as it is.
+        """Print a line of the log, as it is; what the terminal's encoding lacks is escaped.
 
         Raises:
             OSError: it cannot be written.
         """
-        self._console.out(text, highlight=False)
+        encoding = self._console.encoding
+        self._console.out(text.encode(encoding, "backslashreplace").decode(encoding), highlight=False)
 
     def close(self) -> None:
         """Take the line away."""

@@ -111,6 +111,9 @@ def test_only_what_was_set_is_named() -> None:
     ):
         named = job({"lr_scheduler": rate | {"kind": kind}}).settings_without_effect("cpu")
         assert named == [f"lr_scheduler.{one}" for one in why]
+    stated = {"adam": {"adam_beta2": 0.9}, "beta2_scheduler": {"init_beta2": 0.95, "c": 0}}
+    assert job(stated).settings_without_effect("cpu") == ["adam.adam_beta2 (beta2_scheduler.init_beta2 goes before it)"]
+    assert job({"adam": {"adam_beta2": 0.9, "adam_beta2_c": 0.8}}).settings_without_effect("cpu") == []
     assert job({"moe": {"top_k": 2}}).settings_without_effect("cuda") == ["moe.top_k (num_experts is 1)"]
 
 

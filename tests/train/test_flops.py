@@ -75,6 +75,7 @@ def added_product(total: torch.Size, left: torch.Size, right: torch.Size, **more
         {"checkpoint": 1.0, "apply_post_layer_norm": True},
         {"checkpoint": 1.0, "drop_rate": 0.1},
         MIXTURE | {"checkpoint": 1.0},
+        MIXTURE | {"checkpoint": 1.0, "moe_type": "GShard", "moe": {"top_k": 2, "drop_tokens": False}},
         MIXTURE | {"checkpoint": 1.0, "moe_use_residual": False},
     ],
 )
@@ -105,6 +106,13 @@ def test_what_is_computed_again() -> None:
     assert all_again.per_pair == pytest.approx(model.per_pair * 4 / 3)
     compiled = hardware_flops(cfg.model_copy(update={"compile": True}), 3)
     assert compiled.per_token == all_again.per_token + last
+
+
+def test_each_stage_computes_a_part_of_its_own_blocks_again(tmp_path: Path) -> None:
+    """Of stages of 1, 1, 2 and 2 blocks a half is 0, 0, 1 and 1, not three."""
+    cfg = job(tmp_path, model__num_layers=6, model__checkpoint=0.5, parallel={"pipeline": {"size": 4}})
+    assert isinstance(cfg.model, ModelConfig)
+    assert Throughput.of(cfg, world_size=4, dp=1).hardware == hardware_flops(cfg.model, 2)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from evo_core.train.run_log import logging_of_run
 
 def run(line):
     for done in range(6, 13):
-        logging.getLogger("evo_core.steps").info("step %d :key: [red] %s", done, "x" * 60)
+        logging.getLogger("evo_core.steps").info("step %d :key: [red] é %s", done, "x" * 60)
         if line is not None:
             line.show(done, 2.5, 12345.6, 7200.0)
         ACT
@@ -128,7 +128,7 @@ def test_it_fits_the_terminal_and_lines_of_the_log_stay_whole(width: int) -> Non
     pieces = [piece for piece in re.split(r"[\r\n]+", plain(shown)) if piece]
     logged = [piece for piece in pieces if "INFO" in piece]
     assert [line.partition(" -- ")[2] for line in logged] == [
-        *(f"step {done} :key: [red] {'x' * 60}" for done in range(6, 13)),
+        *(f"step {done} :key: [red] é {'x' * 60}" for done in range(6, 13)),
         "finished",
     ]
     drawn = [piece for piece in pieces if "INFO" not in piece]
@@ -137,6 +137,12 @@ def test_it_fits_the_terminal_and_lines_of_the_log_stay_whole(width: int) -> Non
         assert (
             drawn[0].startswith("step 5/12 ") and "step 12/12  loss 2.5000  12,346 tokens/s  2:00:00 left" in drawn[-1]
         )
+
+
+def test_a_terminal_of_few_characters() -> None:
+    shown, status, _ = on_terminal(steps(), width=30, PYTHONIOENCODING="ascii")
+    assert status == 0 and shown.isascii()
+    assert shown.count(r":key: [red] \xe9 xxx") == 7
 
 
 @pytest.mark.parametrize("variable", [{"TERM": "dumb"}, {"TTY_INTERACTIVE": "0"}])
