@@ -28,11 +28,10 @@ def sharded(model: Decoder, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
-def optimizer(model: nn.Module) -> Callable[[], float]:
-    """What clips the gradients, updates the parameters by torch's fused AdamW with a rate of 0, and returns the norm
-    before."""
+def optimizer(model: nn.Module, lr: float = 0.0) -> Callable[[], float]:
+    """What clips the gradients, updates the parameters by torch's fused AdamW, and returns the norm before."""
     parameters = list(model.parameters())
-    adamw = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+    adamw = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
 
     def update() -> float:
         norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, 1.0)

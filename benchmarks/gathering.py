@@ -144,8 +144,7 @@ def ours(model: Any, mesh: Mesh, batch: MicroBatch) -> Step:
         optimizer.begin()
         loss = batch.loss(model)
         optimizer.backward(loss, last=True)
-        total = loss.detach().double().view(1)
-        norm = optimizer.reduce(total)
+        norm, total = optimizer.reduce(loss.detach().double().view(1))
         optimizer.step(0.0, 0.95)
         return float(total) / mesh.world.size, norm
 

@@ -15,6 +15,7 @@ from evo_core.nearest import multiples, nearest
 from evo_core.storage.location import names_nothing
 
 if TYPE_CHECKING:
+    from evo_core.config.schema.optim import LrSchedulerConfig
     from evo_core.config.schema.train_config import TrainConfig
 
 
@@ -114,21 +115,43 @@ def _schedules(config: TrainConfig) -> Iterator[ConfigError]:
             key="lr_scheduler.total_steps",
             hint="leave it out to follow data.total_steps",
         )
-    if rate.init_steps + rate.warmup_steps >= rate.total_steps > 1:
+    if rate.init_steps >= rate.total_steps > 1:
+        yield ConfigError(
+            f"{rate.init_steps} steps at a rate of 0 leave nothing of the {rate.total_steps} total_steps",
+            key="lr_scheduler.init_steps",
+            hint=f"nearest: {rate.total_steps - 1}",
+        )
+    elif rate.init_steps + rate.warmup_steps >= rate.total_steps > 1:
         yield ConfigError(
             f"init_steps {rate.init_steps} and a warm-up of {rate.warmup_steps} steps leave nothing of the "
             f"{rate.total_steps} total_steps",
-            key="lr_scheduler.warmup_ratio" if rate.warmup_steps else "lr_scheduler.init_steps",
+            key="lr_scheduler.warmup_ratio",
+            hint=f"at most {_share(rate.total_steps - rate.init_steps - 1, rate.total_steps)}",
         )
-    elif rate.kind == "wsd" and rate.init_steps + rate.warmup_steps + rate.decay_steps > rate.total_steps:
+    elif rate.kind == "wsd":
+        yield from _wsd(rate)
+    if rate.kind != "constant" and rate.eta_min > config.adam.lr:
+        message = f"{rate.eta_min:g} is above adam.lr {config.adam.lr:g}: the rate would rise to the end"
+        yield ConfigError(message, key="lr_scheduler.eta_min", hint="state an eta_min of at most adam.lr")
+
+
+def _wsd(rate: LrSchedulerConfig) -> Iterator[ConfigError]:
+    key = "lr_scheduler.decay_ratio"
+    left = rate.total_steps - rate.init_steps - rate.warmup_steps
+    if rate.decay_ratio == 0:
+        yield ConfigError("0: wsd without a decay", key=key, hint="state one above 0, or kind: constant")
+    elif rate.decay_steps > left:
         yield ConfigError(
             f"a decay of {rate.decay_steps} steps does not fit behind init_steps {rate.init_steps} and a warm-up of "
             f"{rate.warmup_steps} steps into {rate.total_steps} total_steps",
-            key="lr_scheduler.decay_ratio",
+            key=key,
+            hint=f"at most {_share(left, rate.total_steps)}",
         )
-    if rate.eta_min > config.adam.lr:
-        message = f"{rate.eta_min:g} is above adam.lr {config.adam.lr:g}: the rate would rise to the end"
-        yield ConfigError(message, key="lr_scheduler.eta_min", hint="state an eta_min of at most adam.lr")
+
+
+def _share(steps: int, total: int) -> str:
+    """The largest share of all steps, in six digits, that is at most so many of them."""
+    return f"{math.floor(10**6 * steps / total) / 10**6:g}"
 
 
 def _loss_scale(config: TrainConfig) -> Iterator[ConfigError]:

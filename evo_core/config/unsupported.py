@@ -41,6 +41,10 @@ def _is(allowed: object) -> Test:
     return lambda value, config: bool(value == allowed)
 
 
+def _false_or_tf32(value: bool, config: TrainConfig) -> bool:
+    return not value or getattr(config.model, "dtype", None) == "torch.tf32"  # then the head is computed so anyway
+
+
 def _whole_or_impossible(fsdp: bool, config: TrainConfig) -> bool:
     parallel = config.parallel
     return not fsdp or parallel.pipeline.size > 1 or parallel.tensor.mode == "isp"  # with these no version could
@@ -54,11 +58,12 @@ def _local_or_shards(value: str | None, config: TrainConfig) -> bool:
     return config.data.type != "hf" or _local(value, config)
 
 
+_NO_TF32 = "set it to false; with model.dtype: torch.tf32 the head is computed so too"
 _ANOTHER = "name a local folder or a hub id, or tokenize it"
 _NO_STREAM = "this version reads Hugging Face data sets from local folders and hubs only"
 
 REFUSALS = (
-    Refusal("output_tf32", _is(False), "this version computes the head like the rest", "set it to false"),
+    Refusal("output_tf32", _false_or_tf32, "this version computes the head in model.dtype, like the rest", _NO_TF32),
     Refusal("data.train_folder", _local_or_shards, _NO_STREAM, _ANOTHER),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
     Refusal(
@@ -87,6 +92,14 @@ def _no_wsd(config: TrainConfig, device: str) -> bool:
 
 def _constant_rate(config: TrainConfig, device: str) -> bool:
     return config.lr_scheduler.kind == "constant"
+
+
+def _other_beta2(config: TrainConfig, device: str) -> bool:
+    return config.adam.adam_beta2 != config.beta2_scheduler.init_beta2
+
+
+def _other_beta2_exponent(config: TrainConfig, device: str) -> bool:
+    return config.adam.adam_beta2_c != config.beta2_scheduler.c
 
 
 def _no_tensor(config: TrainConfig, device: str) -> bool:
@@ -187,6 +200,8 @@ EFFECTLESS = (
     Effectless("lr_scheduler.eta_min", _constant_rate, "lr_scheduler.kind is constant"),
     Effectless("lr_scheduler.decay_ratio", _no_wsd, "lr_scheduler.kind is not wsd"),
     Effectless("lr_scheduler.decay_type", _no_wsd, "lr_scheduler.kind is not wsd"),
+    Effectless("adam.adam_beta2", _other_beta2, "beta2_scheduler.init_beta2 goes before it"),
+    Effectless("adam.adam_beta2_c", _other_beta2_exponent, "beta2_scheduler.c goes before it"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
     Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
@@ -251,4 +266,6 @@ def settings_without_effect(config: TrainConfig, device_type: str) -> list[str]:
 
 def _is_on(config: TrainConfig, key: str) -> bool:
     """Whether a setting was stated, and asks for something."""
-    return is_set(config, key) and value_at(config, key) not in (False, None, "mtp", "1F1B")
+    value = value_at(config, key)
+    asks = value is not False and value not in (None, "mtp", "1F1B")  # a number 0 does: for a rate that ends there
+    return asks and is_set(config, key)

@@ -11,6 +11,7 @@ rows gives back the matrix. In its columns a parameter lies as it does in memory
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -207,9 +208,12 @@ def make_buckets(group: ParameterGroup, bucket_size: int, master_dtype: torch.dt
     Backward makes gradients from the last layer to the first, so the first bucket is the first one complete.
     """
     by_dtype: dict[torch.dtype, list[list[tuple[str, nn.Parameter]]]] = {}
+    filled: Counter[torch.dtype] = Counter()
     for name, param in reversed(list(group.parameters.items())):
         parts = by_dtype.setdefault(param.dtype, [[]])
-        if parts[-1] and sum(p.numel() for _, p in parts[-1]) + param.numel() > bucket_size:
+        if parts[-1] and filled[param.dtype] + param.numel() > bucket_size:
             parts.append([])
+            filled[param.dtype] = 0
         parts[-1].append((name, param))
+        filled[param.dtype] += param.numel()
     return [Bucket(group, part, master_dtype) for parts in by_dtype.values() for part in parts]

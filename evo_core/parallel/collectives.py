@@ -7,7 +7,7 @@ names; torch 2.11 has only the old ones.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,12 +46,17 @@ class Traffic:
         bytes: by collective, as rings send them: of n ranks an all-reduce sends ``2 (n - 1) / n`` of the tensor, and
             each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size.
         calls: by collective.
-        waited: seconds spent in `Pending.wait`.
+        waits: seconds spent in `Pending.wait`, by collective.
     """
 
     bytes: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
-    waited: float = 0.0
+    waits: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent in `Pending.wait`."""
+        return sum(self.waits.values())
 
 
 _traffic: Traffic | None = None
@@ -71,13 +76,13 @@ def counting() -> Iterator[Traffic]:
 class _Timed:
     """A collective of which it is noted how long it is waited for."""
 
-    def __init__(self, work: Pending, traffic: Traffic) -> None:
-        self._work, self._traffic = work, traffic
+    def __init__(self, work: Pending, name: str, traffic: Traffic) -> None:
+        self._work, self._name, self._traffic = work, name, traffic
 
     def wait(self) -> None:
         began = time.perf_counter()
         self._work.wait()
-        self._traffic.waited += time.perf_counter() - began
+        self._traffic.waits[self._name] += time.perf_counter() - began
 
 
 def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
@@ -86,19 +91,19 @@ def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGro
     ranks = group.size()
     _traffic.calls[name] += 1
     _traffic.bytes[name] += times * whole.nbytes * (ranks - 1) // ranks
-    return _Timed(work, _traffic)
+    return _Timed(work, name, _traffic)
 
 
 class _Exchanged:
     """A reduce-scatter as an exchange of shares, summed by whoever waits for it."""
 
     def __init__(self, output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> None:
-        self._output, self._received = output, torch.empty_like(source)
-        self._work = dist.all_to_all_single(self._received, source, group=group, async_op=True)
+        self._output, self._received = output, torch.empty_like(source).view(group.size(), *output.shape)
+        self._work = dist.all_to_all_single(self._received.view_as(source), source, group=group, async_op=True)
 
     def wait(self) -> None:
         self._work.wait()
-        torch.sum(self._received.view(-1, *self._output.shape), dim=0, out=self._output)
+        torch.sum(self._received, dim=0, out=self._output)
 
 
 def all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup) -> Pending:
@@ -158,13 +163,13 @@ def send(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
         return work
     _traffic.calls["send"] += 1
     _traffic.bytes["send"] += tensor.nbytes
-    return _Timed(work, _traffic)
+    return _Timed(work, "send", _traffic)
 
 
 def receive(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
     """Start filling a contiguous tensor with what a rank of the group (its number there) sends."""
     work: Any = dist.irecv(tensor, group=group, group_src=rank)
-    return work if _traffic is None else _Timed(work, _traffic)
+    return work if _traffic is None else _Timed(work, "receive", _traffic)
 
 
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:

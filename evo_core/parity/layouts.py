@@ -154,6 +154,10 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
         "norm-head": {"model": {"norm_head": True}},
         "layernorm": {"model": {"norm_type": "layernorm"}},
         "post-norm": {"model": {"apply_post_layer_norm": True}},
+        "no-decay": {
+            "model": {"norm_type": "layernorm", "tie_word_embeddings": True},
+            "adam": {"weight_decay": 0.5, "no_decay": ["norm", "bias", "embedding"]},
+        },
         "gelu": {"model": {"use_swiglu": False}},
         "fp32-norm": {"use_fp32_norm": True},
         "fp32-residual": {"model": {"residual_in_fp32": True}},

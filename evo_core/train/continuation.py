@@ -35,7 +35,7 @@ def check_continuation(cfg: TrainConfig, start: Start) -> None:
     _check_tokenizer(cfg, _tokenizer_of(folder, start))
     if start.kind == "evo":
         _say_other_settings(cfg, start, folder)
-    if not {"scheduler", "all"} & set(start.content):
+    if not start.goes_on:
         _say_schedule(cfg)
 
 

@@ -50,10 +50,10 @@ class MetricLog:
             log.info("%s", record.log_line())
         if measured is not None:
             self._seconds.append(measured.seconds)
-            usual = sum(self._seconds) / len(self._seconds)
+            left = sum(self._seconds) / len(self._seconds) * (self._total - done)
             if self._line is not None:
-                self._line.show(done, record.loss, measured.tokens_per_second)
-            report_progress(done, self._total, "steps", **record.progress(), eta_seconds=usual * (self._total - done))
+                self._line.show(done, measured.loss, measured.tokens_per_second, left)
+            report_progress(done, self._total, "steps", **record.progress(), eta_seconds=left)
 
     def write(self, record: StepRecord) -> None:
         """Put a record that nothing is added to any more on the curve."""

@@ -22,9 +22,6 @@ from evo_core.parallel.mesh import Mesh
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
-_NORMS = (Norm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-"""Of the shipped families, and those that a model type of a user's own may have."""
-
 
 def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
@@ -61,20 +58,27 @@ def wait_where_read(model: nn.Module, optimizer: Optimizer) -> None:
     model.register_state_dict_pre_hook(lambda *_: optimizer.settle())
 
 
+def check_no_decay(model: nn.Module, kinds: Collection[str]) -> None:
+    """Refuse a word of `adam.no_decay` that no parameter of the whole model is of.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    whole = all_stages(model)
+    found = [kind for kind in kinds if names_of_kind(whole, kind)]
+    for kind in kinds:
+        if kind not in found:
+            hint = f"write no_decay: [{', '.join(found)}]"
+            raise ConfigError(f"{kind}: no parameter of this model is one", key="adam.no_decay", hint=hint)
+
+
 def without_decay(model: nn.Module, kinds: Collection[str]) -> set[str]:
     """The names of this rank's parameters that `adam.no_decay` is about.
 
     Args:
         kinds: of ``norm`` (all that a norm has), ``bias`` (whatever is called so) and ``embedding``, which is the
             head too where the two are tied.
-
-    Raises:
-        ConfigError: no parameter of the whole model is of one of them.
     """
-    whole = {kind: names_of_kind(all_stages(model), kind) for kind in kinds}
-    for kind, names in whole.items():
-        if not names:
-            raise ConfigError(f"{kind}: no parameter of this model is one", key="adam.no_decay", hint="leave it out")
     return {name for kind in kinds for name in names_of_kind(model, kind)}
 
 
@@ -82,10 +86,19 @@ def names_of_kind(model: nn.Module, kind: str) -> set[str]:
     """The names of a model's parameters of one of the kinds of `adam.no_decay`."""
     if kind == "bias":
         return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
-    classes = _NORMS if kind == "norm" else (Embedding, nn.Embedding)
-    of_modules = (module for module in model.modules() if isinstance(module, classes))
-    own = {id(param) for module in of_modules for param in module.parameters(recurse=False)}
+    of_kind = _is_norm if kind == "norm" else _is_embedding
+    own = {id(param) for module in model.modules() if of_kind(module) for param in module.parameters(recurse=False)}
     return {name for name, param in model.named_parameters() if id(param) in own}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Of the shipped families, of torch, or one that a user wrote and calls so, as most do (``LlamaRMSNorm``)."""
+    known = isinstance(module, Norm | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
+    return known or type(module).__name__.lower().endswith("norm")
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, Embedding | nn.Embedding)
 
 
 def make_scaler(cfg: TrainConfig, model: nn.Module) -> LossScaler:

@@ -13,6 +13,7 @@ from evo_core.checkpoint import TrainState
 from evo_core.checkpoint.allowed import Allow, content_to_state
 from evo_core.errors import CheckpointError
 from evo_core.storage.location import Location
+from evo_core.train.schedule_told import say_differences
 from evo_core.weights import Kind, fill_model, open_weights, other_settings
 from evo_core.weights.in_store import newest_internevo
 from evo_core.weights.internevo.progress import Progress, Schedule, read_progress
@@ -133,12 +134,11 @@ def _tell(progress: Progress, cfg: TrainConfig, folder: Path) -> None:
     )
     rate, there = cfg.lr_scheduler, progress.schedule
     here = Schedule(cfg.adam.lr, rate.init_steps + rate.warmup_steps, rate.total_steps, rate.eta_min)
-    names = {
+    settings: dict[str, tuple[object, object]] = {
         "adam.lr": (there.lr, here.lr),
         "lr_scheduler: init_steps and warm-up": (there.before_decay, here.before_decay),
         "lr_scheduler.total_steps": (there.total_steps, here.total_steps),
         "lr_scheduler.eta_min": (there.eta_min, here.eta_min),
+        "lr_scheduler.kind": ("cosine", rate.kind),
     }
-    for name, (theirs, ours) in names.items():
-        if theirs != ours:
-            log.warning("%s: %s is %g in its run and %g in this one", folder, name, theirs, ours)
+    say_differences(folder, settings)

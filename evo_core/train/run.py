@@ -23,10 +23,11 @@ from evo_core.parallel.first_weights import draw_first_weights
 from evo_core.parallel.pipeline.placing import placing_of
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
-from evo_core.train.flops import peak_tflops
 from evo_core.train.metric_log import MetricLog
-from evo_core.train.optimizer import make_optimizer
+from evo_core.train.optimizer import check_no_decay, make_optimizer
+from evo_core.train.peaks import log_peak
 from evo_core.train.reading import check_same_data
+from evo_core.train.schedule_told import say_changed_schedule, say_unfinished_schedule
 from evo_core.train.start import find_start, run_of, take_start
 from evo_core.train.startup_log import log_parts, log_ranks
 from evo_core.train.step import TrainStep
@@ -73,8 +74,13 @@ class TrainRun:
         return Prefetch(self.data, self.state.step, data.total_steps, workers=data.num_worker, tensor=tensor)
 
     def metric_log(self) -> MetricLog:
-        """What takes the records of the steps that are left; a context manager."""
-        return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank, lines=self.lines)
+        """What takes the records of the steps that are left; a context manager. Every rank must call it.
+
+        Raises:
+            UserError: one of its files cannot be written, or records to carry on are not there; on every rank.
+        """
+        with failing_together():
+            return MetricLog(self.cfg, self.folder, self.state.step, keeps=self.mesh.is_log_rank, lines=self.lines)
 
 
 def make_run(
@@ -103,10 +109,7 @@ def make_run(
     check_same_data(cfg, data)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None or not start.fills_the_model)
     optimizer = make_optimizer(cfg, model, mesh)
-    chip = peak_tflops(ranks.device, next(model.parameters()).dtype)
-    if chip is not None:
-        log.info("%s: %g teraflops at most, which mfu and hfu are shares of", *chip)
-    peak = None if chip is None else chip[1]
+    peak = log_peak(ranks.device, next(model.parameters()).dtype)
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size, peak=peak)
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
     state = TrainState()
@@ -116,6 +119,7 @@ def make_run(
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
     state.folder = str(folder.absolute())
     log_parts(cfg, ranks, mesh, model, optimizer, data)
+    on_first(partial(_say_schedules, cfg, start, state))
 
     saving = Checkpointing(
         cfg,
@@ -129,6 +133,12 @@ def make_run(
     )
     step = TrainStep(cfg, mesh, model, optimizer, speed=speed, types=data.types, device=ranks.device)
     return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state, lines)
+
+
+def _say_schedules(cfg: TrainConfig, start: Start | None, state: TrainState) -> None:
+    say_unfinished_schedule(cfg)
+    if start is not None and start.kind == "evo" and start.goes_on:
+        say_changed_schedule(cfg, start.checkpoint, state.updates)
 
 
 def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: bool) -> nn.Module:
@@ -147,6 +157,7 @@ def make_model(cfg: TrainConfig, mesh: Mesh, device: torch.device, *, drawn: boo
         overlap=weight.overlap,
         memory_pool=weight.memory_pool,
     )
+    check_no_decay(model, cfg.adam.no_decay)
     if drawn:
         draw_first_weights(model, cfg.model, cfg.seed, mesh)
     if getattr(cfg.model, "compile", False):  # a model type of a user's own need not have the setting

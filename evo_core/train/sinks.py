@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evo_core.checkpoint.about import finite
-from evo_core.errors import ConfigError
 from evo_core.results_folder import check_folder, writing
 from evo_core.storage.files import write_file
 from evo_core.storage.location import Location, is_remote, local_path
 from evo_core.storage.mirror import Mirror
-from evo_core.storage.stage import stage
+from evo_core.train.earlier_records import copy_records
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 FILE = "metrics.jsonl"
-
-_RECORD = "events.out.tfevents."
-"""What the names of tensorboard's files begin with."""
 
 
 class Sink(Protocol):
@@ -108,7 +104,7 @@ class Tensorboard:
         folder: where event files go.
         here: where they are written if that is in an object store, which gets copies of them as they grow.
         queue: events held back before they are written.
-        step: the step the run starts at; what an earlier attempt recorded from there on is hidden.
+        step: the step the run starts at; what an earlier attempt or run recorded from there on is hidden.
         before: records of an earlier run, which are put beside this one's (``resume_tb_folder``).
 
     Raises:
@@ -122,9 +118,10 @@ class Tensorboard:
             check_folder(folder, "tensorboard_folder")
         self._folder = here if is_remote(folder) else local_path(folder)
         if before is not None:
-            _copy_records(before, self._folder)
+            copy_records(before, self._folder)
+        hidden_from = step if step or before is not None else None
         with writing(self._folder):
-            self._writer = SummaryWriter(str(self._folder), max_queue=queue, purge_step=step or None)
+            self._writer = SummaryWriter(str(self._folder), max_queue=queue, purge_step=hidden_from)
         self._mirror = Mirror(here, str(folder), self._writer.flush) if is_remote(folder) else None
 
     def text(self, name: str, text: str) -> None:
@@ -144,22 +141,3 @@ class Tensorboard:
             self._writer.close()
         if self._mirror is not None:
             self._mirror.close()
-
-
-def _copy_records(before: Location, folder: Path) -> None:
-    """Put the event files of an earlier run into a folder, but for those that are there.
-
-    Raises:
-        UserError: there are none, or they cannot be copied.
-    """
-    there = stage(before, wanted=lambda path: _RECORD in path)
-    files = [path for path in sorted(there.rglob("*")) if path.name.startswith(_RECORD) and path.is_file()]
-    if not files:
-        hint = "name the tensorboard folder of the earlier run"
-        raise ConfigError(f"{before} holds no tensorboard records", key="resume_tb_folder", hint=hint)
-    with writing(folder):
-        for path in files:
-            copy = folder / path.relative_to(there)
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                write_file(copy, path.read_bytes())

@@ -65,6 +65,11 @@ class Start:
         """Whether every tensor of the model is taken from it, so that none needs first weights."""
         return self.resumes or not self.allow.missing
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the place in its schedules is taken of it."""
+        return bool({"scheduler", "all"} & set(self.content))
+
     def before(self, error: DamagedError) -> Start:
         """The run's checkpoint before this one, which is damaged; every rank must call it.
 

@@ -138,21 +138,6 @@ def test_every_value_of_the_file_comes_out() -> None:
     assert_holds(load_config(TUTORIAL), blocks, "")
 
 
-def test_the_tutorials_settings_without_effect_are_named() -> None:
-    named = {line.split(" ")[0] for line in load_config(TUTORIAL).settings_without_effect("cpu")}
-    assert {
-        "parallel.weight.overlap",
-        "parallel.weight.memory_pool",
-        "parallel.pipeline.interleaved_overlap",
-        "ckpt.async_upload",
-        "model.use_flash_attn",
-        "data.diag_outlier_ratio",
-        "hybrid_zero_optimizer.all_gather_size",
-    } <= named
-    assert "hybrid_zero_optimizer.overlap_sync_param" not in named  # it is off
-    assert not any(name.startswith("model.use_flash") for name in load_config(TUTORIAL).settings_without_effect("cuda"))
-
-
 def test_a_config_is_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUCKET", "weights")
     text = f"""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from evo_core.config.resolve import merge
 from evo_core.errors import ConfigError
 from tests.config.jobs import at, job, refusal
 
@@ -94,8 +95,26 @@ INTERNLM2 = {"model_type": "INTERNLM2_PUBLIC"}
         ),
         (
             {"data": {"total_steps": 10}, "lr_scheduler": {"init_steps": 8, "warmup_ratio": 0.2}},
-            "lr_scheduler.warmup_ratio: init_steps 8 and a warm-up of 2 steps leave nothing of the 10 total_steps",
+            "lr_scheduler.warmup_ratio: init_steps 8 and a warm-up of 2 steps leave nothing of the 10 total_steps "
+            "(at most 0.1)",
         ),
+        (
+            {"data": {"total_steps": 10}, "lr_scheduler": {"init_steps": 10}},
+            "lr_scheduler.init_steps: 10 steps at a rate of 0 leave nothing of the 10 total_steps (nearest: 9)",
+        ),
+        (
+            {"data": {"total_steps": 30}, "lr_scheduler": {"kind": "wsd", "warmup_ratio": 0.1, "decay_ratio": 0.95}},
+            "lr_scheduler.decay_ratio: a decay of 28 steps does not fit behind init_steps 0 and a warm-up of 3 steps "
+            "into 30 total_steps (at most 0.9)",
+        ),
+        (
+            at("lr_scheduler", {"kind": "wsd", "decay_ratio": 0}),
+            "lr_scheduler.decay_ratio: 0: wsd without a decay (state one above 0, or kind: constant)",
+        ),
+        (at("lr_scheduler.kind", "cosin"), 'not "cosin"; did you mean "cosine"?'),
+        (at("lr_scheduler.decay_type", "sqr"), 'not "sqr"; did you mean "sqrt"?'),
+        (at("adam.no_decay", ["norm", "bias", "norm"]), "adam.no_decay: names norm twice"),
+        (at("adam.no_decay", ["biases"]), 'not "biases"; did you mean "bias"?'),
         (at("adam.lr", 1e-6), "lr_scheduler.eta_min: 1e-05 is above adam.lr 1e-06: the rate would rise to the end"),
         (at("grad_scaler.fp16.min_scale", 1e6), "grad_scaler.fp16.min_scale: 1e+06 is above initial_scale 65536"),
         (at("grad_scaler.max_scale", 1), "grad_scaler.max_scale: 1 is below fp16.initial_scale 65536"),
@@ -156,10 +175,22 @@ def test_contradictions(changes: dict[str, Any], message: str) -> None:
         },
         {"generation": {"top_p": 1, "top_k": 0, "eos_id": [2, 0], "prompts": ["a"]}},
         {"lr_scheduler": {"last_epoch": 5}},
+        {"lr_scheduler": {"kind": "constant"}, "adam": {"lr": 1e-6}},
+        {"data": {"total_steps": 5}, "lr_scheduler": {"kind": "wsd", "warmup_ratio": 0, "decay_ratio": 1}},
     ],
 )
 def test_legal_combinations(changes: dict[str, Any]) -> None:
     job(changes)
+
+
+@pytest.mark.parametrize("total", [11, 30, 997, 50_000, 3_333_333])
+@pytest.mark.parametrize("warmup", [0.0, 0.01, 1 / 3, 0.9])
+def test_what_is_said_of_a_decay_that_does_not_fit_is_taken(total: int, warmup: float) -> None:
+    changes = {"data": {"total_steps": total}, "lr_scheduler": {"kind": "wsd", "warmup_ratio": warmup, "init_steps": 1}}
+    said = refusal(merge(changes, at("lr_scheduler.decay_ratio", 1)))
+    ratio = float(said.rpartition("at most ")[2].removesuffix(")"))
+    rate = job(merge(changes, at("lr_scheduler.decay_ratio", ratio))).lr_scheduler
+    assert rate.init_steps + rate.warmup_steps + rate.decay_steps in (total, total - 1, total - 2, total - 3, total - 4)
 
 
 def test_micro_batches_follow_from_the_global_batch() -> None:

@@ -37,7 +37,8 @@ def test_refused(key: str) -> None:
 
 def test_a_refusal_is_one_clear_sentence() -> None:
     assert refusal(REFUSED["output_tf32"]) == (
-        "output_tf32: true: this version computes the head like the rest (set it to false)"
+        "output_tf32: true: this version computes the head in model.dtype, like the rest (set it to false; with "
+        "model.dtype: torch.tf32 the head is computed so too)"
     )
     assert refusal(REFUSED["parallel.zero1.fsdp"]) == (
         "parallel.zero1.fsdp: true: this version splits optimizer states only (set it to false)"
@@ -52,6 +53,7 @@ def test_a_refusal_is_one_clear_sentence() -> None:
         at("ckpt", {"auto_resume": False, "load_ckpt_info": {"path": "s3://bucket/x"}}),
         {"tensorboard_folder": "s3://b/x", "data": {"train_folder": "boto3:s3://b.ip/x", "valid_folder": "s3://b/x"}},
         at("generation", {"ckpt_folder": "s3://b/x", "data_folder": "s3://b/x", "output_folder": "s3://b/x"}),
+        {"output_tf32": True, "model": {"dtype": "tf32"}},
         at("data.use_shm", True),
         at("parallel.tensor", {"size": 1, "mode": "isp"}),
         at("parallel.tensor", 2),
@@ -94,6 +96,24 @@ def test_only_what_was_set_is_named() -> None:
     ):
         saved = job({"ckpt": {"save_ckpt_folder": "local:x", "keep_every": 20} | ckpt})
         assert saved.settings_without_effect("cpu") == [f"ckpt.keep_every ({one})" for one in why]
+    rate = {"eta_min": 0, "decay_ratio": 0.2, "decay_type": "sqrt"}
+    for kind, why in (
+        ("cosine", ["decay_ratio (lr_scheduler.kind is not wsd)", "decay_type (lr_scheduler.kind is not wsd)"]),
+        ("wsd", []),
+        (
+            "constant",
+            [
+                "eta_min (lr_scheduler.kind is constant)",
+                "decay_ratio (lr_scheduler.kind is not wsd)",
+                "decay_type (lr_scheduler.kind is not wsd)",
+            ],
+        ),
+    ):
+        named = job({"lr_scheduler": rate | {"kind": kind}}).settings_without_effect("cpu")
+        assert named == [f"lr_scheduler.{one}" for one in why]
+    stated = {"adam": {"adam_beta2": 0.9}, "beta2_scheduler": {"init_beta2": 0.95, "c": 0}}
+    assert job(stated).settings_without_effect("cpu") == ["adam.adam_beta2 (beta2_scheduler.init_beta2 goes before it)"]
+    assert job({"adam": {"adam_beta2": 0.9, "adam_beta2_c": 0.8}}).settings_without_effect("cpu") == []
     assert job({"moe": {"top_k": 2}}).settings_without_effect("cuda") == ["moe.top_k (num_experts is 1)"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,36 @@ def test_the_linear_one_is_torchs() -> None:
     ours = LearningRate(lr=1.0, total_steps=50, eta_min=0.2, kind="linear")
     for t in range(60):
         assert ours(t) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd-linear", "wsd-cosine", "wsd-1-sqrt"])
+def test_the_ways_down_are_those_of_transformers(kind: str) -> None:
+    """Its warm-ups begin at a rate of 0, where ours begins at a step's worth: behind one, the rates are the same."""
+    import torch
+    import transformers
+
+    total, warmup, decay, lr = 60, 6, 20, 0.5
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    shape, _, way = kind.partition("-")
+    rate: dict[str, Any] = {"kind": shape}
+    if shape == "wsd":
+        reference = transformers.get_wsd_schedule(
+            optimizer,
+            num_warmup_steps=warmup,
+            num_stable_steps=total - warmup - decay,
+            num_decay_steps=decay,
+            decay_type=way,
+            min_lr_ratio=0.1,
+        )
+        rate |= {"decay_ratio": decay / total, "decay_type": "sqrt" if way == "1-sqrt" else way, "eta_min": 0.05}
+    else:
+        reference = getattr(transformers, f"get_{kind}_schedule_with_warmup")(optimizer, warmup, total)
+    ours = LearningRate(lr=lr, total_steps=total, warmup_ratio=warmup / total, **rate)
+    for t in range(total + 1):
+        if t >= warmup:
+            assert ours(t) == pytest.approx(reference.get_last_lr()[0], rel=1e-12, abs=1e-15)
         optimizer.step()
         reference.step()
 

@@ -40,6 +40,20 @@ def test_scatter_and_gather(hide_new_names: bool) -> None:
         assert torch.equal(everything, expected)
 
 
+def test_waiting_is_counted_by_what_is_waited_for() -> None:
+    def waited() -> tuple[list[str], bool]:
+        tensor, everything = torch.ones(2), torch.empty(4)
+        with collectives.counting() as traffic:
+            works = [collectives.all_reduce(tensor, dist.group.WORLD) for _ in range(2)]
+            collectives.all_gather(everything, tensor, dist.group.WORLD).wait()
+            seen = list(traffic.waits)
+            for work in works:
+                work.wait()
+        return seen + list(traffic.waits), 0 < traffic.waited == sum(traffic.waits.values())
+
+    assert run_on_ranks(waited, 2) == [(["all_gather", "all_gather", "all_reduce"], True)] * 2
+
+
 def test_an_error_of_the_first_rank_reaches_all() -> None:
     def ask() -> str:
         def find() -> int:

@@ -152,14 +152,14 @@ def buffer_given_back_too_soon(model: Decoder) -> Any:
     """The next weight comes into the memory of one that is still to be used."""
     found = gathering_of(model)
     assert found is not None
-    as_it_is = found._sent_for
+    as_it_is = found._start
 
-    def sent_for(layer: GatheredLinear) -> Any:
+    def start(layer: GatheredLinear) -> Any:
         whole = as_it_is(layer)
         found.buffers.give_back(whole.weight)
         return whole
 
-    return replaced(found, "_sent_for", sent_for)
+    return replaced(found, "_start", start)
 
 
 def idle_expert(model: Decoder) -> Any:

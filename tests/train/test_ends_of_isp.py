@@ -77,6 +77,7 @@ def test_one_that_is_killed_takes_the_others_with_it(
     assert losses(tmp_path / "run") == expected
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_ends_all_behind_the_next_step(tmp_path: Path, expected: list[float]) -> None:
     """The evaluation is made to its end: its scores are in the curve."""
     write_job(tmp_path, **JOB)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from evo_core.checkpoint import load_model
-from evo_core.errors import CheckpointError, DataError, UserError
+from evo_core.errors import CheckpointError, ConfigError, DataError, UserError
 from evo_core.storage.files import delete, link_tree, list_files, open_file, write_file
+from evo_core.train.earlier_records import copy_records
 from evo_core.weights import open_weights, write_weights
 from tests.ranks import run_on_ranks
 from tests.s3_server import READER_KEY, READER_SECRET, S3Server
@@ -58,6 +59,13 @@ def test_data_and_curve(root: str, tmp_path: Path) -> None:
     assert len([path for path in (tmp_path / "cache" / "stores").iterdir() if path.suffix != ".lock"]) == 2
     boards = [path for run_ in ("store", "again") for path in (tmp_path / run_ / "tensorboard").iterdir()]
     assert names(f"{root}/board") == sorted(path.name for path in boards)
+
+    copy_records(f"{root}/board", tmp_path / "later")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "later").iterdir()} == {
+        path.name: path.read_bytes() for path in boards
+    }
+    with pytest.raises(ConfigError, match=r"elsewhere: resume_tb_folder: there is nothing here"):
+        copy_records(f"{root}/elsewhere", tmp_path / "later")
     for path in boards:
         with open_file(f"{root}/board/{path.name}") as file:
             assert file.read() == path.read_bytes()

@@ -6,10 +6,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
+import torch
 
 from evo_core.config import TrainConfig, load_config
+from evo_core.parallel.mesh import make_mesh
+from evo_core.train.optimizer import make_optimizer
+from evo_core.train.run import make_model
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, run
 
@@ -48,11 +53,42 @@ def test_it_runs(tmp_path: Path) -> None:
     assert "data parallel size: 2, pipeline parallel size: 1, tensor parallel size: 1" in said
     assert "New Run" in said
     assert re.search(r"Number of elements on ranks: \[\d+, \d+\]", said)
-    assert said.count("WARNING") == 1  # auto_resume with load_ckpt_info
+    assert said.count("WARNING") == 2  # auto_resume with load_ckpt_info, and a schedule of 50000 steps
+    assert "lr_scheduler.total_steps: 50000 is more than data.total_steps 3: at the run's end the rate is 8e-07" in said
     assert "nothing is saved (ckpt.enable_save_ckpt): from scratch; load_ckpt_info" in said
     (without,) = re.findall(r"set, but without effect here: (.*)", said)
     assert "parallel.weight.memory_pool" in without
     assert "overlap_sync_grad" not in without
+
+
+OVERLAPPED = {
+    "overlap_sync_grad=True": "overlap_sync_grad=False",
+    "overlap_sync_param=False": "overlap_sync_param=True",
+    "reduce_bucket_size=512 * 1024 * 1024": "reduce_bucket_size=20_000",
+    "all_gather_size=512 * 1024 * 1024": "all_gather_size=3_000",
+}
+"""The keys of communication with other values than in the file."""
+
+
+def test_its_overlap_keys_change_no_number(tmp_path: Path) -> None:
+    """Each of them is in the optimizer, and the losses are the same to the bit."""
+
+    def of_optimizer(cfg: TrainConfig, folder: Path) -> list[Any]:
+        mesh = make_mesh(cfg.degrees(2))
+        optimizer: Any = make_optimizer(cfg, make_model(cfg, mesh, torch.device("cpu"), drawn=False), mesh)
+        run(cfg, folder)
+        chunks = len(optimizer.publishing.chunks)
+        return [optimizer.overlap, optimizer._overlaps_params, len(optimizer.buckets), chunks]
+
+    seen, losses = {}, {}
+    choices = {"file": {}, "other": OVERLAPPED, "parameters": dict([list(OVERLAPPED.items())[1]])}
+    for name, lines in choices.items():
+        cfg = small(tmp_path, lines=lines)
+        seen[name] = run_on_ranks(of_optimizer, 2, cfg, tmp_path / name)[0]
+        losses[name] = [(r["loss"], r["grad_norm"]) for r in curve(tmp_path / name)]
+    assert seen["file"] == [True, False, 1, 1] and seen["parameters"] == [True, True, 1, 1]
+    assert seen["other"][:2] == [False, True] and seen["other"][2] >= 3 and seen["other"][3] >= 24
+    assert losses["other"] == losses["parameters"] == losses["file"]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2e-3), ("float64", 1e-13)])

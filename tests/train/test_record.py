@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from evo_core.train.checkpointing import Asked
@@ -78,6 +79,15 @@ def test_a_step_that_was_trained_on() -> None:
     assert list(fields)[: len(LOG_FIELDS)] == list(LOG_FIELDS)
     assert (fields["loss"], fields["tokens_per_second"], "time" in fields) == ("2.5", "1036.8", False)
     assert record.progress() == {"loss": 2.5, "tokens": 512, "tokens_per_second": 1036.8}
+
+
+def test_speed_is_on_the_curve_and_its_averages_not_in_the_log_line() -> None:
+    speed = {"mfu": 0.5, "hfu": 0.625, "tgs/last_tgs_1": 1036.82, "tgs/tgs_all": 900.0}
+    record = StepRecord(3, 512, 1, replace(MEASURED, speed=speed))
+    before, after = list(TRAINED)[:-3], list(TRAINED)[-3:]
+    assert list(record.fields()) == [*before, *speed, *after]
+    plain = StepRecord(3, 512, 1, MEASURED).log_line()
+    assert record.log_line() == plain.replace(",tokens_per_second", ",mfu=0.5,hfu=0.625,tokens_per_second")
 
 
 def test_a_step_whose_batch_was_skipped() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from evo_core.parallel.pipeline.stages import Pipeline
 from tests.ranks import run_on_ranks
 from tests.train.jobs import curve, job, run
 
@@ -83,3 +84,32 @@ def test_the_curve_of_one_process(
     assert names == ["rank", "pp", "dp", "zero", "local", "layers"]
     assert [row[:5] for row in rows] == [[str(n), str(n), "0", "0", str(n)] for n in range(ranks)]
     assert [row[5] for row in rows] == layers
+
+
+def test_valid_micro_num_is_what_stages_are_handed_at_once(tmp_path: Path) -> None:
+    """It is no more than a way to do it: scores are those of one process."""
+    scored = {"data__total_steps": 1, "data__valid_every": 1, "ckpt__enable_save_ckpt": False}
+    run(job(tmp_path, data__valid_micro_num=2, **scored), tmp_path / "one")
+    stages = {"parallel": {"pipeline": {"size": 2}}, **scored}
+
+    def counted(number: int | None) -> list[int]:
+        counts = []
+        forward = Pipeline.forward
+
+        def counting(self: Pipeline, count: int, *rest: Any) -> None:
+            counts.append(count)
+            forward(self, count, *rest)
+
+        Pipeline.forward = counting  # type: ignore[method-assign, assignment]
+        run(job(tmp_path, data__valid_micro_num=number, **stages), tmp_path / f"many-{number}")
+        return counts
+
+    def scores(name: str) -> dict[str, Any]:
+        return {key: value for key, value in curve(tmp_path / name)[-1].items() if key.startswith("val/")}
+
+    (as_they_need, of_two, of_one) = (run_on_ranks(counted, 2, number)[0] for number in (None, 2, 1))
+    assert sum(as_they_need) == sum(of_two) == sum(of_one)
+    assert max(as_they_need) > max(of_two) == 2 and set(of_one) == {1}
+    assert len(scores("one")) == 9
+    for name in ("many-None", "many-2", "many-1"):
+        assert scores(name) == pytest.approx(scores("one"), rel=1e-12)

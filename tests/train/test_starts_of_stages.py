@@ -58,7 +58,9 @@ def start(path: Path, content: list[str], kind: str = "evo", **allow: list[str])
     return {"auto_resume": False, "load_ckpt_info": info}
 
 
-@pytest.mark.parametrize("on_two", [TWO, ISP], ids=["stages", "isp"])
+@pytest.mark.parametrize(
+    "on_two", [pytest.param(TWO, id="stages"), pytest.param(ISP, id="isp", marks=pytest.mark.slow)]
+)
 def test_starts_are_those_of_one_process(tmp_path: Path, on_two: dict[str, Any]) -> None:
     """From every system's folder, with all that may be taken of it; one whose head is the embedding has it once."""
     theirs, state = tmp_path / "6", made(tmp_path, **LAYERS).state_dict()

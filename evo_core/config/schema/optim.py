@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import field_validator
 
@@ -83,6 +83,9 @@ class LossConfig(Block):
         return value
 
 
+NoDecay = Literal["norm", "bias", "embedding"]
+
+
 class AdamConfig(Block):
     """AdamW; weight decay applies to every parameter but what no_decay names."""
 
@@ -92,9 +95,17 @@ class AdamConfig(Block):
     adam_beta2_c: NonNegativeFloat = identity(0.0, "Exponent of the beta2 schedule; 0: constant.")
     adam_eps: PositiveFloat = identity(1e-8, "Added to the denominator.")
     weight_decay: NonNegativeFloat = identity(0.01, "Decoupled weight decay.")
-    no_decay: tuple[Literal["norm", "bias", "embedding"], ...] = identity(
+    no_decay: tuple[NoDecay, ...] = identity(
         (), "Parameters without it: those of norms, biases, the token embedding.", introduced=()
     )
+
+    @field_validator("no_decay")
+    @classmethod
+    def _in_one_order(cls, value: tuple[NoDecay, ...]) -> tuple[NoDecay, ...]:
+        twice = next((kind for kind in value if value.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names {twice} twice")
+        return tuple(kind for kind in get_args(NoDecay) if kind in value)
 
     @field_validator("adam_beta1", "adam_beta2")
     @classmethod
@@ -105,7 +116,7 @@ class AdamConfig(Block):
 
 
 class LrSchedulerConfig(Block):
-    """Rate 0 for init_steps, a linear warm-up to adam.lr, then down to eta_min at total_steps."""
+    """Rate 0 for init_steps, a linear warm-up to adam.lr, then down to eta_min at total_steps, in the way of kind."""
 
     renamed: ClassVar[dict[str, str]] = {"warmup_steps": "state warmup_ratio, a share of total_steps"}
 

@@ -160,13 +160,13 @@ class Gathering:
             self._forget()
             if is_new and not backward:
                 self._make_room(unit)
-            self._send_for(unit, backward, but=layer)
+            self._prefetch(unit, backward, but=layer)
         if next_one is not None:
-            self._send_for(next_one, backward)
+            self._prefetch(next_one, backward)
 
     def fetch(self, layer: GatheredLinear) -> Whole:
         """The weight of a layer, all of it, for one use; to be given to `done` behind it."""
-        whole = self._kept.pop(layer, None) or self._under_way.pop(layer, None) or self._sent_for(layer)
+        whole = self._kept.pop(layer, None) or self._under_way.pop(layer, None) or self._start(layer)
         began = time.perf_counter()
         _wait(whole.works)
         if self._record is not None:
@@ -190,14 +190,14 @@ class Gathering:
         here = None if in_backward() else self._collected.pop(layer, None)
         return here or GradientSum.of(layer)
 
-    def _send_for(self, unit: Unit, backward: bool, but: GatheredLinear | None = None) -> None:
+    def _prefetch(self, unit: Unit, backward: bool, but: GatheredLinear | None = None) -> None:
         """Send for the weights of a block, and make ready what collects their gradients (but of a layer that has)."""
         if not self.overlap:
             return
         self._prepare(*unit.layers)
         for layer in unit.backward if backward else unit.forward:
             if layer not in self._under_way:
-                self._under_way[layer] = self._sent_for(layer)
+                self._under_way[layer] = self._start(layer)
             if not backward and torch.is_grad_enabled() and layer is not but:
                 self._collected[layer] = GradientSum.of(layer)
 
@@ -212,7 +212,7 @@ class Gathering:
             self.buffers.reserve((self.axis.size * part.numel(), part) for layer in both for part in layer.parameters())
             unit = unit.after
 
-    def _sent_for(self, layer: GatheredLinear) -> Whole:
+    def _start(self, layer: GatheredLinear) -> Whole:
         """Start gathering the weight and the bias of a layer, every rank of the axis its part."""
         parts = [layer.weight.detach(), *([] if layer.bias is None else [layer.bias.detach()])]
         whole, works = [], []

@@ -64,6 +64,7 @@ class Curve(Kind[CurveParams, CurveRuntime]):
         for step in range(steps):
             loss = 2.0 + 6.0 * math.exp(-4.0 * step / steps)
             rows.append({"step": step, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "num_consumed_tokens": 512 * step})
+            rows[-1] |= {"mfu": 0.4, "tgs/tgs_all": 512.0, "tgs/last_tgs_10": 512.0}
             rows[-1] |= {f"loss/{type_}": loss * (1 + i / 20) for i, type_ in enumerate(TYPES)}
             if ctx.stop.wait(ctx.runtime.seconds / steps):
                 raise Stopped(f"stopped at step {step}")
