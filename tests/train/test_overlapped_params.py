@@ -147,18 +147,18 @@ def shared(mode: str) -> dict[str, Any]:
 
 
 LAYOUTS: list[Any] = [
+    pytest.param(4, isp(1, 2, zero1={"size": 2}), {"model__checkpoint": 0.5}, id="isp"),
+    pytest.param(4, staged("ZBV"), TIED | {"model__num_chunks": 2}, id="tied zbv"),
+]
+MORE: list[Any] = [
     pytest.param(2, {"zero1": {"size": 2}}, {"hybrid_zero_optimizer": {"overlap_sync_grad": True}}, id="data"),
     pytest.param(4, staged("ZBV"), {"model__num_chunks": 2}, id="zbv"),
     pytest.param(4, staged(), TIED, id="tied ends"),
-    pytest.param(4, isp(1, 2, zero1={"size": 2}), {"model__checkpoint": 0.5}, id="isp"),
-]
-MORE: list[Any] = [
     pytest.param(4, shared("mtp"), TIED, id="mtp"),
     pytest.param(4, shared("msp"), {"model__norm_head": True}, id="msp"),
     pytest.param(4, shared("fsp"), EXPERTS, id="fsp"),
     pytest.param(4, staged(), {"model__num_chunks": 2}, id="interleaved"),
     pytest.param(4, staged("ZBH1"), EXPERTS, id="zbh1"),
-    pytest.param(4, staged("ZBV"), TIED | {"model__num_chunks": 2}, id="tied zbv"),
     pytest.param(4, isp(2, 2, zero1={"size": 2}), EXPERTS, id="isp of experts"),
 ]
 
