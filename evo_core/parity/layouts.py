@@ -204,9 +204,10 @@ def _rows() -> Iterator[Row]:
         yield Row(layout.name, layout)
         yield Row(f"{layout.name}-recompute", layout, way=WAYS["recompute"])
         yield from _fetching(layout)
+        yield from _publishing(layout)
     for layout in _typical():
         for way in WAYS:
-            if way != "recompute" and way not in _FETCHING and _matters(way, layout):
+            if way not in ("recompute", "overlap-params", *_FETCHING) and _matters(way, layout):
                 yield Row(f"{layout.name}-{way}", layout, way=WAYS[way])
         if layout.name == "dp4-zero2":
             continue  # dp2-zero2 has shown it
@@ -229,6 +230,19 @@ def _fetching(layout: Layout) -> Iterator[Row]:
         yield Row(f"{layout.name}-{way}", layout, way=WAYS[way])
         for recomputed in ("recompute", "recompute-half"):
             yield Row(f"{layout.name}-{way}-{recomputed}", layout, way=merge(WAYS[way], WAYS[recomputed]))
+
+
+def _publishing(layout: Layout) -> Iterator[Row]:
+    """Updated parameters behind the next forward pass, where there is anything to gather; of stages also where two of
+    them read one, and of isp where the next block's weights are sent for ahead."""
+    if layout.parallel.get("zero1", {}).get("size", 1) == 1:
+        return
+    way = WAYS["overlap-params"]
+    yield Row(f"{layout.name}-overlap-params", layout, way=way)
+    if "pipeline" in layout.parallel:
+        yield Row(f"{layout.name}-tied-overlap-params", layout, merge(_HALF_A_BATCH, MODELS["tied"]), way)
+    if layout.parallel.get("weight", {}).get("size", 1) > 1:
+        yield Row(f"{layout.name}-memory-pool-overlap-params", layout, way=merge(WAYS["memory-pool"], way))
 
 
 def _typical() -> list[Layout]:

@@ -93,7 +93,8 @@ def names_of_kind(model: nn.Module, kind: str) -> set[str]:
 
 def _is_norm(module: nn.Module) -> bool:
     """Of the shipped families, of torch, or one that a user wrote and calls so, as most do (``LlamaRMSNorm``)."""
-    return isinstance(module, Norm | nn.GroupNorm) or type(module).__name__.lower().endswith("norm")
+    known = isinstance(module, Norm | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
+    return known or type(module).__name__.lower().endswith("norm")
 
 
 def _is_embedding(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from evo_core.checkpoint.manifest import CONFIG
 from evo_core.checkpoint.saved_config import saved_config
 from evo_core.config.types import describe
-from evo_core.errors import CheckpointError
+from evo_core.errors import UserError
 from evo_core.storage.stage import stage
 from evo_core.train.optimizer import make_schedules
 
@@ -53,10 +53,9 @@ def say_changed_schedule(cfg: TrainConfig, checkpoint: Location, updates: int) -
         checkpoint: its folder.
         updates: that were made there.
     """
-    folder = stage(checkpoint, wanted=lambda path: path == CONFIG)
     try:
-        there = saved_config(folder)
-    except CheckpointError as error:  # of another version, or of a model type that is not here
+        there = saved_config(stage(checkpoint, wanted=lambda path: path == CONFIG))
+    except UserError as error:  # of another version, of a model type that is not here, or nowhere to copy it to
         log.warning("the schedules of this checkpoint are not compared with this run's: %s", error)
         return
     if say_differences(checkpoint, _differences(there, cfg)):

@@ -174,3 +174,10 @@ def test_put_makes_the_maps_on_the_way() -> None:
     data: dict[str, Any] = {"a": {"b": 1}}
     put(data, "a.c.d", 2)
     assert data == {"a": {"b": 1, "c": {"d": 2}}}
+
+
+def test_the_order_of_what_has_no_decay_is_none_of_it() -> None:
+    words = ["embedding", "norm", "bias"]
+    one, other_order = (job(at("adam.no_decay", some)) for some in (words, words[::-1]))
+    assert one.identity(1) == other_order.identity(1) != job().identity(1)
+    assert TrainConfig.model_validate(one.to_plain()).adam.no_decay == ("norm", "bias", "embedding")

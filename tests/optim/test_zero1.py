@@ -20,6 +20,7 @@ from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
 MICRO_BATCHES, STEPS, LR, CLIP = 4, 5, 0.02, 0.5
+MANY_STEPS = 50
 
 
 def small_net(dtype: torch.dtype) -> nn.Module:
@@ -37,13 +38,13 @@ def micro_batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(m[:, :5], m[:, 5:]) for m in make]
 
 
-def reference(clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
+def reference(clip: float = CLIP, steps: int = STEPS) -> tuple[list[float], list[torch.Tensor]]:
     """One process, torch's AdamW and clipping, in float64."""
     net = small_net(torch.float64)
     params = [p for p in net.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
     norms = []
-    for step in range(STEPS):
+    for step in range(steps):
         net.zero_grad(set_to_none=False)
         for x, y in micro_batches(step):
             (((net(x) - y) ** 2).mean() / MICRO_BATCHES).backward()
@@ -56,7 +57,7 @@ def reference(clip: float = CLIP) -> tuple[list[float], list[torch.Tensor]]:
 
 
 def trained(
-    zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP, gather_size: int = 10**9
+    zero1: int, bucket_size: int, overlap: bool, clip: float = CLIP, gather_size: int = 10**9, steps: int = STEPS
 ) -> tuple[list[float], list[torch.Tensor]]:
     mesh = mesh_of(zero1)
     net = small_net(torch.float64)
@@ -77,7 +78,7 @@ def trained(
     )
     wait_where_read(net, optimizer)
     norms = []
-    for step in range(STEPS):
+    for step in range(steps):
         own = micro_batches(step)[mesh.data.rank :: mesh.data.size]
         optimizer.begin()
         totals = torch.zeros(1, dtype=torch.float64)
@@ -94,16 +95,17 @@ def trained(
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(MANY_STEPS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("zero1", [1, 2, 4, -1])
-def test_equals_one_process(ranks: int, zero1: int) -> None:
+def test_equals_one_process(ranks: int, zero1: int, steps: int) -> None:
     if zero1 > ranks:
         pytest.skip("more ZeRO ranks than ranks")
-    norms, params = reference()
+    norms, params = reference(steps=steps)
 
     def every_way() -> list[Any]:
         return [
-            trained(zero1, bucket, overlap, gather_size=gather)
+            trained(zero1, bucket, overlap, gather_size=gather, steps=steps)
             for bucket, overlap, gather in ((10**9, False, 10**9), (20, True, 5), (1, True, 1), (10**9, True, 7))
         ]
 

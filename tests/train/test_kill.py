@@ -101,6 +101,33 @@ def test_killed_while_saving(tmp_path: Path, expected: list[float], where: str, 
     assert losses(tmp_path / "run") == expected
 
 
+def test_killed_between_an_update_and_the_end_of_its_gather(tmp_path: Path, expected: list[float]) -> None:
+    """The parameters are partly those of before: none of it is kept, and the curve is the one without the overlap."""
+    optim = {"clip_grad_norm": 1.0, "overlap_sync_param": True, "all_gather_size": 500}
+    changes = {"model__dtype": "torch.float32", "data__total_steps": STEPS, "ckpt__checkpoint_every": 5}
+    write_job(tmp_path, hybrid_zero_optimizer=optim, **changes)
+
+    def arm(step: int) -> None:
+        if step != 7 or os.environ["RANK"] != "1":
+            return
+        from evo_core.optim.publishing import Publishing
+
+        take = Publishing._take
+
+        def dies(publishing: Publishing) -> None:
+            if publishing.taken == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            take(publishing)
+
+        Publishing._take = dies  # type: ignore[method-assign]
+
+    command = Command(arguments(tmp_path), tmp_path / "log1", ranks=2, each_step=arm)
+    assert -signal.SIGKILL in command.wait()
+    assert Command(arguments(tmp_path), tmp_path / "log2", ranks=2).wait() == [0, 0]
+    assert f"resuming from {tmp_path / 'ckpt' / '5'}" in (tmp_path / "log2").read_text()
+    assert losses(tmp_path / "run") == expected
+
+
 DYING_RANK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})

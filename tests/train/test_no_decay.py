@@ -78,6 +78,10 @@ class MyRMSNorm(nn.Module):
         return self.scale * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
+class Scaled(nn.LayerNorm):
+    """A norm by what it is made of."""
+
+
 class Own(nn.Module):
     """What a model type of a user's own may be: torch's norms and embedding, one it wrote, a head that is tied."""
 
@@ -85,7 +89,7 @@ class Own(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.words = nn.Embedding(7, 5)
-        self.first, self.second, self.third = nn.LayerNorm(5), nn.RMSNorm(5), MyRMSNorm(5)
+        self.first, self.second, self.third = Scaled(5), nn.RMSNorm(5), MyRMSNorm(5)
         self.inner = nn.Linear(5, 5)
         self.head = nn.Linear(5, 7)
         self.head.weight = self.words.weight
