@@ -130,9 +130,7 @@ def measure(shape: Shape, tokens: int, rounds: int) -> dict[str, dict[str, list[
         begins = number % len(steps)  # none always comes behind the same one
         for name, step in [*steps.items()][begins:] + [*steps.items()][:begins]:
             dist.barrier()
-            first = float(
-                step(batches[0])
-            )  # it finds its memory again, and what it leaves under way the next waits for
+            first = float(step(batches[0]))  # what it leaves under way the next one waits for
             losses[name] = first, taken(step, batches[1], found[name] if number else None)
         for name, pair in losses.items():
             for loss, expected in zip(pair, losses[OFF], strict=True):
