@@ -7,7 +7,7 @@ would train.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -100,8 +100,8 @@ def counted_twice(model: Any) -> Iterator[None]:
 def other_groups(model: Any, change: Callable[[ParameterGroup], ParameterGroup]) -> Iterator[None]:
     as_it_is = train_optimizer.groups_of
 
-    def changed(model: nn.Module, mesh: Mesh) -> list[ParameterGroup]:
-        return [change(group) for group in as_it_is(model, mesh)]
+    def changed(model: nn.Module, mesh: Mesh, no_decay: Collection[str]) -> list[ParameterGroup]:
+        return [change(group) for group in as_it_is(model, mesh, no_decay)]
 
     train_optimizer.groups_of = changed
     try:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 SMALL_SHARDS = "steps.shards.params.shard_tokens=60"  # many, so that writing them takes a while
 
 
-@pytest.mark.parametrize("step", ["tokens", "shards"])
+@pytest.mark.parametrize("step", ["tokens", pytest.param("shards", marks=pytest.mark.slow)])
 def test_a_killed_refresh(tmp_path: Path, step: str) -> None:
     files = LocalFiles(tmp_path / "raw")
     files.write(texts(range(20)))

@@ -30,7 +30,14 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("parallel", [{"tensor": 1}, {"tensor": 2}, ISP], ids=["data", "mtp", "isp"])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        pytest.param({"tensor": 1}, id="data"),
+        pytest.param({"tensor": 2}, id="mtp", marks=pytest.mark.slow),
+        pytest.param(ISP, id="isp"),
+    ],
+)
 def test_they_change_nothing_but_when_a_step_goes_on(tmp_path: Path, parallel: dict[str, Any]) -> None:
     def body(name: str) -> Path:
         place = {"ckpt__save_ckpt_folder": f"local:{tmp_path / name}", "ckpt__async_upload": name == "behind"}

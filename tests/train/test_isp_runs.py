@@ -68,7 +68,7 @@ def same(one: list[Mapping[str, Any]], many: list[Mapping[str, Any]]) -> None:
     ("ranks", "parallel", "settings", "one", "many"),
     [
         (4, isp(2, 4), GROWING, growing(4), growing(2)),
-        (4, isp(2, 4), ROWS, {}, {}),
+        pytest.param(4, isp(2, 4), ROWS, {}, {}, marks=pytest.mark.slow),
         pytest.param(4, isp(1, 4), EXPERTS | GROWING, growing(8), growing(2), marks=pytest.mark.slow),
         pytest.param(4, isp(4, 2), GROWING, growing(2), growing(2), marks=pytest.mark.slow),
         pytest.param(4, isp(1, 2, pipeline=2), EXPERTS | GROWING, growing(4), growing(2), marks=pytest.mark.slow),

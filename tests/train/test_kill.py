@@ -194,6 +194,7 @@ def test_torchrun_restarts_ranks_that_share_a_model(tmp_path: Path) -> None:
     survives_under_torchrun(tmp_path, expected, [(8, 1)])
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_the_stages_of_a_pipeline(tmp_path: Path) -> None:
     """One in the middle dies: the one before has sent what nobody takes, the one behind waits for what nobody sends."""
     layout = {"model__num_layers": 3, "model__drop_rate": 0.1, "parallel__pipeline": {"size": 3}}

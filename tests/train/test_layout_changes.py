@@ -97,7 +97,7 @@ def train(folder: Path, leg: Leg, last_step: int, families: dict[str, dict[str, 
 @pytest.mark.parametrize(
     ("legs", "families"),
     [
-        pytest.param(LEGS, FAMILIES, id="tensor"),
+        pytest.param(LEGS, FAMILIES, id="tensor", marks=pytest.mark.slow),
         pytest.param(STAGES, TIED_ENDS, id="pipeline"),
         pytest.param(MORE_STAGES, TIED_ENDS, id="pipelines", marks=pytest.mark.slow),
         pytest.param(ISP, {"INTERNLM_MoE": FAMILIES["INTERNLM_MoE"]}, id="isp", marks=pytest.mark.slow),

@@ -236,6 +236,7 @@ def test_gradients_that_nobody_asks_for_and_those_of_two_passes_at_a_time() -> N
     assert max(run_on_ranks(body, 2)) <= BAR
 
 
+@pytest.mark.slow
 def test_compiled_blocks() -> None:
     """Half of them recomputed, the next one's weights under way. Graphs are cut as ever, but no kernels made of them,
     which takes minutes."""
