@@ -69,8 +69,8 @@ def not_summed_over_ends(model: Decoder) -> Any:
     """First and last stage keep to themselves what they see of a tied weight's gradient."""
     groups_of = train_optimizer.groups_of
 
-    def apart(*args: Any) -> Any:
-        return [replace(group, ends=None) for group in groups_of(*args)]
+    def apart(*args: Any, **options: Any) -> Any:
+        return [replace(group, ends=None) for group in groups_of(*args, **options)]
 
     return replaced(train_optimizer, "groups_of", apart)
 
