@@ -6,6 +6,8 @@ import multiprocessing
 import os
 from collections.abc import Callable
 
+from evo_core.process import keep_inherited, own_garbage
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -13,10 +15,12 @@ def in_a_process(call: Callable[[], object]) -> int | None:
     """Call it there; how the process ended: 0, the status it left with, or minus the signal that killed it."""
 
     def run() -> None:
+        keep_inherited()
         call()
         os._exit(0)
 
     process = FORK.Process(target=run)
-    process.start()
+    with own_garbage():  # a process group that an earlier test left may be among this process's
+        process.start()
     process.join(60)
     return process.exitcode

@@ -117,6 +117,7 @@ def test_without_a_cluster_a_run_is_refused_before_it_starts(tmp_path: Path) -> 
     evo.close()
 
 
+@pytest.mark.slow
 def test_a_task_a_rank_under_srun_walks_the_same_curve(whole: Evo, evo: SlurmEvo) -> None:
     """The other way to launch on Slurm: srun starts the ranks, not torchrun."""
     cluster = evo.folder / "test_slurm.yaml"

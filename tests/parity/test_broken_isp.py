@@ -19,7 +19,8 @@ from evo_core.parallel.weight.gradients import GradientSum
 from evo_core.parallel.weight.linear import GatheredLinear
 from evo_core.parity.job import VOCAB_SIZE, Settings, write_documents
 from tests.parity.bench import Bench
-from tests.parity.test_broken_pipeline import nothing, replaced
+from tests.parity.test_broken_pipeline import nothing
+from tests.replaced import replaced
 
 pytestmark = pytest.mark.parity
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parity.job import VOCAB_SIZE, Settings, write_documents
 from evo_core.train import optimizer as train_optimizer
 from tests.parity.bench import Bench
+from tests.replaced import replaced
 
 pytestmark = pytest.mark.parity
 
@@ -34,17 +34,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     write_documents(folder, VOCAB_SIZE)
     with Bench(folder, layers=4) as bench:
         yield bench
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a class or module is another one in the block."""
-    as_it_is = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, as_it_is)
 
 
 def nothing(model: Decoder) -> None:

@@ -71,6 +71,7 @@ def test_the_run_a_few_times(tmp_path: Path, server: S3Server) -> None:
     run_killed(tmp_path, server, 2, False, True)
 
 
+@pytest.mark.slow
 def test_the_server_a_few_times(tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server_killed(tmp_path, server, 2, monkeypatch)
 

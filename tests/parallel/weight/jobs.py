@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -200,14 +199,3 @@ def _deviation(found: Mapping[str, Placed], reference: Mapping[str, Tensor]) -> 
 def arguments(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
     """The first ones of a decoder."""
     return batch.input_ids, batch.positions, batch.cu_seqlens
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a class or module is another one in the block."""
-    as_it_is = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, as_it_is)

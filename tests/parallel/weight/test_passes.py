@@ -21,11 +21,11 @@ from tests.parallel.weight.jobs import (
     arguments,
     micro_batch,
     of_one_process,
-    replaced,
     scaled,
     small,
 )
 from tests.ranks import run_on_ranks
+from tests.replaced import replaced
 
 BAR = 1e-12
 SCALE = 0.9
