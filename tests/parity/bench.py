@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from evo_core.config import TrainConfig
 from evo_core.parity.deviation import FLOAT64_BAR
-from evo_core.parity.job import Settings, job, small_model, training
+from evo_core.parity.job import VOCAB_SIZE, Settings, job, small_model, training, write_documents
 from evo_core.parity.layouts import MODELS
 from evo_core.parity.matrix import compared
 from evo_core.parity.measure import Seen, measure, mesh_of, model_of, steps_of
@@ -64,3 +66,14 @@ def broken(cfg: TrainConfig, mistake: Break, args: tuple[Any, ...]) -> list[Seen
     model = model_of(cfg, mesh)
     with mistake(model, *args) or nullcontext():
         return steps_of(cfg, mesh, model)
+
+
+def on_documents(folder: Path, layers: int = 2) -> Iterator[Bench]:
+    """A bench with documents in that folder, for a fixture."""
+    write_documents(folder, VOCAB_SIZE)
+    with Bench(folder, layers) as bench:
+        yield bench
+
+
+def nothing(model: nn.Module) -> None:
+    """A job as it should be."""

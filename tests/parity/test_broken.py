@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,24 +19,18 @@ from evo_core.optim import zero1
 from evo_core.optim.grad_norm import Counted
 from evo_core.optim.groups import ParameterGroup
 from evo_core.parallel.mesh import Mesh
-from evo_core.parity.job import VOCAB_SIZE, Settings, write_documents
+from evo_core.parity.job import Settings
 from evo_core.placement import Piece, Placement
 from evo_core.train import optimizer as train_optimizer
-from tests.parity.bench import Bench
+from tests.parity.bench import Bench, nothing, on_documents
+from tests.replaced import replaced
 
 pytestmark = pytest.mark.parity
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("documents")
-    write_documents(folder, VOCAB_SIZE)
-    with Bench(folder) as bench:
-        yield bench
-
-
-def nothing(model: nn.Module) -> None:
-    """As it should be."""
+    yield from on_documents(tmp_path_factory.mktemp("documents"))
 
 
 def not_summed(model: Any, name: str) -> None:
@@ -81,33 +74,22 @@ def other_weights(model: Any, name: str) -> None:
         model.get_parameter(name).data.mul_(1.01)
 
 
-@contextmanager
-def counted_twice(model: Any) -> Iterator[None]:
+def counted_twice(model: Any) -> Any:
     """In the global norm each rank counts all that it holds."""
 
     def all_of_it(grad: Any, pieces: Any, divisor: int) -> list[Counted]:
         return [(grad, 1 / divisor**2)]
 
-    as_it_is = zero1.counted
-    zero1.counted = all_of_it  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        zero1.counted = as_it_is
+    return replaced(zero1, "counted", all_of_it)
 
 
-@contextmanager
-def other_groups(model: Any, change: Callable[[ParameterGroup], ParameterGroup]) -> Iterator[None]:
+def other_groups(model: Any, change: Callable[[ParameterGroup], ParameterGroup]) -> Any:
     as_it_is = train_optimizer.groups_of
 
     def changed(model: nn.Module, mesh: Mesh, no_decay: Collection[str]) -> list[ParameterGroup]:
         return [change(group) for group in as_it_is(model, mesh, no_decay)]
 
-    train_optimizer.groups_of = changed
-    try:
-        yield
-    finally:
-        train_optimizer.groups_of = as_it_is
+    return replaced(train_optimizer, "groups_of", changed)
 
 
 def divided_too_often(group: ParameterGroup) -> ParameterGroup:

@@ -17,9 +17,8 @@ from evo_core.parallel.weight.experts import RowsDispatch
 from evo_core.parallel.weight.gathering import Gathering
 from evo_core.parallel.weight.gradients import GradientSum
 from evo_core.parallel.weight.linear import GatheredLinear
-from evo_core.parity.job import VOCAB_SIZE, Settings, write_documents
-from tests.parity.bench import Bench
-from tests.parity.test_broken_pipeline import nothing
+from evo_core.parity.job import Settings
+from tests.parity.bench import Bench, nothing, on_documents
 from tests.replaced import replaced
 
 pytestmark = pytest.mark.parity
@@ -37,10 +36,7 @@ FIRST_LOSS = r"step 0: .* deviates .*: already the first loss differs"
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("documents")
-    write_documents(folder, VOCAB_SIZE)
-    with Bench(folder) as bench:
-        yield bench
+    yield from on_documents(tmp_path_factory.mktemp("documents"))
 
 
 def swapped_heads(model: Decoder) -> Any:

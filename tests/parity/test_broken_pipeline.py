@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from evo_core.model import Decoder
 from evo_core.optim.zero1 import Zero1AdamW
-from evo_core.parity.job import VOCAB_SIZE, Settings, write_documents
+from evo_core.parity.job import Settings
 from evo_core.train import optimizer as train_optimizer
-from tests.parity.bench import Bench
+from tests.parity.bench import Bench, nothing, on_documents
 from tests.replaced import replaced
 
 pytestmark = pytest.mark.parity
@@ -30,14 +30,7 @@ FIRST_LOSS = r"step 0: .* deviates .*: already the first loss differs"
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("documents")
-    write_documents(folder, VOCAB_SIZE)
-    with Bench(folder, layers=4) as bench:
-        yield bench
-
-
-def nothing(model: Decoder) -> None:
-    """As it should be."""
+    yield from on_documents(tmp_path_factory.mktemp("documents"), layers=4)
 
 
 def swapped_chunks(model: Decoder) -> None:
