@@ -27,6 +27,9 @@ from evo_core.storage.files import create_file, write_file
 USER_ERROR = 2
 """Exit status of a mistake of the user's; a crash is 1."""
 
+STUCK = 124
+"""Exit status of a run that hung and was ended by its own watchdog, which is that of ``timeout``: a crash."""
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, where a command does not end in its own way: 128 + SIGINT."""
 
@@ -76,13 +79,13 @@ def command(name: str) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except UserError as error:
-        _leave_error(folder, error)
+        leave_error(error)
         if _rank() != 0:
             time.sleep(1)  # every rank finds most mistakes; rank 0 says it, and the launcher then ends the others
         print(f"{name}: error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
     except Exception as error:
-        _leave_error(folder, error)
+        leave_error(error)
         if isinstance(error, OSError) and error.filename is None and not output_is_taken():
             print(f"{name}: error: nothing can be printed: {error.strerror}", file=sys.stderr, flush=True)
         else:
@@ -128,8 +131,9 @@ def _rank() -> int:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
-def _leave_error(folder: Path | None, error: BaseException) -> None:
+def leave_error(error: BaseException) -> None:
     """Write ``error.json`` unless another rank of this attempt was faster."""
+    folder = job_folder()
     if folder is None:
         return
     content = {

@@ -13,7 +13,7 @@ from evo_core.errors import ConfigError
 from evo_core.storage.listed import Listed
 from tasks import kind
 from tasks.kind import Facts, Source, StepContext
-from tasks.params.durations import Duration
+from evo_core.config.durations import Duration
 from tasks.params.paths import PipelineLocation
 from tasks.raw.listing import RawFile, object_digest, write_listing
 from tasks.raw.selection import list_files

@@ -18,6 +18,7 @@ from evo_core.checkpoint.staging import HostCopies, Staged, stage
 from evo_core.errors import UserError
 from evo_core.parallel.collectives import RankFailed
 from evo_core.placement import Placed
+from evo_core.pulse import waiting_for_others
 from evo_core.storage.location import Location
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class BackgroundSaves:
         """
         if self._thread is None:
             return None
-        self._thread.join()
+        with waiting_for_others():
+            self._thread.join()
         self._thread = None
         self.check()
         failure, self._failure = self._failure, None

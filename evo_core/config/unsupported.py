@@ -69,8 +69,6 @@ REFUSALS = (
     Refusal(
         "parallel.zero1.fsdp", _whole_or_impossible, "this version splits optimizer states only", "set it to false"
     ),
-    Refusal("monitor.alert.enable_feishu_alert", _is(False), "this version sends no alerts", "set it to false"),
-    Refusal("monitor.alert.light_monitor_address", _is(None), "this version sends no heartbeats", "leave it out"),
 )
 
 
@@ -193,6 +191,14 @@ def _no_upload(config: TrainConfig, device: str) -> bool:
     return not (config.ckpt.async_upload and is_remote(config.ckpt.save_ckpt_folder or ""))
 
 
+def _no_feishu(config: TrainConfig, device: str) -> bool:
+    return not config.monitor.alert.enable_feishu_alert
+
+
+def _no_alerts(config: TrainConfig, device: str) -> bool:
+    return not config.monitor.alert.addresses
+
+
 _ROOM = ("capacity_factor", "eval_capacity_factor", "min_capacity", "drop_tokens", "use_rts")
 """The settings of how much room an expert has."""
 
@@ -203,7 +209,6 @@ EFFECTLESS = (
     Effectless("adam.adam_beta2", _other_beta2, "beta2_scheduler.init_beta2 goes before it"),
     Effectless("adam.adam_beta2_c", _other_beta2_exponent, "beta2_scheduler.c goes before it"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
-    Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
     Effectless("data.use_shm", _random_data, "random data has no index"),
     Effectless("data.use_shm", _hf_data, "a stream has no index"),
@@ -233,8 +238,9 @@ EFFECTLESS = (
     Effectless("ckpt.keep_every", _saves_at_no_interval, "checkpoint_every is .inf"),
     Effectless("ckpt.async_upload", _no_saves, "nothing is saved"),
     Effectless("ckpt.async_upload_tmp_folder", _no_upload, "nothing is uploaded in the background"),
-    Effectless("monitor.alert.feishu_alert_address", _always, "enable_feishu_alert is false"),
-    Effectless("monitor.alert.alert_file_path", _always, "enable_feishu_alert is false"),
+    Effectless("monitor.alert.feishu_alert_address", _no_feishu, "enable_feishu_alert is false"),
+    Effectless("monitor.alert.alert_file_path", _no_alerts, "no alerts are sent"),
+    Effectless("monitor.alert.loss_spike", _no_alerts, "no alerts are sent"),
     Effectless("loss.moe_loss_coeff", _no_experts, "num_experts is 1"),
     Effectless("cudnn_deterministic", _on_cpu, "there is no cuDNN on a CPU"),
     Effectless("cudnn_benchmark", _on_cpu, "there is no cuDNN on a CPU"),

@@ -21,6 +21,7 @@ from evo_core.evaluate.perplexity import perplexity
 from evo_core.model.evaluating import evaluating
 from evo_core.parallel.collectives import broadcast, failing_together
 from evo_core.parallel.passes import MicroBatch, Passes, WholeModel, passes_of
+from evo_core.pulse import beat
 
 if TYPE_CHECKING:
     from evo_core.model import ModelOutput
@@ -141,6 +142,7 @@ def _add(sums: Tensor, passes: Passes, batches: list[Batch]) -> None:
         sums.add_(block_sums(output.nll, output.hit, batch.labels[0], batch.input_ids[0], batch.cu_seqlens[0]))
 
     passes.forward(len(batches), micro_batch, take)
+    beat()
 
 
 def _make_global(sums: Tensor, mesh: Mesh) -> None:

@@ -14,8 +14,10 @@ Nobody else makes process groups of these ranks: whoever talks to some of them i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from evo_core.parallel.degrees import AxisName, Degrees, Line
@@ -74,6 +76,7 @@ class Mesh:
         ends: the rank of the first stage and the one of the last that have the same place in them, of which this is
             one; None where it is neither, or both.
         devices: the same [pipeline, replica, zero, tensor], for what of torch's takes a mesh of its own kind.
+        timeout: for which one collective along an axis may take; None is torch's, by the backend.
     """
 
     world: Axis
@@ -85,6 +88,7 @@ class Mesh:
     weights: WeightAxes | None
     ends: Axis | None
     devices: DeviceMesh
+    timeout: timedelta | None = None
     _runs: dict[int, Axis] = field(default_factory=dict, repr=False)
 
     def tensor_run(self, size: int) -> Axis:
@@ -98,7 +102,8 @@ class Mesh:
             return self.tensor
         if size not in self._runs:
             # Another stage of a pipeline may have no use for it.
-            self._runs[size] = _axis("tensor run", _group_of(Line(size, 1).ranks(self.world.rank)), 1)
+            group = _group_of(Line(size, 1).ranks(self.world.rank), self.timeout)
+            self._runs[size] = _axis("tensor run", group, 1)
         return self._runs[size]
 
     @property
@@ -113,12 +118,13 @@ class Mesh:
         return self.world.rank == 0
 
 
-def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
+def make_mesh(degrees: Degrees, *, device_type: str = "cpu", timeout: timedelta | None = None) -> Mesh:
     """Make the process groups of the ranks of the default group; every rank must call it.
 
     Args:
         degrees: they multiply to the world size.
         device_type: "cpu" or "cuda".
+        timeout: for which one collective may take; None is torch's, by the backend.
     """
     sizes = (degrees.pipeline, degrees.replicas, degrees.zero, degrees.tensor)
     devices = init_device_mesh(device_type, sizes, mesh_dim_names=("pipeline", "replica", "zero", "tensor"))
@@ -127,27 +133,32 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu") -> Mesh:
         return _axis(name, group, degrees.line(name).stride)
 
     pipeline = axis("pipeline", devices.get_group("pipeline"))
+    data = axis("data", devices["replica", "zero"]._flatten("data").get_group())
+    if timeout is not None:
+        for group in {data.group, *devices.get_all_groups()}:
+            distributed_c10d._set_pg_timeout(timeout, group)
     return Mesh(
         world=axis("world", _default_group()),
         pipeline=pipeline,
-        data=axis("data", devices["replica", "zero"]._flatten("data").get_group()),
+        data=data,
         replica=axis("replica", devices.get_group("replica")),
         zero=axis("zero", devices.get_group("zero")),
         tensor=axis("tensor", devices.get_group("tensor")),
-        weights=_weight_axes(degrees) if degrees.gathers_weights else None,
-        ends=_ends(degrees, pipeline),
+        weights=_weight_axes(degrees, timeout) if degrees.gathers_weights else None,
+        ends=_ends(degrees, pipeline, timeout),
         devices=devices,
+        timeout=timeout,
     )
 
 
-def _weight_axes(degrees: Degrees) -> WeightAxes:
+def _weight_axes(degrees: Degrees, timeout: timedelta | None) -> WeightAxes:
     """Groups of their own, where others are of the same ranks too: messages of one group wait for each other, and
     weights are to be under way while the sequence is exchanged. (torch's own mesh has the default group for every axis
     of all ranks.)"""
 
     def axis(name: AxisName) -> Axis:
         line = degrees.line(name)
-        return _axis(name, _group_of(line.ranks(dist.get_rank())), line.stride)
+        return _axis(name, _group_of(line.ranks(dist.get_rank()), timeout), line.stride)
 
     cut, data = axis("weight"), axis("weight_data")
     return WeightAxes(cut, data, replica=axis("weight_replica"), zero=axis("weight_zero"))
@@ -159,20 +170,20 @@ def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:
     return Axis(name, line.number(rank), line.size, group, line.ranks(rank), line.alike(rank, dist.get_world_size()))
 
 
-def _ends(degrees: Degrees, pipeline: Axis) -> Axis | None:
+def _ends(degrees: Degrees, pipeline: Axis, timeout: timedelta | None) -> Axis | None:
     """The axis from the first stage to the last through this rank."""
     if pipeline.size == 1 or pipeline.rank not in (0, pipeline.size - 1):
         return None
     pair, stage = (pipeline.ranks[0], pipeline.ranks[-1]), range(degrees.data * degrees.tensor)
     # Over all ranks it would be one group after another, for every place in a stage.
-    group = pipeline.group if pipeline.size == 2 else _group_of(pair)
+    group = pipeline.group if pipeline.size == 2 else _group_of(pair, timeout)
     first = dist.get_rank() // len(stage) * len(stage)
     return Axis("ends", pair.index(dist.get_rank()), 2, group, pair, tuple(first + place for place in stage))
 
 
-def _group_of(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+def _group_of(ranks: tuple[int, ...], timeout: timedelta | None) -> dist.ProcessGroup:
     """The group of some ranks, this one among them, which they alone make: no other rank calls it."""
-    group = dist.new_group(list(ranks), use_local_synchronization=True)
+    group = dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)  # this rank is in it
     return group
 

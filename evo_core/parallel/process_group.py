@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,9 @@ CONNECT_TIMEOUT = timedelta(minutes=5)
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """For one collective: the others wait this long while one rank reads data or writes a checkpoint."""
+
+_RECORDED = 2000
+"""Collectives that torch's flight recorder keeps, for the watchdog to say which are open."""
 
 _ECHO_SECONDS = 5.0
 
@@ -63,6 +67,7 @@ class Ranks:
     Attributes:
         device: where its tensors live: its own GPU, else the CPU.
         stop: set by SIGTERM, SIGINT and SIGHUP, where they are caught.
+        timeout: for which one collective of theirs may take.
     """
 
     rank: int
@@ -72,6 +77,12 @@ class Ranks:
     device: torch.device
     launcher: Launcher
     stop: Stop = field(default_factory=Stop)
+    timeout: timedelta = COLLECTIVE_TIMEOUT
+
+    def store(self) -> dist.Store | None:
+        """A connection of its own to the store over which the ranks found each other; None where there is one rank."""
+        store: Any = distributed_c10d._get_default_store()
+        return store.clone() if self.world_size > 1 else None
 
 
 @contextmanager
@@ -110,7 +121,8 @@ def ranks(
     previous = _install(stop) if catch_stop else {}
     failed = True
     try:
-        yield Ranks(info.rank, info.world_size, info.local_rank, info.local_world_size, device, info.launcher, stop)
+        place = (info.rank, info.world_size, info.local_rank, info.local_world_size)
+        yield Ranks(*place, device, info.launcher, stop, timeout)
         failed = False
     finally:
         _restore(previous)
@@ -142,6 +154,7 @@ def _backend(device: torch.device) -> str:
 
 def _connect(info: RankInfo, backend: str, timeout: timedelta) -> None:
     """Make the default process group, with a short patience for finding each other and a long one for collectives."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(_RECORDED))
     dist.init_process_group(
         backend,
         store=_store(info),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,7 +92,8 @@ def train_command(
     from evo_core.train.loop import train
     from evo_core.train.start import Start
 
-    with ranks(launcher, backend, host=host, port=port, catch_stop=True) as joined:
+    timeout = timedelta(seconds=cfg.monitor.collective_timeout)
+    with ranks(launcher, backend, host=host, port=port, timeout=timeout, catch_stop=True) as joined:
         start = None
         if init is not None:
             content = tuple(part.value for part in init_content or [Content.MODEL])

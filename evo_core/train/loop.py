@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evo_core.monitor.monitoring import monitoring
 from evo_core.parallel import process_group
 from evo_core.parallel.mesh import make_mesh
 from evo_core.parallel.one_job import Setting, check_one_job, options_of, settings_of
@@ -61,13 +63,14 @@ def train(
         UserError: configuration, data or checkpoint do not fit.
     """
     if ranks is None:
-        with process_group.ranks(catch_stop=True) as joined:
+        timeout = timedelta(seconds=cfg.monitor.collective_timeout)
+        with process_group.ranks(timeout=timeout, catch_stop=True) as joined:
             return train(cfg, folder=folder, init=init, ranks=joined)
     check_one_job(settings_of(cfg) | _options(init))
     cfg.check_world(ranks.world_size)
-    mesh = make_mesh(cfg.degrees(ranks.world_size), device_type=ranks.device.type)
-    with logging_of_run(speaks=mesh.is_log_rank) as lines:
-        return run_steps(make_run(cfg, folder, init, ranks, mesh, lines))
+    mesh = make_mesh(cfg.degrees(ranks.world_size), device_type=ranks.device.type, timeout=ranks.timeout)
+    with logging_of_run(speaks=mesh.is_log_rank) as lines, monitoring(cfg, ranks, mesh) as monitor:
+        return run_steps(make_run(cfg, folder, init, ranks, mesh, lines, monitor))
 
 
 def _options(init: Start | None) -> dict[str, Setting]:
@@ -97,6 +100,7 @@ def run_steps(run: TrainRun) -> TrainResult:
             else:
                 record = run.step.train(batch, state, saving.asked(), began=began, unread=reading.unread)
             metric_log.show(record)
+            run.monitor.saw(record)
             state.step, state.tokens = state.step + 1, record.tokens
 
             if data.valid_every and state.step % data.valid_every == 0 and not record.asked.stop:
@@ -113,6 +117,7 @@ def run_steps(run: TrainRun) -> TrainResult:
         saving.finish()
 
     log.info("%s at step %d of %d, newest checkpoint: %s", _ENDS[end], state.step, data.total_steps, saving.newest)
+    run.monitor.ended(_ENDS[end], state.step, state.loss)
     return TrainResult(state.step, state.loss, saving.newest, stopped=end == "signal")
 
 

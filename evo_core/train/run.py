@@ -37,6 +37,7 @@ from evo_core.train.throughput import Throughput
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.data.loader.prefetch import BatchSource
+    from evo_core.monitor.monitoring import Monitoring
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Ranks
     from evo_core.train.run_log import RunLog
@@ -66,6 +67,7 @@ class TrainRun:
     saving: Checkpointing
     state: TrainState
     lines: RunLog
+    monitor: Monitoring
 
     def batches(self) -> Prefetch:
         """The batches that are left, drawn ahead; a context manager, whose end also closes `data`."""
@@ -84,7 +86,13 @@ class TrainRun:
 
 
 def make_run(
-    cfg: TrainConfig, folder: Path | None, init: Start | None, ranks: Ranks, mesh: Mesh, lines: RunLog
+    cfg: TrainConfig,
+    folder: Path | None,
+    init: Start | None,
+    ranks: Ranks,
+    mesh: Mesh,
+    lines: RunLog,
+    monitor: Monitoring,
 ) -> TrainRun:
     """Make the parts of a run and load what it starts from; every rank must call it.
 
@@ -92,6 +100,7 @@ def make_run(
         folder: where log and curve go; None as in `loop.train`.
         init: what to start from where there is nothing to resume.
         lines: the log, which from here on is kept in the folder.
+        monitor: who watches over the run; told when it is about to begin.
 
     Raises:
         UserError: configuration, data or checkpoint do not fit.
@@ -100,6 +109,7 @@ def make_run(
     start = find_start(cfg, init, first=mesh.is_log_rank)
     folder = run_folder(cfg, folder, start)
     lines.keep_in(folder)
+    monitor.keep_in(folder)
     log_ranks(cfg, ranks, mesh, folder)
 
     if start is not None and not start.resumes:
@@ -132,7 +142,8 @@ def make_run(
         newest=start.checkpoint if start is not None and start.resumes else None,
     )
     step = TrainStep(cfg, mesh, model, optimizer, speed=speed, types=data.types, device=ranks.device)
-    return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state, lines)
+    monitor.begins(state.step, state.skipped_updates, start.checkpoint if start is not None and start.resumes else None)
+    return TrainRun(cfg, ranks, mesh, folder, data, step, saving, state, lines, monitor)
 
 
 def _say_schedules(cfg: TrainConfig, start: Start | None, state: TrainState) -> None:

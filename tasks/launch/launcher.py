@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tasks.params.durations import seconds
+from evo_core.config.durations import seconds
 
 
 class LaunchRuntime(BaseModel):

@@ -18,7 +18,7 @@ from tasks.launch.follow import NOTE
 from tasks.launch.launcher import Job
 from tasks.launch.record import exit_marker_path
 from tasks.launch.restarts import STALLED
-from tasks.params.durations import seconds
+from evo_core.config.durations import seconds
 
 SAVING = 20
 """Seconds kept back from the notice for the requeue itself; the rest is the job's for its checkpoint."""

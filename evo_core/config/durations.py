@@ -29,3 +29,16 @@ def seconds(value: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(seconds)]
 """A pydantic field in seconds."""
+
+
+def _limit(value: object) -> float | None:
+    """The duration in seconds, above 0; None where there is no limit."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not 0 < (duration := seconds(value)) < float("inf"):
+        raise ValueError(f"{value!r} is no duration above 0: write 90s, 15m, 48h, 2d, 01:30:00 or null")
+    return duration
+
+
+OptionalDuration = Annotated[float | None, BeforeValidator(_limit)]
+"""The same for a limit: above 0, or None for none."""

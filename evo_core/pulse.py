@@ -1,0 +1,41 @@
+"""Signs of progress, for whoever watches that there is some: a step, a batch of an evaluation, a part of a file.
+
+Whoever makes progress says so with `beat`, which costs nothing where nobody watches. What threads beside the training
+do is no progress of the training: a checkpoint that is written in the background must not hide a step that hangs. It
+counts only while the training waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_main = 0
+_beside = 0
+_waits = False
+
+
+def beat() -> None:
+    """Something was done."""
+    global _main, _beside
+    if threading.current_thread() is threading.main_thread():
+        _main += 1
+    else:
+        _beside += 1
+
+
+def beats() -> tuple[int, int]:
+    """What was done so far, as something to compare with what it was before: it changes with every sign that counts."""
+    return _main, _beside if _waits else 0
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """A block in which the main thread waits for a thread, whose signs count as long."""
+    global _waits
+    _waits = True
+    try:
+        yield
+    finally:
+        _waits = False
