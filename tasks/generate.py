@@ -77,7 +77,7 @@ class Samples(InferenceKind[Params]):
         job = ctx.folder / "config.yaml"
         # The layout that the model was trained at says nothing of this one.
         settings |= {"seed": ctx.params.seed, "parallel": {}}
-        write_job(load_config(model / "config.yaml"), settings, job)
+        write_job(load_config(model / "config.yaml", inference=True), settings, job, inference=True)
         launch(ctx, "evo_core.generate", "--config", str(job), *ctx.runtime.parallel.options)
         samples = ctx.folder / SAMPLES
         rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import Field
 
+from evo_core.config.durations import Duration
 from evo_core.data.raw.listing import LeftOut, Listing
 from evo_core.errors import ConfigError
 from evo_core.storage.listed import Listed
 from tasks import kind
 from tasks.kind import Facts, Source, StepContext
-from evo_core.config.durations import Duration
 from tasks.params.paths import PipelineLocation
 from tasks.raw.listing import RawFile, object_digest, write_listing
 from tasks.raw.selection import list_files

@@ -15,7 +15,7 @@ from evo_core.errors import ConfigError
 from evo_core.storage.files import copy_file, link_or_copy, link_tree
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
-from tasks.launch.job_file import write_job
+from tasks.launch.job_file import job_file
 from tasks.launch.launcher import LaunchRuntime
 from tasks.launch.step import launch
 from tasks.params.paths import PipelinePath
@@ -146,9 +146,9 @@ class _Train(Kind[Params, LaunchRuntime]):
         if replaced:
             ctx.say(f"set by the step in place of the file's value: {', '.join(replaced)}")
         job = run / "job.yaml"
-        write_job(training, settings, job)
         init = ["--init", str(ctx.inputs["init"].path / MODEL)] if "init" in ctx.inputs else []
-        launch(ctx, "evo_core.train", "--config", str(job), "--folder", str(run), *init)
+        with job_file(training, settings, job):
+            launch(ctx, "evo_core.train", "--config", str(job), "--folder", str(run), *init)
         return _collect(ctx, run, job)
 
     def _job(self, ctx: StepContext[Params, LaunchRuntime]) -> TrainConfig:

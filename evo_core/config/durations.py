@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from evo_core.config.types import describe
+
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -36,7 +38,7 @@ def _limit(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not 0 < (duration := seconds(value)) < float("inf"):
-        raise ValueError(f"{value!r} is no duration above 0: write 90s, 15m, 48h, 2d, 01:30:00 or null")
+        raise ValueError(f"{describe(value)} is no duration above 0: write 90s, 15m, 48h, 2d, 01:30:00 or null")
     return duration
 
 

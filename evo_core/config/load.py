@@ -13,12 +13,13 @@ from evo_core.config.families import SHIPPED
 from evo_core.config.own_code import refuse_code_beside
 from evo_core.config.python_file import run_python_config
 from evo_core.config.resolve import Document, Resolved, read_document
-from evo_core.config.schema.train_config import INFERENCE, TrainConfig
+from evo_core.config.schema.train_config import INFERENCE, SAVED, TrainConfig
 from evo_core.config.secrets import Secrets
 from evo_core.errors import ConfigError
 
 _ALIASES = {"JOB_NAME": "job_name"}
 _OF_THE_MODEL = ("model", "use_fp32_norm")
+_OF_A_RUN = ("monitor",)
 _OF_TRAINING = ("zero1", "weight")
 _WAYS = {"tensor": ("mode",), "pipeline": ("mode", "interleaved_overlap")}
 
@@ -37,7 +38,7 @@ def load_config(
         overrides: texts ``KEY=VALUE`` such as ``adam.lr=3e-4``, applied last.
         blocks: nested plain data laid over the file's.
         inference: no training is meant: how it exchanges (``tensor.mode``, ``weight``), in which order it computes
-            (``pipeline.mode``, ``num_chunks``, …) and what it splits besides (``zero1``) is not read. Ranks that share
+            (``pipeline.mode``, ``num_chunks``, …), what it splits besides (``zero1``) and who watches (``monitor``) is not read. Ranks that share
             a model trained with isp exchange as by mtp, which that model may not divide by: then ``tensor.size`` is
             what is wrong.
 
@@ -77,8 +78,9 @@ def checked(document: Document) -> TrainConfig:
 
 
 def _of_inference(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's data without what is of training alone in its layout."""
-    kept, parallel, model = dict(data), data.get("parallel"), data.get("model")
+    """A job's data without what is of training alone: in its layout, and who watches over it."""
+    kept = {name: given for name, given in data.items() if name not in _OF_A_RUN}
+    parallel, model = data.get("parallel"), data.get("model")
     if isinstance(parallel, dict):
         kept["parallel"] = {
             name: _without(given, _WAYS.get(name, ())) for name, given in parallel.items() if name not in _OF_TRAINING
@@ -107,7 +109,7 @@ def load_saved_config(path: Path) -> TrainConfig:
     document = read_job(path)
     refuse_code_beside(path, document.data.get("model_type"))
     try:
-        return _checked(document, document.resolved(lambda key: key.startswith(_OF_THE_MODEL)))
+        return _checked(document, document.resolved(lambda key: key.startswith(_OF_THE_MODEL)), context=SAVED)
     except ConfigError:
         document.resolved()  # a reference may be what is wrong, in the place of a number: then this says so
         raise

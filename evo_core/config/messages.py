@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from evo_core.config.addresses import may_hold_address
 from evo_core.config.fields import Block, block_type, leaves
 from evo_core.config.suggest import suggest
 from evo_core.config.types import describe
@@ -52,7 +53,7 @@ def _explain(detail: dict[str, Any], owner: type[BaseModel], key: str, name: str
         return ConfigError("is required", key=key)
     if kind == "value_error":
         return ConfigError(str(context["error"]), key=key)
-    wrong = f"not {describe(value)}"
+    wrong = f"not {_sort_of(value)}" if may_hold_address(key) else f"not {describe(value)}"
     if kind == "literal_error":
         known = context["expected"].replace("'", '"')
         near = (
@@ -75,6 +76,11 @@ def _explain(detail: dict[str, Any], owner: type[BaseModel], key: str, name: str
     if expected:
         return ConfigError(f"must be {expected}, {wrong}", key=key)
     return ConfigError(f"{detail['msg']}, {wrong}", key=key)
+
+
+def _sort_of(value: Any) -> str:
+    """What a value is, where it is not to be shown."""
+    return {str: "text", dict: "a block of keys", list: "a list"}.get(type(value), "a value of another type")
 
 
 def _nearest(name: str, owner: type[BaseModel], root: type[BaseModel]) -> str:

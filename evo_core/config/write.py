@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from evo_core.config.addresses import concealed
 from evo_core.config.fields import Leaf, is_set, leaves, value_at
 from evo_core.config.identity import plain, put
 from evo_core.config.references import as_literal
@@ -20,7 +21,8 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as the nested plain data of a YAML file that reads back to an equal one.
 
     Every identity setting is in it but those that came later and were not set, and every execution setting that was
-    set. Values that came from the environment are the references they were written as.
+    set. Values that came from the environment are the references they were written as. Addresses of web hooks that were
+    written out are in it: it is for whoever carries the job out, and `to_yaml` for anybody else.
     """
     data: dict[str, Any] = {}
     environment = config.environment
@@ -47,10 +49,10 @@ def _is_always_written(leaf: Leaf, value: Any) -> bool:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """``to_plain`` as YAML text."""
-    return dump_yaml(to_plain(config))
+    """``to_plain`` as YAML text that anybody may read: without the addresses of web hooks."""
+    return dump_yaml(concealed(to_plain(config)))
 
 
 def save_config(config: TrainConfig, path: Location) -> None:
-    """Writes the configuration as a YAML file, all of it or nothing."""
+    """Writes the configuration as a YAML file that anybody may read (`to_yaml`), all of it or nothing."""
     write_file(path, to_yaml(config))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evo_core.config.addresses import NOT_SHOWN, may_hold_address
 from evo_core.config.fields import leaves, value_at
 from evo_core.config.identity import plain
 from evo_core.config.secrets import Secrets
@@ -48,9 +49,13 @@ def settings_of(cfg: TrainConfig) -> dict[str, Setting]:
         if leaf.mark != "copied":
             value = plain(value_at(cfg, leaf.key))
             shown = secrets.shown(value, leaf.key)
-            told = secrets.references.get(leaf.key) or describe(shown)
+            told = secrets.references.get(leaf.key) or _told(leaf.key, shown)
             found[leaf.key] = Setting(_digest(shown if leaf.key in _OF_A_NODE else value), told)
     return found
+
+
+def _told(key: str, value: Any) -> str:
+    return NOT_SHOWN if value and may_hold_address(key) else describe(value)
 
 
 def options_of(**options: Any) -> dict[str, Setting]:

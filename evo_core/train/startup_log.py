@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from evo_core.config.addresses import written_out
 from evo_core.config.locations import unprefixed_save
 from evo_core.data.shards.targets import NO_TARGETS, types_without_targets
 from evo_core.errors import DataError
@@ -118,6 +119,10 @@ def log_parts(
     )
     if mesh.is_log_rank:
         _say_without_targets(cfg, data)
+    if addresses := written_out(cfg):
+        log.warning(
+            "%s: an address is a secret, and stands in the job's file: write ${oc.env:NAME}", ", ".join(addresses)
+        )
     without = cfg.settings_without_effect(ranks.device.type)
     if without:
         log.info("set, but without effect here: %s", "; ".join(without))

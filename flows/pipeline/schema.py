@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from evo_core.config.addresses import shown_override
 from evo_core.config.resolve import Document, Resolved, read_document
 from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
@@ -126,7 +127,9 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
             if step not in steps:
                 raise _error(document, f"there is no step {step!r}{suggest(step, steps)}", f"publish.{ref}")
     in_order = tuple(steps[name] for name in order)
-    return Pipeline(spec.pipeline, document, in_order, spec.publish, tuple(overrides), resolved.secrets)
+    return Pipeline(
+        spec.pipeline, document, in_order, spec.publish, tuple(map(shown_override, overrides)), resolved.secrets
+    )
 
 
 def _refuse_unknown_steps(document: Document, overrides: Sequence[str]) -> None:

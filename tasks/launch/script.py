@@ -12,13 +12,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from evo_core.config.durations import seconds
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.environment import job_variables
 from tasks.launch.follow import NOTE
 from tasks.launch.launcher import Job
 from tasks.launch.record import exit_marker_path
 from tasks.launch.restarts import STALLED
-from evo_core.config.durations import seconds
 
 SAVING = 20
 """Seconds kept back from the notice for the requeue itself; the rest is the job's for its checkpoint."""

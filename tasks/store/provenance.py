@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.code_version import CORE, git_state, package_version
+from evo_core.config.addresses import shown_override
 
 SECRET = re.compile(r"secret|passw(or)?d|api_?key|access_?key|auth_?token", re.IGNORECASE)
 PACKAGES = ("evo-lm", "torch", "numpy", "sentencepiece", "tokenizers", "prefect")
@@ -70,5 +71,7 @@ def _user() -> str:
 
 
 def _without_secret(word: str) -> str:
-    name, equals, _ = word.partition("=")
-    return f"{name}=…" if equals and SECRET.search(name) else word
+    option = "--set=" if word.startswith("--set=") else ""
+    name, equals, _ = word.removeprefix(option).partition("=")
+    secret = equals and SECRET.search(name)
+    return option + (f"{name}=…" if secret else shown_override(word.removeprefix(option)))

@@ -20,8 +20,6 @@ REFUSED = {
     ),
     "model.is_reward": at("model.is_reward", True),
     "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
-    "monitor.alert.enable_feishu_alert": at("monitor.alert.enable_feishu_alert", True),
-    "monitor.alert.light_monitor_address": at("monitor.alert.light_monitor_address", "http://x"),
 }
 
 

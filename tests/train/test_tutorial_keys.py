@@ -14,6 +14,8 @@ import torch
 from evo_core.config import TrainConfig, load_config
 from evo_core.errors import ConfigError
 from evo_core.model import build_model, count_parameters
+from evo_core.monitor.alerts import Alerts
+from evo_core.monitor.heartbeat import Heartbeat
 from evo_core.train.checkpointing import Cadence, save_folder
 from evo_core.train.memory import clean_up_interval
 from evo_core.train.optimizer import make_scaler, make_schedules
@@ -28,7 +30,6 @@ ALSO_SHOWN = ("parallel.zero1.fsdp", "data.shm_path")
 """Keys that the tutorial explains, and its file leaves out."""
 
 WITHOUT_EFFECT = {
-    "data.diag_outlier_ratio": "slow ranks are not looked for",
     "data.valid_micro_num": "pipeline.size is 1: they are evaluated one by one",
     "model.parallel_output": "tensor.size is 1",
     "model.embed_split_hidden": "tensor.size is 1",
@@ -37,7 +38,7 @@ WITHOUT_EFFECT = {
     "parallel.weight.memory_pool": "weight.size is 1",
     "ckpt.async_upload": "nothing is saved",
     "ckpt.async_upload_tmp_folder": "nothing is uploaded in the background",
-    "monitor.alert.alert_file_path": "enable_feishu_alert is false",
+    "monitor.alert.alert_file_path": "no alerts are sent",
 }
 """In the file as it is, on a GPU."""
 
@@ -53,8 +54,6 @@ WITHOUT_EFFECT_IF_SET = {
 
 REFUSED: dict[str, Any] = {
     "parallel.zero1.fsdp": True,
-    "monitor.alert.enable_feishu_alert": True,
-    "monitor.alert.light_monitor_address": "http://x",
 }
 
 _OVERLAPS = "train/test_internevo_config.py::test_its_overlap_keys_change_no_number"
@@ -137,6 +136,7 @@ def board(cfg: TrainConfig, folder: Path) -> Any:
     return tensorboard._writer.max_queue
 
 
+HOOK = "http://127.0.0.1:9/hook"
 _SAVED = ("ckpt.enable_save_ckpt=true",)
 _SCALED = ("model.dtype=torch.bfloat16",)
 _ON_TEXT = ("data.train_folder=DATA", "data.valid_folder=DATA")
@@ -197,6 +197,10 @@ CHANGES = {
     "parallel.weight.size": Change(2, degrees, ("parallel.tensor.mode=isp",)),
     "cudnn_deterministic": Change(True, kernels),
     "cudnn_benchmark": Change(True, kernels),
+    "monitor.alert.enable_feishu_alert": Change(
+        True, lambda cfg, folder: Alerts(cfg, rank=0, attempt="").on, (f"monitor.alert.feishu_alert_address={HOOK}",)
+    ),
+    "monitor.alert.light_monitor_address": Change(HOOK, lambda cfg, folder: Heartbeat(cfg, beats=True)._delivery),
     "monitor.tensorboard.queue_max_length": Change(7, board, ("enable_tb=true",)),
 }
 

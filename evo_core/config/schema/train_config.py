@@ -25,6 +25,7 @@ from evo_core.config.global_batch import micro_num
 from evo_core.config.identity import identity_of
 from evo_core.config.locations import location_errors
 from evo_core.config.messages import errors_of
+from evo_core.config.monitor_rules import monitor_errors
 from evo_core.config.pipeline_rules import check_micro_batches, most_stages
 from evo_core.config.resolve import merge
 from evo_core.config.rules import rule_errors
@@ -50,6 +51,9 @@ from evo_core.parallel.degrees import Degrees, data_parallel_size, degree_errors
 
 INFERENCE = "inference"
 """The context of pydantic's in which a configuration is checked where no training is meant."""
+
+SAVED = "saved"
+"""The one in which that of an earlier run is, which need not tell where its alerts went."""
 
 
 def _of_its_type(data: Any, shipped: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
@@ -196,7 +200,7 @@ class TrainConfig(Block):
         Args:
             data: the configuration as nested plain data.
             references: dotted key to the reference it was written as, such as ``${oc.env:NAME}``.
-            options: pydantic's; of contexts there is `INFERENCE`.
+            options: pydantic's; of contexts there are `INFERENCE` and `SAVED`.
         """
         try:
             config = super().model_validate(data, **options)
@@ -227,7 +231,8 @@ class TrainConfig(Block):
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
         rules = rule_errors(self, inference=info.context == INFERENCE)
-        raise_all([*rules, *location_errors(self), *refusal_errors(self)])
+        watched = () if info.context in (INFERENCE, SAVED) else monitor_errors(self)
+        raise_all([*rules, *watched, *location_errors(self), *refusal_errors(self)])
         return self
 
 
