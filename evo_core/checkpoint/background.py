@@ -90,7 +90,8 @@ class BackgroundSaves:
         """
         if self._thread is not None and self._thread.is_alive():
             log.warning("an error ends this rank once the checkpoint that is being written is complete or lost")
-            self._thread.join(_PATIENCE)
+            with waiting_for_others():
+                self._thread.join(_PATIENCE)
 
     def _run(self, staged: Staged, write: Write, device: int | None) -> None:
         try:

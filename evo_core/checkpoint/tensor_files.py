@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.utils.serialization import config as archives
 
 from evo_core.checkpoint.records import Digests, FileRecord
+from evo_core.pulse import beat
 from evo_core.storage.files import below
 from evo_core.storage.location import Location, file_name
 from evo_core.storage.streams import Sink, new_file
@@ -103,6 +104,7 @@ class _Stream:
             raise
         self.digests.update(view)
         self._size += len(view)
+        beat()
         return len(view)
 
     def tell(self) -> int:

@@ -38,9 +38,9 @@ def load_config(
         overrides: texts ``KEY=VALUE`` such as ``adam.lr=3e-4``, applied last.
         blocks: nested plain data laid over the file's.
         inference: no training is meant: how it exchanges (``tensor.mode``, ``weight``), in which order it computes
-            (``pipeline.mode``, ``num_chunks``, …), what it splits besides (``zero1``) and who watches (``monitor``) is not read. Ranks that share
-            a model trained with isp exchange as by mtp, which that model may not divide by: then ``tensor.size`` is
-            what is wrong.
+            (``pipeline.mode``, ``num_chunks``, …), what it splits besides (``zero1``) and who watches (``monitor``) is
+            not read. Ranks that share a model trained with isp exchange as by mtp, which that model may not divide by:
+            then ``tensor.size`` is what is wrong.
 
     Raises:
         ConfigError: with file, line and key; several mistakes are reported together.

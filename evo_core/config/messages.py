@@ -80,7 +80,8 @@ def _explain(detail: dict[str, Any], owner: type[BaseModel], key: str, name: str
 
 def _sort_of(value: Any) -> str:
     """What a value is, where it is not to be shown."""
-    return {str: "text", dict: "a block of keys", list: "a list"}.get(type(value), "a value of another type")
+    sorts: dict[type, str] = {str: "text", dict: "a block of keys", list: "a list"}
+    return sorts.get(type(value), "a value of another type")
 
 
 def _nearest(name: str, owner: type[BaseModel], root: type[BaseModel]) -> str:

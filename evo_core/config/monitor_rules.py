@@ -34,7 +34,7 @@ def _addresses(config: TrainConfig) -> Iterator[ConfigError]:
 
 def _profiled_steps(config: TrainConfig) -> Iterator[ConfigError]:
     profile, total, key = config.monitor.profile, config.data.total_steps, "monitor.profile.steps"
-    if profile is None:
+    if profile is None or profile.steps is None:
         return
     steps = profile.steps
     if late := [step for step in steps if step >= total]:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch.distributed as dist
 
@@ -91,10 +91,20 @@ class Monitoring:
         if self._tells:
             self._tell_of(record)
 
-    def ended(self, end: str | None, steps: int, loss: float | None) -> None:
-        """The run came to its end, in order."""
+    def heartbeat(self, record: StepRecord) -> None:
+        """Post the numbers of a step to the monitor that watches over many runs, if there is one."""
+        self._heartbeat.send(record)
+
+    def ended(self, end: Literal["signal", "stop file"] | None, how: str, steps: int, loss: float | None) -> None:
+        """The run came to its end, in order.
+
+        Args:
+            end: what ended it before its time.
+            how: the same in words.
+            steps: that are done.
+        """
         if self._tells:
-            self.alerts.tell("end", f"the run {end or 'finished'} at step {steps}, loss {loss}", step=steps)
+            self.alerts.tell(end or "end", f"the run {how} at step {steps}, loss {loss}", step=steps)
 
     def close(self) -> None:
         """Watch no more, and wait some seconds for what was to be sent."""
@@ -124,8 +134,6 @@ class Monitoring:
         elif self._spike and before and before > 0 and measured.loss > self._spike * before:
             text = f"the loss of step {step} is {measured.loss:.4f}, {measured.loss / before:.2f} times the one before"
             self.alerts.tell("loss spike", text, step=step)
-        if record.asked.stop:
-            self.alerts.tell("signal", f"a signal ends the run after step {step}", step=step)
 
     def _tell_stuck(self, words: str) -> None:
         self.alerts.tell("stuck", words, step=self._step, ident="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -85,6 +85,9 @@ class Optimizer(Protocol):
 
     def state(self) -> Mapping[str, Placed]:
         """What this rank holds of the tensors that a checkpoint keeps, by name; loading writes into it."""
+
+    def held(self) -> Mapping[str, Sequence[torch.Tensor]]:
+        """The tensors of its own by what they are for; some may be views of others, or of the parameters."""
 
     def restored(self, *, updates: int, masters: Collection[str] = ()) -> None:
         """Make the optimizer fit what a checkpoint has put into the parameters and into `state`.

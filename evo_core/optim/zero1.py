@@ -255,6 +255,14 @@ class Zero1AdamW:
                     state[f"{kind}.{slot.name}"] = slot.placed(flat[part])
         return state
 
+    def held(self) -> dict[str, list[torch.Tensor]]:
+        """See `Optimizer.held`."""
+        return {
+            "gradients": [self.grad, *(bucket.grads for bucket in self.buckets)],
+            "master values": [self.master],
+            "moments": [self.exp_avg, self.exp_avg_sq, *self._counts],
+        }
+
     def restored(self, *, updates: int, masters: Collection[str] = ()) -> None:
         """Make the optimizer fit tensors that a checkpoint has put into the parameters and into `state`.
 

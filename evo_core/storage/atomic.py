@@ -31,6 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from evo_core.pulse import beat
 from evo_core.storage.identity import left_by_dead, mark
 
 UNNAMED = getattr(os, "O_TMPFILE", os.O_DIRECTORY)
@@ -229,6 +230,7 @@ def sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink():
             sync(path)
+            beat()
 
 
 def time_of(folder: Path) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from evo_core.errors import DataError, UserError
+from evo_core.pulse import beat
 from evo_core.storage import atomic, local
 from evo_core.storage.listed import LeaveOut, Listed
 from evo_core.storage.location import Location, file_name, is_remote, local_path, path_to_write
@@ -298,6 +299,7 @@ def link_tree(source: Path, target: Location) -> None:
     """`link_or_copy` for every file below a folder, in the order of their paths."""
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
         link_or_copy(path, below(target, path.relative_to(source).as_posix()))
+        beat()
 
 
 def below(folder: Location, path: str) -> Location:

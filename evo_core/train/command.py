@@ -64,6 +64,12 @@ def train_command(
         list[str] | None,
         typer.Option(metavar="NAME", help="Tensors beside the model's that it may have; may be repeated."),
     ] = None,
+    profiling: Annotated[
+        bool,
+        typer.Option(
+            "--profiling", help="Profile the sixth step, or those of monitor.profile.steps; see docs/monitoring.md."
+        ),
+    ] = False,
     launcher: Launcher = None,
     backend: Backend = None,
     seed: Seed = None,
@@ -75,8 +81,11 @@ def train_command(
     SIGTERM, Ctrl-C and SIGHUP save a checkpoint first; the exit status is then 143.
     """
     from evo_core.config import load_config
+    from evo_core.config.profiled import profiled
 
     cfg = load_config(config, overrides(set_, seed))  # before torch is imported: a mistake is told at once
+    if profiling:
+        cfg = profiled(cfg)
     run_folder = None if folder is None else local_path(folder, "--folder")
     if run_folder is None:
         cfg.run_name  # noqa: B018 - what cannot name a folder is told before anything is joined or read

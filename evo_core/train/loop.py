@@ -14,6 +14,7 @@ from evo_core.parallel import process_group
 from evo_core.parallel.mesh import make_mesh
 from evo_core.parallel.one_job import Setting, check_one_job, options_of, settings_of
 from evo_core.train.memory import clean_up, clean_up_interval, collected_by_hand
+from evo_core.train.profiling import profiles
 from evo_core.train.reading import Reading, raise_unread
 from evo_core.train.run import TrainRun, make_run
 from evo_core.train.run_log import logging_of_run
@@ -89,16 +90,23 @@ def run_steps(run: TrainRun) -> TrainResult:
     """Train until the last step, or until a signal or the stop file ends the run; every rank must call it."""
     state, saving, data = run.state, run.saving, run.cfg.data
     end = None
-    with collected_by_hand(), run.batches() as batches, run.metric_log() as metric_log, saving.settled():
+    with (
+        collected_by_hand(),
+        run.batches() as batches,
+        run.metric_log() as metric_log,
+        profiles(run) as profile,
+        saving.settled(),
+    ):
         reading = Reading(run.cfg, run.mesh, batches)
         while state.step < data.total_steps and end is None:
             began = time.perf_counter()
-            batch = reading.batch(state.step)
-            if data.skips(state.step):
-                raise_unread(reading.unread)  # there are no sums that could tell it
-                record = run.step.skip(batch, state)
-            else:
-                record = run.step.train(batch, state, saving.asked(), began=began, unread=reading.unread)
+            with profile(state.step):
+                batch = reading.batch(state.step)
+                if data.skips(state.step):
+                    raise_unread(reading.unread)  # there are no sums that could tell it
+                    record = run.step.skip(batch, state)
+                else:
+                    record = run.step.train(batch, state, saving.asked(), began=began, unread=reading.unread)
             metric_log.show(record)
             run.monitor.saw(record)
             state.step, state.tokens = state.step + 1, record.tokens
@@ -112,12 +120,13 @@ def run_steps(run: TrainRun) -> TrainResult:
                 saving.save(state, record, batches, snapshot=todo.save == "snapshot")
             if state.step % clean_up_interval(run.cfg) == 0:
                 clean_up(run.ranks)
+                run.monitor.heartbeat(record)
             end = todo.end
         run.step.optimizer.settle()  # whoever has the model reads it next, and ranks leave together
         saving.finish()
 
     log.info("%s at step %d of %d, newest checkpoint: %s", _ENDS[end], state.step, data.total_steps, saving.newest)
-    run.monitor.ended(_ENDS[end], state.step, state.loss)
+    run.monitor.ended(end, _ENDS[end], state.step, state.loss)
     return TrainResult(state.step, state.loss, saving.newest, stopped=end == "signal")
 
 

@@ -15,6 +15,7 @@ from tests.config.jobs import MODEL, at, job, refusal
 SECRET = "b00c-5ecret"
 HOOK = f"https://chat.example/hook/{SECRET}"
 ALERT = "monitor.alert"
+LIMITS = ("stuck_after", "start_timeout")
 FEISHU, HEARTBEATS = f"{ALERT}.feishu_alert_address", f"{ALERT}.light_monitor_address"
 
 
@@ -47,12 +48,12 @@ FEISHU, HEARTBEATS = f"{ALERT}.feishu_alert_address", f"{ALERT}.light_monitor_ad
         (ALERT, HOOK, ALERT),
         ("monitor", HOOK, "monitor"),
         (f"{ALERT}.loss_spike", 1, f"{ALERT}.loss_spike"),
-        *((f"monitor.{name}", wrong, f"monitor.{name}") for name in ("stuck_after", "start_timeout") for wrong in (0, -1, True)),
+        *((f"monitor.{name}", wrong, f"monitor.{name}") for name in LIMITS for wrong in (0, -1, True)),
         ("monitor.profile.steps", [7, 7], "monitor.profile.steps"),
         ("monitor.profile.steps", [50_000], "monitor.profile.steps"),
         ("monitor.profile.steps", [], "monitor.profile.steps"),
     ],
-)  # fmt: skip
+)
 def test_refused_by_key_without_the_address(key: str, value: Any, at_key: str) -> None:
     said = refusal(at(key, value))
     assert said.startswith(f"{at_key}: ") and len(said.splitlines()) == 1

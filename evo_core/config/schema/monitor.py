@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from annotated_types import Gt
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from evo_core.config.durations import OptionalDuration
 from evo_core.config.fields import Block, block, execution, optional_block
@@ -55,7 +55,9 @@ class TensorboardConfig(Block):
 class ProfileConfig(Block):
     """Steps that torch's profiler looks at."""
 
-    steps: tuple[NonNegativeInt, ...] = execution(..., "Their numbers, as in the log.", min_length=1)
+    steps: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = execution(
+        None, "Their numbers, as in the log; None: the sixth of the run, or the last of a shorter one."
+    )
 
 
 class MonitorConfig(Block):

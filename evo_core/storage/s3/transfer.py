@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from evo_core.errors import UserError
+from evo_core.pulse import beat
 from evo_core.storage.s3.client import THREADS
 from evo_core.storage.s3.place import Place
 from evo_core.storage.s3.stream import span_of
@@ -134,12 +135,14 @@ def read_range(place: Place, start: int, buffer: memoryview, tag: str) -> None:
 
 
 def in_threads(call: Callable[[Any], T], jobs: Iterable[Any]) -> list[T]:
-    """The results of a call on each of them, several at a time; after a failure no more are begun."""
+    """The results of a call on each of them, several at a time; after a failure no more are begun. Each is progress of
+    the thread that waits for them."""
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(call, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 future.result()
+                beat()
         except BaseException:
             for future in futures:
                 future.cancel()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from evo_core.errors import UserError
+from evo_core.pulse import beat
 from evo_core.storage.s3.client import THREADS
 from evo_core.storage.s3.place import Place
 from evo_core.storage.s3.transfer import MOST_PIECES, PIECE, Written, put, send_piece
@@ -50,7 +51,7 @@ class ObjectWriter:
         else:
             if self._piece:
                 self._send()
-            pieces = {"Parts": [future.result() for future in self._sent]}
+            pieces = {"Parts": [_sent(future) for future in self._sent]}
             where = self._upload
             self._written(lambda client: client.complete_multipart_upload(**where, MultipartUpload=pieces))
         self._pool.shutdown()
@@ -73,7 +74,14 @@ class ObjectWriter:
             )
             self._upload = {**self._written.where, "UploadId": begun["UploadId"]}
         if len(self._sent) >= THREADS:
-            self._sent[-THREADS].result()
+            _sent(self._sent[-THREADS])
         number = len(self._sent) + 1
         self._sent.append(self._pool.submit(send_piece, self._place, self._upload, number, self._piece))
         self._piece = bytearray()
+
+
+def _sent(piece: Future[dict[str, Any]]) -> dict[str, Any]:
+    """What the store is told of a piece, once it has it."""
+    result = piece.result()
+    beat()  # here, for it is progress of the thread that waits
+    return result
