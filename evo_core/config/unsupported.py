@@ -209,7 +209,6 @@ EFFECTLESS = (
     Effectless("adam.adam_beta2", _other_beta2, "beta2_scheduler.init_beta2 goes before it"),
     Effectless("adam.adam_beta2_c", _other_beta2_exponent, "beta2_scheduler.c goes before it"),
     Effectless("hybrid_zero_optimizer.use_split_tensor_optim", _always, "tensors are split evenly anyway"),
-    Effectless("data.diag_outlier_ratio", _always, "slow ranks are not looked for"),
     Effectless("data.shm_path", _no_shm, "no index is kept in shared memory"),
     Effectless("data.use_shm", _random_data, "random data has no index"),
     Effectless("data.use_shm", _hf_data, "a stream has no index"),

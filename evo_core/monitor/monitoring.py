@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from evo_core.errors import UserError
 from evo_core.monitor.alerts import Alerts
+from evo_core.monitor.diagnosis import Diagnosis
 from evo_core.monitor.heartbeat import Heartbeat
 from evo_core.monitor.last_words import folder_of
 from evo_core.monitor.watchdog import Watchdog
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from evo_core.parallel.mesh import Mesh
     from evo_core.parallel.process_group import Ranks
     from evo_core.train.record import StepRecord
+    from evo_core.train.timers import Timers
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class Monitoring:
         self._skipped = 0
         self._loss: float | None = None
         self._heartbeat = Heartbeat(cfg, beats=mesh.is_log_rank)
+        tell = self._tell_slow if mesh.is_log_rank else None
+        self._diagnosis = Diagnosis(cfg.data.diag_outlier_ratio, mesh.world, self.hosts, ranks.device, tell)
         self._watchdog = Watchdog(
             cfg.monitor.start_timeout,
             cfg.monitor.stuck_after,
@@ -84,15 +88,22 @@ class Monitoring:
             else:
                 self.alerts.tell("restart", f"the run goes on at step {step} from {resumed_from}, {where}", step=step)
 
-    def saw(self, record: StepRecord) -> None:
-        """A step is done."""
+    def saw(self, record: StepRecord, timers: Timers | None) -> None:
+        """A step is done.
+
+        Args:
+            timers: where its time went on this rank; None where nothing was trained on yet.
+        """
+        if record.measured is not None and timers is not None:
+            self._diagnosis.add(timers)
         self._watchdog.started()
         self._step = record.step
         if self._tells:
             self._tell_of(record)
 
-    def heartbeat(self, record: StepRecord) -> None:
-        """Post the numbers of a step to the monitor that watches over many runs, if there is one."""
+    def at_interval(self, record: StepRecord) -> None:
+        """A step is done after which ranks are compared, and its numbers posted to whoever watches over many runs."""
+        self._diagnosis.diagnose()
         self._heartbeat.send(record)
 
     def ended(self, end: Literal["signal", "stop file"] | None, how: str, steps: int, loss: float | None) -> None:
@@ -134,6 +145,9 @@ class Monitoring:
         elif self._spike and before and before > 0 and measured.loss > self._spike * before:
             text = f"the loss of step {step} is {measured.loss:.4f}, {measured.loss / before:.2f} times the one before"
             self.alerts.tell("loss spike", text, step=step)
+
+    def _tell_slow(self, words: str) -> None:
+        self.alerts.tell("slow rank", words, step=self._step)
 
     def _tell_stuck(self, words: str) -> None:
         self.alerts.tell("stuck", words, step=self._step, ident="")

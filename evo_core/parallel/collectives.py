@@ -73,25 +73,43 @@ def counting() -> Iterator[Traffic]:
         _traffic = None
 
 
+_waited = 0.0
+
+
+def seconds_waited() -> float:
+    """Seconds that this rank has spent in `Pending.wait` for tensors on the CPU, since the process began.
+
+    On a GPU waiting is in line like all work, and takes no time here.
+    """
+    return _waited
+
+
 class _Timed:
     """A collective of which it is noted how long it is waited for."""
 
-    def __init__(self, work: Pending, name: str, traffic: Traffic) -> None:
+    def __init__(self, work: Pending, name: str, traffic: Traffic | None) -> None:
         self._work, self._name, self._traffic = work, name, traffic
 
     def wait(self) -> None:
+        global _waited
         began = time.perf_counter()
         self._work.wait()
-        self._traffic.waits[self._name] += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        _waited += seconds
+        if self._traffic is not None:
+            self._traffic.waits[self._name] += seconds
+
+
+def _timed(work: Pending, name: str, tensor: torch.Tensor) -> Pending:
+    return work if _traffic is None and tensor.device.type != "cpu" else _Timed(work, name, _traffic)
 
 
 def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
-    if _traffic is None:
-        return work
-    ranks = group.size()
-    _traffic.calls[name] += 1
-    _traffic.bytes[name] += times * whole.nbytes * (ranks - 1) // ranks
-    return _Timed(work, name, _traffic)
+    if _traffic is not None:
+        ranks = group.size()
+        _traffic.calls[name] += 1
+        _traffic.bytes[name] += times * whole.nbytes * (ranks - 1) // ranks
+    return _timed(work, name, whole)
 
 
 class _Exchanged:
@@ -159,17 +177,16 @@ def send(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
     """Start sending a contiguous tensor to a rank of the group (its number there), which receives what is sent to it in
     the order of sending; the tensor must stay as it is until then."""
     work: Any = dist.isend(tensor, group=group, group_dst=rank)
-    if _traffic is None:
-        return work
-    _traffic.calls["send"] += 1
-    _traffic.bytes["send"] += tensor.nbytes
-    return _Timed(work, "send", _traffic)
+    if _traffic is not None:
+        _traffic.calls["send"] += 1
+        _traffic.bytes["send"] += tensor.nbytes
+    return _timed(work, "send", tensor)
 
 
 def receive(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
     """Start filling a contiguous tensor with what a rank of the group (its number there) sends."""
     work: Any = dist.irecv(tensor, group=group, group_src=rank)
-    return work if _traffic is None else _Timed(work, "receive", _traffic)
+    return _timed(work, "receive", tensor)
 
 
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:

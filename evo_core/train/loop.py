@@ -13,7 +13,7 @@ from evo_core.monitor.monitoring import monitoring
 from evo_core.parallel import process_group
 from evo_core.parallel.mesh import make_mesh
 from evo_core.parallel.one_job import Setting, check_one_job, options_of, settings_of
-from evo_core.train.memory import clean_up, clean_up_interval, collected_by_hand
+from evo_core.train.memory import FIRST, clean_up, clean_up_interval, collected_by_hand, say_memory
 from evo_core.train.profiling import profiles
 from evo_core.train.reading import Reading, raise_unread
 from evo_core.train.run import TrainRun, make_run
@@ -89,7 +89,7 @@ def _options(init: Start | None) -> dict[str, Setting]:
 def run_steps(run: TrainRun) -> TrainResult:
     """Train until the last step, or until a signal or the stop file ends the run; every rank must call it."""
     state, saving, data = run.state, run.saving, run.cfg.data
-    end = None
+    first, end = run.state.step, None
     with (
         collected_by_hand(),
         run.batches() as batches,
@@ -108,7 +108,7 @@ def run_steps(run: TrainRun) -> TrainResult:
                 else:
                     record = run.step.train(batch, state, saving.asked(), began=began, unread=reading.unread)
             metric_log.show(record)
-            run.monitor.saw(record)
+            run.monitor.saw(record, run.step.timers)
             state.step, state.tokens = state.step + 1, record.tokens
 
             if data.valid_every and state.step % data.valid_every == 0 and not record.asked.stop:
@@ -119,8 +119,10 @@ def run_steps(run: TrainRun) -> TrainResult:
             if todo.save:
                 saving.save(state, record, batches, snapshot=todo.save == "snapshot")
             if state.step % clean_up_interval(run.cfg) == 0:
-                clean_up(run.ranks)
-                run.monitor.heartbeat(record)
+                clean_up(run.ranks, run.mesh.world)
+                run.monitor.at_interval(record)
+            elif state.step - first <= FIRST:
+                say_memory(run.ranks)
             end = todo.end
         run.step.optimizer.settle()  # whoever has the model reads it next, and ranks leave together
         saving.finish()

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evo_core.parallel.collectives import all_gather
+from evo_core.parallel.one_job import ranks_in_words
+
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
+    from evo_core.parallel.mesh import Axis
     from evo_core.parallel.process_group import Ranks
 
 log = logging.getLogger(__name__)
@@ -37,15 +41,54 @@ def clean_up_interval(cfg: TrainConfig) -> int:
     return interval if interval > 0 else 50
 
 
-def clean_up(ranks: Ranks) -> None:
-    """Give back cached memory and say how much is in use."""
+FIRST = 6
+"""Steps at the beginning of a run after each of which memory is told: by then every buffer has been made."""
+
+
+def clean_up(ranks: Ranks, world: Axis) -> None:
+    """Give back cached memory and say how much is in use; every rank must call it."""
     gc.collect()
-    usage = f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
+    say_memory(ranks)
+    own = torch.tensor(_used(ranks.device), dtype=torch.float64, device=ranks.device)
+    everyone = own.new_empty(world.size * len(own))
+    all_gather(everyone, own, world.group).wait()
+    used = everyone.view(world.size, len(own)).cpu()
+    if world.size > 1:
+        rank = int(used[:, 0].argmax())
+        log.info("memory of all ranks: the most is %.2f GB, on rank %d", used[rank, 0], rank)
+    if ranks.rank == 0 and (short := used[:, 1].nonzero().flatten().tolist()):
+        log.warning(
+            "the allocator of %s had to give back its cache to find memory, which is slow (%d times on rank %d): "
+            "use a smaller data.micro_bsz, or more of model.checkpoint",
+            ranks_in_words(short),
+            used[short[0], 1],
+            short[0],
+        )
+
+
+def say_memory(ranks: Ranks) -> None:
+    """Say how much this rank has in use."""
+    usage = f"peak resident memory {_resident():.2f} GB"
+    if ranks.device.type == "cuda":
         usage += (
             f", GPU memory allocated {torch.cuda.memory_allocated() / 2**30:.2f} GB, "
             f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GB, "
             f"reserved {torch.cuda.memory_reserved() / 2**30:.2f} GB"
         )
     log.info("memory of rank %d: %s", ranks.rank, usage)
+
+
+def _used(device: torch.device) -> tuple[float, float]:
+    """The most gigabytes that this rank has had in use, and how often its GPU's allocator found none at first since this
+    was last asked."""
+    if device.type != "cuda":
+        return _resident(), 0.0
+    retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
+    torch.cuda.reset_accumulated_memory_stats()
+    return torch.cuda.max_memory_allocated() / 2**30, float(retries)
+
+
+def _resident() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -25,6 +25,7 @@ from evo_core.train.metrics import StepTotals, segments, visible_pairs
 from evo_core.train.optimizer import make_schedules
 from evo_core.train.reading import raise_unread
 from evo_core.train.record import Measured, StepRecord
+from evo_core.train.timers import Computing, Timers
 
 if TYPE_CHECKING:
     from evo_core.checkpoint import TrainState
@@ -48,6 +49,9 @@ class TrainStep:
         speed: what says how fast steps are.
         types: data types, in the order of a batch's type ids.
         device: of the model.
+
+    Attributes:
+        timers: of the last step that was trained on, on this rank.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class TrainStep:
         self._cfg, self._mesh, self._types, self._device = cfg, mesh, types, device
         self.model, self.optimizer, self._speed = model, optimizer, speed
         self._averages = SpeedAverages()
+        self.timers: Timers | None = None
         self.lr, self.beta2 = make_schedules(cfg)
         folder = cfg.data.valid_folder
         if folder is not None and is_remote(folder) and not cfg.data.valid_every:
@@ -91,12 +96,15 @@ class TrainStep:
         computing = time.perf_counter()
         pairs = visible_pairs(batch.cu_seqlens)
         cut = segments(batch.cu_seqlens)  # before the batch is on a GPU, where reading a length would wait for it
+        own = Computing(self._device)
         totals = self.forward_backward(batch.to(self._device, non_blocking=True), state.step, cut["largest_length"])
+        own.done()
         if self._mesh.tensor.rank == self._mesh.pipeline.rank == 0:
             totals.add_pairs(pairs)
         totals.tell(stop=asked.stop, stop_file=asked.stop_file, unread=unread is not None)
+        reducing = time.perf_counter()
         grad_norm, totals.vector = self.optimizer.reduce(totals.vector)
-        fwd_bwd_seconds = time.perf_counter() - computing
+        reduced = time.perf_counter()
 
         # From here on every rank knows the sums of all, and all decide alike.
         if totals.unread:
@@ -106,7 +114,9 @@ class TrainStep:
         else:
             state.skipped_updates += 1
         state.loss = totals.loss / self._mesh.data.size
-        times = (time.perf_counter() - began, fwd_bwd_seconds)
+        now = time.perf_counter()
+        times = (now - began, reduced - computing)
+        self.timers = Timers(computing - began, own.seconds(), reduced - reducing, now - reduced)
         measured = self._measured(totals, grad_norm, batch.micro_num, cut, state, times)
         return self._record(batch, state, measured, Asked(totals.stop, totals.stop_file))
 
