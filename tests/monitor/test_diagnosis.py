@@ -1,0 +1,77 @@
+"""Who is slow is named, and nobody else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evo_core.monitor.diagnosis import slow_ranks, slower_ranks, trimmed_mean
+from tests.monitor.receiver import Receiver, receiving
+from tests.ranks import run_on_ranks
+from tests.train.jobs import job, run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ratio", "slow"),
+    [
+        ([1, 1, 1, 1, 2], 1.1, [4]),
+        ([0.1, 0.1, 0.1, 0.1, 0.9], 1.1, []),  # the mean without the extremes is below half a second
+        ([1, 1, 1.09], 1.1, []),
+        ([0.1, 1.1], 1.1, [1]),
+        ([1, 1], 1.0, []),
+        ([5], 1.1, []),
+    ],
+)
+def test_slower_than_the_others(seconds: list[float], ratio: float, slow: list[int]) -> None:
+    assert slow_ranks(np.array(seconds), ratio) == slow
+
+
+def test_the_mean_of_many_is_without_the_extremes() -> None:
+    assert trimmed_mean([1, 1, 1, 1]) == 1
+    assert trimmed_mean([0, 1, 1, 1, 100]) == 1
+
+
+def test_slower_than_its_own_past() -> None:
+    past = [np.array([1.0, 1.0, 0.1])] * 5
+    assert slower_ranks(np.array([1.0, 1.2, 0.4]), past, 1.1) == [1]
+    assert slower_ranks(np.array([1.0, 1.2, 0.4]), past[:4], 1.1) == []
+
+
+def _late(folder: Path, url: str, block: str) -> None:
+    import torch.distributed as dist
+
+    from evo_core.train.step import TrainStep
+
+    original = TrainStep.forward_backward
+
+    def slowed(self: TrainStep, *args: object) -> object:
+        if dist.get_rank() == 1:
+            time.sleep(1.2)
+        return original(self, *args)  # type: ignore[arg-type]
+
+    TrainStep.forward_backward = slowed  # type: ignore[method-assign,assignment]
+    size = {"parallel__tensor": {"size": 2, "mode": "mtp"}} if block == "tensor" else {}
+    cfg = job(
+        folder,
+        data__total_steps=2,
+        data__empty_cache_and_diag_interval=2,
+        monitor={"alert": {"webhooks": [url]}},
+        ckpt__enable_save_ckpt=False,
+        **size,
+    )
+    run(cfg, folder / "run")
+
+
+@pytest.mark.parametrize("block", ["data", "tensor"])
+def test_a_rank_that_sleeps_is_named_with_its_host(tmp_path: Path, block: str) -> None:
+    job(tmp_path)
+    with receiving() as found:
+        run_on_ranks(_late, 2, tmp_path, found.url, block)
+    told = [message for message in found.messages if message["event"] == "slow rank"]
+    (message,) = told
+    assert "slow in forward and backward: rank 1 on " in message["text"]
+    assert "rank 0" not in message["text"]
+    assert Receiver.SECRET not in (tmp_path / "run" / "train.log").read_text()
