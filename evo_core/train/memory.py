@@ -81,8 +81,8 @@ def say_memory(ranks: Ranks) -> None:
 
 
 def _used(device: torch.device) -> tuple[float, float]:
-    """The most gigabytes that this rank has had in use, and how often its GPU's allocator found none at first since this
-    was last asked."""
+    """The most gigabytes that this rank has had in use; how often its GPU's allocator found none at first since it was
+    last asked."""
     if device.type != "cuda":
         return _resident(), 0.0
     retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)

@@ -19,7 +19,7 @@ _PLACE = {
 _OF_THE_SCRIPT = {
     "state", "exit_file", "attempt", "max_restarts", "stalled_tries", "on_walltime", "saving_seconds", "started",
     "reason", "walltime", "terminated", "interrupted", "requeued", "settingup", "code", "command", "on_each_node",
-    "address", "port", "ranks", "killer", "restarts", "without_progress", "step", "now", "before", "EVO_NODES",
+    "address", "port", "ranks", "killer", "restarts", "without_progress", "step", "now", "before", "why", "EVO_NODES",
 }  # fmt: skip
 SET_BY_EVO = _PLACE | _OF_THE_SCRIPT | {"EVO_JOB_FOLDER"}
 """Variables that a cluster file cannot set: a rank's place, and those of the batch script."""

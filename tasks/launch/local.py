@@ -14,7 +14,7 @@ from typing import Any
 
 from evo_core.cores import cores
 from evo_core.errors import ConfigError
-from evo_core.job import USER_ERROR
+from evo_core.job import STUCK, USER_ERROR
 from evo_core.storage.identity import alive, record_of
 from tasks.launch import supervisor
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
@@ -160,6 +160,8 @@ def command(job: Job) -> list[str]:
 
 
 def _ended(status: int) -> str:
+    if status == STUCK:
+        return "no rank of the job made progress, and its watchdog ended it"
     if status > 128:
         try:
             return f"the job was killed by {signal.Signals(status - 128).name}"

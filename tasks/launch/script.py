@@ -275,6 +275,8 @@ while :; do
   if [ "$restarts" -ge "$max_restarts" ] || [ "$without_progress" -ge "$stalled_tries" ]; then exit "$code"; fi
   restarts=$((restarts + 1)); step=$((step + 1))
   printf '%s\n' "$restarts" > "$state/restarts-$attempt"
-  say "exit status $code; restart $restarts of $max_restarts"
+  why="exit status $code"
+  grep -q '"type": *"Stuck"' "$state/error.json" 2>/dev/null && why="no rank made progress, its watchdog ended it"
+  say "$why; restart $restarts of $max_restarts"
 done
 """

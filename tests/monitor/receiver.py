@@ -37,7 +37,7 @@ def receiving(way: str = "answers") -> Iterator[Receiver]:
 
     Args:
         way: "answers"; "refuses" with status 500; "redirects" to itself; "closes" after half an answer; "says nothing"
-            and closes; "nonsense" in place of JSON; "a code" of an error, with status 200; "hangs" until the block ends.
+            and closes; "nonsense" in place of JSON; "a code" of an error, with status 200; "hangs" until the end.
     """
     over = threading.Event()
 

@@ -145,7 +145,7 @@ def die(step):
 
 def end(module, *_):
     if isinstance(module, Block):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), {by})
 
 before_each_step(die)
 main()
@@ -153,13 +153,19 @@ main()
 
 
 def survives_under_torchrun(
-    tmp_path: Path, expected: list[float], deaths: list[tuple[int, int]], *, ranks: int = 2, agents: int = 1
+    tmp_path: Path,
+    expected: list[float],
+    deaths: list[tuple[int, int]],
+    *,
+    ranks: int = 2,
+    agents: int = 1,
+    by: int = signal.SIGKILL,
 ) -> None:
-    """Every (step, rank) of `deaths` is a kill -9 behind the first block of the step, once."""
+    """Every (step, rank) of `deaths` is a kill -9, or another signal, behind the first block of the step, once."""
     script, marks = tmp_path / "dying_rank.py", tmp_path / "marks"
     marks.mkdir()
     root = str(Path(__file__).parents[2])
-    script.write_text(DYING_RANK.format(root=root, marks=str(marks), deaths=deaths))
+    script.write_text(DYING_RANK.format(root=root, marks=str(marks), deaths=deaths, by=int(by)))
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     torchrun += [f"--nnodes={agents}", f"--nproc-per-node={ranks // agents}"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
