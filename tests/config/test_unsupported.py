@@ -149,6 +149,10 @@ DERIVED = {
     "adam.adam_beta2_c": "beta2_scheduler.c",
     "data.micro_num": "cfg.micro_num",
     "data.global_batch_tokens": "cfg.micro_num",
+    "monitor.alert.enable_feishu_alert": "alert.addresses",
+    "monitor.alert.feishu_alert_address": "alert.addresses",
+    "monitor.alert.webhooks": "alert.addresses",
+    "monitor.stuck_after": "monitor.stuck_after",
 }
 """Settings that are read through another: a property, a method, or the default of another setting."""
 

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
-from evo_core.monitor.diagnosis import slow_ranks, slower_ranks, trimmed_mean
+from evo_core.config import TrainConfig
+from evo_core.monitor.diagnosis import Diagnosis, slow_ranks, slower_ranks, trimmed_mean
+from evo_core.parallel.mesh import make_mesh
+from evo_core.train.step import TrainStep
+from evo_core.train.timers import Timers
 from tests.monitor.receiver import Receiver, receiving
 from tests.ranks import run_on_ranks
 from tests.train.jobs import job, run
@@ -40,11 +46,26 @@ def test_slower_than_its_own_past() -> None:
     assert slower_ranks(np.array([1.0, 1.2, 0.4]), past[:4], 1.1) == []
 
 
+@pytest.mark.parametrize(("ratio", "slow"), [(1.5, False), (1.1, True), (0.5, True)])
+def test_it_is_clamped_and_read_from_the_job(tmp_path: Path, ratio: float, slow: bool) -> None:
+    """Two ranks of 1.0 and 1.4 s, whose mean is 1.2 s, by data.diag_outlier_ratio."""
+    said = run_on_ranks(_said, 2, job(tmp_path, data__diag_outlier_ratio=ratio))
+    named = [line for line in said[0] if "rank 1 on b (1.400 s)" in line]
+    assert bool(named) == slow and not said[1]
+    assert not any("rank 0" in line for line in said[0])
+
+
+def _said(cfg: TrainConfig) -> list[str]:
+    rank, told = dist.get_rank(), list[str]()
+    world = make_mesh(cfg.degrees(2)).world
+    tell = told.append if rank == 0 else None
+    diagnosis = Diagnosis(cfg.data.diag_outlier_ratio, world, ["a", "b"], torch.device("cpu"), tell)
+    diagnosis.add(Timers(0.0, 1.0 + 0.4 * rank, 9.0 - rank, 0.0))
+    diagnosis.diagnose()
+    return told
+
+
 def _late(folder: Path, url: str, block: str) -> None:
-    import torch.distributed as dist
-
-    from evo_core.train.step import TrainStep
-
     original = TrainStep.forward_backward
 
     def slowed(self: TrainStep, *args: object) -> object:

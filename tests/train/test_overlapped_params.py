@@ -18,6 +18,7 @@ import torch.distributed as dist
 from evo_core.checkpoint import load_model
 from evo_core.config import TrainConfig
 from evo_core.model import Decoder
+from evo_core.monitor.monitoring import monitoring
 from evo_core.optim.publishing import Event, Publishing
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel import process_group
@@ -113,8 +114,8 @@ def trained(cfg: TrainConfig, folder: Path) -> TrainRun:
     torch.set_num_threads(1)
     with process_group.ranks() as ranks:
         mesh = make_mesh(cfg.degrees(ranks.world_size))
-        with logging_of_run(speaks=mesh.is_log_rank) as lines:
-            run = make_run(cfg, folder, None, ranks, mesh, lines)
+        with logging_of_run(speaks=mesh.is_log_rank) as lines, monitoring(cfg, ranks, mesh) as monitor:
+            run = make_run(cfg, folder, None, ranks, mesh, lines, monitor)
             run_steps(run)
             return run
 

@@ -65,6 +65,7 @@ SHOWN_IN = {
     "ckpt.auto_resume": "train/test_start.py::test_auto_resume_does_not_read_load_ckpt_info_and_warns",
     "ckpt.async_upload": "train/test_background_saves.py",
     "ckpt.async_upload_tmp_folder": "train/test_saved_in_store.py",
+    "data.diag_outlier_ratio": "monitor/test_diagnosis.py::test_it_is_clamped_and_read_from_the_job",
     "data.use_shm": "train/test_stages.py::test_the_curve_of_one_process",
     "data.valid_folder": "train/test_step.py::test_evaluate_gives_the_held_out_scores_as_fields",
     "data.valid_micro_num": "train/test_stages.py::test_valid_micro_num_is_what_stages_are_handed_at_once",
