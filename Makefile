@@ -9,7 +9,7 @@ FAST := not slow
 # Tests of a file stay together: they share servers and models. WORKERS=0 runs them one after the other.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer
+BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer alerts
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 

@@ -120,16 +120,21 @@ class Watchdog:
         return pulse.beats(), self._others.seen(), self._limit
 
     def _end(self, idle: float) -> None:
-        """Leave word and end this process."""
+        """Leave word and end this process, whatever comes of the words."""
+        try:
+            self._leave_word(idle)
+        finally:
+            os._exit(STUCK)
+
+    def _leave_word(self, idle: float) -> None:
         what = f"no rank made progress for {idle:.0f} s ({self._setting} is {self._limit:.0f} s)"
         at = stack_of(threading.main_thread(), last=_CALLS)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
             print(f"watchdog: rank {self._rank}: {what}; it is at\n{at}", file=sys.stderr, flush=True)
         silent = self._write(what)
         words = f"{what}{self._named(silent)}; rank {self._rank} is at\n{at}"
         _within(_WRITING, lambda: leave_error(Stuck(words)))
         _within(_TELLING, lambda: self._tell(words))
-        os._exit(STUCK)
 
     def _write(self, what: str) -> list[int]:
         """Write stacks, and wait until every rank that lives has; returns the others, as far as is known."""
