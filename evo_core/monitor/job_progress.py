@@ -49,7 +49,7 @@ class JobProgress:
             try:
                 assert self._store is not None
                 self._sum = self._store.add(_KEY, int(now != last))
-            except Exception as error:  # the store is served by a rank or an agent that has ended: so will this one
-                log.debug("the progress of other ranks is not known any more: %s", error)
-                return
+            except Exception as error:  # for once, or whoever serves it has ended: then this rank will too
+                log.debug("the progress of other ranks is not known: %s", error)
+                continue
             last = now
