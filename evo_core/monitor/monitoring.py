@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch.distributed as dist
 
+from evo_core import pulse
 from evo_core.errors import UserError
 from evo_core.monitor.alerts import Alerts
 from evo_core.monitor.diagnosis import Diagnosis
@@ -44,6 +45,7 @@ class Monitoring:
     """
 
     def __init__(self, cfg: TrainConfig, ranks: Ranks, mesh: Mesh) -> None:
+        pulse.count_this_thread()
         self.attempt: str = broadcast_object(secrets.token_hex(4))
         self.hosts: list[str] = gather_objects(socket.gethostname())
         self.alerts = Alerts(cfg, rank=ranks.rank, attempt=self.attempt)

@@ -18,6 +18,7 @@ from evo_core.config.schema.monitor import MARGIN, MonitorConfig
 from evo_core.monitor.job_progress import JobProgress
 from evo_core.storage.files import link_tree
 from tests.ranks import run_on_ranks
+from tests.train.jobs import job, run
 
 
 def test_a_thread_beside_counts_only_while_it_is_waited_for() -> None:
@@ -35,6 +36,23 @@ def test_a_thread_beside_counts_only_while_it_is_waited_for() -> None:
         assert pulse.beats() != waiting
     pulse.beat()
     assert pulse.beats() != before
+
+
+def test_a_run_in_another_thread_makes_progress(tmp_path: Path) -> None:
+    def training() -> None:
+        before = pulse.beats()
+        run(job(tmp_path, ckpt__enable_save_ckpt=False), tmp_path / "run")
+        assert pulse.beats()[0] >= before[0] + 8
+        done.append(True)
+
+    done: list[bool] = []
+    try:
+        thread = threading.Thread(target=training)
+        thread.start()
+        thread.join()
+    finally:
+        pulse.count_this_thread()
+    assert done
 
 
 def test_files_and_tensors_that_are_written_are_progress(tmp_path: Path) -> None:
