@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from evo_core.config.fields import value_at
+from evo_core.config.secrets import Secrets
 
 if TYPE_CHECKING:
     from evo_core.config.schema.train_config import TrainConfig
@@ -13,6 +17,7 @@ NOT_SHOWN = "(not shown)"
 """What stands for an address where a configuration is only shown."""
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*oc\.env\s*:")
+_NAME = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]+)")
 _DEFAULT = re.compile(r"\$\{\s*oc\.env\s*:[^}]*,")
 
 _BLOCK = "monitor.alert"
@@ -62,11 +67,27 @@ def fault(address: str) -> str | None:
 
 def written_out(config: TrainConfig) -> list[str]:
     """The keys of addresses that a job writes out instead of a reference to the environment."""
+    environment = config.environment
+    return [key for key in _given(config) if not is_reference(environment.get(key, ""))]
+
+
+def secrets_of(config: TrainConfig) -> Secrets:
+    """What words about a job must not hold: its addresses, and what it has from the environment."""
+    environment = config.environment
+    texts = {str(value_at(config, key)): reference for key, reference in environment.items()}
+    for reference in environment.values():
+        texts |= {os.environ[name]: f"${{oc.env:{name}}}" for name in _NAME.findall(reference) if name in os.environ}
+    for key, address in _given(config).items():
+        parts, shown = urlsplit(address), environment.get(key, NOT_SHOWN)
+        texts |= {address: shown, parts._replace(scheme="", netloc="").geturl(): shown}
+    return Secrets(environment, {text: shown for text, shown in texts.items() if text != "/"})
+
+
+def _given(config: TrainConfig) -> dict[str, str]:
+    """The addresses of a job by their keys."""
     alert = config.monitor.alert.model_dump(include={key.rpartition(".")[2] for key in ADDRESSES})
     numbered = {f"webhooks.{number}": hook for number, hook in enumerate(alert.pop("webhooks"))}
-    given = {f"{_BLOCK}.{name}": address for name, address in (alert | numbered).items()}
-    environment = config.environment
-    return [key for key, address in given.items() if address and not is_reference(environment.get(key, ""))]
+    return {f"{_BLOCK}.{name}": address for name, address in (alert | numbered).items() if address}
 
 
 def shown_override(text: str) -> str:

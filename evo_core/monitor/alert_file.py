@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from evo_core.errors import ConfigError
 from evo_core.monitor.events import Event
@@ -47,25 +49,38 @@ class AlertFile:
         Args:
             ident: what tells the event from others of this attempt, alike on every rank that may tell it.
         """
+        mark = {"attempt": self._attempt, "id": ident}
         try:
-            looks = iter(range(_PATIENCE))
-            with locked(self._path, give_up=lambda: next(looks, None) is None, must=False):
-                return self._put_down(event, ident)
+            return not self._holds(mark) and self._put_down(event, mark)
         except OSError as error:
             if not self._said:
                 self._said = True
                 log.warning("%s cannot be written (%s): an event may be told twice", self._path, error.strerror)
             return True
 
-    def _put_down(self, event: Event, ident: str) -> bool:
-        mark = {"attempt": self._attempt, "id": ident}
-        with self._path.open("r+", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if self._attempt in line and _marks(line) == mark:
+    def _put_down(self, event: Event, mark: Mapping[str, str]) -> bool:
+        looks = iter(range(_PATIENCE))
+        try:
+            with locked(self._path, give_up=lambda: next(looks, None) is None, must=False):
+                if self._holds(mark):
                     return False
-            file.seek(0, os.SEEK_END)
-            file.write(json.dumps(mark | dataclasses.asdict(event), ensure_ascii=False) + "\n")
+                line = json.dumps(mark | dataclasses.asdict(event), ensure_ascii=False) + "\n"
+                with self._path.open("a+b") as file:
+                    file.write(_after(file) + line.encode("utf-8", "replace"))
+        except BlockingIOError:  # all ranks of a large job may come at once
+            return not self._holds(mark)
         return True
+
+    def _holds(self, mark: Mapping[str, str]) -> bool:
+        with self._path.open(encoding="utf-8", errors="replace") as file:
+            return any(self._attempt in line and _marks(line) == mark for line in file)
+
+
+def _after(file: BinaryIO) -> bytes:
+    """What goes before a new line: a disk that was full may have left half of the one before."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    return b"" if file.read(1) in (b"", b"\n") else b"\n"
 
 
 def _marks(line: str) -> dict[str, object]:

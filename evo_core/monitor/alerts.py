@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evo_core.config.addresses import secrets_of
 from evo_core.monitor.alert_file import FILE, AlertFile
 from evo_core.monitor.delivery import Delivery, taken_by_feishu
 from evo_core.monitor.events import REPEATED, Event, Kind
@@ -33,6 +35,7 @@ class Alerts:
 
     def __init__(self, cfg: TrainConfig, *, rank: int, attempt: str) -> None:
         self._alert, self._rank, self._attempt = cfg.monitor.alert, rank, attempt
+        self._secrets = secrets_of(cfg)
         self._title = f"{os.environ.get('SLURM_JOB_ID') or 'none'}_{cfg.shown.job_name}"
         self._deliveries = [_delivery(key, address) for key, address in self._alert.addresses.items()]
         self._file: AlertFile | None = None
@@ -55,7 +58,7 @@ class Alerts:
             self._file = AlertFile(local_path(named) if named else folder / FILE, self._attempt)
 
     def tell(self, kind: Kind, text: str, *, step: int | None = None, ident: str | None = None) -> None:
-        """Tell of an event; returns at once.
+        """Tell of an event, without the secrets of the job; returns at once.
 
         Args:
             step: where the run is.
@@ -64,7 +67,8 @@ class Alerts:
         """
         if not self.on or self._is_held(kind):
             return
-        event = Event(kind, text + self._held_back(kind), step, time.time(), self._rank)
+        words = self._secrets.conceal(text) + self._held_back(kind)
+        event = Event(kind, words, step, time.time(), self._rank)
         ident = f"{kind} {step if ident is None else ident}"
         if self._file.first(event, ident) if self._file is not None else self._rank == 0:
             for delivery, write in self._deliveries:
@@ -91,6 +95,9 @@ class Alerts:
         return f" ({count} more since the last alert of this kind)" if count else ""
 
 
-def _delivery(key: str, address: str):  # type: ignore[no-untyped-def]
-    taken = taken_by_feishu if key.endswith("feishu_alert_address") else lambda _: None
-    return Delivery(key, address, taken=taken), partial(written_for, key, address)
+def _delivery(key: str, address: str) -> tuple[Delivery, Callable[[Event, str], bytes]]:
+    """What sends to an address, and what writes for it."""
+    write = partial(written_for, key, address)
+    if key.endswith("feishu_alert_address"):
+        return Delivery(key, address, taken=taken_by_feishu), write
+    return Delivery(key, address), write

@@ -21,18 +21,24 @@ def write_last_words(folder: Path, rank: int, what: str) -> None:
         OSError: they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    collectives = open_collectives()
+    try:
+        collectives = open_collectives()
+    except Exception as error:  # a rank without stacks would be taken for the one that hangs
+        collectives = [{"error": f"{type(error).__name__}: {error}"}]
     if collectives is not None:
-        write_file(_path(folder, rank, "collectives.json"), json.dumps(collectives, indent=1), durable=False)
-    write_file(
-        _path(folder, rank, "txt"), f"rank {rank}: {what}\n\n{stacks()}", durable=False
-    )  # last: see silent_ranks
+        write_file(folder / _name(rank, "collectives.json"), json.dumps(collectives, indent=1), durable=False)
+    # last: see silent_ranks
+    write_file(folder / _name(rank, "txt"), f"rank {rank}: {what}\n\n{stacks()}", durable=False)
 
 
 def silent_ranks(folder: Path, world_size: int) -> list[int]:
     """The ranks that have written nothing, as far as this machine sees the folder."""
-    return [rank for rank in range(world_size) if not _path(folder, rank, "txt").exists()]
+    try:
+        there = {path.name for path in folder.iterdir()}  # one question, however many ranks there are
+    except FileNotFoundError:
+        there = set()
+    return [rank for rank in range(world_size) if _name(rank, "txt") not in there]
 
 
-def _path(folder: Path, rank: int, ending: str) -> Path:
-    return folder / f"rank-{rank:05d}.{ending}"
+def _name(rank: int, ending: str) -> str:
+    return f"rank-{rank:05d}.{ending}"

@@ -21,7 +21,7 @@ from evo_core.monitor.diagnosis import Diagnosis
 from evo_core.monitor.heartbeat import Heartbeat
 from evo_core.monitor.last_words import folder_of
 from evo_core.monitor.watchdog import Watchdog
-from evo_core.parallel.collectives import broadcast_object, failing_together, gather_objects
+from evo_core.parallel.collectives import RankFailed, broadcast_object, failing_together, gather_objects
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -126,11 +126,18 @@ class Monitoring:
         self.alerts.close()
 
     def failed(self, error: Exception) -> None:
-        """An error ends this rank. Of those that it brings about on other ranks nobody is told."""
-        lines = "".join(traceback.format_exception(error)).splitlines()
-        told = [str(error)] if isinstance(error, UserError) else lines[-_LINES:]
-        where = f"rank {dist.get_rank()} on {socket.gethostname()}"
-        text = "\n".join([f"the run failed on {where}: {type(error).__name__}", *told])
+        """An error ends this rank. The rank that met it tells; of those that follow from it nobody is told."""
+        met: BaseException = error
+        if isinstance(error, RankFailed):
+            if error.__cause__ is None:
+                return
+            met = error.__cause__
+        if isinstance(met, UserError):
+            text = f"the run failed: {type(met).__name__}\n{met}"
+        else:
+            lines = "".join(traceback.format_exception(met)).splitlines()[-_LINES:]
+            where = f"rank {dist.get_rank()} on {socket.gethostname()}"
+            text = "\n".join([f"the run failed on {where}: {type(met).__name__}", *lines])
         self.alerts.tell("exception", text, step=self._step, ident="")
 
     def _tell_of(self, record: StepRecord) -> None:

@@ -129,8 +129,8 @@ class Watchdog:
     def _leave_word(self, idle: float) -> None:
         what = f"no rank made progress for {idle:.0f} s ({self._setting} is {self._limit:.0f} s)"
         at = stack_of(threading.main_thread(), last=_CALLS)
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            print(f"watchdog: rank {self._rank}: {what}; it is at\n{at}", file=sys.stderr, flush=True)
+        # What hangs may be a write to a pipe that nobody reads.
+        _within(_WRITING, lambda: _print(f"watchdog: rank {self._rank}: {what}; it is at\n{at}"))
         silent = self._write(what)
         words = f"{what}{self._named(silent)}; rank {self._rank} is at\n{at}"
         _within(_WRITING, lambda: leave_error(Stuck(words)))
@@ -162,6 +162,11 @@ class Watchdog:
         named = ", ".join(f"{rank} on {self._hosts[rank]}" for rank in silent[:_NAMED])
         more = f" and {len(silent) - _NAMED} more" if len(silent) > _NAMED else ""
         return f"; no stacks came from rank {named}{more}: look there first (the others' are in {self._folder})"
+
+
+def _print(words: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        print(words, file=sys.stderr, flush=True)
 
 
 def _within(seconds: float, do: Callable[[], object]) -> None:

@@ -15,7 +15,8 @@ MARGIN = 300.0
 """Seconds for which a collective waits longer than the watchdog, so that stacks are written before it fails."""
 
 UNWATCHED = 1800.0
-"""Seconds for which a collective waits where nobody watches."""
+"""Seconds for which a collective waits where nobody watches, and at least where the watchdog ends what hangs sooner:
+others may wait for one rank that goes on saving."""
 
 
 def _to_ratio(value: object) -> float | None:
@@ -73,4 +74,4 @@ class MonitorConfig(Block):
     def collective_timeout(self) -> float:
         """Seconds after which a collective fails on its own."""
         limits = [limit for limit in (self.stuck_after, self.start_timeout) if limit is not None]
-        return max([UNWATCHED, *(limit + MARGIN for limit in limits)]) if len(limits) < 2 else max(limits) + MARGIN
+        return max(UNWATCHED, *(limit + MARGIN for limit in limits)) if limits else UNWATCHED
