@@ -64,7 +64,7 @@ class AlertFile:
             with locked(self._path, give_up=lambda: next(looks, None) is None, must=False):
                 if self._holds(mark):
                     return False
-                line = json.dumps(mark | dataclasses.asdict(event), ensure_ascii=False) + "\n"
+                line = json.dumps({**mark, **dataclasses.asdict(event)}, ensure_ascii=False) + "\n"
                 with self._path.open("a+b") as file:
                     file.write(_after(file) + line.encode("utf-8", "replace"))
         except BlockingIOError:  # all ranks of a large job may come at once

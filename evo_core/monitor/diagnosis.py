@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evo_core.parallel.collectives import all_gather
+from evo_core.parallel.collectives import gather_numbers
 
 if TYPE_CHECKING:
     from evo_core.parallel.mesh import Axis
@@ -65,22 +65,19 @@ class Diagnosis:
 
     def diagnose(self) -> None:
         """Compare the ranks since the last call; every rank must call it after the same step."""
-        own = torch.from_numpy(self._sums / max(1, self._steps)).to(self._device)
-        everyone = own.new_empty(self._world.size * len(own))
-        all_gather(everyone, own, self._world.group).wait()
+        seconds = gather_numbers((self._sums / max(1, self._steps)).tolist(), self._device, self._world.group).numpy()
         some, self._sums, self._steps = self._steps > 0, np.zeros(len(NAMES)), 0
         if self._tell is None or not some:
             return
-        seconds = everyone.view(self._world.size, len(own)).cpu().numpy()
         log.info("seconds of a step: %s", "; ".join(self._summary(name, seconds[:, i]) for i, name in enumerate(NAMES)))
-        for said in self._slow(seconds):
+        if said := "\n".join(self._slow(seconds)):  # at once: of alerts of one kind the second would be held back
             log.warning("%s", said)
             self._tell(said)
         self._past.append(seconds)
 
     def _summary(self, name: str, seconds: np.ndarray) -> str:
-        longest = f", at most {seconds.max():.3f} on rank {seconds.argmax()}" if len(seconds) > 1 else ""
-        return f"{name} {seconds.mean():.3f}{longest}"
+        longest = f", at most {np.nanmax(seconds):.3f} on rank {np.nanargmax(seconds)}" if len(seconds) > 1 else ""
+        return f"{name} {np.nanmean(seconds):.3f}{longest}"
 
     def _slow(self, seconds: np.ndarray) -> list[str]:
         said = []
@@ -92,7 +89,7 @@ class Diagnosis:
             slower = [rank for rank in slower_ranks(now, past, self._ratio) if rank not in slow]
             if len(slower) > len(now) // 2 and len(now) > 1:
                 said.append(
-                    f"{len(slower)} of {len(now)} ranks are slower in {name} than they were: {now.mean():.3f} s"
+                    f"{len(slower)} of {len(now)} ranks are slower in {name} than they were: {np.nanmean(now):.3f} s"
                 )
             elif slower:
                 said.append(f"slower in {name} than before: {self._named(slower, now)}")
@@ -104,15 +101,15 @@ class Diagnosis:
 
 
 def trimmed_mean(seconds: Sequence[float] | np.ndarray) -> float:
-    """The mean; of more than four without the smallest and the largest."""
-    ordered = np.sort(np.asarray(seconds))
-    return float((ordered[1:-1] if len(ordered) > 4 else ordered).mean())
+    """The mean of those that are known; of more than four without the smallest and the largest."""
+    known = np.sort([each for each in seconds if not np.isnan(each)])
+    return float((known[1:-1] if len(known) > 4 else known).mean()) if len(known) else np.nan
 
 
 def slow_ranks(seconds: np.ndarray, ratio: float) -> list[int]:
     """The ranks that take longer than `ratio` times the trimmed mean, where that is half a second or more."""
     mean = trimmed_mean(seconds)
-    return [] if mean < _LEAST else [int(rank) for rank in np.flatnonzero(seconds > ratio * mean)]
+    return [] if not mean >= _LEAST else [int(rank) for rank in np.flatnonzero(seconds > ratio * mean)]
 
 
 def slower_ranks(seconds: np.ndarray, past: Sequence[np.ndarray], ratio: float) -> list[int]:

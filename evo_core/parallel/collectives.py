@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -241,6 +241,18 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, value, group=group)
     return everyone
+
+
+def gather_numbers(numbers: Sequence[float], device: torch.device, group: dist.ProcessGroup) -> torch.Tensor:
+    """The numbers of every rank of a group, as many on each: [ranks, numbers] in float64 on the CPU.
+
+    Args:
+        device: of the group's messages.
+    """
+    own = torch.tensor(numbers, dtype=torch.float64, device=device)
+    everyone = own.new_empty(group.size() * len(own))
+    all_gather(everyone, own, group).wait()
+    return everyone.view(group.size(), len(own)).cpu()
 
 
 @contextmanager

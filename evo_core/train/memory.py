@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evo_core.parallel.collectives import all_gather
+from evo_core.parallel.collectives import gather_numbers
 from evo_core.parallel.one_job import ranks_in_words
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ def clean_up(ranks: Ranks, world: Axis) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
     say_memory(ranks)
-    own = torch.tensor(_used(ranks.device), dtype=torch.float64, device=ranks.device)
-    everyone = own.new_empty(world.size * len(own))
-    all_gather(everyone, own, world.group).wait()
-    used = everyone.view(world.size, len(own)).cpu()
+    used = gather_numbers(_used(ranks.device), ranks.device, world.group)
     if world.size > 1:
         rank = int(used[:, 0].argmax())
         log.info("memory of all ranks: the most is %.2f GB, on rank %d", used[rank, 0], rank)

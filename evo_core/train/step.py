@@ -7,6 +7,7 @@ there are, where labels go, which rank computes the loss. The rest of a step onl
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from evo_core.evaluate.holdout import holdout
+from evo_core.parallel.collectives import seconds_waited
 from evo_core.parallel.passes import MicroBatch, passes_of
 from evo_core.storage.location import is_remote
 from evo_core.storage.stage import stage
@@ -104,7 +106,7 @@ class TrainStep:
         totals.tell(stop=asked.stop, stop_file=asked.stop_file, unread=unread is not None)
         reducing = time.perf_counter()
         grad_norm, totals.vector = self.optimizer.reduce(totals.vector)
-        reduced = time.perf_counter()
+        reduced, waited = time.perf_counter(), seconds_waited()
 
         # From here on every rank knows the sums of all, and all decide alike.
         if totals.unread:
@@ -116,7 +118,9 @@ class TrainStep:
         state.loss = totals.loss / self._mesh.data.size
         now = time.perf_counter()
         times = (now - began, reduced - computing)
-        self.timers = Timers(computing - began, own.seconds(), reduced - reducing, now - reduced)
+        data = computing - began if self._mesh.tensor.rank == 0 else math.nan
+        update = now - reduced - (seconds_waited() - waited)
+        self.timers = Timers(data, own.seconds(), reduced - reducing, update)
         measured = self._measured(totals, grad_norm, batch.micro_num, cut, state, times)
         return self._record(batch, state, measured, Asked(totals.stop, totals.stop_file))
 

@@ -14,11 +14,11 @@ class Timers(NamedTuple):
     """Seconds of one step on this rank.
 
     Attributes:
-        data: until the batch was there.
+        data: until the batch was there; nan on a rank that is given another's, and only waits for it.
         forward_backward: computing gradients; on a CPU without the waiting for messages of other ranks, on a GPU by
             its own clock, with it.
         reduction: until the gradients of all ranks were summed, most of it waiting for the slowest.
-        update: of the parameters.
+        update: of the parameters; on a CPU without the waiting for those of other ranks, on a GPU until it is in line.
     """
 
     data: float

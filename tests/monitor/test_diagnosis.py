@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch.distributed as dist
 
 from evo_core.config import TrainConfig
 from evo_core.monitor.diagnosis import Diagnosis, slow_ranks, slower_ranks, trimmed_mean
+from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import make_mesh
+from evo_core.train.reading import Reading
 from evo_core.train.step import TrainStep
 from evo_core.train.timers import Timers
 from tests.monitor.receiver import Receiver, receiving
@@ -65,34 +68,48 @@ def _said(cfg: TrainConfig) -> list[str]:
     return told
 
 
-def _late(folder: Path, url: str, block: str) -> None:
-    original = TrainStep.forward_backward
+def _late(folder: Path, url: str, where: str, tensor: int) -> None:
+    sleeper = 0 if where == "data" else 1
+    owner, name = {
+        "data": (Reading, "batch"),
+        "forward and backward": (TrainStep, "forward_backward"),
+        "update": (Zero1AdamW, "_adamw"),
+    }[where]
+    original = getattr(owner, name)
 
-    def slowed(self: TrainStep, *args: object) -> object:
-        if dist.get_rank() == 1:
+    def slowed(self: Any, *args: Any) -> Any:
+        if dist.get_rank() == sleeper:
             time.sleep(1.2)
-        return original(self, *args)  # type: ignore[arg-type]
+        return original(self, *args)
 
-    TrainStep.forward_backward = slowed  # type: ignore[method-assign,assignment]
-    size = {"parallel__tensor": {"size": 2, "mode": "mtp"}} if block == "tensor" else {}
+    setattr(owner, name, slowed)
     cfg = job(
         folder,
         data__total_steps=2,
         data__empty_cache_and_diag_interval=2,
         monitor={"alert": {"webhooks": [url]}},
         ckpt__enable_save_ckpt=False,
-        **size,
+        parallel__tensor={"size": tensor, "mode": "mtp"},
     )
     run(cfg, folder / "run")
 
 
-@pytest.mark.parametrize("block", ["data", "tensor"])
-def test_a_rank_that_sleeps_is_named_with_its_host(tmp_path: Path, block: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "ranks", "tensor", "named"),
+    [
+        ("forward and backward", 2, 1, 1),
+        ("forward and backward", 2, 2, 1),
+        ("update", 2, 1, 1),
+        ("data", 4, 2, 0),
+    ],
+)
+def test_a_rank_that_sleeps_is_named_with_its_host(
+    tmp_path: Path, where: str, ranks: int, tensor: int, named: int
+) -> None:
     job(tmp_path)
     with receiving() as found:
-        run_on_ranks(_late, 2, tmp_path, found.url, block)
-    told = [message for message in found.messages if message["event"] == "slow rank"]
-    (message,) = told
-    assert "slow in forward and backward: rank 1 on " in message["text"]
-    assert "rank 0" not in message["text"]
+        run_on_ranks(_late, ranks, tmp_path, found.url, where, tensor)
+    (message,) = [message for message in found.messages if message["event"] == "slow rank"]
+    assert f"slow in {where}: rank {named} on " in message["text"]
+    assert message["text"].count("rank ") == 1
     assert Receiver.SECRET not in (tmp_path / "run" / "train.log").read_text()
