@@ -65,20 +65,23 @@ class Alerts:
             ident: what tells the event from others of its kind, alike on every rank that may tell of it; default the
                 step.
         """
-        if not self.on or self._is_held(kind):
-            return
-        words = self._secrets.conceal(text) + self._held_back(kind)
+        if self.on and not self._is_held(kind):
+            self._tell(kind, self._secrets.conceal(text) + self._held_back(kind), step, ident)
+
+    def close(self) -> None:
+        """Tell how many alerts were held back, and wait some seconds for what was to be told."""
+        for kind in list(self._held):
+            self._tell(kind, f"{kind}: at the end of the run{self._held_back(kind)}", None, "held back")
+        until = time.monotonic() + 10.0
+        for delivery, _ in self._deliveries:
+            delivery.close(max(0.1, until - time.monotonic()))
+
+    def _tell(self, kind: Kind, words: str, step: int | None, ident: str | None) -> None:
         event = Event(kind, words, step, time.time(), self._rank)
         ident = f"{kind} {step if ident is None else ident}"
         if self._file.first(event, ident) if self._file is not None else self._rank == 0:
             for delivery, write in self._deliveries:
                 delivery.send(write(event, self._title))
-
-    def close(self) -> None:
-        """Wait some seconds for what was to be told."""
-        until = time.monotonic() + 10.0
-        for delivery, _ in self._deliveries:
-            delivery.close(max(0.1, until - time.monotonic()))
 
     def _is_held(self, kind: Kind) -> bool:
         if kind not in REPEATED:

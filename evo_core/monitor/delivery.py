@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ _PATIENCE = 10.0
 
 _WAITING = 100
 """Messages that wait for a slow address; more are dropped, which is said."""
+
+_HERE = ("localhost", "127.0.0.1", "::1")
 
 _MOST = 1 << 16
 """Bytes of an answer that are looked at."""
@@ -46,7 +49,10 @@ class Delivery:
         self._waiting: queue.Queue[bytes | None] = queue.Queue(1 if newest else _WAITING)
         self._thread: threading.Thread | None = None
         self._said = False
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        handlers: list[Any] = [_NoRedirects]
+        if (urlsplit(address).hostname or "") in _HERE:  # of this machine no proxy knows
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def send(self, body: bytes) -> None:
         """Have a message sent; returns at once."""

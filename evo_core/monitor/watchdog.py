@@ -48,7 +48,7 @@ class Stuck(RuntimeError):
 
 
 class Watchdog:
-    """Watches the process from when it is made until it is closed.
+    """Watches the process, and the thread that makes it, from then on until it is closed.
 
     What it measures is time in which it could look: where the whole machine, or the job, was suspended, that time does
     not count.
@@ -78,6 +78,7 @@ class Watchdog:
         self._folder: Path | None = None
         self._hosts: tuple[str, ...] = ()
         self._done = threading.Event()
+        self._watched = threading.current_thread()
         self._thread: threading.Thread | None = None
         if first is not None or after is not None:
             self._period = min(_LONGEST_PERIOD, *(limit / _LOOKS for limit in (first, after) if limit is not None))
@@ -128,7 +129,7 @@ class Watchdog:
 
     def _leave_word(self, idle: float) -> None:
         what = f"no rank made progress for {idle:.0f} s ({self._setting} is {self._limit:.0f} s)"
-        at = stack_of(threading.main_thread(), last=_CALLS)
+        at = stack_of(self._watched, last=_CALLS)
         # What hangs may be a write to a pipe that nobody reads.
         _within(_WRITING, lambda: _print(f"watchdog: rank {self._rank}: {what}; it is at\n{at}"))
         silent = self._write(what)

@@ -114,3 +114,13 @@ def test_of_heartbeats_that_wait_the_newest_is_sent() -> None:
             sender.send(str(number).encode())
         assert sender._waiting.get_nowait() == b"99"
         assert sender._waiting.empty()
+
+
+def test_no_proxy_is_asked_for_an_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving() as proxy, receiving() as found:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        sender = Delivery(KEY, found.url)
+        sender.send(b"{}")
+        sender.close()
+    assert (found.bodies, proxy.bodies) == ([b"{}"], [])
