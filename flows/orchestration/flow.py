@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -139,16 +140,29 @@ def _run_steps(run: _Run) -> None:
         for step in run.plan.steps:
             upstream = {name: futures[origin] for name, (origin, _) in step.needs.items() if origin in futures}
             futures[step.name] = _task(run, step).submit(upstream)
-        for future in futures.values():
-            future.wait()
+        _wait_for(futures.values())
     except BaseException:
         run.stop.set()
-        for future in futures.values():
-            future.wait()
+        _wait_for(futures.values())
         raise
     for step in run.plan.steps:
         if step.name in run.errors:
             raise run.errors[step.name]
+
+
+def _wait_for(futures: Iterable[PrefectFuture[Any]]) -> None:
+    """Wait for all of them, awake often enough for a signal to be heard: one that the system hands to another thread
+    does not wake this one, which alone runs what answers it."""
+    for future in futures:
+        ended = threading.Event()
+        future.add_done_callback(partial(_end, ended))
+        while not ended.wait(0.2):
+            pass
+        future.wait()
+
+
+def _end(ended: threading.Event, future: PrefectFuture[Any]) -> None:
+    ended.set()
 
 
 def _task(run: _Run, step: PlannedStep) -> Task[..., ArtifactRef | State]:

@@ -40,6 +40,8 @@ class StopSignals:
             self._forget_terminal()
         self.seen = self.seen or number
         self.stop.set()
+        if number == signal.SIGINT:
+            _say("stopping; Ctrl-C again ends everything at once")
 
     def _forget_terminal(self) -> None:
         """Writing to a closed terminal is an error, which must not become that of a step that is saving."""
@@ -55,10 +57,14 @@ class StopSignals:
         next run clears up. Jobs on Slurm are no processes of ours and go on.
         """
         _kill_descendants()
-        cursor = _SHOW_CURSOR if self._terminals else ""
-        with suppress(OSError):
-            os.write(2, f"{cursor}evo: ended at once; the next run clears up and carries on\n".encode())
+        _say("ended at once; the next run clears up and carries on", _SHOW_CURSOR if self._terminals else "")
         os._exit(128 + number)
+
+
+def _say(line: str, before: str = "") -> None:
+    """Not by `print`, in the middle of which a signal may come."""
+    with suppress(OSError):
+        os.write(2, f"{before}evo: {line}\n".encode())
 
 
 def _kill_descendants() -> None:
