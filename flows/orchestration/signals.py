@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -17,6 +19,8 @@ from types import FrameType
 from evo_core.process import descendants, stop_signals
 
 _SHOW_CURSOR = "\x1b[?25h"
+_JUST_STARTING = 0.1
+"""Seconds in which a thread that has begun to start a process has done so."""
 
 
 class StopSignals:
@@ -69,12 +73,27 @@ def _say(line: str, before: str = "") -> None:
 
 def _kill_descendants() -> None:
     """Stop them all before the first is killed: one that lives could start another meanwhile, and its children would
-    be nobody's."""
+    be nobody's. So could the steps' threads: they start none from here on, and what one was just starting is waited
+    for."""
+    sys.addaudithook(_refuse_children)
+    for _ in range(20):  # what hangs in a dead file system does not end
+        if not (found := _stopped_descendants()):
+            return
+        _send(found, signal.SIGKILL)
+
+
+def _refuse_children(event: str, args: tuple[object, ...]) -> None:
+    if event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"):
+        raise RuntimeError("the run ends")
+
+
+def _stopped_descendants() -> set[int]:
     found: set[int] = set()
+    time.sleep(_JUST_STARTING)
     while new := descendants(os.getpid()) - found:
         _send(new, signal.SIGSTOP)
         found |= new
-    _send(found, signal.SIGKILL)
+    return found
 
 
 def _send(pids: set[int], number: int) -> None:
