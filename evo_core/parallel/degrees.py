@@ -2,6 +2,7 @@
 
     world = pipeline x data x tensor                data = replicas x zero1
     world = pipeline x weight_data x weight         with tensor.mode isp: weight_data = weight_replicas x zero1
+    data  = expert_data x expert                    of a mixture of experts
 
 Ranks are counted in InternEvo's order: tensor ranks are neighbours, then come the data ranks, and pipeline stages are
 the slowest. So the ranks of every group are a fixed number apart, and any rank's group is known without asking it.
@@ -34,6 +35,10 @@ AxisName = Literal[
     "weight_data",
     "weight_replica",
     "weight_zero",
+    "expert",
+    "expert_data",
+    "expert_replica",
+    "expert_zero",
 ]
 
 
@@ -71,6 +76,8 @@ class Degrees:
         weight: with isp, ranks that share each weight; 1 in the other modes.
         weight_data: ranks that hold the same part of the weights and see different tokens; `data` but with isp.
         zero1: ranks that share one copy of the optimizer's state of them; divides `weight_data`.
+        expert: data-parallel ranks that the experts of a mixture are dealt out over; divides `data`.
+        shards: whether the ranks of a ZeRO group share parameters and gradients too (fsdp).
     """
 
     pipeline: int
@@ -79,21 +86,28 @@ class Degrees:
     weight: int
     weight_data: int
     zero1: int
+    expert: int = 1
+    shards: bool = False
 
     @classmethod
-    def of(cls, parallel: ParallelConfig, world_size: int) -> Degrees:
+    def of(cls, parallel: ParallelConfig, world_size: int, experts: int = 1) -> Degrees:
         """The degrees of a ``parallel`` block on ``world_size`` ranks; a zero1.size of 0 or less takes all it can.
+
+        Args:
+            experts: of each layer of the model.
 
         Raises:
             ConfigError: they do not fit; the first rule that is broken, with the nearest legal choice.
         """
-        for error in degree_errors(parallel, world_size):
+        for error in degree_errors(parallel, world_size, experts=experts):
             raise error
         pipeline, tensor, weight = parallel.pipeline.size, parallel.tensor.size, _weight(parallel)
         data = world_size // (pipeline * tensor)
         weight_data = _weight_data(parallel, world_size)
         zero1 = parallel.zero1.size
-        return cls(pipeline, tensor, data, weight, weight_data, zero1 if zero1 > 0 else weight_data)
+        zero1 = zero1 if zero1 > 0 else weight_data
+        expert = _expert(parallel, data, experts)
+        return cls(pipeline, tensor, data, weight, weight_data, zero1, expert, parallel.zero1.fsdp and zero1 > 1)
 
     @classmethod
     def of_inference(
@@ -138,6 +152,13 @@ class Degrees:
         return self.data if self.zero1 == self.weight_data else math.gcd(self.zero1, self.data)
 
     @property
+    def expert_zero(self) -> int:
+        """Ranks that share one copy of the optimizer's state of an expert, of those that hold it: those of them that
+        are in one ZeRO group, where that has whole expert groups."""
+        holders = self.data // self.expert
+        return holders if self.zero == self.data else math.gcd(holders, max(self.zero // self.expert, 1))
+
+    @property
     def replicas(self) -> int:
         """Copies of that state."""
         return self.data // self.zero
@@ -147,10 +168,12 @@ class Degrees:
 
         ``zero`` and ``replica`` are parts of ``data``: a run of neighbours in it, and those with the same number in
         every run; ``weight_zero`` and ``weight_replica`` are those of ``weight_data``. In every mode but isp
-        ``weight_data`` and ``data`` are one.
+        ``weight_data`` and ``data`` are one. ``expert`` is a run of neighbours in ``data`` too, and ``expert_data``
+        those that hold the same experts, of which ``expert_zero`` and ``expert_replica`` are parts.
         """
         stage = self.data * self.tensor
         held_alike = stage // self.weight_data  # how far apart the next rank is that holds the same part of the weights
+        same_expert = self.tensor * self.expert
         lines: dict[AxisName, Line] = {
             "world": Line(self.world, 1),
             "pipeline": Line(self.pipeline, stage),
@@ -162,6 +185,10 @@ class Degrees:
             "weight_data": Line(self.weight_data, held_alike),
             "weight_replica": Line(self.weight_data // self.zero1, held_alike * self.zero1),
             "weight_zero": Line(self.zero1, held_alike),
+            "expert": Line(self.expert, self.tensor),
+            "expert_data": Line(self.data // self.expert, same_expert),
+            "expert_replica": Line(self.data // self.expert // self.expert_zero, same_expert * self.expert_zero),
+            "expert_zero": Line(self.expert_zero, same_expert),
         }
         return lines[axis]
 
@@ -189,12 +216,13 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
 
 
 def degree_errors(
-    parallel: ParallelConfig, world_size: int, *, most_stages: int | None = None
+    parallel: ParallelConfig, world_size: int, *, most_stages: int | None = None, experts: int | None = None
 ) -> Iterator[ConfigError]:
     """What does not fit in a layout of ``world_size`` ranks, each rule with the nearest legal choice.
 
     Args:
         most_stages: that the model has layers for, where that is known: no more are proposed.
+        experts: of each layer of the model, where that is known.
     """
     pipeline, tensor, weight = parallel.pipeline.size, parallel.tensor.size, parallel.weight.size
     for name, size, beside in (("tensor", tensor, weight), ("weight", weight, tensor)):
@@ -210,6 +238,20 @@ def degree_errors(
             key="parallel.zero1.size",
             hint=f"nearest: {nearest(zero1, divisors(ranks))}; -1 takes all",
         )
+    if experts is not None:
+        yield from _expert_errors(parallel, world_size // (pipeline * tensor), experts)
+
+
+def _expert_errors(parallel: ParallelConfig, data: int, experts: int) -> Iterator[ConfigError]:
+    size = parallel.expert.size
+    if size <= 1 or experts == 1 or _isp(parallel):  # no experts to deal out, or refused whatever the ranks
+        return
+    legal = divisors(math.gcd(data, experts))
+    for number, what in ((experts, "experts (model.num_experts)"), (data, "data-parallel ranks")):
+        if number % size:
+            hint = f"nearest: {nearest(size, legal)}; -1 takes all that divide"
+            yield ConfigError(f"{size} does not divide the {number} {what}", key="parallel.expert.size", hint=hint)
+            return
 
 
 def _indivisible(world_size: int, pipeline: int, name: str, size: int, beside: int, most_stages: int) -> ConfigError:
@@ -302,6 +344,13 @@ class _Misfit(NamedTuple):
 
 def _isp(parallel: ParallelConfig) -> bool:
     return parallel.tensor.mode == "isp"
+
+
+def _expert(parallel: ParallelConfig, data: int, experts: int) -> int:
+    """Ranks that experts are dealt out over; with isp every rank fetches all of them."""
+    if _isp(parallel) or experts == 1:
+        return 1
+    return parallel.expert.size if parallel.expert.size > 0 else math.gcd(data, experts)
 
 
 def _weight(parallel: ParallelConfig) -> int:

@@ -6,7 +6,9 @@ in every ZeRO group are replicas of each other. With ranks counted through [pipe
 is one of these directions, or two flattened.
 
 With isp the same ranks are counted a second time, through [pipeline, replica, zero, weight]: the linear layers of the
-blocks are cut over runs of neighbours of another length than the sequence.
+blocks are cut over runs of neighbours of another length than the sequence. With a mixture of experts, through
+[pipeline, expert replica, expert zero, expert, tensor]: experts are dealt out over runs of neighbours among the data
+ranks.
 
 Nobody else makes process groups of these ranks: whoever talks to some of them is given an axis.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -46,10 +49,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class WeightAxes:
-    """The axes of the weights that isp gathers, through the ranks of one stage.
+    """The axes, through the ranks of one stage, of weights that lie in another way than the rest: those that isp
+    gathers, or experts.
 
     Attributes:
-        cut: ranks that share each weight, and may see different tokens.
+        cut: ranks that share each weight (of experts: all of them), and may see different tokens.
         data: ranks that hold the same part of it; `replica` times `zero`.
         replica: ranks that hold the same share of its optimizer's state.
         zero: ranks that share one copy of that state.
@@ -73,10 +77,12 @@ class Mesh:
         zero: ranks that share one copy of the optimizer's state.
         tensor: ranks that share each layer; with isp, the sequence.
         weights: with isp, the axes of what is gathered; else None.
+        experts: where data ranks share the experts of a mixture, their axes; else None.
         ends: the rank of the first stage and the one of the last that have the same place in them, of which this is
             one; None where it is neither, or both.
         devices: the same [pipeline, replica, zero, tensor], for what of torch's takes a mesh of its own kind.
         timeout: for which one collective along an axis may take; None is torch's, by the backend.
+        shards: whether the ranks of `zero` share the parameters too (fsdp).
     """
 
     world: Axis
@@ -89,6 +95,8 @@ class Mesh:
     ends: Axis | None
     devices: DeviceMesh
     timeout: timedelta | None = None
+    experts: WeightAxes | None = None
+    shards: bool = False
     _runs: dict[int, Axis] = field(default_factory=dict, repr=False)
 
     def tensor_run(self, size: int) -> Axis:
@@ -108,9 +116,10 @@ class Mesh:
 
     @property
     def copies_share_weights(self) -> bool:
-        """Whether ranks that see different batches fetch weights from each other (isp), so that each waits for the
-        others in every pass."""
-        return self.weights is not None and self.tensor.size % self.weights.cut.size != 0
+        """Whether ranks that see different batches fetch weights from each other (isp, fsdp), or send tokens to each
+        other's experts, so that each waits for the others in every pass."""
+        fetches = self.weights is not None and self.tensor.size % self.weights.cut.size != 0
+        return fetches or self.shards or self.experts is not None
 
     @property
     def is_log_rank(self) -> bool:
@@ -144,24 +153,27 @@ def make_mesh(degrees: Degrees, *, device_type: str = "cpu", timeout: timedelta 
         replica=axis("replica", devices.get_group("replica")),
         zero=axis("zero", devices.get_group("zero")),
         tensor=axis("tensor", devices.get_group("tensor")),
-        weights=_weight_axes(degrees, timeout) if degrees.gathers_weights else None,
+        weights=_axes_of("weight", degrees, timeout) if degrees.gathers_weights else None,
         ends=_ends(degrees, pipeline, timeout),
         devices=devices,
         timeout=timeout,
+        experts=_axes_of("expert", degrees, timeout) if degrees.expert > 1 else None,
+        shards=degrees.shards,
     )
 
 
-def _weight_axes(degrees: Degrees, timeout: timedelta | None) -> WeightAxes:
+def _axes_of(what: Literal["weight", "expert"], degrees: Degrees, timeout: timedelta | None) -> WeightAxes:
     """Groups of their own, where others are of the same ranks too: messages of one group wait for each other, and
-    weights are to be under way while the sequence is exchanged. (torch's own mesh has the default group for every axis
-    of all ranks.)"""
+    weights are to be under way while the sequence is exchanged, gradients while tokens are. (torch's own mesh has the
+    default group for every axis of all ranks.)"""
 
     def axis(name: AxisName) -> Axis:
         line = degrees.line(name)
         return _axis(name, _group_of(line.ranks(dist.get_rank()), timeout), line.stride)
 
-    cut, data = axis("weight"), axis("weight_data")
-    return WeightAxes(cut, data, replica=axis("weight_replica"), zero=axis("weight_zero"))
+    if what == "weight":
+        return WeightAxes(axis("weight"), axis("weight_data"), axis("weight_replica"), axis("weight_zero"))
+    return WeightAxes(axis("expert"), axis("expert_data"), axis("expert_replica"), axis("expert_zero"))
 
 
 def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:

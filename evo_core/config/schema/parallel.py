@@ -66,6 +66,14 @@ class WeightConfig(_Sized):
     memory_pool: bool = execution(False, "With overlap, make the buffers of gathered weights once, and keep them.")
 
 
+class ExpertConfig(_Sized):
+    """The experts of a mixture are dealt out over groups of data-parallel ranks, and tokens sent to them."""
+
+    size: Int = execution(
+        -1, "Ranks of such a group, each with as many experts; 0 or less: all that divide. 1: every rank has all."
+    )
+
+
 class ParallelConfig(Block):
     """Data-parallel ranks = all ranks / pipeline size / tensor size."""
 
@@ -78,3 +86,4 @@ class ParallelConfig(Block):
     tensor: TensorConfig = block(TensorConfig, "Splitting of each layer.")
     pipeline: PipelineConfig = block(PipelineConfig, "Splitting by layers.")
     weight: WeightConfig = block(WeightConfig, "Splitting of weights alone.")
+    expert: ExpertConfig = block(ExpertConfig, "Splitting of the experts of a mixture.")

@@ -144,7 +144,7 @@ class TrainConfig(Block):
         Raises:
             ConfigError: they cannot be laid out so.
         """
-        return Degrees.of(self.parallel, world_size)
+        return Degrees.of(self.parallel, world_size, getattr(self.model, "num_experts", 1))
 
     def micro_num(self, dp: int) -> int:
         """Micro-batches of one update on each of ``dp`` data-parallel ranks.
@@ -160,7 +160,8 @@ class TrainConfig(Block):
         Raises:
             ConfigError: naming the numbers and the nearest legal choice.
         """
-        raise_all(degree_errors(self.parallel, world_size, most_stages=most_stages(self.model)))
+        experts = getattr(self.model, "num_experts", 1)
+        raise_all(degree_errors(self.parallel, world_size, most_stages=most_stages(self.model), experts=experts))
         check_micro_batches(self, self.dp(world_size))
 
     def identity(self, world_size: int) -> dict[str, Any]:
