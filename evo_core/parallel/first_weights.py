@@ -6,7 +6,8 @@ model together each draws every n-th tensor, and hands the others what they hold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.init import deviations, drawn, fill_constants, init_weights
 from evo_core.parallel.collectives import broadcast, scatter
 from evo_core.parallel.mesh import Mesh
-from evo_core.placement import Held, Placed, Placement, placements_of
+from evo_core.placement import Held, Placed, Placement, dtypes_of, local_of, placements_of, shards_of, span
 
 
 @torch.no_grad()
@@ -44,18 +45,33 @@ def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) 
             shape = tuple(parameter.shape) if held is None else held.placement.shape
             values = drawn(shape, std, seed=seed, name=name, uniform=uniform)
         for drawer, (name, parameter, _) in enumerate(turn):
-            _hand_out(parameter, model.held.get(name), values if drawer == own else None, drawer, mesh)
+            with _all_rows(model, name, parameter, mesh) as memory:
+                _hand_out(memory, model.held.get(name), values if drawer == own else None, drawer, mesh)
     fill_constants(model)
+
+
+@contextmanager
+def _all_rows(model: nn.Module, name: str, parameter: nn.Parameter, mesh: Mesh) -> Iterator[Tensor]:
+    """Memory to draw a parameter into: its own, or where data ranks share it (fsdp), some for the time of the block."""
+    if (shards := shards_of(model)) is None:
+        yield parameter
+        return
+    share = local_of(parameter.detach())
+    whole = share.new_empty(parameter.shape, dtype=shards.dtypes[name])
+    yield whole
+    start, stop = span(parameter.shape[0], mesh.zero.rank, mesh.zero.size)
+    share.copy_(whole[start:stop])
 
 
 def _take_from_whole(model: nn.Module, placements: Mapping[str, Placement], model_cfg: Any, seed: int) -> None:
     """The pieces, and the buffers that are as in the whole model, of one that was built and initialised as ever."""
-    like = next(model.parameters())
-    whole = build_model(model_cfg, device=like.device, dtype=like.dtype)
+    device, dtype = next(model.parameters()).device, next(iter(dtypes_of(model).values()))
+    whole = build_model(model_cfg, device=device, dtype=dtype)
     init_weights(whole, model_cfg, seed)
     drawn_whole, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
     for name, parameter in model.named_parameters():
-        Placed(parameter, placements[name]).fill(drawn_whole[name])
+        # Rounded to the type of the model first, as a parameter that is whole is.
+        Placed(local_of(parameter.detach()), placements[name]).fill(drawn_whole[name])
     for name, buffer in model.named_buffers():
         if name in buffers and buffers[name].shape == buffer.shape:
             buffer.copy_(buffers[name])
