@@ -45,11 +45,6 @@ def _false_or_tf32(value: bool, config: TrainConfig) -> bool:
     return not value or getattr(config.model, "dtype", None) == "torch.tf32"  # then the head is computed so anyway
 
 
-def _whole_or_impossible(fsdp: bool, config: TrainConfig) -> bool:
-    parallel = config.parallel
-    return not fsdp or parallel.pipeline.size > 1 or parallel.tensor.mode == "isp"  # with these no version could
-
-
 def _local(value: str | None, config: TrainConfig) -> bool:
     return value is None or not is_remote(value)
 
@@ -66,9 +61,6 @@ REFUSALS = (
     Refusal("output_tf32", _false_or_tf32, "this version computes the head in model.dtype, like the rest", _NO_TF32),
     Refusal("data.train_folder", _local_or_shards, _NO_STREAM, _ANOTHER),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
-    Refusal(
-        "parallel.zero1.fsdp", _whole_or_impossible, "this version splits optimizer states only", "set it to false"
-    ),
 )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from evo_core.model.decoder import Decoder
 from evo_core.model.stage import Stage
+from evo_core.placement import shards_of
 
 
 def keep_stages(model: Decoder, stages: Sequence[Stage]) -> None:
@@ -60,6 +61,9 @@ def allocate(model: nn.Module, device: torch.device | str) -> None:
 
     Others stay as they are: a module that replaced one of the model's may have brought its own.
     """
+    if shards_of(model) is not None:  # whose parts have to know of their new memory
+        model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+        return
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:

@@ -1,7 +1,7 @@
 """From a model for one process to what one rank of many holds of it: the one page that applies a layout.
 
-    build on the meta device -> drop other stages -> replace what the ranks of a stage share -> memory
-                             -> first weights, or loaded ones
+    build on the meta device -> drop other stages -> replace what the ranks of a stage share -> shares of it (fsdp)
+                             -> memory -> first weights, or loaded ones
 
 Modules are replaced under their own names by ones that hold a part and talk to the ranks that hold the others; the
 decoder does not know of it. What the rank then holds of each parameter is written down as the model's `held`, which
@@ -26,6 +26,7 @@ from evo_core.model.ops.moe import MixtureMLP
 from evo_core.parallel.experts import keep_own_experts
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.pipeline.placing import Placing
+from evo_core.parallel.sharded import shard
 from evo_core.parallel.tensor.experts import PartsDispatch
 from evo_core.parallel.tensor.own_type import cut_own_type
 from evo_core.parallel.tensor.parts import Parts, factory
@@ -56,12 +57,14 @@ def build_parallel(
     Raises:
         ConfigError: the model cannot be cut so.
     """
-    if mesh.tensor.size == mesh.pipeline.size == 1 and mesh.weights is None and mesh.experts is None:
+    if not (mesh.tensor.size > 1 or mesh.pipeline.size > 1 or mesh.weights or mesh.experts or mesh.shards):
         return build_model(model_cfg, device=device, dtype=dtype)
     # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
     is_own = model_cfg.model_type not in SHIPPED
     model = build_model(model_cfg, device=device if is_own else "meta", dtype=dtype)
     parallelize(model, mesh, mode, placing, overlap=overlap, memory_pool=memory_pool)
+    if mesh.shards:
+        shard(model, mesh)
     allocate(model, device)
     return model
 

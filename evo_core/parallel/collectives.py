@@ -187,6 +187,11 @@ def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> Pe
     return _noted(work, "broadcast", tensor, group)
 
 
+def of_first(tensor: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start copying the first rank's contiguous tensor of any shape to all of a group."""
+    return broadcast(tensor, 0, group)
+
+
 def scatter(output: torch.Tensor, parts: list[torch.Tensor] | None, source: int, group: dist.ProcessGroup) -> Pending:
     """Start putting the i-th of the parts that rank `source` of the group has into the `output` of rank i.
 

@@ -7,7 +7,8 @@ of the ranks that hold it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.init import deviations, drawn, fill_constants, init_weights
 from evo_core.parallel.collectives import broadcast, scatter
 from evo_core.parallel.mesh import Axis, Mesh
-from evo_core.placement import Held, Placed, Placement, placements_of
+from evo_core.placement import Held, Placed, Placement, dtypes_of, local_of, placements_of, shards_of, span
 
 
 @torch.no_grad()
@@ -40,9 +41,9 @@ def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) 
         held = model.held.get(name)
         (dealt if held is not None and held.dealt else of_all).append(_Todo(name, parameter, std, held))
     uniform = model_cfg.init_type == "uniform"
-    _draw_in_turns(of_all, mesh.data, seed, mesh, uniform=uniform)
+    _draw_in_turns(of_all, mesh.data, model, seed, mesh, uniform=uniform)
     if mesh.experts is not None:
-        _draw_in_turns(dealt, mesh.experts.data, seed, mesh, uniform=uniform)
+        _draw_in_turns(dealt, mesh.experts.data, model, seed, mesh, uniform=uniform)
     fill_constants(model)
 
 
@@ -55,7 +56,9 @@ class _Todo(NamedTuple):
     held: Held | None
 
 
-def _draw_in_turns(todo: Sequence[_Todo], copies: Axis, seed: int, mesh: Mesh, *, uniform: bool) -> None:
+def _draw_in_turns(
+    todo: Sequence[_Todo], copies: Axis, model: Decoder, seed: int, mesh: Mesh, *, uniform: bool
+) -> None:
     """Draw parameters that the same ranks hold, each on one of these.
 
     Args:
@@ -70,17 +73,32 @@ def _draw_in_turns(todo: Sequence[_Todo], copies: Axis, seed: int, mesh: Mesh, *
             shape = tuple(parameter.shape) if held is None else held.placement.shape
             values = drawn(shape, std, seed=seed, name=name, uniform=uniform)
         for drawer, each in enumerate(turn):
-            _hand_out(each.parameter, each.held, values if drawer == own else None, drawer, mesh)
+            with _all_rows(model, each.name, each.parameter, mesh) as memory:
+                _hand_out(memory, each.held, values if drawer == own else None, drawer, mesh)
+
+
+@contextmanager
+def _all_rows(model: nn.Module, name: str, parameter: nn.Parameter, mesh: Mesh) -> Iterator[Tensor]:
+    """Memory to draw a parameter into: its own, or where data ranks share it (fsdp), some for the time of the block."""
+    if (shards := shards_of(model)) is None:
+        yield parameter
+        return
+    share = local_of(parameter.detach())
+    whole = share.new_empty(parameter.shape, dtype=shards.dtypes[name])
+    yield whole
+    start, stop = span(parameter.shape[0], mesh.zero.rank, mesh.zero.size)
+    share.copy_(whole[start:stop])
 
 
 def _take_from_whole(model: nn.Module, placements: Mapping[str, Placement], model_cfg: Any, seed: int) -> None:
     """The pieces, and the buffers that are as in the whole model, of one that was built and initialised as ever."""
-    like = next(model.parameters())
-    whole = build_model(model_cfg, device=like.device, dtype=like.dtype)
+    device, dtype = next(model.parameters()).device, next(iter(dtypes_of(model).values()))
+    whole = build_model(model_cfg, device=device, dtype=dtype)
     init_weights(whole, model_cfg, seed)
     drawn_whole, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
     for name, parameter in model.named_parameters():
-        Placed(parameter, placements[name]).fill(drawn_whole[name])
+        # Rounded to the type of the model first, as a parameter that is whole is.
+        Placed(local_of(parameter.detach()), placements[name]).fill(drawn_whole[name])
     for name, buffer in model.named_buffers():
         if name in buffers and buffers[name].shape == buffer.shape:
             buffer.copy_(buffers[name])
