@@ -205,7 +205,7 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
 )
 """What differs from the small model, an INTERNLM2_PUBLIC: blocks of a configuration by what is typed."""
 
-_HALF_A_BATCH = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
+_HALF_A_BATCH: Settings = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
 """For the many rows of other models: two micro-batches on each of two data-parallel ranks are enough."""
 
 WAYS: MappingProxyType[str, Settings] = MappingProxyType(
@@ -255,10 +255,11 @@ def _rows() -> Iterator[Row]:
                 yield Row(f"{layout.name}-{model}-{way}", layout, merge(_HALF_A_BATCH, MODELS[model]), WAYS[way])
 
     for layout in DEALT:
+        batch = {} if layout.name.startswith("dp4") else _HALF_A_BATCH
         for model in ("moe", "moe-one-expert", "moe-dropless"):
-            yield Row(f"{layout.name}-{model}", layout, merge(_HALF_A_BATCH, MODELS[model]))
-        for way in ("recompute", "overlap") if "-zero" in layout.name else ():
-            yield Row(f"{layout.name}-moe-{way}", layout, merge(_HALF_A_BATCH, MODELS["moe"]), WAYS[way])
+            yield Row(f"{layout.name}-{model}", layout, merge(batch, MODELS[model]))
+        for way in ("recompute", "overlap", "overlap-params") if "-zero" in layout.name else ():
+            yield Row(f"{layout.name}-moe-{way}", layout, merge(batch, MODELS["moe"]), WAYS[way])
 
 
 _FETCHING = ("weight-overlap", "memory-pool")
