@@ -57,7 +57,8 @@ def build_parallel(
     Raises:
         ConfigError: the model cannot be cut so.
     """
-    if not (mesh.tensor.size > 1 or mesh.pipeline.size > 1 or mesh.weights or mesh.experts or mesh.shards):
+    is_whole = mesh.tensor.size == mesh.pipeline.size == 1 and mesh.weights is None and mesh.experts is None
+    if is_whole and not mesh.shards:
         return build_model(model_cfg, device=device, dtype=dtype)
     # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
     is_own = model_cfg.model_type not in SHIPPED

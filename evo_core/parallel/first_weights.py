@@ -41,9 +41,9 @@ def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) 
         held = model.held.get(name)
         (dealt if held is not None and held.dealt else of_all).append(_Todo(name, parameter, std, held))
     uniform = model_cfg.init_type == "uniform"
-    _draw_in_turns(of_all, mesh.data, model, seed, mesh, uniform=uniform)
+    _draw_in_turns(model, of_all, mesh.data, seed, mesh, uniform=uniform)
     if mesh.experts is not None:
-        _draw_in_turns(dealt, mesh.experts.data, model, seed, mesh, uniform=uniform)
+        _draw_in_turns(model, dealt, mesh.experts.data, seed, mesh, uniform=uniform)
     fill_constants(model)
 
 
@@ -57,7 +57,7 @@ class _Todo(NamedTuple):
 
 
 def _draw_in_turns(
-    todo: Sequence[_Todo], copies: Axis, model: Decoder, seed: int, mesh: Mesh, *, uniform: bool
+    model: nn.Module, todo: Sequence[_Todo], copies: Axis, seed: int, mesh: Mesh, *, uniform: bool
 ) -> None:
     """Draw parameters that the same ranks hold, each on one of these.
 
@@ -73,20 +73,20 @@ def _draw_in_turns(
             shape = tuple(parameter.shape) if held is None else held.placement.shape
             values = drawn(shape, std, seed=seed, name=name, uniform=uniform)
         for drawer, each in enumerate(turn):
-            with _all_rows(model, each.name, each.parameter, mesh) as memory:
+            with _all_rows(model, each, mesh) as memory:
                 _hand_out(memory, each.held, values if drawer == own else None, drawer, mesh)
 
 
 @contextmanager
-def _all_rows(model: nn.Module, name: str, parameter: nn.Parameter, mesh: Mesh) -> Iterator[Tensor]:
+def _all_rows(model: nn.Module, todo: _Todo, mesh: Mesh) -> Iterator[Tensor]:
     """Memory to draw a parameter into: its own, or where data ranks share it (fsdp), some for the time of the block."""
     if (shards := shards_of(model)) is None:
-        yield parameter
+        yield todo.parameter
         return
-    share = local_of(parameter.detach())
-    whole = share.new_empty(parameter.shape, dtype=shards.dtypes[name])
+    share = local_of(todo.parameter.detach())
+    whole = share.new_empty(todo.parameter.shape, dtype=shards.dtypes[todo.name])
     yield whole
-    start, stop = span(parameter.shape[0], mesh.zero.rank, mesh.zero.size)
+    start, stop = span(whole.shape[0], mesh.zero.rank, mesh.zero.size)
     share.copy_(whole[start:stop])
 
 
