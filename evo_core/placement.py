@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 Sizes = tuple[int, ...]
@@ -240,6 +241,7 @@ class Held:
         on_ends: whether the first and the last stage of a pipeline hold it, each of which sees a part of its gradient.
         gathered: whether the ranks are those of the weight axis, which fetch it when it is used; else of the tensor
             axis.
+        dealt: whether it is of an expert that some of the data ranks have, and others not.
     """
 
     on_each: tuple[Placement, ...]
@@ -247,6 +249,7 @@ class Held:
     partial: bool
     on_ends: bool = False
     gathered: bool = False
+    dealt: bool = False
 
     @property
     def placement(self) -> Placement:
@@ -266,10 +269,43 @@ class Held:
         return replace(self, on_each=tuple(map(both, self.on_each)), on_ends=True)
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What a rank holds of a model whose parameters data ranks share (fsdp): the record that it carries as `shards`.
+
+    Attributes:
+        placements: of each parameter's share, by name.
+        dtypes: in which each is computed with and saved; the share is in float32 or wider.
+    """
+
+    placements: Mapping[str, Placement]
+    dtypes: Mapping[str, torch.dtype]
+
+
 def placements_of(model: nn.Module) -> dict[str, Placement]:
     """What this rank holds of each parameter of a model that is cut, by name; nothing for one that is whole."""
+    if (shards := shards_of(model)) is not None:
+        return dict(shards.placements)
     held: Mapping[str, Held] = getattr(model, "held", {})
     return {name: each.placement for name, each in held.items()}
+
+
+def shards_of(model: nn.Module) -> Shards | None:
+    """The record of a model whose parameters data ranks share; None of another."""
+    return getattr(model, "shards", None)
+
+
+def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The type in which each parameter is computed with, by name."""
+    if (shards := shards_of(model)) is not None:
+        return dict(shards.dtypes)
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """What is here of a tensor, of which others may have the rest (a DTensor): the memory itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 def _view(tensor: Tensor, offsets: Sizes, sizes: Sizes) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
 import torch
@@ -19,7 +20,7 @@ from evo_core.checkpoint.format1 import flat_shape, turns
 from evo_core.checkpoint.writers import Cut, cut, own_parts
 from evo_core.errors import CheckpointError
 from evo_core.model.cutting import all_stages
-from evo_core.placement import Placed, Placement, Rectangle, placements_of
+from evo_core.placement import Placed, Placement, Rectangle, local_of, placements_of, shards_of
 from evo_core.storage.location import Location
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def read_model(stored: Stored, model: nn.Module, allow: Allow | None = None) -> 
     """
     reader = _opened(stored)
     difference = check_model(reader, model, allow)
-    read_tensors(reader, {n: each for n, each in model_tensors(model).items() if n not in difference.missing})
+    with filling(model) as tensors:
+        read_tensors(reader, {n: each for n, each in tensors.items() if n not in difference.missing})
     _check_tied(reader, model, difference.missing)
     return difference
 
@@ -157,7 +159,7 @@ def _check_tied(reader: Reader, model: nn.Module, missing: Collection[str]) -> N
         for stored in (before, name):
             there = Placed(torch.empty_like(kept[before].local), kept[before].placement)
             read_tensors(reader, {stored: there})
-            if not torch.allclose(there.local, parameter, rtol=0, atol=0, equal_nan=True):
+            if not torch.allclose(there.local, kept[before].local, rtol=0, atol=0, equal_nan=True):
                 raise CheckpointError(
                     f"{before} and {name} are two weights there and one in this model", file=reader.folder
                 )
@@ -189,8 +191,24 @@ def model_tensors(model: nn.Module) -> dict[str, Placed]:
     named = list(model.named_parameters(remove_duplicate=False))
     of_parameter = {parameter: placements[name] for name, parameter in named if name in placements}
     cut = {name: of_parameter[parameter] for name, parameter in named if parameter in of_parameter}
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tensors = {name: _as_kept(model, name, tensor.detach()) for name, tensor in model.state_dict().items()}
     return placed({name: Placed(each, cut[name]) if name in cut else each for name, each in tensors.items()})
+
+
+def _as_kept(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What is here of a tensor, in the type in which a checkpoint keeps it: a share of fsdp's is wider."""
+    shards = shards_of(model)
+    return tensor if shards is None else local_of(tensor).to(shards.dtypes.get(name, tensor.dtype))
+
+
+@contextmanager
+def filling(model: nn.Module) -> Iterator[dict[str, Placed]]:
+    """What this rank holds of the tensors of a model, as `model_tensors` gives it, to be written into in the block."""
+    tensors = model_tensors(model)
+    yield tensors
+    if shards_of(model) is not None:
+        for name, tensor in model.state_dict().items():
+            local_of(tensor.detach()).copy_(tensors[name].local)  # itself, or from the narrower type
 
 
 def stored_shapes(stored: Stored) -> dict[str, tuple[int, ...]]:

@@ -45,11 +45,6 @@ def _false_or_tf32(value: bool, config: TrainConfig) -> bool:
     return not value or getattr(config.model, "dtype", None) == "torch.tf32"  # then the head is computed so anyway
 
 
-def _whole_or_impossible(fsdp: bool, config: TrainConfig) -> bool:
-    parallel = config.parallel
-    return not fsdp or parallel.pipeline.size > 1 or parallel.tensor.mode == "isp"  # with these no version could
-
-
 def _local(value: str | None, config: TrainConfig) -> bool:
     return value is None or not is_remote(value)
 
@@ -66,9 +61,6 @@ REFUSALS = (
     Refusal("output_tf32", _false_or_tf32, "this version computes the head in model.dtype, like the rest", _NO_TF32),
     Refusal("data.train_folder", _local_or_shards, _NO_STREAM, _ANOTHER),
     Refusal("model.is_reward", _is(False), "this version trains language models only", "set it to false"),
-    Refusal(
-        "parallel.zero1.fsdp", _whole_or_impossible, "this version splits optimizer states only", "set it to false"
-    ),
 )
 
 
@@ -130,6 +122,14 @@ def _chunks_of_no_pipeline(config: TrainConfig, device: str) -> bool:
 
 def _no_weight(config: TrainConfig, device: str) -> bool:
     return config.parallel.weight.size == 1
+
+
+def _nothing_to_shard(config: TrainConfig, device: str) -> bool:
+    return config.parallel.zero1.fsdp and config.parallel.zero1.size == 1
+
+
+def _sharded(config: TrainConfig, device: str) -> bool:
+    return config.parallel.zero1.fsdp and config.parallel.zero1.size != 1
 
 
 def _no_experts(config: TrainConfig, device: str) -> bool:
@@ -233,6 +233,11 @@ EFFECTLESS = (
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
+    Effectless("parallel.zero1.fsdp", _nothing_to_shard, "zero1.size is 1"),
+    *(
+        Effectless(f"hybrid_zero_optimizer.{name}", _sharded, "fsdp fetches and reduces part by part")
+        for name in ("overlap_sync_grad", "overlap_sync_param", "reduce_bucket_size", "all_gather_size")
+    ),
     Effectless("ckpt.keep_every", _no_saves, "nothing is saved"),
     Effectless("ckpt.keep_every", _saves_all, "without keep all checkpoints stay"),
     Effectless("ckpt.keep_every", _saves_at_no_interval, "checkpoint_every is .inf"),

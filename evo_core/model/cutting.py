@@ -18,6 +18,7 @@ from torch import nn
 
 from evo_core.model.decoder import Decoder
 from evo_core.model.stage import Stage
+from evo_core.placement import shards_of
 
 
 def keep_stages(model: Decoder, stages: Sequence[Stage]) -> None:
@@ -48,8 +49,9 @@ def keep_stages(model: Decoder, stages: Sequence[Stage]) -> None:
 
 
 def all_stages(model: nn.Module) -> nn.Module:
-    """The model with every stage, to know its names and shapes: as it is where it has them all, else without memory."""
-    if not isinstance(model, Decoder) or model.has_every_stage:
+    """The model with every stage and every expert, to know its names and shapes: as it is where it has them all, else
+    without memory."""
+    if not isinstance(model, Decoder) or (model.has_every_stage and model.has_every_expert):
         return model
     return Decoder(model.cfg, model.family, device="meta", dtype=model.dtype)
 
@@ -59,6 +61,9 @@ def allocate(model: nn.Module, device: torch.device | str) -> None:
 
     Others stay as they are: a module that replaced one of the model's may have brought its own.
     """
+    if shards_of(model) is not None:  # whose parts have to know of their new memory
+        model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+        return
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:

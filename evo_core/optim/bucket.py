@@ -12,14 +12,15 @@ rows gives back the matrix. In its columns a parameter lies as it does in memory
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from evo_core.optim.groups import ParameterGroup
-from evo_core.parallel.collectives import Pending, all_reduce, broadcast, reduce_scatter
+from evo_core.parallel.collectives import Pending, all_reduce, broadcast, of_first, reduce_scatter
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Placed, Placement, span
 
@@ -129,14 +130,8 @@ class Bucket:
 
         Axis after axis: after the first all ranks along it are alike, so that the next finds the same everywhere.
         """
-        axes = [axis for axis in (self.zero, *self.group.replica) if axis.size > 1]
-        if not axes:
-            return
-        flat = torch.cat([slot.param.detach().reshape(-1) for slot in self.slots])
-        for axis in axes:
-            broadcast(flat, 0, axis.group).wait()
-        for slot, values in zip(self.slots, flat.split([slot.param.numel() for slot in self.slots]), strict=True):
-            slot.param.data.copy_(values.view(slot.param.shape))
+        for axis in (self.zero, *self.group.replica):
+            together([slot.param.data for slot in self.slots], axis, of_first)
 
     def read_parameters(self, but: Collection[str] = ()) -> None:
         """Set the rank's master values from the parameters, those of the names in `but` left as they are."""
@@ -188,18 +183,25 @@ class Bucket:
     def _sum_repeated(self, axis: Axis) -> None:
         """Sum the gradients of the pieces that several ranks of an axis hold, which lie alike on each of them."""
         pieces = (piece for slot in self.slots for piece in slot.placed(self.grad).pieces())
-        views = [view for piece, view in pieces if set(axis.ranks) <= set(piece.ranks)]
-        if views:
-            flat = torch.cat([view.reshape(-1) for view in views])
-            all_reduce(flat, axis.group).wait()
-            for view, summed in zip(views, flat.split([view.numel() for view in views]), strict=True):
-                view.copy_(summed.view_as(view))
+        together([view for piece, view in pieces if set(axis.ranks) <= set(piece.ranks)], axis, all_reduce)
 
     def write_parameters(self) -> None:
         """Set the parameters from the master values, all of which are here: with Z = 1."""
         if not self.shared:
             for slot in (slot for slot in self.slots if slot.width):
                 slot.take(self.master.view(1, -1), 0)
+
+
+def together(
+    tensors: Sequence[torch.Tensor], axis: Axis, collective: Callable[[torch.Tensor, ProcessGroup], Pending]
+) -> None:
+    """Have the ranks of an axis do something in place with tensors of any shapes, in one message."""
+    if not tensors or axis.size == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    collective(flat, axis.group).wait()
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def make_buckets(group: ParameterGroup, bucket_size: int, master_dtype: torch.dtype) -> list[Bucket]:

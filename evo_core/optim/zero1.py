@@ -29,17 +29,17 @@ from torch.optim.adamw import adamw
 
 from evo_core.errors import ConfigError
 from evo_core.optim.bucket import Bucket, Slot, make_buckets
-from evo_core.optim.grad_norm import counted, own_square
+from evo_core.optim.grad_norm import counted
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.optim.protocol import Reduced
 from evo_core.optim.publishing import Publishing
-from evo_core.parallel.collectives import all_reduce, failing_together
+from evo_core.optim.scaled import Scaled, trained
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Piece, Placed
 
 
-class Zero1AdamW:
+class Zero1AdamW(Scaled):
     """AdamW over groups of parameters; the state of each is cut over the group's ZeRO axis.
 
     Creating it gives every rank the parameters of the first of those that hold the same.
@@ -81,19 +81,13 @@ class Zero1AdamW:
         overlap_params: bool = False,
         gather_size: int = 512 * 1024 * 1024,
     ) -> None:
-        self.groups, self.world = tuple(sorted(groups, key=lambda group: not group.decays)), world
-        self.clip_grad_norm, self.overlap = clip_grad_norm, overlap and world.size > 1
+        super().__init__(world, scaler, clip_grad_norm)
+        self.groups = tuple(sorted(groups, key=lambda group: not group.decays))
+        self.overlap = overlap and world.size > 1
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
-        self.scaler = scaler or LossScaler(enabled=False)
         self.updates = 0
-        self.grad_norm = 0.0
 
-        params = [param for group in self.groups for param in group.parameters.values()]
-        with failing_together(world.group):  # a stage of a pipeline may be the only one without
-            if not params:
-                where = f" on rank {world.rank}" if world.size > 1 else ""
-                hint = "the model's code sets requires_grad: leave it True on what is to be trained"
-                raise ConfigError(f"no parameter of this model is trained{where}", key="model_type", hint=hint)
+        params = trained(self.groups, world)
         self.dtype = functools.reduce(torch.promote_types, {param.dtype for param in params}, torch.float32)
         buckets_of = [make_buckets(group, bucket_size, self.dtype) for group in self.groups]
         self.buckets = list(itertools.chain.from_iterable(buckets_of))
@@ -154,10 +148,6 @@ class Zero1AdamW:
             self.final(slot.param for bucket in self.buckets for slot in bucket.slots)
         self.scaled(loss).backward()
 
-    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """A loss, scalar, as its gradients are to be made: times the loss scale."""
-        return loss * self.scaler.scale if self.scaler.enabled else loss
-
     def final(self, parameters: Iterable[nn.Parameter]) -> None:
         """The gradients of these that are made from now on are their last of the step.
 
@@ -188,13 +178,7 @@ class Zero1AdamW:
         for bucket in self.buckets:
             bucket.finish_reduce()
         self._refuse_late()
-        square = own_square(self._counted)
-        message = torch.cat([totals, square.view(1).to(totals.device)])
-        if self.world.size > 1:
-            all_reduce(message, self.world.group).wait()
-        *_, square_sum = (message := message.cpu()).tolist()
-        self.grad_norm = square_sum**0.5 / self.scaler.scale
-        return Reduced(self.grad_norm, message[:-1])
+        return self.reduced(self._counted, totals)
 
     def gradients(self) -> dict[str, Placed]:
         """Between `reduce` and `step`: this rank's share of each parameter's gradient, in `dtype`, as one process
@@ -213,14 +197,8 @@ class Zero1AdamW:
             beta2: Adam's beta2 of this update.
         """
         self.publishing.finish()  # what no forward pass has read
-        norm = self.grad_norm
-        overflow = not (norm < float("inf"))  # nan compares false
-        factor = 1.0 / self.scaler.scale
-        self.scaler.update(overflow=overflow)
-        if overflow:
+        if (factor := self.factor()) is None:
             return False
-        if self.clip_grad_norm > 0:
-            factor *= min(1.0, self.clip_grad_norm / (norm + 1e-6))
         for group, grad in self._grads:
             if factor != group.divisor:
                 grad.mul_(factor / group.divisor)

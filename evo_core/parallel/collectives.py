@@ -44,7 +44,8 @@ class Traffic:
 
     Attributes:
         bytes: by collective, as rings send them: of n ranks an all-reduce sends ``2 (n - 1) / n`` of the tensor, and
-            each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size.
+            each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size, and parts of unlike
+            sizes are those that are for other ranks.
         calls: by collective.
         waits: seconds spent in `Pending.wait`, by collective.
     """
@@ -157,10 +158,38 @@ def all_to_all(output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGr
     return _noted(work, "all_to_all", source, group)
 
 
+def all_to_all_rows(
+    output: torch.Tensor,
+    source: torch.Tensor,
+    received: Sequence[int],
+    sent: Sequence[int],
+    group: dist.ProcessGroup,
+) -> Pending:
+    """As `all_to_all`, of parts of any sizes, none among them.
+
+    Args:
+        output: [sum(received), ...].
+        source: [sum(sent), ...], contiguous.
+        received: rows that each rank of the group sends here; it must know them.
+        sent: rows for each of them.
+    """
+    work = dist.all_to_all_single(output, source, list(received), list(sent), group=group, async_op=True)
+    if _traffic is not None:
+        row = source.element_size() * source[:1].numel() if len(source) else 0
+        _traffic.calls["all_to_all_rows"] += 1
+        _traffic.bytes["all_to_all_rows"] += row * (sum(sent) - sent[group.rank()])
+    return _timed(work, "all_to_all_rows", source)
+
+
 def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> Pending:
     """Start copying a contiguous tensor of any shape from rank `source` of the group (its number there) to all."""
     work = dist.broadcast(tensor, group=group, group_src=source, async_op=True)
     return _noted(work, "broadcast", tensor, group)
+
+
+def of_first(tensor: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start copying the first rank's contiguous tensor of any shape to all of a group."""
+    return broadcast(tensor, 0, group)
 
 
 def scatter(output: torch.Tensor, parts: list[torch.Tensor] | None, source: int, group: dist.ProcessGroup) -> Pending:

@@ -29,9 +29,11 @@ class Layout:
     """How so many ranks share the work.
 
     Attributes:
-        name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state. Of a
-            pipeline its stages, times the chunks of each, and the schedule where it is not 1F1B; of isp the ranks that
-            share the sequence, and those that share each weight, and ``dp`` where there are more ranks than these.
+        name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state, or
+            ``fsdp`` with those that share parameters and gradients too. Of a pipeline its stages, times the chunks of
+            each, and the schedule where it is not 1F1B; of isp the ranks that share the sequence, and those that share
+            each weight, and ``dp`` where there are more ranks than these. Of a mixture ``ep`` and the ranks that share
+            its experts.
         ranks: how many.
         parallel: the `parallel` block.
         chunks: stages on each rank of a pipeline.
@@ -74,6 +76,17 @@ def _tensor_parallel(ranks: int) -> Iterator[Layout]:
                 yield Layout(name, ranks, {"tensor": {"size": tensor, "mode": mode}, "zero1": {"size": zero1}})
 
 
+def _fully_sharded(ranks: int) -> Iterator[Layout]:
+    for zero1 in _sizes(ranks):
+        yield Layout(f"dp{ranks}-fsdp{zero1}", ranks, {"zero1": {"size": zero1, "fsdp": True}})
+    for mode in ("mtp", "msp", "fsp"):
+        for tensor in _sizes(ranks // 2)[1:]:
+            for zero1 in _sizes(ranks // tensor)[1:]:
+                name = f"{mode}{tensor}-dp{ranks // tensor}-fsdp{zero1}"
+                zero = {"size": zero1, "fsdp": True}
+                yield Layout(name, ranks, {"tensor": {"size": tensor, "mode": mode}, "zero1": zero})
+
+
 def _gathered(ranks: int) -> Iterator[Layout]:
     for tensor in _sizes(ranks):
         for weight in _sizes(ranks):
@@ -107,6 +120,20 @@ def _pipelines(ranks: int) -> Iterator[Layout]:
                 yield Layout(name, ranks, {"pipeline": pipeline, **beside.parallel}, chunks)
 
 
+def _dealt(ranks: int) -> Iterator[Layout]:
+    """Layouts with data-parallel ranks that say how many of these share the experts; one that says nothing has as many
+    as divide. With stages only those in which all do."""
+    for beside in (*_data_parallel(ranks), *_tensor_parallel(ranks), *_pipelines(ranks)):
+        parallel = beside.parallel
+        tensor, stages = (parallel.get(axis, {}).get("size", 1) for axis in ("tensor", "pipeline"))
+        data = ranks // (tensor * stages)
+        if data == 1 or parallel.get("tensor", {}).get("mode") == "isp":  # which fetches all experts
+            continue
+        for size in _sizes(data) if stages == 1 else (data,):
+            name = f"{beside.name}-ep{size}"
+            yield Layout(name, ranks, {**parallel, "expert": {"size": size}}, beside.chunks)
+
+
 def _sizes(ranks: int) -> list[int]:
     return [size for size in (1, *SIZES) if size <= ranks]
 
@@ -118,9 +145,18 @@ def _zero(size: int) -> str:
 LAYOUTS = tuple(
     layout
     for ranks in SIZES
-    for layout in (*_data_parallel(ranks), *_tensor_parallel(ranks), *_gathered(ranks), *_pipelines(ranks))
+    for layout in (
+        *_data_parallel(ranks),
+        *_tensor_parallel(ranks),
+        *_fully_sharded(ranks),
+        *_gathered(ranks),
+        *_pipelines(ranks),
+    )
 )
-"""Every layout, of each number of ranks."""
+"""Every layout, of each number of ranks, whatever the model."""
+
+DEALT = tuple(layout for ranks in SIZES for layout in _dealt(ranks))
+"""Those of a mixture of experts, besides."""
 
 _EXPERTS = {"num_experts": 4, "num_kv_attention_heads": 8}
 
@@ -169,7 +205,7 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
 )
 """What differs from the small model, an INTERNLM2_PUBLIC: blocks of a configuration by what is typed."""
 
-_HALF_A_BATCH = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
+_HALF_A_BATCH: Settings = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
 """For the many rows of other models: two micro-batches on each of two data-parallel ranks are enough."""
 
 WAYS: MappingProxyType[str, Settings] = MappingProxyType(
@@ -215,8 +251,15 @@ def _rows() -> Iterator[Row]:
             if _matters(model, layout):
                 yield Row(f"{layout.name}-{model}", layout, merge(_HALF_A_BATCH, blocks))
         for model, way in _TOGETHER:
-            if _matters(way, layout):
+            if _matters(way, layout) and _matters(model, layout):
                 yield Row(f"{layout.name}-{model}-{way}", layout, merge(_HALF_A_BATCH, MODELS[model]), WAYS[way])
+
+    for layout in DEALT:
+        batch = {} if layout.name.startswith("dp4") else _HALF_A_BATCH
+        for model in ("moe", "moe-one-expert", "moe-dropless"):
+            yield Row(f"{layout.name}-{model}", layout, merge(batch, MODELS[model]))
+        for way in ("recompute", "overlap", "overlap-params") if "-zero" in layout.name else ():
+            yield Row(f"{layout.name}-moe-{way}", layout, merge(batch, MODELS["moe"]), WAYS[way])
 
 
 _FETCHING = ("weight-overlap", "memory-pool")
@@ -235,7 +278,8 @@ def _fetching(layout: Layout) -> Iterator[Row]:
 def _publishing(layout: Layout) -> Iterator[Row]:
     """Updated parameters behind the next forward pass, where there is anything to gather; of stages also where two of
     them read one, and of isp where the next block's weights are sent for ahead."""
-    if layout.parallel.get("zero1", {}).get("size", 1) == 1:
+    zero = layout.parallel.get("zero1", {})
+    if zero.get("size", 1) == 1 or zero.get("fsdp"):
         return
     way = WAYS["overlap-params"]
     yield Row(f"{layout.name}-overlap-params", layout, way=way)
@@ -249,6 +293,7 @@ def _typical() -> list[Layout]:
     """One layout of each kind, on which every model is tried: heads repeated where they can be."""
     names = (
         "dp2-zero2",
+        "dp2-fsdp2",
         "mtp2",
         "msp2",
         "fsp2",
@@ -258,6 +303,7 @@ def _typical() -> list[Layout]:
         "mtp4",
         "msp4",
         "fsp2-dp2-zero2",
+        "msp2-dp2-fsdp2",
         "isp2w4",
         "isp4w2-zero2",
         "pp2",
@@ -278,7 +324,9 @@ def _matters(named: str, layout: Layout) -> bool:
     do."""
     tensor = layout.parallel.get("tensor", {}).get("size", 1)
     if named == "compile":
-        return layout.name.startswith("msp") or layout.name in ("isp2w2", "pp2", "pp2x2-msp2")
+        return layout.name in ("dp2-fsdp2", "msp2", "msp4", "isp2w2", "pp2", "pp2x2-msp2")
+    if layout.parallel.get("zero1", {}).get("fsdp") and (named == "overlap" or named.startswith("moe")):
+        return False
     if named == "six-layers":  # stages of unlike size
         return "pipeline" in layout.parallel
     return named not in ("vocab-embedding", "whole-logits") or tensor > 1

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from evo_core.placement import local_of
+
 if TYPE_CHECKING:
     from evo_core.optim.protocol import Optimizer
 
@@ -19,8 +21,8 @@ def held_bytes(model: nn.Module, optimizer: Optimizer) -> dict[str, int]:
     """Bytes by part. What two parts share is counted for the first of them: weights that are views of their own master
     values are parameters."""
     own = optimizer.held()
-    params = list(model.parameters())
-    gradients = [param.grad for param in params if param.grad is not None]
+    params = [local_of(param.detach()) for param in model.parameters()]
+    gradients = [local_of(param.grad) for param in model.parameters() if param.grad is not None]
     parts: dict[str, Iterable[torch.Tensor]] = {
         "parameters": params,
         "buffers": model.buffers(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,12 +12,14 @@ from evo_core.model.cutting import all_stages
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.norm import Norm
+from evo_core.optim.fsdp_adamw import FsdpAdamW
 from evo_core.optim.groups import groups_of
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
 from evo_core.optim.protocol import Optimizer
 from evo_core.optim.schedules import Beta2Schedule, LearningRate
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Mesh
+from evo_core.placement import dtypes_of
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -26,15 +28,21 @@ if TYPE_CHECKING:
 def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
+    groups = groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay))
+    settings: dict[str, Any] = {
+        "beta1": cfg.adam.adam_beta1,
+        "eps": cfg.adam.adam_eps,
+        "weight_decay": cfg.adam.weight_decay,
+        "clip_grad_norm": zero.clip_grad_norm,
+        "scaler": make_scaler(cfg, model),
+    }
+    if mesh.shards:
+        return FsdpAdamW(model, groups, mesh, **settings)
     optimizer = Zero1AdamW(
-        groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay)),
+        groups,
         mesh.world,
-        beta1=cfg.adam.adam_beta1,
-        eps=cfg.adam.adam_eps,
-        weight_decay=cfg.adam.weight_decay,
+        **settings,
         bucket_size=zero.reduce_bucket_size,
-        clip_grad_norm=zero.clip_grad_norm,
-        scaler=make_scaler(cfg, model),
         overlap=zero.overlap_sync_grad,
         order=(name for name, _ in model.named_parameters()),
         overlap_params=zero.overlap_sync_param,
@@ -112,7 +120,7 @@ def make_scaler(cfg: TrainConfig, model: nn.Module) -> LossScaler:
         backoff_factor=scaler.backoff_factor,
         growth_interval=scaler.fp16.growth_interval,
         hysteresis=scaler.hysteresis,
-        enabled=any(needs_scaling(param.dtype) for param in model.parameters()),
+        enabled=any(needs_scaling(dtype) for dtype in dtypes_of(model).values()),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_core.checkpoint.allowed import listed
-from evo_core.checkpoint.tensors import model_tensors
+from evo_core.checkpoint.tensors import filling
 from evo_core.errors import CheckpointError
 from evo_core.model import build_model
 from evo_core.model.aliases import AliasedModule
@@ -182,8 +182,8 @@ def fill(model: nn.Module, own: Tensors) -> None:
         own: whole, as `PlainForm.fitting` gives them; of each no more is read than is held here. What is not among them
             stays as it is.
     """
-    with torch.no_grad():
-        for name, placed in model_tensors(model).items():
+    with torch.no_grad(), filling(model) as tensors:
+        for name, placed in tensors.items():
             if name not in own:
                 continue
             for piece, view in placed.pieces():

@@ -44,8 +44,7 @@ class StopSignals:
             self._forget_terminal()
         self.seen = self.seen or number
         self.stop.set()
-        if number == signal.SIGINT:
-            _say("stopping; Ctrl-C again ends everything at once")
+        _say("stopping; Ctrl-C again ends everything at once" if number == signal.SIGINT else "stopping")
 
     def _forget_terminal(self) -> None:
         """Writing to a closed terminal is an error, which must not become that of a step that is saving."""

@@ -59,7 +59,7 @@ def test_other_signals_said_twice_are_one_request(small: Small, environment: dic
     read_until(running, "model: tflops")
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
         running.send_signal(number)
-        time.sleep(0.3)  # of signals that wait together Python sees the lowest first
+        read_until(running, "stopping")  # of signals that wait together Python sees the lowest first
     out, _ = running.communicate(timeout=30)
     assert running.returncode == 143, out
     assert "ended at once" not in out
