@@ -91,7 +91,7 @@ def dealt(case: str) -> tuple[Any, dict[str, Tensor], list[str], int]:
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_results_and_gradients_are_those_of_one_rank(case: str, ranks: int) -> None:
-    """Bit for bit, but for weights, whose gradients one product has of all tokens here and several there."""
+    """Up to rounding: products are of other numbers of rows. And a rank sends what it must, and no more."""
     alone = experts()
     plain = Dispatch()
     plain.calls_all = True
