@@ -91,7 +91,9 @@ def test_nothing_is_found_where_nothing_is_broken(bench: Bench) -> None:
     assert bench.why("moe", DEALT, nothing) is None
 
 
-@pytest.mark.parametrize("way", [{}, {"model": {"checkpoint": True}}], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "way", [{}, pytest.param({"model": {"checkpoint": True}}, marks=pytest.mark.slow)], ids=["kept", "recomputed"]
+)
 def test_a_rank_that_no_token_comes_to_holds_up_no_other(bench: Bench, way: Settings) -> None:
     """While gradients are summed as they are made, so that a missing one would be waited for."""
     reference = joined(bench.alone.run(broken, bench.job("moe", {}), all_to_the_last_expert, ()))
