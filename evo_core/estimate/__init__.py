@@ -1,1 +1,1 @@
-"""What a job takes before it is queued: memory and messages of one rank, the time of a step, the layouts worth having."""
+"""A job before it is queued: what a rank holds and sends, the time of a step, the layouts worth having."""

@@ -56,8 +56,10 @@ class Assumptions:
         return min(inside, self.network * self.of_link / rings)
 
     def delay(self, line: Line, collective: str) -> float:
-        """Seconds that a message along an axis takes however short it is: all-reduces go through a tree of machines, all
-        others round a ring."""
+        """Seconds that a message along an axis takes however short it is.
+
+        All-reduces go through a tree of machines, all others round a ring.
+        """
         machines = -(-line.size * line.stride // self.node) if self.across(line) else 1
         if collective == "send":
             return self.hop_inside if machines == 1 else self.hop_across
@@ -72,20 +74,20 @@ class Assumptions:
         """In words, each a sentence."""
         chip = self.chip
         yield (
-            f"{chip.name}: {teraflops:g} teraflops at most in {dtype}, of which a block reaches {chip.efficiency:.0%} with "
-            "all that is in it"
+            f"{chip.name}: {teraflops:g} teraflops at most in {dtype}, of which a block reaches {chip.efficiency:.0%} "
+            "with all that is in it"
         )
         yield (
-            f"a GPU sends {chip.link:g} GB/s inside a node of {self.node}, a node {self.network / GB:g} GB/s to others; "
-            f"collectives reach {self.of_link:.0%} of it, in rings, with {self.hop_inside * 1e6:g} and "
+            f"a GPU sends {chip.link:g} GB/s inside a node of {self.node}, a node {self.network / GB:g} GB/s to "
+            f"others; collectives reach {self.of_link:.0%} of it, in rings, with {self.hop_inside * 1e6:g} and "
             f"{self.hop_across * 1e6:g} us for each hop inside and between nodes"
         )
         yield f"gradients are added up and values updated at {self.of_memory:.0%} of {chip.hbm:g} GB/s"
         yield f"{self.behind_products:.0%} of what tensor ranks send runs behind products of the backward pass"
         yield (
-            "hidden behind computing: gradients behind the last micro-batch's backward pass (overlap_sync_grad), updated "
-            "parameters behind the next forward pass (overlap_sync_param), what isp fetches (weight.overlap), what fsdp "
-            "fetches and sums, and between stages with interleaved_overlap; all else is waited for"
+            "hidden behind computing: gradients behind the last micro-batch's backward pass (overlap_sync_grad), "
+            "updated parameters behind the next forward pass (overlap_sync_param), what isp fetches (weight.overlap), "
+            "what fsdp fetches and sums, and between stages with interleaved_overlap; all else is waited for"
         )
         yield f"computing takes {self.slowed:g} s longer for each second that is hidden behind it"
         yield "every sequence is one document of seq_len tokens; nobody waits for data, checkpoints or a slower rank"

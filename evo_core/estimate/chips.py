@@ -1,9 +1,9 @@
-"""What a chip can do and what it is connected by: the numbers of its maker, and the share of them that training gets.
+"""What a chip can do and what it is connected by: its maker's numbers, and the share of them that training gets.
 
-Peaks of 16-bit products are those of `evo_core.train.peaks`. Memory, its bandwidth, float32 outside the tensor cores and
-NVLink are from NVIDIA's data sheets (A100 of June 2021, H100 and H200 of 2024, HGX B200, L40S; of A800 and H800 that of
-the chip they derive from, with the links that they are sold with). The network is that of the maker's own machines: a
-200 Gb/s port for each GPU of a DGX A100, 400 Gb/s in later ones.
+Peaks of 16-bit products are those of `evo_core.train.peaks`. Memory, its bandwidth, float32 outside the tensor cores
+and NVLink are from NVIDIA's data sheets (A100 of June 2021, H100 and H200 of 2024, HGX B200, L40S; of A800 and H800
+that of the chip they derive from, with the links that they are sold with). The network is that of the maker's own
+machines: a port of 200 Gb/s for each GPU of a DGX A100, of 400 Gb/s in later ones.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ CHIPS = {
         Chip("a100", 80, 2039, 19.5, 300, 25, 0.60),
         Chip("a100-40gb", 40, 1555, 19.5, 300, 25, 0.60),
         Chip("a800", 80, 2039, 19.5, 200, 25, 0.60),
-        Chip("h100", 80, 3350, 67, 450, 50, 0.50),
-        Chip("h800", 80, 3350, 67, 200, 50, 0.50),
-        Chip("h200", 141, 4800, 67, 450, 50, 0.50),
-        Chip("b200", 180, 7700, 75, 900, 50, 0.50),
-        Chip("l40s", 48, 864, 91.6, 32, 25, 0.50),
+        Chip("h100", 80, 3350, 67, 450, 50, 0.46),
+        Chip("h800", 80, 3350, 67, 200, 50, 0.46),
+        Chip("h200", 141, 4800, 67, 450, 50, 0.46),
+        Chip("b200", 180, 7700, 75, 900, 50, 0.46),
+        Chip("l40s", 48, 864, 91.6, 32, 25, 0.46),
     )
 }
-"""By name. The efficiencies of A100 and H100 are set by published runs (benchmarks/estimate.py), the others after them."""
+"""By name. The efficiencies of A100 and H100 are set by published runs (benchmarks/estimate.py), the others by them."""
 
 
 def chip(name: str) -> Chip:

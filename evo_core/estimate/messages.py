@@ -1,4 +1,4 @@
-"""What ranks send each other in a step, by what it is for: what it can hide behind, and in how many messages it goes."""
+"""What ranks send each other in a step, by what it is for: behind what it hides, and in how many messages it goes."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def legal(cfg: TrainConfig, gpus: int, assumed: Assumptions) -> list[Sketched]:
     """Every layout that the job may have on so many GPUs, the fastest first.
 
     Raises:
-        ConfigError: the job states its micro-batches for each data-parallel rank, and its own layout has no such number.
+        ConfigError: the job states the micro-batches of a data-parallel rank, and its own layout has no such number.
     """
     found = []
     for layout in candidates(cfg, gpus, assumed.node):
