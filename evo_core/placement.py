@@ -241,6 +241,7 @@ class Held:
         on_ends: whether the first and the last stage of a pipeline hold it, each of which sees a part of its gradient.
         gathered: whether the ranks are those of the weight axis, which fetch it when it is used; else of the tensor
             axis.
+        dealt: whether it is of an expert that some of the data ranks have, and others not.
     """
 
     on_each: tuple[Placement, ...]
@@ -248,6 +249,7 @@ class Held:
     partial: bool
     on_ends: bool = False
     gathered: bool = False
+    dealt: bool = False
 
     @property
     def placement(self) -> Placement:

@@ -190,7 +190,7 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
 
 def _fsdp(config: TrainConfig) -> Iterator[ConfigError]:
     if config.parallel.zero1.fsdp and getattr(config.model, "num_experts", 1) > 1:
-        yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp")
+        yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp", hint="set it to false")
 
 
 def _generation(config: TrainConfig) -> Iterator[ConfigError]:

@@ -124,6 +124,14 @@ def _no_weight(config: TrainConfig, device: str) -> bool:
     return config.parallel.weight.size == 1
 
 
+def _nothing_to_shard(config: TrainConfig, device: str) -> bool:
+    return config.parallel.zero1.fsdp and config.parallel.zero1.size == 1
+
+
+def _sharded(config: TrainConfig, device: str) -> bool:
+    return config.parallel.zero1.fsdp and config.parallel.zero1.size != 1
+
+
 def _no_experts(config: TrainConfig, device: str) -> bool:
     return getattr(config.model, "num_experts", 1) == 1
 
@@ -225,6 +233,11 @@ EFFECTLESS = (
     Effectless("parallel.pipeline.mode", _no_pipeline, "pipeline.size is 1"),
     Effectless("parallel.weight.overlap", _no_weight, "weight.size is 1"),
     Effectless("parallel.weight.memory_pool", _no_weight, "weight.size is 1"),
+    Effectless("parallel.zero1.fsdp", _nothing_to_shard, "zero1.size is 1"),
+    *(
+        Effectless(f"hybrid_zero_optimizer.{name}", _sharded, "fsdp fetches and reduces part by part")
+        for name in ("overlap_sync_grad", "overlap_sync_param", "reduce_bucket_size", "all_gather_size")
+    ),
     Effectless("ckpt.keep_every", _no_saves, "nothing is saved"),
     Effectless("ckpt.keep_every", _saves_all, "without keep all checkpoints stay"),
     Effectless("ckpt.keep_every", _saves_at_no_interval, "checkpoint_every is .inf"),

@@ -49,8 +49,9 @@ def keep_stages(model: Decoder, stages: Sequence[Stage]) -> None:
 
 
 def all_stages(model: nn.Module) -> nn.Module:
-    """The model with every stage, to know its names and shapes: as it is where it has them all, else without memory."""
-    if not isinstance(model, Decoder) or model.has_every_stage:
+    """The model with every stage and every expert, to know its names and shapes: as it is where it has them all, else
+    without memory."""
+    if not isinstance(model, Decoder) or (model.has_every_stage and model.has_every_expert):
         return model
     return Decoder(model.cfg, model.family, device="meta", dtype=model.dtype)
 

@@ -289,6 +289,16 @@ class Decoder(AliasedModule):
         return sum(len(stage.blocks) for stage in self.stages) == self.cfg.num_layers
 
     @property
+    def has_every_expert(self) -> bool:
+        """Whether these are all experts of its layers."""
+        mixtures = (block.mlp for block in self.blocks.values() if isinstance(block, Block))
+        return all(
+            len(mlp.moe_layer.wrapped_experts) == self.cfg.num_experts
+            for mlp in mixtures
+            if isinstance(mlp, MixtureMLP)
+        )
+
+    @property
     def stream_dtype(self) -> torch.dtype:
         """Of the residual stream, which one stage hands to the next."""
         return accumulation_dtype(self.dtype) if self.cfg.residual_in_fp32 else self.dtype

@@ -11,9 +11,11 @@ How a model is cut over ranks decides this, not the optimizer. With the axes of 
       each has a part of its gradient  zero, replica, tensor                      zero   replica, tensor
     tied, on first and last stage      as above, ends                             zero   as above, ends
     gathered when used (isp)           zero, replica                              zero   replica
+    of an expert that is dealt out     zero, replica                              zero   replica
 
 Of what is gathered `zero` and `replica` are those of the weight axes (`Mesh.weights`): its gradients have been summed
-over the ranks that share it before they come here.
+over the ranks that share it before they come here. Of experts they are those of the expert axes (`Mesh.experts`), the
+ranks that hold the same ones: these have seen the tokens of all data ranks together.
 
 The sum is divided by the number of data ranks. A run is one of neighbours among the tensor ranks.
 """
@@ -110,7 +112,7 @@ def groups_of(model: nn.Module, mesh: Mesh, no_decay: Collection[str] = ()) -> l
     ]
 
 
-_Kind = Literal["alike", "cut", "gathered", "partial", "repeated"]
+_Kind = Literal["alike", "cut", "dealt", "gathered", "partial", "repeated"]
 
 
 _Lying = tuple[_Kind, int, bool]
@@ -123,6 +125,8 @@ def _lying(held: Held, mesh: Mesh) -> _Lying:
     last stage hold it."""
     if held.gathered:
         return "gathered", 1, held.on_ends
+    if held.dealt:  # whole on a tensor rank or cut over them, as matrices without a bias are
+        return "dealt", 1, False
     copies = mesh.data.size * (2 if held.on_ends else 1)
     holders = [len(piece.ranks) // copies for piece in held.placement.pieces]
     if min(holders) == mesh.tensor.size:
@@ -141,9 +145,10 @@ def _group(
     decays: bool,
 ) -> ParameterGroup:
     kind, holders, on_ends = lying
-    if kind == "gathered":
-        assert mesh.weights is not None  # which cut them
-        zero, replica = mesh.weights.zero, mesh.weights.replica
+    if kind in ("gathered", "dealt"):
+        axes = mesh.weights if kind == "gathered" else mesh.experts
+        assert axes is not None  # which cut them
+        zero, replica = axes.zero, axes.replica
         return ParameterGroup(parameters, (zero, replica), mesh.data.size, zero, (replica,), placements, decays=decays)
     over_data, over_tensor = (mesh.zero, mesh.replica), (mesh.tensor,)
     alike_along = (mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,)

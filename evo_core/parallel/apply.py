@@ -23,6 +23,7 @@ from evo_core.model.decoder import Attention, Decoder
 from evo_core.model.ops.linear import Linear
 from evo_core.model.ops.mlp import MLP
 from evo_core.model.ops.moe import MixtureMLP
+from evo_core.parallel.experts import keep_own_experts
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.pipeline.placing import Placing
 from evo_core.parallel.sharded import shard
@@ -56,7 +57,8 @@ def build_parallel(
     Raises:
         ConfigError: the model cannot be cut so.
     """
-    if mesh.tensor.size == mesh.pipeline.size == 1 and mesh.weights is None and not mesh.shards:
+    is_whole = mesh.tensor.size == mesh.pipeline.size == 1 and mesh.weights is None and mesh.experts is None
+    if is_whole and not mesh.shards:
         return build_model(model_cfg, device=device, dtype=dtype)
     # A class of a user's own may fill buffers when it is made: it is made whole, and then cut.
     is_own = model_cfg.model_type not in SHIPPED
@@ -101,6 +103,7 @@ def parallelize(
         placing = placing or Placing(mesh.pipeline.size)
         every = placing.cut(model.cfg.num_layers)
         keep_stages(model, [every[stage] for stage in placing.stages_of(mesh.pipeline.rank)])
+    dealt = set() if mesh.experts is None else keep_own_experts(model, mesh.experts.cut)
     if mesh.weights is not None:
         gathering = Gathering(mesh.weights.cut, overlap=overlap, pool=memory_pool, prepare=model.prepare)
         parts = Parts(mesh, "isp")
@@ -110,9 +113,13 @@ def parallelize(
         parts = Parts(mesh, mode)
         _TensorParallel(model, parts).apply()
         _share_ends(model, parts)
-    elif mesh.pipeline.size > 1:  # whole, but on the ranks of a stage alone
+    elif mesh.pipeline.size > 1 or dealt:  # whole, but on the ranks of a stage alone, or on those of an expert
         pieces = Pieces(mesh)
-        model.held = {name: pieces.whole(p.shape, partial=False) for name, p in model.named_parameters()}
+        of_expert = Pieces(mesh, dealt=True) if dealt else pieces
+        model.held = {
+            name: (of_expert if p in dealt else pieces).whole(p.shape, partial=False)
+            for name, p in model.named_parameters()
+        }
     if mesh.ends is not None and model.cfg.tie_word_embeddings and not (placing and placing.is_v):
         _note_ends(model, mesh)
 
@@ -146,6 +153,7 @@ class _TensorParallel:
 
     def __init__(self, model: Decoder, parts: Parts) -> None:
         self.model, self.parts, self.exchange = model, parts, parts.exchange
+        self.of_expert = parts.pieces if parts.mesh.experts is None else Pieces(parts.mesh, dealt=True)
 
     def apply(self) -> None:
         """Replace their modules."""
@@ -179,8 +187,8 @@ class _TensorParallel:
             self._cut_feed_forward(mlp.residual_mlp)
         layer = mlp.moe_layer
         layer.gate.wg = self.parts.router(layer.gate.wg)
-        layer.dispatch = PartsDispatch(self.exchange)
-        experts: Any = layer.experts["wrapped_experts"]
+        layer.dispatch = PartsDispatch(self.exchange, layer.dispatch)
+        experts: Any = layer.wrapped_experts.values()
         for expert in experts:
             self._cut_expert(expert)
 
@@ -191,8 +199,8 @@ class _TensorParallel:
         expert.down = self._part(expert.down, 1)
 
     def _part(self, old: Linear, dim: int) -> Linear:
-        """Equal parts of a layer without a bias, along the outputs (0) or the inputs (1)."""
-        held = self.parts.pieces.even(old.weight.shape, dim)
+        """Equal parts of an expert's layer, which has no bias, along the outputs (0) or the inputs (1)."""
+        held = self.of_expert.even(old.weight.shape, dim)
         outputs, inputs = held.placement.local_shape
         new = Linear(inputs, outputs, bias=False, **factory(old.weight))
         self.parts.note(new.weight, held, old.weight)

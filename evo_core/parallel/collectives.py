@@ -44,7 +44,8 @@ class Traffic:
 
     Attributes:
         bytes: by collective, as rings send them: of n ranks an all-reduce sends ``2 (n - 1) / n`` of the tensor, and
-            each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size.
+            each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size, and parts of unlike
+            sizes are those that are for other ranks.
         calls: by collective.
         waits: seconds spent in `Pending.wait`, by collective.
     """
@@ -155,6 +156,29 @@ def all_to_all(output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGr
     into `output`, in rank order; both contiguous, of one size."""
     work = dist.all_to_all_single(output, source, group=group, async_op=True)
     return _noted(work, "all_to_all", source, group)
+
+
+def all_to_all_rows(
+    output: torch.Tensor,
+    source: torch.Tensor,
+    received: Sequence[int],
+    sent: Sequence[int],
+    group: dist.ProcessGroup,
+) -> Pending:
+    """As `all_to_all`, of parts of any sizes, none among them.
+
+    Args:
+        output: [sum(received), ...].
+        source: [sum(sent), ...], contiguous.
+        received: rows that each rank of the group sends here; it must know them.
+        sent: rows for each of them.
+    """
+    work = dist.all_to_all_single(output, source, list(received), list(sent), group=group, async_op=True)
+    if _traffic is not None:
+        row = source.element_size() * source[:1].numel() if len(source) else 0
+        _traffic.calls["all_to_all_rows"] += 1
+        _traffic.bytes["all_to_all_rows"] += row * (sum(sent) - sent[group.rank()])
+    return _timed(work, "all_to_all_rows", source)
 
 
 def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> Pending:

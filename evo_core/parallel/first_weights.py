@@ -1,14 +1,15 @@
 """First weights of a model on many ranks: those of one process, each tensor drawn once and its pieces handed out.
 
 A generator cannot begin in the middle, so whoever needs a piece must draw the whole tensor. Of n ranks that hold a
-model together each draws every n-th tensor, and hands the others what they hold of it.
+model together each draws every n-th tensor, and hands the others what they hold of it; of an expert that is dealt out,
+of the ranks that hold it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from evo_core.model.build import build_model
 from evo_core.model.decoder import Decoder
 from evo_core.model.init import deviations, drawn, fill_constants, init_weights
 from evo_core.parallel.collectives import broadcast, scatter
-from evo_core.parallel.mesh import Mesh
+from evo_core.parallel.mesh import Axis, Mesh
 from evo_core.placement import Held, Placed, Placement, dtypes_of, local_of, placements_of, shards_of, span
 
 
@@ -34,32 +35,58 @@ def draw_first_weights(model: nn.Module, model_cfg: Any, seed: int, mesh: Mesh) 
     if ranks == 1 or not isinstance(model, Decoder):
         init_weights(model, model_cfg, seed)
         return
-    uniform, own = model_cfg.init_type == "uniform", mesh.data.rank * mesh.tensor.size + mesh.tensor.rank
-    todo = list(deviations(model, model_cfg))
+    of_all: list[_Todo] = []
+    dealt: list[_Todo] = []
+    for name, parameter, std in deviations(model, model_cfg):
+        held = model.held.get(name)
+        (dealt if held is not None and held.dealt else of_all).append(_Todo(name, parameter, std, held))
+    uniform = model_cfg.init_type == "uniform"
+    _draw_in_turns(model, of_all, mesh.data, seed, mesh, uniform=uniform)
+    if mesh.experts is not None:
+        _draw_in_turns(model, dealt, mesh.experts.data, seed, mesh, uniform=uniform)
+    fill_constants(model)
+
+
+class _Todo(NamedTuple):
+    """A matrix that is to be drawn: its name, itself, the standard deviation, and who holds it."""
+
+    name: str
+    parameter: nn.Parameter
+    std: float
+    held: Held | None
+
+
+def _draw_in_turns(
+    model: nn.Module, todo: Sequence[_Todo], copies: Axis, seed: int, mesh: Mesh, *, uniform: bool
+) -> None:
+    """Draw parameters that the same ranks hold, each on one of these.
+
+    Args:
+        copies: those of the ranks that hold them together with other tensor ranks.
+    """
+    ranks, own = copies.size * mesh.tensor.size, copies.rank * mesh.tensor.size + mesh.tensor.rank
     for start in range(0, len(todo), ranks):
         turn = todo[start : start + ranks]
         values: Tensor | None = None
         if own < len(turn):  # all ranks draw at the same time; then each hands out what it has
-            name, parameter, std = turn[own]
-            held = model.held.get(name)
+            name, parameter, std, held = turn[own]
             shape = tuple(parameter.shape) if held is None else held.placement.shape
             values = drawn(shape, std, seed=seed, name=name, uniform=uniform)
-        for drawer, (name, parameter, _) in enumerate(turn):
-            with _all_rows(model, name, parameter, mesh) as memory:
-                _hand_out(memory, model.held.get(name), values if drawer == own else None, drawer, mesh)
-    fill_constants(model)
+        for drawer, each in enumerate(turn):
+            with _all_rows(model, each, mesh) as memory:
+                _hand_out(memory, each.held, values if drawer == own else None, drawer, mesh)
 
 
 @contextmanager
-def _all_rows(model: nn.Module, name: str, parameter: nn.Parameter, mesh: Mesh) -> Iterator[Tensor]:
+def _all_rows(model: nn.Module, todo: _Todo, mesh: Mesh) -> Iterator[Tensor]:
     """Memory to draw a parameter into: its own, or where data ranks share it (fsdp), some for the time of the block."""
     if (shards := shards_of(model)) is None:
-        yield parameter
+        yield todo.parameter
         return
-    share = local_of(parameter.detach())
-    whole = share.new_empty(parameter.shape, dtype=shards.dtypes[name])
+    share = local_of(todo.parameter.detach())
+    whole = share.new_empty(todo.parameter.shape, dtype=shards.dtypes[todo.name])
     yield whole
-    start, stop = span(parameter.shape[0], mesh.zero.rank, mesh.zero.size)
+    start, stop = span(whole.shape[0], mesh.zero.rank, mesh.zero.size)
     share.copy_(whole[start:stop])
 
 
@@ -83,12 +110,15 @@ def _hand_out(parameter: Tensor, held: Held | None, whole: Tensor | None, drawer
 
     Args:
         whole: what was drawn, on the drawer; None on the others.
-        drawer: its number among the ranks of the stage.
+        drawer: its number among the ranks of the stage, or of those that hold the expert.
     """
     shared, alike = mesh.tensor, mesh.data
     if held is not None and held.gathered:
         assert mesh.weights is not None  # which cut it
         shared, alike = mesh.weights.cut, mesh.weights.data
+    elif held is not None and held.dealt:
+        assert mesh.experts is not None
+        alike = mesh.experts.data
     copy, part = divmod(drawer, shared.size)
     if held is None or shared.size == 1:
         if whole is not None:

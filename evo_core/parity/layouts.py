@@ -32,7 +32,8 @@ class Layout:
         name: as typed: its parallel sizes but 1, then ``zero`` with the ranks that share the optimizer's state, or
             ``fsdp`` with those that share parameters and gradients too. Of a pipeline its stages, times the chunks of
             each, and the schedule where it is not 1F1B; of isp the ranks that share the sequence, and those that share
-            each weight, and ``dp`` where there are more ranks than these.
+            each weight, and ``dp`` where there are more ranks than these. Of a mixture ``ep`` and the ranks that share
+            its experts.
         ranks: how many.
         parallel: the `parallel` block.
         chunks: stages on each rank of a pipeline.
@@ -119,6 +120,20 @@ def _pipelines(ranks: int) -> Iterator[Layout]:
                 yield Layout(name, ranks, {"pipeline": pipeline, **beside.parallel}, chunks)
 
 
+def _dealt(ranks: int) -> Iterator[Layout]:
+    """Layouts with data-parallel ranks that say how many of these share the experts; one that says nothing has as many
+    as divide. With stages only those in which all do."""
+    for beside in (*_data_parallel(ranks), *_tensor_parallel(ranks), *_pipelines(ranks)):
+        parallel = beside.parallel
+        tensor, stages = (parallel.get(axis, {}).get("size", 1) for axis in ("tensor", "pipeline"))
+        data = ranks // (tensor * stages)
+        if data == 1 or parallel.get("tensor", {}).get("mode") == "isp":  # which fetches all experts
+            continue
+        for size in _sizes(data) if stages == 1 else (data,):
+            name = f"{beside.name}-ep{size}"
+            yield Layout(name, ranks, {**parallel, "expert": {"size": size}}, beside.chunks)
+
+
 def _sizes(ranks: int) -> list[int]:
     return [size for size in (1, *SIZES) if size <= ranks]
 
@@ -138,7 +153,10 @@ LAYOUTS = tuple(
         *_pipelines(ranks),
     )
 )
-"""Every layout, of each number of ranks."""
+"""Every layout, of each number of ranks, whatever the model."""
+
+DEALT = tuple(layout for ranks in SIZES for layout in _dealt(ranks))
+"""Those of a mixture of experts, besides."""
 
 _EXPERTS = {"num_experts": 4, "num_kv_attention_heads": 8}
 
@@ -187,7 +205,7 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
 )
 """What differs from the small model, an INTERNLM2_PUBLIC: blocks of a configuration by what is typed."""
 
-_HALF_A_BATCH = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
+_HALF_A_BATCH: Settings = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * MICRO_BATCHES // 2}}
 """For the many rows of other models: two micro-batches on each of two data-parallel ranks are enough."""
 
 WAYS: MappingProxyType[str, Settings] = MappingProxyType(
@@ -235,6 +253,13 @@ def _rows() -> Iterator[Row]:
         for model, way in _TOGETHER:
             if _matters(way, layout) and _matters(model, layout):
                 yield Row(f"{layout.name}-{model}-{way}", layout, merge(_HALF_A_BATCH, MODELS[model]), WAYS[way])
+
+    for layout in DEALT:
+        batch = {} if layout.name.startswith("dp4") else _HALF_A_BATCH
+        for model in ("moe", "moe-one-expert", "moe-dropless"):
+            yield Row(f"{layout.name}-{model}", layout, merge(batch, MODELS[model]))
+        for way in ("recompute", "overlap", "overlap-params") if "-zero" in layout.name else ():
+            yield Row(f"{layout.name}-moe-{way}", layout, merge(batch, MODELS["moe"]), WAYS[way])
 
 
 _FETCHING = ("weight-overlap", "memory-pool")

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from evo_core.checkpoint import TrainState, load, save
-from evo_core.checkpoint.tensors import model_tensors
+from evo_core.checkpoint.tensors import filling, model_tensors
 from evo_core.config import TrainConfig
 from evo_core.errors import CheckpointError
+from evo_core.optim.fsdp_adamw import FsdpAdamW
 from evo_core.optim.groups import groups_of
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.apply import build_parallel
@@ -31,7 +32,7 @@ class Layout(NamedTuple):
     """Tensor ranks, ranks of each ZeRO group, and stages: ranks of the pipeline and how many each of them has.
 
     With `is_v` the stages come back to the first rank. With isp there are `weight` ranks that share each weight, and
-    so many ZeRO groups of those that hold the same part of it.
+    so many ZeRO groups of those that hold the same part of it. With fsdp a ZeRO group shares parameters too.
     """
 
     tensor: int
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     is_v: bool = False
     weight: int = 0
     groups: int = 1
+    fsdp: bool = False
 
     @property
     def ranks(self) -> int:
@@ -57,7 +59,7 @@ class Layout(NamedTuple):
     def __str__(self) -> str:
         stages = f"x{self.pipeline}x{self.chunks}{'v' * self.is_v}" if self.pipeline > 1 else ""
         weights = f"w{self.weight}x{self.groups}" if self.weight else ""
-        return f"{self.tensor}x{self.zero}{stages}{weights}"
+        return f"{self.tensor}x{self.zero}{stages}{weights}" + f"fsdp{self.groups}" * self.fsdp
 
 
 def config(family: str, **changes: Any) -> TrainConfig:
@@ -66,22 +68,25 @@ def config(family: str, **changes: Any) -> TrainConfig:
     return configuration({**TINY, **SHAPES[family], **own, **changes}, Path("test"))
 
 
-def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW]:
-    mesh = mesh_of(layout.zero, **layout.parallel)
+def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW | FsdpAdamW]:
+    zero: Any = {"size": layout.zero, "fsdp": True} if layout.fsdp else layout.zero
+    mesh = mesh_of(zero, **layout.parallel)
     placing = Placing(layout.pipeline, layout.chunks, layout.is_v)
     model = build_parallel(cfg.model, mesh, "cpu", placing=placing)
     for parameter in model.parameters():
         nn.init.constant_(parameter, -7)
-    return model, Zero1AdamW(groups_of(model, mesh), mesh.world)
+    groups = groups_of(model, mesh)
+    return model, FsdpAdamW(model, groups, mesh) if mesh.shards else Zero1AdamW(groups, mesh.world)
 
 
 def truth(name: str, placed: Placed) -> Tensor:
-    """The whole tensor of a name, wherever it is asked for."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    """The whole tensor of a name, wherever it is asked for; a narrow one is its master value, rounded."""
+    seed = f"master.{name}" if placed.local.dtype == torch.bfloat16 else name
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     return torch.randn(placed.placement.shape, generator=generator).to(placed.local.dtype)
 
 
-def held(model: nn.Module, optimizer: Zero1AdamW) -> Iterator[tuple[str, Placed]]:
+def held(model: nn.Module, optimizer: Zero1AdamW | FsdpAdamW) -> Iterator[tuple[str, Placed]]:
     yield from model_tensors(model).items()
     yield from optimizer.state().items()
 
@@ -90,7 +95,10 @@ def saved(root: Path, family: str, layout: Layout, **changes: Any) -> Path:
     """Write a checkpoint of what `truth` says, whatever the layout."""
     cfg = config(family, **changes)
     model, optimizer = state_of(cfg, layout)
-    for name, placed in held(model, optimizer):
+    with torch.no_grad(), filling(model) as tensors:
+        for name, placed in tensors.items():
+            placed.fill(truth(name, placed))
+    for name, placed in optimizer.state().items():
         placed.fill(truth(name, placed))
     return save(root / family / str(layout), cfg, model, optimizer.state(), TrainState(step=1))
 

@@ -19,7 +19,6 @@ REFUSED = {
         "data", {"type": "hf", "train_folder": "s3://b/x", "tokenizer_path": "x", "pack_sample_into_one": False}
     ),
     "model.is_reward": at("model.is_reward", True),
-    "parallel.zero1.fsdp": at("parallel.zero1.fsdp", True),
 }
 
 
@@ -37,9 +36,6 @@ def test_a_refusal_is_one_clear_sentence() -> None:
     assert refusal(REFUSED["output_tf32"]) == (
         "output_tf32: true: this version computes the head in model.dtype, like the rest (set it to false; with "
         "model.dtype: torch.tf32 the head is computed so too)"
-    )
-    assert refusal(REFUSED["parallel.zero1.fsdp"]) == (
-        "parallel.zero1.fsdp: true: this version splits optimizer states only (set it to false)"
     )
 
 

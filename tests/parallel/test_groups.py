@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -128,8 +129,36 @@ def test_isps_views_of_1024_ranks(tmp_path: Path) -> None:
         assert all(axis.ranks == tuple(dist.get_process_group_ranks(axis.group)) for axis in axes)
         return {axis.name: axis.ranks for axis in axes}
 
+    of_isp = [axis for axis in AXES if not axis.startswith("expert")]
     for rank in SAMPLED:
-        assert pretending(made, rank, tmp_path) == {axis: GATHERED.ranks_of(axis, rank) for axis in AXES}
+        assert pretending(made, rank, tmp_path) == {axis: GATHERED.ranks_of(axis, rank) for axis in of_isp}
+
+
+def test_who_shares_the_experts_of_a_mixture(tmp_path: Path) -> None:
+    """Runs of neighbours among the data ranks; the ranks that hold the same experts share states inside a ZeRO group
+    that has whole runs, and none where a run is as long as it."""
+
+    def made(degrees: Degrees) -> dict[str, tuple[int, ...]]:
+        mesh = make_mesh(degrees)
+        assert mesh.experts is not None
+        axes = [mesh.experts.cut, mesh.experts.data, mesh.experts.replica, mesh.experts.zero]
+        assert all(axis.ranks == tuple(dist.get_process_group_ranks(axis.group)) for axis in axes)
+        return {axis.name: axis.ranks for axis in axes}
+
+    for expert, zero1, sizes in ((4, 8, (4, 8, 4, 2)), (8, 8, (8, 4, 4, 1)), (2, 32, (2, 16, 1, 16))):
+        degrees = replace(SPLIT, expert=expert, zero1=zero1)
+        axes: list[AxisName] = ["expert", "expert_data", "expert_replica", "expert_zero"]
+        assert tuple(degrees.line(axis).size for axis in axes) == sizes
+        run = degrees.ranks_of("expert", 777)
+        assert run[1] - run[0] == T and set(run) <= set(degrees.ranks_of("data", 777))
+        assert set(degrees.ranks_of("expert_zero", 777)) <= set(degrees.ranks_of("zero", 777))
+        same = degrees.ranks_of("expert_data", 777)
+        assert {degrees.line("expert").number(rank) for rank in same} == {degrees.line("expert").number(777)}
+        assert {other for rank in same for other in degrees.ranks_of("expert", rank)} == set(
+            degrees.ranks_of("data", 777)
+        )
+        found = pretending(lambda degrees=degrees: made(degrees), 777, tmp_path)
+        assert found == {axis: degrees.ranks_of(axis, 777) for axis in axes}
 
 
 def test_the_page_says_which_ranks_are_together() -> None:

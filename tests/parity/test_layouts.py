@@ -27,6 +27,7 @@ def test_there_is_every_layout() -> None:
     names = {layout.name for layout in LAYOUTS}
     assert {"dp2", "dp2-zero2", "mtp2", "msp2", "fsp2"} < names
     assert {"dp4", "dp4-zero2", "dp4-zero4", "mtp4", "msp4", "fsp4"} < names
+    assert {"dp2-fsdp1", "dp2-fsdp2", "dp4-fsdp1", "dp4-fsdp2", "dp4-fsdp4", "mtp2-dp2-fsdp2", "msp2-dp2-fsdp2"} < names
     assert {f"{mode}2-dp2{zero}" for mode in ("mtp", "msp", "fsp") for zero in ("", "-zero2")} < names
     assert {"isp1w2", "isp2w1", "isp2w2", "isp1w2-dp4-zero2", "isp2w2-dp2", "isp2w1-dp2-zero2"} < names
     assert {"isp1w4", "isp2w4", "isp4w4", "isp4w1", "isp4w1-zero4", "isp4w2", "isp4w2-zero2"} < names
@@ -56,7 +57,7 @@ def test_names_patterns_and_all() -> None:
     ("word", "said"),
     [
         ("mtq2", 'no such layout: mtq2; did you mean "mtp2"?'),
-        ("fsdp*", r"no such layout: fsdp\*"),
+        ("fsdq*", r"no such layout: fsdq\*"),
         ("msp4", "msp4 is for 4 ranks, not 2"),
     ],
 )

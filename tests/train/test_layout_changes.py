@@ -24,12 +24,14 @@ class Leg(NamedTuple):
     chunks: int = 1
     schedule: str = "1F1B"
     weight: int = 1
+    fsdp: bool = False
 
     @property
     def parallel(self) -> dict[str, Any]:
         pipeline = {"size": self.pipeline, "mode": self.schedule}
         tensor, weight = {"size": self.tensor, "mode": self.mode}, {"size": self.weight, "overlap": self.weight > 1}
-        return {"zero1": self.zero, "tensor": tensor, "pipeline": pipeline, "weight": weight}
+        zero = {"size": self.zero, "fsdp": self.fsdp}
+        return {"zero1": zero, "tensor": tensor, "pipeline": pipeline, "weight": weight}
 
 
 LEGS = [Leg(4, 4, 1), Leg(2, 2, 1, "msp"), Leg(1, 1, 1), Leg(4, 2, 2, "fsp")]
@@ -77,6 +79,11 @@ MORE_ISP = [
 ]
 """One step each."""
 
+FSDP = [Leg(4, 1, 4, fsdp=True), Leg(2, 1, 2), Leg(4, 1, 2, fsdp=True), Leg(4, 2, 2, "msp", fsdp=True)]
+"""Two steps each."""
+
+DENSE = {name: FAMILIES[name] for name in ("INTERNLM2_PUBLIC", "QWEN3")}
+
 TIED_ENDS = {"LLAMA3": {"model__tie_word_embeddings": True, "model__num_layers": 6}}
 """The weight that both ends have is one in the checkpoint."""
 
@@ -100,6 +107,7 @@ def train(folder: Path, leg: Leg, last_step: int, families: dict[str, dict[str, 
         pytest.param(LEGS, FAMILIES, id="tensor", marks=pytest.mark.slow),
         pytest.param(STAGES, TIED_ENDS, id="pipeline"),
         pytest.param(MORE_STAGES, TIED_ENDS, id="pipelines", marks=pytest.mark.slow),
+        pytest.param(FSDP, DENSE, id="fsdp", marks=pytest.mark.slow),
         pytest.param(ISP, {"INTERNLM_MoE": FAMILIES["INTERNLM_MoE"]}, id="isp", marks=pytest.mark.slow),
         pytest.param(ISP, FAMILIES | BIASES, id="isp-families", marks=pytest.mark.slow),
         pytest.param(MORE_ISP, TIED_ENDS | BIASES, id="isp-pipelines", marks=pytest.mark.slow),
@@ -118,7 +126,11 @@ def test_losses_are_those_of_one_process(tmp_path: Path, legs: list[Leg], famili
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leg", [Leg(2, 2, 1, "isp", weight=2), Leg(2, 2, 2, "isp")], ids=["weights", "zero"])
+@pytest.mark.parametrize(
+    "leg",
+    [Leg(2, 2, 1, "isp", weight=2), Leg(2, 2, 2, "isp"), Leg(2, 1, 2, fsdp=True)],
+    ids=["weights", "zero", "fsdp"],
+)
 def test_the_same_layout_goes_on_to_the_same_bits(tmp_path: Path, leg: Leg) -> None:
     """In narrow weights, beside which there are master values."""
     family = {"INTERNLM2_PUBLIC": FAMILIES["INTERNLM2_PUBLIC"] | {"model__dtype": "torch.bfloat16"}}

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from evo_core.config import TrainConfig, load_config
-from evo_core.errors import ConfigError
 from evo_core.model import build_model, count_parameters
 from evo_core.monitor.alerts import Alerts
 from evo_core.monitor.heartbeat import Heartbeat
@@ -52,10 +51,6 @@ WITHOUT_EFFECT_IF_SET = {
     "monitor.alert.feishu_alert_address": ("https://x", "enable_feishu_alert is false"),
 }
 
-REFUSED: dict[str, Any] = {
-    "parallel.zero1.fsdp": True,
-}
-
 _OVERLAPS = "train/test_internevo_config.py::test_its_overlap_keys_change_no_number"
 
 SHOWN_IN = {
@@ -78,6 +73,7 @@ SHOWN_IN = {
     "generation.max_length": "generate/test_command.py",
     "model.use_flash_attn": "model/test_attention.py",
     "model.checkpoint": "model/test_decoder.py",
+    "parallel.zero1.fsdp": "train/test_fsdp_runs.py::test_the_curve_of_one_process",
     "parallel.tensor.mode": "train/test_tensor_ranks.py::test_the_curve_of_one_process",
     "parallel.weight.overlap": "parallel/weight/test_events.py",
 }
@@ -240,9 +236,9 @@ def keys() -> set[str]:
 
 
 def test_each_key_is_of_one_of_the_kinds() -> None:
-    kinds = (WITHOUT_EFFECT, WITHOUT_EFFECT_IF_SET, REFUSED, SHOWN_IN, CHANGES)
+    kinds = (WITHOUT_EFFECT, WITHOUT_EFFECT_IF_SET, SHOWN_IN, CHANGES)
     assert {key for kind in kinds for key in kind} == keys()
-    assert not CHANGES.keys() & (WITHOUT_EFFECT.keys() | REFUSED.keys() | SHOWN_IN.keys())
+    assert not CHANGES.keys() & (WITHOUT_EFFECT.keys() | SHOWN_IN.keys())
 
 
 def named(cfg: TrainConfig) -> dict[str, str]:
@@ -261,12 +257,6 @@ def test_what_has_no_effect_is_named_with_the_reason() -> None:
 def test_what_would_have_no_effect_is_named(key: str) -> None:
     value, why = WITHOUT_EFFECT_IF_SET[key]
     assert named(load_config(CONFIG, [f"{key}={str(value).lower()}"])) == WITHOUT_EFFECT | {key: why}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: "):
-        load_config(CONFIG, [f"{key}={str(REFUSED[key]).lower()}"])
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -144,7 +144,12 @@ class TrainConfig(Block):
         Raises:
             ConfigError: they cannot be laid out so.
         """
-        return Degrees.of(self.parallel, world_size, getattr(self.model, "num_experts", 1))
+        return Degrees.of(self.parallel, world_size, self.experts)
+
+    @property
+    def experts(self) -> int:
+        """Of each layer; 1 for a plain MLP, and for a model type of a user's own, whose experts are its own matter."""
+        return self.model.num_experts if self.model_type in SHIPPED else 1
 
     def micro_num(self, dp: int) -> int:
         """Micro-batches of one update on each of ``dp`` data-parallel ranks.
@@ -160,8 +165,8 @@ class TrainConfig(Block):
         Raises:
             ConfigError: naming the numbers and the nearest legal choice.
         """
-        experts = getattr(self.model, "num_experts", 1)
-        raise_all(degree_errors(self.parallel, world_size, most_stages=most_stages(self.model), experts=experts))
+        stages = most_stages(self.model)
+        raise_all(degree_errors(self.parallel, world_size, most_stages=stages, experts=self.experts))
         check_micro_batches(self, self.dp(world_size))
 
     def identity(self, world_size: int) -> dict[str, Any]:

@@ -58,13 +58,22 @@ class ExpertLayer(nn.Module):
     def __init__(self, cfg: ModelConfig, **factory: Any) -> None:
         super().__init__()
         self.gate = Gate(cfg, **factory)
-        self.experts = nn.ModuleDict({"wrapped_experts": nn.ModuleList(_mlp(cfg, **factory) for _ in _experts(cfg))})
-        self.dispatch = Dispatch()
+        # Not a list, which would number a rank's experts from 0: names in a checkpoint are the whole model's.
+        experts = nn.ModuleDict({str(number): _mlp(cfg, **factory) for number in range(cfg.num_experts)})
+        self.experts = nn.ModuleDict({"wrapped_experts": experts})
+        self.dispatch: nn.Module = Dispatch()
 
     def forward(self, x: Tensor, *, keep_all: bool = False, draws: LayerDraws | None = None) -> tuple[Tensor, Tensor]:
         """x [T, hidden_size] -> the same shape, and the balance loss, a scalar; see `MixtureMLP`."""
         routing = self.gate(x, keep_all=keep_all, draws=draws)
-        return self.dispatch(x, routing, self.experts["wrapped_experts"]), routing.balance
+        return self.dispatch(x, routing, self.wrapped_experts), routing.balance
+
+    @property
+    def wrapped_experts(self) -> nn.ModuleDict:
+        """The experts that are here, by their number in the whole layer, as a string."""
+        experts = self.experts["wrapped_experts"]
+        assert isinstance(experts, nn.ModuleDict)  # made so
+        return experts
 
 
 class Gate(nn.Module):
@@ -122,37 +131,50 @@ class Dispatch(nn.Module):
 
     Attributes:
         calls_all: call experts that no token is for, too.
+        ranks: that the experts are dealt out over, each of which has as many.
     """
 
     calls_all = False
+    ranks = 1
 
-    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleList) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleDict) -> Tensor:
         """sum over each token's kept experts of weight * expert(x).
 
         Args:
             x: [T, hidden_size].
             routing: of these T tokens.
-            experts: each a module [n, hidden_size] -> [n, hidden_size].
+            experts: those that are here, each a module [n, hidden_size] -> [n, hidden_size].
 
         Returns:
             [T, hidden_size]; 0 where no expert kept the token.
         """
         top_k = routing.experts.shape[1]
-        nowhere = len(experts)  # the number of an expert that does not exist, sorted behind all others
+        nowhere = len(experts) * self.ranks  # the number of an expert that does not exist, sorted behind all others
         wanted = routing.experts.masked_fill(~routing.kept, nowhere).flatten()
         # Sorted by expert, an expert's tokens lie side by side: one product each, and no padding to the fullest.
-        counts = torch.bincount(wanted, minlength=nowhere + 1)[:nowhere].tolist()
-        order = wanted.argsort(stable=True)[: sum(counts)]
-        parts = zip(experts, x[order // top_k].split(counts), strict=True)
-        results = torch.cat([expert(part) for expert, part in parts if part.shape[0] or self.calls_all])
+        counts = torch.bincount(wanted, minlength=nowhere + 1)[:nowhere]
+        order = wanted.argsort(stable=True)
+        results = self.run(x, order // top_k, counts, experts)
         # Each result back to its own place and then summed: the same bits every time on every device.
-        back = results.new_zeros(wanted.shape[0], x.shape[1]).index_copy(0, order, results)
+        back = results.new_zeros(wanted.shape[0], x.shape[1]).index_copy(0, order[: results.shape[0]], results)
         weights = routing.weights.to(x.dtype).unsqueeze(1)
         return torch.bmm(weights, back.view(x.shape[0], top_k, -1)).squeeze(1)
 
+    def run(self, x: Tensor, tokens: Tensor, counts: Tensor, experts: nn.ModuleDict) -> Tensor:
+        """What experts make of tokens.
 
-def _experts(cfg: ModelConfig) -> range:
-    return range(cfg.num_experts)
+        Args:
+            x: [T, hidden_size].
+            tokens: [n] int64, rows of x sorted by expert; behind those of the last expert are others.
+            counts: [experts of the layer] int64, how many are for each.
+            experts: those that are here.
+
+        Returns:
+            [sum(counts), hidden_size], in the order of the tokens.
+        """
+        sizes = counts.tolist()
+        parts = zip(experts.values(), x[tokens[: sum(sizes)]].split(sizes), strict=True)
+        return torch.cat([expert(part) for expert, part in parts if part.shape[0] or self.calls_all])
 
 
 def _mlp(cfg: ModelConfig, **factory: Any) -> MLP:

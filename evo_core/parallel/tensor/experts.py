@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from evo_core.model.ops.linear import Linear
-from evo_core.model.ops.moe import Dispatch
 from evo_core.model.ops.routing import Routing
 from evo_core.parallel.tensor.exchange import Exchange
 
@@ -27,16 +26,21 @@ class RouterLinear(Linear):
         return self.exchange.gather_rows(super().forward(x))
 
 
-class PartsDispatch(Dispatch):
-    """Takes tokens to the part of each expert that is here, and adds the parts of the results up."""
+class PartsDispatch(nn.Module):
+    """Takes tokens to the part of each expert that is here, and adds the parts of the results up.
 
-    def __init__(self, exchange: Exchange) -> None:
+    Args:
+        exchange: of the ranks that have the parts.
+        dispatch: to the experts, of whose parts it knows nothing.
+    """
+
+    def __init__(self, exchange: Exchange, dispatch: nn.Module) -> None:
         super().__init__()
-        self.exchange = exchange
+        self.exchange, self.dispatch = exchange, dispatch
 
-    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleList) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleDict) -> Tensor:
         """As `Dispatch`: x [rows here, hidden_size], and routing of all T tokens -> [rows here, hidden_size]."""
         exchange = self.exchange
         # A weight's gradient is its product with an expert's result, of which each rank has a part of the sum.
         routing = routing._replace(weights=exchange.sum_gradients(routing.weights))
-        return exchange.leave(super().forward(exchange.enter(x), routing, experts))
+        return exchange.leave(self.dispatch(exchange.enter(x), routing, experts))

@@ -26,6 +26,7 @@ class Parts:
     Sizes divide: whoever asks has checked that.
 
     Attributes:
+        mesh: whose ranks they are.
         exchange: how the ranks of the tensor axis share the residual stream.
         pieces: where parts lie on them.
         size: how many they are.
@@ -33,7 +34,7 @@ class Parts:
     """
 
     def __init__(self, mesh: Mesh, mode: str) -> None:
-        self.exchange, self.pieces = Exchange.of(mode, mesh.tensor), Pieces(mesh)
+        self.mesh, self.exchange, self.pieces = mesh, Exchange.of(mode, mesh.tensor), Pieces(mesh)
         self.size, self.rank = mesh.tensor.size, mesh.tensor.rank
         self._held: dict[int, Held] = {}
 

@@ -18,14 +18,18 @@ class Pieces:
 
     Args:
         gathered: over the weight axis of an isp mesh; else over the tensor axis.
+        dealt: of experts that data ranks share.
     """
 
-    def __init__(self, mesh: Mesh, *, gathered: bool = False) -> None:
+    def __init__(self, mesh: Mesh, *, gathered: bool = False, dealt: bool = False) -> None:
         cut, copies = mesh.tensor, mesh.data
+        if dealt:
+            assert mesh.experts is not None  # whoever asks has them
+            copies = mesh.experts.data
         if gathered:
             assert mesh.weights is not None  # whoever asks has isp
             cut, copies = mesh.weights.cut, mesh.weights.data
-        self.count, self.rank, self._gathered = cut.size, cut.rank, gathered
+        self.count, self.rank, self._kind = cut.size, cut.rank, {"gathered": gathered, "dealt": dealt}
         firsts = [rank - self.rank for rank in copies.ranks]
 
         @cache
@@ -41,12 +45,12 @@ class Pieces:
             partial: whether each sees a part of its gradient.
         """
         everywhere = Placement.whole(shape, self._ranks(tuple(range(self.count))))
-        return Held((everywhere,) * self.count, self.rank, partial, gathered=self._gathered)
+        return Held((everywhere,) * self.count, self.rank, partial, **self._kind)
 
     def even(self, shape: Sequence[int], dim: int) -> Held:
         """One of equal parts along a dimension on each."""
         each = (Placement.cut(shape, dim, t, self.count, self._ranks((t,))) for t in range(self.count))
-        return Held(tuple(each), self.rank, partial=False, gathered=self._gathered)
+        return Held(tuple(each), self.rank, partial=False, **self._kind)
 
     def rows(self, shape: Sequence[int], of_each: Sequence[Iterable[Rows]]) -> Held:
         """Some rows on each, in the order given; rows that several hold are given alike to each of them.
@@ -65,7 +69,7 @@ class Pieces:
             ),
             self.rank,
             partial=True,
-            gathered=self._gathered,
+            **self._kind,
         )
 
 

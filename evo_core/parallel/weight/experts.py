@@ -24,7 +24,7 @@ class RowsDispatch(Dispatch):
         super().__init__()
         self.exchange = exchange
 
-    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleList) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, experts: nn.ModuleDict) -> Tensor:
         """As `Dispatch`: x [rows here, hidden_size], and routing of all T tokens -> [rows here, hidden_size]."""
         own = self.exchange.own_rows
         here = routing._replace(experts=own(routing.experts), weights=own(routing.weights), kept=own(routing.kept))
