@@ -29,8 +29,8 @@ def layout_lines(found: Found, memory: float, assumed: Assumptions) -> Iterator[
     fits = "" if found.memory <= memory else f": does not fit into {memory / GB:g} GB"
     yield f"memory of rank {found.most.rank}, which needs most, in GB{fits}"
     parts = [(_WORDS.get(part, part), getattr(found.most, part)) for part in PARTS]
-    rows = [(name, f"{size / GB:.2f}") for name, size in [*parts, ("in all", found.memory)]]
-    yield from _table(rows)
+    memory_rows = [(name, f"{size / GB:.2f}") for name, size in [*parts, ("in all", found.memory)]]
+    yield from _table(memory_rows)
     sent = sorted(found.sent.items(), key=lambda item: -item[1])
     if any(size for _, size in sent):
         yield "sent by a rank in a step"

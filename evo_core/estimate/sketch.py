@@ -1,7 +1,7 @@
 """What a rank holds and sends, by arithmetic alone: microseconds for each layout, to know which are worth running.
 
-It is near to what `rank_cost` finds by running the code and decides only in which order layouts are run; nothing of it is
-printed. What it leaves out is small or the same for all: rows that do not divide, norms' statistics, the loss's numbers.
+It is near to what `rank_cost` finds by running the code, and decides only in which order layouts are run; nothing of it
+is printed. What it leaves out is small or the same for all: rows that do not divide, norms' statistics, sums of the loss.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def sketch(cfg: TrainConfig, degrees: Degrees) -> Sketch:
     sent: Counter[tuple[str, str]] = Counter()
     for rank in found:
         sent |= rank.sent()
-    return Sketch(*map(int, most.lasting), most.memory, dict(+sent))
+    return Sketch(*most.lasting, most.memory, dict(+sent))
 
 
 class _Rank:
@@ -101,7 +101,7 @@ class _Rank:
         degrees = self.degrees
         return (self.blocks_held, degrees.zero1 if self.isp else degrees.zero), (self.rest_held, degrees.zero)
 
-    def _lasting(self) -> tuple[float, float, float]:
+    def _lasting(self) -> tuple[int, int, int]:
         """Bytes of parameters, gradients, states."""
         parameters = gradients = states = 0.0
         for elements, zero in self._shares():
@@ -114,7 +114,7 @@ class _Rank:
             parameters += elements * self.bytes
             gradients += elements * self.wide * (1 + (1 / zero if zero > 1 else 0))
             states += elements * (2 if is_own_master else 3) * self.wide / zero
-        return parameters, gradients, states
+        return int(parameters), int(gradients), int(states)
 
     def _buffers(self) -> float:
         held, zero = self.blocks_held + self.rest_held, self.degrees.zero
