@@ -4,9 +4,8 @@ Each row is a run of another system whose model, layout, batch and machines are 
 put beside what the model says of the same job. Three rows set the share of the peak that a chip's blocks reach
 (`Chip.efficiency`), and are marked; all others are said from these. Nothing is run on a GPU here.
 
-What another system sends is not what this one does: those of InternEvo and of llm-foundry's mode PURE sum gradients in 16
-bits, where Evo sums them in 32. Their gradients are counted at half of Evo's bytes; the last column has what is said of
-Evo.
+What another system sends is not what this one does: InternEvo and llm-foundry's mode PURE sum gradients in 16 bits,
+where Evo sums them in 32. Their gradients are counted at half of Evo's bytes; the last column has what is said of Evo.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ _MPT = {"3b": (32, 2560, 20), "7b": (32, 4096, 32), "13b": (40, 5120, 40), "30b"
 
 
 def _foundry() -> Iterator[Row]:
-    """MPT by torch's FSDP over all GPUs, a port of 200 Gb/s for each A100 (of H100 the table says nothing: 400 Gb/s)."""
+    """MPT by torch's FSDP over all GPUs: 200 Gb/s for each A100; of H100 the table says nothing, taken are 400."""
     for size, seq_len, gpus, chip_, micro_bsz, micro_num, again, tgs, pure in (
         ("7b", 2048, 8, "h100", 6, 1, 0, 10643, 0),
         ("7b", 4096, 8, "h100", 16, 2, 1, 8611, 0),
@@ -196,9 +195,8 @@ def main() -> None:
         row = each.row
         if row.source != source:
             source = row.source
-            print(
-                f"\n{source}\n{'run':32}{'GPUs':>5}  {'chip':9}{'published':>10}{'model':>8}{'error':>8}{'of Evo':>8}"
-            )
+            print(f"\n{source}\n{'run':32}{'GPUs':>5}  {'chip':9}", end="")
+            print(f"{'published':>10}{'model':>8}{'error':>8}{'of Evo':>8}")
         mark = " sets the chip's efficiency" if row.sets else ""
         print(
             f"{row.name:32}{row.gpus:5}  {row.chip:9}{row.tgs:10.0f}{each.tgs:8.0f}{each.error:+8.1%}"

@@ -39,10 +39,10 @@ def estimate_command(
     set_: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a job needs on so many GPUs, and find the layouts worth having, without a GPU.
+    """Say what a job needs, and find the layouts worth having.
 
-    Memory and what is sent are counted by running the code of one rank without memory. Time is a model; its assumptions
-    are printed. A layout that is proposed has the file's tokens a step, is legal and fits.
+    It takes no GPU. Memory and what is sent are counted by running the code of one rank without memory. Time is a
+    model, whose assumptions are printed. A layout that is proposed has the file's tokens a step, is legal and fits.
 
     The exit status is 2 where no layout fits or the input is wrong.
     """

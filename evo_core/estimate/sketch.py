@@ -1,7 +1,7 @@
 """What a rank holds and sends, by arithmetic alone: microseconds for each layout, to know which are worth running.
 
 It is near to what `rank_cost` finds by running the code, and decides only in which order layouts are run; nothing of it
-is printed. What it leaves out is small or the same for all: rows that do not divide, norms' statistics, sums of the loss.
+is printed. What it leaves out is small or the same for all: rows that do not divide, what norms keep, sums of the loss.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The time of a step, as a model: what is computed, what is waited for, and why.
 
-    step = computing of the slowest stage + bubble + passes over memory + what is sent: a part where it is hidden, else all
+    step = computing of the slowest stage + bubble + passes over memory + what is sent, a part of it where it is hidden
 
-Products are counted by `evo_core.train.flops`. What is sent is the count of `rank_cost`; what of it is hidden, and how fast
-the rest is, `evo_core.estimate.assumptions` says.
+Products are counted by `evo_core.train.flops`. What is sent is counted by `rank_cost`; what of it is hidden, and how
+fast the rest is, is assumed (`assumptions`).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Held(NamedTuple):
     states: float
 
     def moved(self, count: int) -> float:
-        """Bytes read and written in a step of so many micro-batches: each adds its gradients up, then values are updated
-        from them and from two moments."""
+        """Bytes read and written in a step: each of so many micro-batches adds its gradients up, then values are
+        updated from them and from two moments."""
         return count * (self.parameters + 2 * self.gradients) + self.gradients + 2 * self.states + self.parameters
 
 
