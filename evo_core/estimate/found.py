@@ -8,7 +8,7 @@ from typing import Any
 
 from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
-from evo_core.estimate.rank_cost import RankCost, rank_cost
+from evo_core.estimate.rank_cost import RankCost, quick_cost, rank_cost
 from evo_core.estimate.step_time import Held, StepTime, step_time
 from evo_core.parallel.degrees import Degrees
 
@@ -38,7 +38,7 @@ class Found:
     @property
     def memory(self) -> int:
         """Bytes of the rank that needs most."""
-        return total(self.most)
+        return self.most.total
 
     @property
     def name(self) -> str:
@@ -46,18 +46,17 @@ class Found:
         return name_of(self.cfg, self.degrees)
 
 
-def total(cost: RankCost) -> int:
-    """Bytes of all parts."""
-    return sum(getattr(cost, part) for part in PARTS)
+def find(cfg: TrainConfig, gpus: int, assumed: Assumptions, *, quickly: bool = False) -> Found:
+    """Run ranks of a legal layout without memory.
 
-
-def find(cfg: TrainConfig, gpus: int, assumed: Assumptions) -> Found:
-    """Run ranks of a legal layout without memory."""
+    Args:
+        quickly: only a few layers of each stage, from which the others follow.
+    """
     degrees = cfg.degrees(gpus)
     stages = sorted({0, degrees.pipeline // 2, degrees.pipeline - 1})
     ranks = tuple(stage * degrees.data * degrees.tensor for stage in stages)
-    costs = [rank_cost(cfg, gpus, rank) for rank in ranks]
-    most = max(costs, key=total)
+    costs = [(quick_cost if quickly else rank_cost)(cfg, gpus, rank) for rank in ranks]
+    most = max(costs, key=lambda cost: cost.total)
     sent: Counter[tuple[str, str]] = Counter()
     for cost in costs:
         sent |= Counter(cost.sent)

@@ -110,7 +110,7 @@ def search(
             continue
         needs = each.cost.memory
         if each.cost.lasting <= memory and needs * _SKETCHED <= memory:
-            found = find(each.cfg, gpus, assumed)
+            found = find(each.cfg, gpus, assumed, quickly=True)
             searched.runs += 1
             progress(searched.runs)
             needs = found.memory
@@ -130,7 +130,7 @@ def search(
 def smallest(known: list[Sketched], gpus: int, assumed: Assumptions) -> Found:
     """The layout that needs least memory, of those whose sketches need least."""
     least = sorted(known, key=lambda each: each.cost.memory)
-    runs = [find(each.cfg, gpus, assumed) for each in _of_several_kinds(least, 2)]
+    runs = [find(each.cfg, gpus, assumed, quickly=True) for each in _of_several_kinds(least, 2)]
     return min(runs, key=lambda found: found.memory)
 
 
