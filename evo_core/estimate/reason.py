@@ -6,6 +6,16 @@ from evo_core.estimate.found import Found
 from evo_core.estimate.layout import Layout
 
 _WORTH_NAMING = 0.01
+_SAID = {
+    "checkpoint": "recompute",
+    "mode": "mode",
+    "weight": "weight",
+    "zero1": "zero1",
+    "schedule": "pipeline.mode",
+    "chunks": "chunks",
+    "expert": "expert",
+}
+"""The settings in which layouts of a kind differ."""
 
 
 def reason(found: Found, held_back: tuple[Layout, int] | None = None, layout: Layout | None = None) -> str:
@@ -36,10 +46,9 @@ def _largest(item: tuple[str, float]) -> float:
 
 def _difference(other: Layout, layout: Layout) -> str:
     """The settings in which two layouts of a kind differ, as the other has them."""
-    names = {"checkpoint": "recompute", "zero1": "zero1", "chunks": "chunks", "expert": "expert"}
     differing = [
-        f"{said} {getattr(other, name):g}"
-        for name, said in names.items()
+        f"{said} {getattr(other, name)}"
+        for name, said in _SAID.items()
         if getattr(other, name) != getattr(layout, name)
     ]
-    return " with ".join(differing) or "more"
+    return " with ".join(differing)

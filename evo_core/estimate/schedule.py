@@ -1,4 +1,8 @@
-"""A pipeline's step in times of a forward pass, from the orders that the stages really compute in."""
+"""A pipeline's step in times of a forward pass, and the micro-batches that a rank keeps.
+
+1F1B and the interleaved schedule by the formulas of docs/parallelism.md, since a search asks for thousands; the others
+from the orders that the stages compute in.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from functools import cache
 
 from evo_core.config import TrainConfig
 from evo_core.parallel.degrees import Degrees
-from evo_core.parallel.pipeline.orders import one_forward_one_backward, zero_bubble
+from evo_core.parallel.pipeline.orders import zero_bubble
 from evo_core.parallel.pipeline.placing import Placing, placing_of
-from evo_core.parallel.pipeline.timetable import Timetable, timetable
+from evo_core.parallel.pipeline.timetable import timetable
+
+_PASSES = 3.0
+"""Time of a micro-batch in a stage, forward and backward, in that of a forward pass."""
 
 _ROUNDS = 4
 """Micro-batches that are laid out, in numbers of ranks: from there on every further one takes as long."""
@@ -22,34 +29,40 @@ class Schedule:
     Attributes:
         busy: time in which a rank computes, in that of a forward pass through one of its stages.
         duration: of the step, in the same.
+        alive: micro-batches that each rank keeps at most, in whole ones of all its stages.
     """
 
     busy: float
     duration: float
-    _table: Timetable | None
+    alive: tuple[float, ...]
 
     @property
     def bubble(self) -> float:
         """Time in which a rank waits, over that in which it computes."""
         return self.duration / self.busy - 1
 
-    def alive(self, rank: int) -> float:
-        """Micro-batches that a rank of the pipeline keeps at most, in whole ones of all its stages."""
-        return 1.0 if self._table is None else self._table.alive(rank) / self._table.placing.chunks
-
 
 def schedule_of(cfg: TrainConfig, degrees: Degrees) -> Schedule:
     """Of a job at a layout that is legal for it."""
-    count = cfg.micro_num(degrees.data)
-    return _schedule(placing_of(cfg), cfg.parallel.pipeline.mode, count)
+    return schedule(placing_of(cfg), cfg.parallel.pipeline.mode, cfg.micro_num(degrees.data))
 
 
 @cache
-def _schedule(placing: Placing, mode: str, count: int) -> Schedule:
-    busy = 3.0 * count * placing.chunks
-    if placing.ranks == 1:
-        return Schedule(busy, busy, None)
-    few = min(count, _ROUNDS * placing.ranks + count % placing.ranks)
-    orders = one_forward_one_backward(placing, few) if mode == "1F1B" else zero_bubble(placing, few)
-    table = timetable(placing, orders)
-    return Schedule(busy, table.duration + 3.0 * (count - few) * placing.chunks, table)
+def schedule(placing: Placing, mode: str, count: int) -> Schedule:
+    """Of so many micro-batches through the stages of a placing."""
+    ranks, chunks = placing.ranks, placing.chunks
+    busy = _PASSES * count * chunks
+    if ranks == 1:
+        return Schedule(busy, busy, (1.0,))
+    if mode == "1F1B":
+        return Schedule(busy, busy + _PASSES * (ranks - 1), tuple(_kept(placing, count, rank) for rank in range(ranks)))
+    few = min(count, _ROUNDS * ranks)
+    table = timetable(placing, zero_bubble(placing, few))
+    alive = tuple(table.alive(rank) / chunks for rank in range(ranks))
+    return Schedule(busy, table.duration + _PASSES * (count - few) * chunks, alive)
+
+
+def _kept(placing: Placing, count: int, rank: int) -> float:
+    ranks, chunks = placing.ranks, placing.chunks
+    most = ranks - rank if chunks == 1 else ranks + (ranks - 2 * rank - 1) / chunks
+    return min(count, most)

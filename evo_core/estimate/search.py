@@ -7,6 +7,7 @@ kept, since the others of its kind are slower. What is returned has been run, an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -22,13 +23,14 @@ from evo_core.estimate.step_time import Held, step_time
 SHOWN = 5
 """Layouts that are looked for."""
 
-_SKETCHED = 0.75
-"""A layout whose sketch needs more than the memory there is, by more than this share is off, is not run."""
+_SKETCHED = 0.9
+"""Where this share of what a sketch needs does not fit either, the layout is not run."""
 
 _MARGIN = 1.02
 """Layouts are run until the next one is slower than the last one kept by this, by its sketch."""
 
-_MOST_RUNS = 24
+_MOST_RUNS, _MOST_OF_A_KIND = 30, 3
+"""Layouts that are run; of them those of a kind, none of which fits."""
 _DOUBLED = 7
 """For a job that does not fit so many times twice the GPUs are tried."""
 
@@ -101,17 +103,18 @@ def search(
     if not known:
         raise _none_legal(cfg, gpus, assumed)
     searched = Searched(legal=len(known))
-    slowest = float("inf")
+    slowest, tries = float("inf"), Counter[tuple]()
     for each in known:
         kind = each.layout.kind
         if each.seconds > slowest * _MARGIN or searched.runs == _MOST_RUNS:
             break
-        if any(layout.kind == kind for layout, _ in searched.best):
+        if tries[kind] == _MOST_OF_A_KIND or any(layout.kind == kind for layout, _ in searched.best):
             continue
         needs = each.cost.memory
         if each.cost.lasting <= memory and needs * _SKETCHED <= memory:
             found = find(each.cfg, gpus, assumed, quickly=True)
             searched.runs += 1
+            tries[kind] += 1
             progress(searched.runs)
             needs = found.memory
             if needs <= memory:

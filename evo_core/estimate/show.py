@@ -16,7 +16,6 @@ from evo_core.estimate.search import Searched
 _WORDS = {
     "gathered": "whole weights, fetched for a while",
     "master": "master values",
-    "buffers": "communication buffers",
 }
 
 

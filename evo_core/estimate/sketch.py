@@ -56,7 +56,7 @@ def sketch(cfg: TrainConfig, degrees: Degrees) -> Sketch:
     placing, schedule = placing_of(cfg), schedule_of(cfg, degrees)
     stages = _split(cfg.model.num_layers, placing)
     ranks = sorted({0, degrees.pipeline // 2, degrees.pipeline - 1})
-    found = [_Rank(cfg, degrees, [stages[s] for s in placing.stages_of(r)], schedule.alive(r)) for r in ranks]
+    found = [_Rank(cfg, degrees, [stages[s] for s in placing.stages_of(r)], schedule.alive[r]) for r in ranks]
     most = max(found, key=lambda rank: rank.memory)
     sent: Counter[tuple[str, str]] = Counter()
     for rank in found:
