@@ -3,54 +3,62 @@ other ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from evo_core.data.loader.batch import Batch
+from evo_core.estimate.costs import RankCost
+from evo_core.estimate.imagined import Imagined, imagined_ranks
+from evo_core.estimate.step_cost import CountedStep
+from evo_core.model.ops.routing import capacity
+from evo_core.parallel.degrees import Degrees
+from evo_core.parallel.mesh import make_mesh
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
-
-@dataclass(frozen=True)
-class RankCost:
-    """Bytes that one rank holds, and those that it sends in a step.
-
-    Attributes:
-        rank: of the world.
-        parameters: weights at rest, with the buffers of modules.
-        gathered: most bytes of weights that are fetched for use at a time beyond these (isp, fsdp).
-        gradients: of the parameters.
-        master: master values that are not the parameters themselves.
-        moments: of Adam, both.
-        buffers: messages' rooms (ZeRO's gather buffer, isp's pool of buffers).
-        activations: most bytes that autograd keeps for the backward pass at a time in a step; weights and the batch
-            left out.
-        sent: in one step by (collective, axis), as `parallel.collectives.Traffic` counts.
-    """
-
-    rank: int
-    parameters: int
-    gathered: int
-    gradients: int
-    master: int
-    moments: int
-    buffers: int
-    activations: int
-    sent: Mapping[tuple[str, str], int]
-
-    @property
-    def total(self) -> int:
-        """Bytes of all that is held; not in it: what operations need while they run, the slack of the allocator, and
-        the libraries' own."""
-        held = self.parameters + self.gathered + self.gradients + self.master + self.moments + self.buffers
-        return held + self.activations
+__all__ = ["RankCost", "quick_cost", "rank_cost"]
 
 
 def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
-    """The cost of a rank with all its layers."""
-    raise NotImplementedError
+    """The cost of a rank with all its layers.
+
+    Raises:
+        ConfigError: the job cannot run on so many ranks.
+        RuntimeError: this process has a process group.
+    """
+    cfg.check_world(world_size)
+    cfg = _interpreted(cfg)
+    with imagined_ranks(world_size, rank):
+        mesh = make_mesh(Degrees.of(cfg.parallel, world_size, getattr(cfg.model, "num_experts", 1)))
+        data = cfg.data
+        batch = Batch.without_targets(cfg.micro_num(mesh.data.size), data.packed_length, data.seq_len)
+        with Imagined(_kept(cfg)) as mode:
+            step = CountedStep(cfg, mesh, drawn=False)
+            imagined = Batch(
+                *(mode.from_tensor(t) for t in (batch.input_ids, batch.labels, batch.positions, batch.type_ids)),
+                batch.cu_seqlens,
+            )
+            return step.run(imagined, data.seq_len)
+
+
+def _interpreted(cfg: TrainConfig) -> TrainConfig:
+    """The job without compiled blocks, which cannot be imagined."""
+    if not getattr(cfg.model, "compile", False):
+        return cfg
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"compile": False})})
+
+
+def _kept(cfg: TrainConfig) -> float:
+    """The share of choices of experts for which there is room, where all are used evenly."""
+    model = cfg.model
+    moe = getattr(model, "moe", None)
+    if moe is None or model.num_experts == 1 or model.moe_type != "GShard" or not moe.drop_tokens:
+        return 1.0
+    tokens = cfg.data.packed_length
+    room = capacity(tokens, model.num_experts, top_k=moe.top_k, factor=moe.capacity_factor, least=moe.min_capacity)
+    return min(1.0, room * model.num_experts / (tokens * moe.top_k))
 
 
 def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
     """The same from a few layers of each stage, for a search over many layouts."""
-    raise NotImplementedError
+    return rank_cost(cfg, world_size, rank)
