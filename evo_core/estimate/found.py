@@ -8,7 +8,8 @@ from typing import Any
 
 from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
-from evo_core.estimate.rank_cost import RankCost, quick_cost, rank_cost
+from evo_core.estimate.costs import RankCost
+from evo_core.estimate.few import few_layers, few_micro_batches
 from evo_core.estimate.step_time import Held, StepTime, step_time
 from evo_core.parallel.degrees import Degrees
 
@@ -50,12 +51,12 @@ def find(cfg: TrainConfig, gpus: int, assumed: Assumptions, *, quickly: bool = F
     """Run ranks of a legal layout without memory.
 
     Args:
-        quickly: only a few layers of each stage, from which the others follow.
+        quickly: only a few layers of each stage, where a half of the blocks is recomputed, none or all.
     """
     degrees = cfg.degrees(gpus)
     stages = sorted({0, degrees.pipeline // 2, degrees.pipeline - 1})
     ranks = tuple(stage * degrees.data * degrees.tensor for stage in stages)
-    costs = [(quick_cost if quickly else rank_cost)(cfg, gpus, rank) for rank in ranks]
+    costs = [(few_layers if quickly else few_micro_batches)(cfg, gpus, rank) for rank in ranks]
     most = max(costs, key=lambda cost: cost.total)
     sent: Counter[tuple[str, str]] = Counter()
     for cost in costs:

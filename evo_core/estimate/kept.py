@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.hooks import RemovableHandle
+
+from evo_core.parallel.weight.gathering import in_backward
 
 
 class Kept:
@@ -25,13 +30,52 @@ class Kept:
     def __init__(self, is_left_out: Callable[[Tensor], bool]) -> None:
         self._is_left_out = is_left_out
         self._holders: Counter[int] = Counter()
+        self._again: list[saved_tensors_hooks] = []
         self.now = self.peak = 0
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count what is saved in the block."""
-        with saved_tensors_hooks(self._saved, _unpacked):
-            yield
+    def counting(self, blocks: Iterable[nn.Module]) -> Iterator[None]:
+        """Count what is saved in the block.
+
+        Args:
+            blocks: what may run again in the backward pass, where hooks of its own take what it saves.
+        """
+        handles: list[RemovableHandle] = []
+        for block in blocks:
+            handles.append(block.register_forward_pre_hook(lambda *_: self._runs_again()))
+            handles.append(block.register_forward_hook(lambda *_: self._ran_again(), always_call=True))
+        try:
+            with saved_tensors_hooks(self._saved, _unpacked):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _runs_again(self) -> None:
+        if not in_backward():
+            return
+        keep, give = torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+        def noted(tensor: Tensor) -> Any:
+            self._note(tensor)
+            return keep(tensor)
+
+        hooks = saved_tensors_hooks(noted, give)
+        hooks.__enter__()
+        self._again.append(hooks)
+
+    def _ran_again(self) -> None:
+        if in_backward():
+            self._again.pop().__exit__()
+
+    def _note(self, tensor: Tensor) -> None:
+        """Count a storage until its memory goes: who holds it is not known."""
+        where, storage = key(tensor), tensor.untyped_storage()
+        if where in self._holders or self._is_left_out(tensor):
+            return
+        size = storage.nbytes()
+        self.add(where, size)
+        weakref.finalize(storage, self.drop, where, size)
 
     def _saved(self, tensor: Tensor) -> Tensor | _Holder:
         return tensor if self._is_left_out(tensor) else _Holder(self, tensor)

@@ -23,7 +23,7 @@ from evo_core.estimate.step_time import Held, step_time
 SHOWN = 5
 """Layouts that are looked for."""
 
-_SKETCHED = 0.9
+_SKETCHED = 0.97
 """Where this share of what a sketch needs does not fit either, the layout is not run."""
 
 _MARGIN = 1.02

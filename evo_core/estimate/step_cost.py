@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from evo_core.data.loader.batch import Batch
 from evo_core.estimate.costs import RankCost
+from evo_core.estimate.fetched import Fetched
 from evo_core.estimate.kept import Kept, key
+from evo_core.model.decoder import Decoder
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.collectives import Traffic, counting
 from evo_core.parallel.weight.blocks import gathering_of
@@ -51,17 +56,18 @@ class CountedStep:
         known = {key(tensor) for tensor in (batch.input_ids, batch.labels, batch.positions, batch.type_ids)}
         known |= {key(tensor) for tensor in (*batch.cu_seqlens, *self.model.buffers())}
         known |= {key(local_of(parameter.detach())) for parameter in self.model.parameters()}
-        kept = Kept(lambda tensor: key(tensor) in known)
         with counting() as traffic:
+            fetching = Fetched(self._mesh, traffic)
+            kept = Kept(lambda tensor: key(tensor) in known or key(tensor) in fetching.whole)
             self.optimizer.begin()
-            with kept.counting():
+            with kept.counting(self._blocks()), fetching if self._mesh.shards else nullcontext():
                 totals = self._step.forward_backward(batch, 0, max_seqlen)
             self.optimizer.reduce(totals.vector)
             held = held_bytes(self.model, self.optimizer)  # before gradients go
             self.optimizer.step(1e-3, 0.95)
             self.optimizer.settle()
         gathering = gathering_of(self.model)
-        fetched = 0 if gathering is None else gathering.buffers.peak
+        fetched = fetching.peak if gathering is None else gathering.buffers.peak
         stays = gathering is not None and gathering.buffers.pool
         rooms = self.optimizer.publishing.nbytes if isinstance(self.optimizer, Zero1AdamW) else 0
         return RankCost(
@@ -75,6 +81,9 @@ class CountedStep:
             activations=kept.peak,
             sent=self._by_axis(traffic),
         )
+
+    def _blocks(self) -> Iterable[nn.Module]:
+        return self.model.blocks.values() if isinstance(self.model, Decoder) else ()
 
     def _by_axis(self, traffic: Traffic) -> dict[tuple[str, str], int]:
         names = {axis.group.group_name: axis.name for axis in self._mesh.axes if axis.size > 1}

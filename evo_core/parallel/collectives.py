@@ -56,8 +56,12 @@ class Traffic:
     calls: Counter[str] = field(default_factory=Counter)
     waits: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    def note(self, name: str, whole: int, group: dist.ProcessGroup) -> None:
+        """Note a collective of so many bytes, all ranks' parts together; of an all-reduce twice as many."""
+        self.add(name, whole * (group.size() - 1) // group.size(), group)
+
     def add(self, name: str, size: int, group: dist.ProcessGroup) -> None:
-        """Note a message of so many bytes."""
+        """Note a message of so many bytes that this rank sends."""
         self.calls[name] += 1
         self.bytes[name] += size
         self.by_group[name, group.group_name] += size
@@ -115,8 +119,7 @@ def _timed(work: Pending, name: str, tensor: torch.Tensor) -> Pending:
 
 def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
     if _traffic is not None:
-        ranks = group.size()
-        _traffic.add(name, times * whole.nbytes * (ranks - 1) // ranks, group)
+        _traffic.note(name, times * whole.nbytes, group)
     return _timed(work, name, whole)
 
 

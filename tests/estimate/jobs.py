@@ -1,32 +1,50 @@
-"""Small jobs on disk, to be estimated."""
+"""Small jobs at a layout, and what a step of them really holds and sends on ranks of this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import yaml
+import torch
+import torch.distributed as dist
 
-from evo_core.config.resolve import merge
+from evo_core.config import TrainConfig
+from evo_core.data.loader.batch import Batch
+from evo_core.estimate.costs import RankCost
+from evo_core.estimate.step_cost import CountedStep
+from evo_core.parallel.degrees import Degrees
+from evo_core.parallel.mesh import make_mesh
+from evo_core.parity.job import job, small_model, training
+from evo_core.parity.layouts import ROWS
+from tests.ranks import run_on_ranks
 
-SMALL: dict[str, Any] = {
-    "model_type": "LLAMA2",
-    "model": {
-        "num_layers": 4,
-        "hidden_size": 512,
-        "num_attention_heads": 8,
-        "num_kv_attention_heads": 4,
-        "vocab_size": 2048,
-        "no_bias": True,
-    },
-    "data": {"seq_len": 512, "micro_bsz": 2, "global_batch_tokens": 64 * 1024},
-    "parallel": {"zero1": {"size": 2}},
-    "ckpt": {"enable_save_ckpt": False},
-}
+_ROWS = {row.name: row for row in ROWS}
 
 
-def write(folder: Path, **blocks: Any) -> Path:
-    """A job's file, with blocks laid over the small one."""
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(merge(SMALL, blocks)), encoding="utf-8")
-    return path
+def job_of(name: str, dtype: str = "float32", **blocks: object) -> TrainConfig:
+    """The small job of a row of `evo parity`, which reads no data here."""
+    row = _ROWS[name]
+    layout = {"parallel": row.layout.parallel, "model": {"num_chunks": row.layout.chunks}}
+    return job(small_model(), training(Path("nowhere")), row.model, row.way, layout, blocks, dtype=dtype)
+
+
+def ranks_of(name: str) -> int:
+    """The ranks of a row."""
+    return _ROWS[name].layout.ranks
+
+
+def counted(jobs: Iterable[TrainConfig], ranks: int) -> list[list[RankCost]]:
+    """By job and rank, what real ranks count in a step."""
+    jobs = list(jobs)
+    of_ranks = run_on_ranks(lambda: [_counted_here(cfg) for cfg in jobs], ranks, timeout=120)
+    return [list(each) for each in zip(*of_ranks, strict=True)]
+
+
+def _counted_here(cfg: TrainConfig) -> RankCost:
+    mesh = make_mesh(Degrees.of(cfg.parallel, dist.get_world_size(), cfg.model.num_experts))
+    data = cfg.data
+    batch = Batch.without_targets(cfg.micro_num(mesh.data.size), data.packed_length, data.seq_len)
+    torch.manual_seed(mesh.data.rank)
+    batch.input_ids = torch.randint(cfg.model.vocab_size, batch.input_ids.shape)
+    batch.labels = batch.input_ids.roll(-1, 1)
+    return CountedStep(cfg, mesh, drawn=True).run(batch, data.seq_len)

@@ -13,7 +13,7 @@ from evo_core.command_line.program import invoke
 from evo_core.config import load_config
 from evo_core.errors import ConfigError
 from evo_core.estimate.command import app
-from tests.estimate.jobs import write
+from tests.estimate.files import write
 
 Captured = pytest.CaptureFixture[str]
 REPOSITORY = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from evo_core.estimate.chips import GB, chip
 from evo_core.estimate.found import find
 from evo_core.estimate.layout import candidates, is_legal
 from evo_core.estimate.search import legal, search
-from tests.estimate.jobs import write
+from tests.estimate.files import write
 
 A100 = Assumptions(chip("a100"), 4, 25 * GB)
 

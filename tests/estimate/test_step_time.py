@@ -13,7 +13,7 @@ from evo_core.estimate.chips import CHIPS, GB, chip
 from evo_core.estimate.step_time import Held, StepTime, step_time
 from evo_core.parallel.degrees import Line
 from evo_core.train.flops import model_flops
-from tests.estimate.jobs import SMALL
+from tests.estimate.files import SMALL
 
 A100 = Assumptions(chip("a100"), 8, 200 * GB)
 NOTHING = Held(0, 0, 0)
