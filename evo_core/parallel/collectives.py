@@ -46,13 +46,25 @@ class Traffic:
         bytes: by collective, as rings send them: of n ranks an all-reduce sends ``2 (n - 1) / n`` of the tensor, and
             each of the others ``(n - 1) / n`` of the whole one; a message to one rank is its size, and parts of unlike
             sizes are those that are for other ranks.
+        by_group: the same by collective and name of the process group.
         calls: by collective.
         waits: seconds spent in `Pending.wait`, by collective.
     """
 
     bytes: Counter[str] = field(default_factory=Counter)
+    by_group: Counter[tuple[str, str]] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     waits: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def note(self, name: str, whole: int, group: dist.ProcessGroup) -> None:
+        """Note a collective of so many bytes, all ranks' parts together; of an all-reduce twice as many."""
+        self.add(name, whole * (group.size() - 1) // group.size(), group)
+
+    def add(self, name: str, size: int, group: dist.ProcessGroup) -> None:
+        """Note a message of so many bytes that this rank sends."""
+        self.calls[name] += 1
+        self.bytes[name] += size
+        self.by_group[name, group.group_name] += size
 
     @property
     def waited(self) -> float:
@@ -107,9 +119,7 @@ def _timed(work: Pending, name: str, tensor: torch.Tensor) -> Pending:
 
 def _noted(work: Pending, name: str, whole: torch.Tensor, group: dist.ProcessGroup, times: int = 1) -> Pending:
     if _traffic is not None:
-        ranks = group.size()
-        _traffic.calls[name] += 1
-        _traffic.bytes[name] += times * whole.nbytes * (ranks - 1) // ranks
+        _traffic.note(name, times * whole.nbytes, group)
     return _timed(work, name, whole)
 
 
@@ -176,8 +186,7 @@ def all_to_all_rows(
     work = dist.all_to_all_single(output, source, list(received), list(sent), group=group, async_op=True)
     if _traffic is not None:
         row = source.element_size() * source[:1].numel() if len(source) else 0
-        _traffic.calls["all_to_all_rows"] += 1
-        _traffic.bytes["all_to_all_rows"] += row * (sum(sent) - sent[group.rank()])
+        _traffic.add("all_to_all_rows", row * (sum(sent) - sent[group.rank()]), group)
     return _timed(work, "all_to_all_rows", source)
 
 
@@ -207,8 +216,7 @@ def send(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pending:
     the order of sending; the tensor must stay as it is until then."""
     work: Any = dist.isend(tensor, group=group, group_dst=rank)
     if _traffic is not None:
-        _traffic.calls["send"] += 1
-        _traffic.bytes["send"] += tensor.nbytes
+        _traffic.add("send", tensor.nbytes, group)
     return _timed(work, "send", tensor)
 
 
@@ -218,8 +226,16 @@ def receive(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> Pendin
     return _timed(work, "receive", tensor)
 
 
+def are_imagined(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether the other ranks of a group are not there, and whatever is sent to them is lost: torch's "fake" backend.
+    Of such ranks objects are taken to be those of this one."""
+    return dist.get_backend(group) == "fake"
+
+
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:
     """The plain Python value that rank `source` of a group has, on every rank of it; None is the default group."""
+    if are_imagined(group):
+        return value
     box = [value]
     dist.broadcast_object_list(box, group=group, group_src=source)
     return box[0]
@@ -237,7 +253,7 @@ def on_first(find: Callable[[], T], group: dist.ProcessGroup | None = None) -> T
         UserError: the function did; on every rank.
         RankFailed: the function raised something else; on every rank, where they are several.
     """
-    if dist.get_world_size(group) == 1:
+    if dist.get_world_size(group) == 1 or are_imagined(group):
         return find()
     answer: Any = None
     cause: Exception | None = None
@@ -267,7 +283,9 @@ def _raise_if_error(told: Any, cause: Exception | None) -> None:
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """The plain Python value of every rank of a group, in rank order, on each; None is the default group."""
-    everyone: list[Any] = [None] * dist.get_world_size(group)
+    everyone: list[Any] = [value] * dist.get_world_size(group)
+    if are_imagined(group):
+        return everyone
     dist.all_gather_object(everyone, value, group=group)
     return everyone
 

@@ -15,6 +15,7 @@ Nobody else makes process groups of these ranks: whoever talks to some of them i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -113,6 +114,16 @@ class Mesh:
             group = _group_of(Line(size, 1).ranks(self.world.rank), self.timeout)
             self._runs[size] = _axis("tensor run", group, 1)
         return self._runs[size]
+
+    @property
+    def axes(self) -> Iterator[Axis]:
+        """All that there are by now, wider ones first: of the same ranks several may have one group."""
+        yield from (self.world, self.data, self.replica, self.zero, self.tensor)
+        yield from (self.pipeline,) if self.ends is None else (self.ends, self.pipeline)
+        for more in (self.weights, self.experts):
+            if more is not None:
+                yield from (more.data, more.replica, more.zero, more.cut)
+        yield from self._runs.values()
 
     @property
     def copies_share_weights(self) -> bool:

@@ -57,8 +57,10 @@ def table(held: dict[str, int], step: int, rank: int, *, peak: int | None, peak_
 def _add(spans: Spans, tensor: torch.Tensor) -> None:
     if tensor.numel():
         reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start, size = tensor.data_ptr(), tensor.element_size()
-        spans[tensor.untyped_storage().data_ptr()].add((start, start + reach * size))
+        size = tensor.element_size()
+        start = tensor.storage_offset() * size
+        # By the storage and not its address, which tensors without memory (evo_core/estimate) have none of.
+        spans[tensor.untyped_storage()._cdata].add((start, start + reach * size))
 
 
 def _covered(spans: set[tuple[int, int]]) -> int:

@@ -1,4 +1,4 @@
-"""`evo train`, `evaluate`, `generate`, `serve`, `convert`, `inspect` and `parity`: commands of evo_core under `evo`."""
+"""`evo train`, `evaluate`, `generate`, `serve`, `convert`, `inspect`, `estimate`, `parity`: commands of evo_core."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ SUMMARIES = {
     "serve": "Serve a model: an OpenAI-compatible HTTP API and a page.",
     "convert": "Convert weights from one system's format to another's.",
     "inspect": "Show which checkpoints there are, and what is behind each.",
+    "estimate": "Say what a job needs, and find the layouts worth having.",
     "parity": "Show that layouts of several ranks train as one process does.",
 }
 """What the list of commands says of each; kept here as their modules are not imported for it."""

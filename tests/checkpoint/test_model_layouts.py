@@ -36,10 +36,10 @@ MOVES: dict[str, Iterable[tuple[Layout, Layout]]] = {
     **dict.fromkeys(("INTERNLM", "LLAMA3", "QWEN3"), ((FOUR, ONE), (FOUR, BOTH), (ONE, FOUR))),
     # And where data ranks share the experts: states over some of those that hold one, over all and over none.
     "INTERNLM_MoE": [
-        *((FOUR, other) for other in (ONE, BOTH, DEALT, Layout(1, 4, expert=2))),
-        *((ONE, other) for other in (FOUR, DEALT, Layout(1, 2, expert=2), Layout(2, 2, expert=2))),
-        *((DEALT, other) for other in (ONE, FOUR, Layout(2, 2, expert=2), Layout(1, 2, expert=2), Layout(1, 4))),
-        (Layout(2, 2, expert=2), ONE),
+        *((FOUR, other) for other in (ONE, BOTH, DEALT)),
+        *((ONE, other) for other in (FOUR, Layout(1, 4, expert=2))),
+        *((DEALT, other) for other in (ONE, FOUR, Layout(2, 2, expert=2), Layout(1, 2, expert=2))),
+        (Layout(2, 2, expert=2), DEALT),
     ],
 }
 """By family, from where to where its checkpoints go: fused in blocks and groups, split (and fsdp), tied, experts."""

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.parity
 
 SHORT = (
     "dp2-zero2-overlap",
+    "dp2-zero2-ep2-moe-overlap",
+    "dp2-fsdp2-recompute-half",
     "mtp2-one-kv-head",
     "msp2-moe-recompute",
     "fsp2-internlm",

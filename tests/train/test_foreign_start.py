@@ -170,7 +170,7 @@ def test_gathered_weights_are_those_of_any_folder(tmp_path: Path, kind: str) -> 
         assert torch.allclose(trained.state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["internevo", "hf_model"])
+@pytest.mark.parametrize("kind", ["internevo", pytest.param("hf_model", marks=pytest.mark.slow)])
 def test_each_rank_reads_the_experts_that_it_has(tmp_path: Path, kind: str) -> None:
     """A file for each; from there on the run is that of one process, and what it saves has all of them."""
     family = {"model_type": "INTERNLM_MoE", "model__num_experts": 4, "model__num_kv_attention_heads": 4}

@@ -1,0 +1,84 @@
+"""A layout that has been run without memory: what its ranks hold and send, and the time that follows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from evo_core.config import TrainConfig
+from evo_core.estimate.assumptions import Assumptions
+from evo_core.estimate.costs import RankCost
+from evo_core.estimate.few import few_layers, few_micro_batches
+from evo_core.estimate.step_time import Held, StepTime, step_time
+from evo_core.parallel.degrees import Degrees
+
+PARTS = ("parameters", "gathered", "gradients", "master", "moments", "buffers", "activations")
+"""What a rank's memory is for, as `RankCost` names it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a job at a layout.
+
+    Attributes:
+        cfg: with the layout.
+        ranks: that were run: the first of the first, of a middle and of the last stage.
+        most: of these the one that needs most memory.
+        sent: bytes a step by collective and axis, of the one that sends most.
+        time: of a step, modelled.
+    """
+
+    cfg: TrainConfig
+    degrees: Degrees
+    ranks: tuple[int, ...]
+    most: RankCost
+    sent: dict[tuple[str, str], int]
+    time: StepTime
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the rank that needs most."""
+        return self.most.total
+
+    @property
+    def name(self) -> str:
+        """The sizes that are not 1, in a line."""
+        return name_of(self.cfg, self.degrees)
+
+
+def find(cfg: TrainConfig, gpus: int, assumed: Assumptions, *, quickly: bool = False) -> Found:
+    """Run ranks of a legal layout without memory.
+
+    Args:
+        quickly: only a few layers of each stage, where a half of the blocks is recomputed, none or all.
+    """
+    degrees = cfg.degrees(gpus)
+    stages = sorted({0, degrees.pipeline // 2, degrees.pipeline - 1})
+    ranks = tuple(stage * degrees.data * degrees.tensor for stage in stages)
+    costs = [(few_layers if quickly else few_micro_batches)(cfg, gpus, rank) for rank in ranks]
+    most = max(costs, key=lambda cost: cost.total)
+    sent: Counter[tuple[str, str]] = Counter()
+    for cost in costs:
+        sent |= Counter(cost.sent)
+    held = Held(most.parameters, most.gradients, most.master + most.moments)
+    return Found(cfg, degrees, ranks, most, dict(+sent), step_time(cfg, degrees, dict(+sent), held, assumed))
+
+
+def name_of(cfg: TrainConfig, degrees: Degrees) -> str:
+    """A layout in a line: ``msp 8, pipeline 4 x 2 chunks, zero1 8, recompute 0.5``."""
+    parallel, model = cfg.parallel, cfg.model
+    words = []
+    if parallel.tensor.mode == "isp" and degrees.gathers_weights | (degrees.tensor > 1):
+        words.append(f"isp {degrees.tensor} weight {degrees.weight}")
+    elif degrees.tensor > 1:
+        words.append(f"{parallel.tensor.mode} {degrees.tensor}")
+    if degrees.pipeline > 1:
+        chunks: Any = f" x {model.num_chunks} chunks" if model.num_chunks > 1 else ""
+        mode = "" if parallel.pipeline.mode == "1F1B" else f" {parallel.pipeline.mode}"
+        words.append(f"pipeline {degrees.pipeline}{mode}{chunks}")
+    words.append(f"{'fsdp' if degrees.shards else 'zero1'} {degrees.zero1}")
+    if degrees.expert > 1:
+        words.append(f"experts over {degrees.expert}")
+    words.append(f"recompute {float(model.checkpoint):g}")
+    return ", ".join(words)

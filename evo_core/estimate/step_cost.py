@@ -1,0 +1,90 @@
+"""What a step holds and sends on this rank, counted while it runs: on real ranks, or on one with imagined others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evo_core.data.loader.batch import Batch
+from evo_core.estimate.costs import RankCost
+from evo_core.estimate.fetched import Fetched
+from evo_core.estimate.kept import Kept, key
+from evo_core.model.decoder import Decoder
+from evo_core.optim.zero1 import Zero1AdamW
+from evo_core.parallel.collectives import Traffic, counting
+from evo_core.parallel.weight.blocks import gathering_of
+from evo_core.placement import local_of
+from evo_core.train.held_memory import held_bytes
+from evo_core.train.optimizer import make_optimizer
+from evo_core.train.run import make_model
+from evo_core.train.step import TrainStep
+from evo_core.train.throughput import Throughput
+
+if TYPE_CHECKING:
+    from evo_core.config import TrainConfig
+    from evo_core.parallel.mesh import Mesh
+
+
+class CountedStep:
+    """The model and the optimizer of this rank, and steps that are counted.
+
+    Args:
+        cfg: the job; held-out data of it are not read.
+        mesh: its ranks.
+        drawn: whether to draw first weights; else they are whatever is in memory.
+    """
+
+    def __init__(self, cfg: TrainConfig, mesh: Mesh, *, drawn: bool) -> None:
+        cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"valid_folder": None})})
+        self._mesh, device = mesh, torch.device("cpu")
+        self.model = make_model(cfg, mesh, device, drawn=drawn)
+        self.optimizer = make_optimizer(cfg, self.model, mesh)
+        speed = Throughput.of(cfg, world_size=mesh.world.size, dp=mesh.data.size)
+        self._step = TrainStep(cfg, mesh, self.model, self.optimizer, speed=speed, types=["all"], device=device)
+
+    def run(self, batch: Batch, max_seqlen: int) -> RankCost:
+        """Train on a batch, and say what that held and sent; every rank must call it.
+
+        Args:
+            batch: this rank's, of one type of data.
+            max_seqlen: tokens of its longest document.
+        """
+        known = {key(tensor) for tensor in (batch.input_ids, batch.labels, batch.positions, batch.type_ids)}
+        known |= {key(tensor) for tensor in (*batch.cu_seqlens, *self.model.buffers())}
+        known |= {key(local_of(parameter.detach())) for parameter in self.model.parameters()}
+        with counting() as traffic:
+            fetching = Fetched(self._mesh, traffic)
+            kept = Kept(lambda tensor: key(tensor) in known or key(tensor) in fetching.whole)
+            self.optimizer.begin()
+            with kept.counting(self._blocks()), fetching if self._mesh.shards else nullcontext():
+                totals = self._step.forward_backward(batch, 0, max_seqlen)
+            self.optimizer.reduce(totals.vector)
+            held = held_bytes(self.model, self.optimizer)  # before gradients go
+            self.optimizer.step(1e-3, 0.95)
+            self.optimizer.settle()
+        gathering = gathering_of(self.model)
+        fetched = fetching.peak if gathering is None else gathering.buffers.peak
+        stays = gathering is not None and gathering.buffers.pool
+        rooms = self.optimizer.publishing.nbytes if isinstance(self.optimizer, Zero1AdamW) else 0
+        return RankCost(
+            rank=self._mesh.world.rank,
+            parameters=held["parameters"] + held["buffers"],
+            gathered=0 if stays else fetched,
+            gradients=held["gradients"],
+            master=held["master values"],
+            moments=held["moments"],
+            buffers=rooms + (fetched if stays else 0),
+            activations=kept.peak,
+            sent=self._by_axis(traffic),
+        )
+
+    def _blocks(self) -> Iterable[nn.Module]:
+        return self.model.blocks.values() if isinstance(self.model, Decoder) else ()
+
+    def _by_axis(self, traffic: Traffic) -> dict[tuple[str, str], int]:
+        names = {axis.group.group_name: axis.name for axis in self._mesh.axes if axis.size > 1}
+        return {(what, names[group]): size for (what, group), size in traffic.by_group.items() if size}
