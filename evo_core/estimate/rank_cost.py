@@ -10,7 +10,6 @@ from evo_core.estimate.costs import RankCost
 from evo_core.estimate.imagined import Imagined, imagined_ranks
 from evo_core.estimate.step_cost import CountedStep
 from evo_core.model.ops.routing import capacity
-from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.mesh import make_mesh
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
     cfg.check_world(world_size)
     cfg = _interpreted(cfg)
     with imagined_ranks(world_size, rank):
-        mesh = make_mesh(Degrees.of(cfg.parallel, world_size, getattr(cfg.model, "num_experts", 1)))
+        mesh = make_mesh(cfg.degrees(world_size))
         data = cfg.data
         batch = Batch.without_targets(cfg.micro_num(mesh.data.size), data.packed_length, data.seq_len)
         with Imagined(_kept(cfg)) as mode:
