@@ -37,6 +37,7 @@ def in_the_middle_or_over(evo: Evo, step: str, run: subprocess.Popen[str]) -> bo
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("steps", [["model"], pytest.param(STEPS, marks=pytest.mark.slow)], ids=["training", "every"])
 def test_killed_in_steps_it_ends_as_if_nothing_had_happened(whole: Evo, evo: Evo, steps: Sequence[str]) -> None:
     for step in steps:

@@ -142,9 +142,9 @@ def test_a_signal_ends_the_run_within_seconds_and_the_next_one_carries_on(
     read_until(running, "model: tflops")
     told = time.monotonic()
     running.send_signal(number)
-    out, _ = running.communicate(timeout=30)
+    out, _ = running.communicate(timeout=60)
     assert running.returncode == status, out
-    assert time.monotonic() - told < 15
+    assert time.monotonic() - told < 50  # the step would go on for 100
     assert "model stopped" in out and "Traceback" not in out
     run = api.flow_runs(small.root)[0]
     assert (run["state_name"], run["state_type"]) == ("Stopped", "CANCELLED")
