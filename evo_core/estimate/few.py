@@ -7,13 +7,17 @@ interleaved stages; with a few, rows that do not divide over ranks are rounded o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from evo_core.config import TrainConfig
-from evo_core.estimate.rank_cost import RankCost, rank_cost
+from evo_core.estimate.costs import RankCost
+from evo_core.estimate.rank_cost import rank_cost
 from evo_core.estimate.schedule import schedule
-from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.pipeline.placing import placing_of
+
+Cost = Callable[[TrainConfig, int, int], RankCost]
+"""From a job, a number of ranks and one of them to what that one holds and sends."""
 
 Counted = dict[str | tuple[str, str], float]
 """Bytes by part of memory and by (collective, axis)."""
@@ -40,15 +44,16 @@ def few_layers(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
         return few_micro_batches(cfg, world_size, rank)
     less, more = (_of_all(_with_layers(cfg, placing.stages * n), world_size, rank) for n in (few, 2 * few))
     counted = _line(less, more, (layers - few) / few)
-    # A message's room is as large as the largest message, which does not grow beyond a size.
-    counted["buffers"] = min(counted["buffers"], max(more["buffers"], _room(cfg, degrees)))
+    counted["gathered"] = more["gathered"]  # of two blocks at most, however many there are
+    counted["buffers"] = more["buffers"] and _room(cfg, counted["parameters"], more["buffers"])
     return _cost(rank, counted)
 
 
-def _room(cfg: TrainConfig, degrees: Degrees) -> float:
-    """Bytes of one message of updated parameters, at most."""
+def _room(cfg: TrainConfig, parameters: float, of_few: float) -> float:
+    """Bytes of messages' rooms: one takes all updated parameters, or as many as are gathered at once."""
     element = 2 if cfg.model.dtype_name in ("bfloat16", "float16") else 4
-    return 0.0 if degrees.shards else cfg.hybrid_zero_optimizer.all_gather_size * element
+    room = min(cfg.hybrid_zero_optimizer.all_gather_size * element, parameters)
+    return room + of_few if cfg.parallel.weight.memory_pool else max(room, of_few)
 
 
 def _of_all(cfg: TrainConfig, world_size: int, rank: int) -> Counted:
