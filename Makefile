@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 EVO_FLAGS ?=
 PYTEST_FLAGS ?=
 FAST := not slow
-# Tests of a file stay together: they share servers and models. WORKERS=0 runs them one after the other.
+# Tests of a file stay together: they share servers and models. Of some folders too: tests/conftest.py.
+# WORKERS=0 runs them one after the other.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer alerts

@@ -189,7 +189,7 @@ def _checkpoints(config: TrainConfig) -> Iterator[ConfigError]:
 
 
 def _fsdp(config: TrainConfig) -> Iterator[ConfigError]:
-    if config.parallel.zero1.fsdp and getattr(config.model, "num_experts", 1) > 1:
+    if config.parallel.zero1.fsdp and config.experts > 1:
         yield ConfigError("fsdp needs num_experts 1", key="parallel.zero1.fsdp", hint="set it to false")
 
 

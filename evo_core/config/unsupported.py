@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evo_core.config.families import SHIPPED
 from evo_core.config.fields import is_set, value_at
 from evo_core.config.schema.model import ModelConfig, MoeConfig
 from evo_core.config.types import describe
@@ -144,6 +145,10 @@ def _has_experts(config: TrainConfig, device: str) -> bool:
     return not _no_experts(config, device)
 
 
+def _own_experts(config: TrainConfig, device: str) -> bool:
+    return _has_experts(config, device) and config.model_type not in SHIPPED
+
+
 def _never_drops(config: TrainConfig, device: str) -> bool:
     return _has_experts(config, device) and config.model.moe_type != "GShard"
 
@@ -238,6 +243,8 @@ EFFECTLESS = (
         Effectless(f"hybrid_zero_optimizer.{name}", _sharded, "fsdp fetches and reduces part by part")
         for name in ("overlap_sync_grad", "overlap_sync_param", "reduce_bucket_size", "all_gather_size")
     ),
+    Effectless("parallel.expert.size", _no_experts, "num_experts is 1"),
+    Effectless("parallel.expert.size", _own_experts, "the model type is your own, with experts of its own"),
     Effectless("ckpt.keep_every", _no_saves, "nothing is saved"),
     Effectless("ckpt.keep_every", _saves_all, "without keep all checkpoints stay"),
     Effectless("ckpt.keep_every", _saves_at_no_interval, "checkpoint_every is .inf"),

@@ -38,6 +38,10 @@ def weight_errors(config: TrainConfig) -> Iterator[ConfigError]:
     if parallel.zero1.fsdp:
         message = "fsdp needs another tensor.mode than isp, which splits parameters by weight.size"
         yield ConfigError(message, key="parallel.zero1.fsdp", hint="set it to false")
+    if config.experts > 1 and parallel.expert.size > 1:
+        message = f"{parallel.expert.size}: with tensor.mode isp every rank fetches all experts"
+        hint = "leave it out, or write tensor.mode msp to send tokens to them"
+        yield ConfigError(message, key="parallel.expert.size", hint=hint)
     if tensor == weight.size == 1:
         return  # all is as without isp
     if not (isinstance(model, ModelConfig) and model.model_type in SHIPPED):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
 from evo_core.estimate.costs import RankCost
-from evo_core.estimate.few import Cost
 from evo_core.estimate.step_time import Held, StepTime, step_time
 from evo_core.parallel.degrees import Degrees
+
+Cost = Callable[[TrainConfig, int, int], RankCost]
+"""From a job, a number of ranks and one of them to what that one holds and sends."""
 
 PARTS = ("parameters", "gathered", "gradients", "master", "moments", "buffers", "activations")
 """What a rank's memory is for, as `RankCost` names it."""

@@ -62,7 +62,9 @@ class Imagined(FakeTensorMode):
         if func is _READ and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()
         if func is _COUNT and isinstance(args[0], FakeTensor):
-            return self._even(args[0].numel(), int(kwargs["minlength"]))
+            return self._even(args[0].numel(), args[2] if len(args) > 2 else kwargs["minlength"])
+        if kwargs.get("generator") is not None and func._schema.name.endswith("_"):
+            return args[0]  # drawn in place
         if not types and _has_tensor(args):  # known ones alone
             return func(*args, **kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)

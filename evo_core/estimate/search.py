@@ -15,9 +15,9 @@ from typing import NamedTuple
 from evo_core.config import TrainConfig
 from evo_core.errors import ConfigError
 from evo_core.estimate.assumptions import Assumptions
-from evo_core.estimate.few import Cost, few_layers
-from evo_core.estimate.found import Found, find
+from evo_core.estimate.found import Cost, Found, find
 from evo_core.estimate.layout import Layout, candidates, is_legal
+from evo_core.estimate.rank_cost import quick_cost
 from evo_core.estimate.sketch import Sketch, sketch
 from evo_core.estimate.step_time import Held, step_time
 
@@ -89,7 +89,7 @@ def search(
     gpus: int,
     memory: float,
     assumed: Assumptions,
-    cost: Cost = few_layers,
+    cost: Cost = quick_cost,
     progress: Callable[[int], None] = lambda runs: None,
 ) -> Searched:
     """The fastest layouts of a job on so many GPUs.

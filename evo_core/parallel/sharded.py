@@ -59,6 +59,8 @@ def shard(model: nn.Module, mesh: Mesh) -> None:
         units.share(model)
     holder: Any = model
     holder.shards = shards
+    if hasattr(model, "set_reduce_scatter_unused_params"):  # torch 2.13; before it every rank must use the same ones
+        holder.set_reduce_scatter_unused_params(True)
 
 
 def _share(model: nn.Module, name: str, parameter: nn.Parameter, mesh: Mesh) -> Placement:

@@ -106,6 +106,9 @@ def _layout(cfg: TrainConfig, ranks: int) -> Layout:
     block = said.model_dump()
     for name, small in zip(("pipeline", "tensor", "weight", "zero1"), (*size, share), strict=True):
         block[name]["size"] = small
+    if said.expert.size > 1:
+        most = math.gcd(ranks // (size[0] * size[1]), _experts(cfg.model))
+        block["expert"]["size"] = max(_up_to(said.expert.size, most))
     return Layout(OWN, ranks, block, chunks=getattr(cfg.model, "num_chunks", 1) if size[0] > 1 else 1)
 
 
@@ -133,8 +136,12 @@ def _sizes(model: ModelConfig, tensor: int, small: Mapping[str, Any]) -> dict[st
         "head_dim": head_dim,
         "vocab_size": min(model.vocab_size, _VOCAB),
         "multiple_of": math.lcm(min(model.multiple_of, 4), weight),
-        "num_experts": min(model.num_experts, max(_EXPERTS, model.moe.top_k)),
+        "num_experts": _experts(model),
     }
+
+
+def _experts(model: ModelConfig) -> int:
+    return min(model.num_experts, max(_EXPERTS, model.moe.top_k))
 
 
 def _layers(layers: int, stages: int, layout: Layout) -> int:
@@ -164,7 +171,7 @@ def _notes(cfg: TrainConfig, sizes: dict[str, Any], layout: Layout) -> list[str]
     """What was made smaller, from what to what."""
     was = {f"model.{name}": (getattr(cfg.model, name), value) for name, value in sizes.items()}
     was |= {"data.seq_len": (cfg.data.seq_len, SEQ_LEN), "data.micro_bsz": (cfg.data.micro_bsz, MICRO_BSZ)}
-    for block in ("pipeline", "tensor", "weight", "zero1"):
+    for block in ("pipeline", "tensor", "weight", "zero1", "expert"):
         was[f"parallel.{block}.size"] = (getattr(cfg.parallel, block).size, layout.parallel[block]["size"])
     changed = [f"{key} {before} -> {after}" for key, (before, after) in was.items() if before != after]
     return [*changed, "random documents, five steps at a rate of 0.001 (adam_eps 1e-4), in place of data and schedule"]

@@ -43,6 +43,8 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
         own["tp"] = mesh.tensor.rank
     if mesh.weights is not None:
         own["wp"] = mesh.weights.cut.rank
+    if mesh.experts is not None:
+        own["ep"] = mesh.experts.cut.rank
     own["local"] = ranks.local_rank
     if mesh.pipeline.size > 1:
         own["layers"] = _layers(cfg, mesh)
@@ -54,7 +56,11 @@ def log_ranks(cfg: TrainConfig, ranks: Ranks, mesh: Mesh, folder: Path) -> None:
         mesh.data.size,
         mesh.pipeline.size,
         mesh.tensor.size,
-        "" if mesh.weights is None else f", weight parallel size: {mesh.weights.cut.size}",
+        "".join(
+            f", {what} parallel size: {axes.cut.size}"
+            for what, axes in (("weight", mesh.weights), ("expert", mesh.experts))
+            if axes is not None
+        ),
     )
     log.info("seed %d: weights are drawn from (seed, name), data from (seed, step), alike on every rank", cfg.seed)
     host, name = everyone[0]["host"], time.strftime("%b%d_%H-%M-%S")

@@ -32,7 +32,8 @@ class Layout(NamedTuple):
     """Tensor ranks, ranks of each ZeRO group, and stages: ranks of the pipeline and how many each of them has.
 
     With `is_v` the stages come back to the first rank. With isp there are `weight` ranks that share each weight, and
-    so many ZeRO groups of those that hold the same part of it. With fsdp a ZeRO group shares parameters too.
+    so many ZeRO groups of those that hold the same part of it. With fsdp a ZeRO group shares parameters too. Of a
+    mixture of experts so many data ranks share them.
     """
 
     tensor: int
@@ -43,6 +44,7 @@ class Layout(NamedTuple):
     weight: int = 0
     groups: int = 1
     fsdp: bool = False
+    expert: int = 1
 
     @property
     def ranks(self) -> int:
@@ -51,7 +53,7 @@ class Layout(NamedTuple):
     @property
     def parallel(self) -> dict[str, Any]:
         """The block that asks for it."""
-        stages = {"pipeline": self.pipeline}
+        stages = {"pipeline": self.pipeline, "expert": self.expert}
         if not self.weight:
             return {"tensor": self.tensor, **stages}
         return {"tensor": {"size": self.tensor, "mode": "isp"}, "weight": {"size": self.weight}, **stages}
@@ -59,7 +61,8 @@ class Layout(NamedTuple):
     def __str__(self) -> str:
         stages = f"x{self.pipeline}x{self.chunks}{'v' * self.is_v}" if self.pipeline > 1 else ""
         weights = f"w{self.weight}x{self.groups}" if self.weight else ""
-        return f"{self.tensor}x{self.zero}{stages}{weights}" + f"fsdp{self.groups}" * self.fsdp
+        experts = f"e{self.expert}" if self.expert > 1 else ""
+        return f"{self.tensor}x{self.zero}{stages}{weights}{experts}" + f"fsdp{self.groups}" * self.fsdp
 
 
 def config(family: str, **changes: Any) -> TrainConfig:
@@ -70,7 +73,7 @@ def config(family: str, **changes: Any) -> TrainConfig:
 
 def state_of(cfg: TrainConfig, layout: Layout) -> tuple[nn.Module, Zero1AdamW | FsdpAdamW]:
     zero: Any = {"size": layout.zero, "fsdp": True} if layout.fsdp else layout.zero
-    mesh = mesh_of(zero, **layout.parallel)
+    mesh = mesh_of(zero, experts=cfg.model.num_experts, **layout.parallel)
     placing = Placing(layout.pipeline, layout.chunks, layout.is_v)
     model = build_parallel(cfg.model, mesh, "cpu", placing=placing)
     for parameter in model.parameters():

@@ -27,12 +27,20 @@ from tests.ranks import run_on_ranks
 ONE, FOUR, BOTH = Layout(1, 1), Layout(4, 1), Layout(2, 2)
 SHARDED, HYBRID = Layout(1, 4, fsdp=True), Layout(1, 2, groups=2, fsdp=True)
 SHARED_BOTH = Layout(2, 2, fsdp=True)
+DEALT = Layout(1, 4, expert=4)
 LAYOUTS = [FOUR, BOTH, Layout(1, 4), Layout(2, 1), Layout(1, 2), ONE]
 MOVES: dict[str, Iterable[tuple[Layout, Layout]]] = {
     # In groups, of which two ranks of four share one: from every layout to every other.
     "INTERNLM2_PUBLIC": list(itertools.permutations(LAYOUTS, 2)),
     "LLAMA2": list(itertools.pairwise([SHARDED, ONE, HYBRID, FOUR, SHARED_BOTH, BOTH, SHARDED])),
-    **dict.fromkeys(("INTERNLM", "LLAMA3", "QWEN3", "INTERNLM_MoE"), ((FOUR, ONE), (FOUR, BOTH), (ONE, FOUR))),
+    **dict.fromkeys(("INTERNLM", "LLAMA3", "QWEN3"), ((FOUR, ONE), (FOUR, BOTH), (ONE, FOUR))),
+    # And where data ranks share the experts: states over some of those that hold one, over all and over none.
+    "INTERNLM_MoE": [
+        *((FOUR, other) for other in (ONE, BOTH, DEALT)),
+        *((ONE, other) for other in (FOUR, Layout(1, 4, expert=2))),
+        *((DEALT, other) for other in (ONE, FOUR, Layout(2, 2, expert=2), Layout(1, 2, expert=2))),
+        (Layout(2, 2, expert=2), DEALT),
+    ],
 }
 """By family, from where to where its checkpoints go: fused in blocks and groups, split (and fsdp), tied, experts."""
 

@@ -37,7 +37,7 @@ def in_the_middle_or_over(evo: Evo, step: str, run: subprocess.Popen[str]) -> bo
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("steps", [STEPS[1::3], pytest.param(STEPS, marks=pytest.mark.slow)], ids=["some", "every"])
+@pytest.mark.parametrize("steps", [["model"], pytest.param(STEPS, marks=pytest.mark.slow)], ids=["training", "every"])
 def test_killed_in_steps_it_ends_as_if_nothing_had_happened(whole: Evo, evo: Evo, steps: Sequence[str]) -> None:
     for step in steps:
         run = evo.start("run", TINY, "--no-server")
@@ -59,10 +59,9 @@ def test_killed_in_steps_it_ends_as_if_nothing_had_happened(whole: Evo, evo: Evo
     assert samples[0] == samples[1]
 
 
+@pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_while_training_it_saves_ends_and_carries_on(whole: Evo, evo: Evo, number: int, status: int) -> None:
     run = evo.start("run", TINY, "--no-server", "--targets", "model")
     wait_until(lambda: in_the_middle_of(evo, "model"))

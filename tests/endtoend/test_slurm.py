@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.endtoend.conftest import HERE, STEPS, Evo
+from tests.flows.orchestration.conftest import read_until
 from tests.slurm_cluster import SlurmCluster
 
 pytestmark = pytest.mark.slurm
@@ -135,7 +136,7 @@ def test_a_step_renamed_between_kills_keeps_its_one_job(tmp_path: Path, slurm: S
         for turn, name in enumerate(("nap", "rest", "sleep")):
             file.write_text(
                 f"pipeline: nap\nsteps:\n  {name}:\n    uses: tests.flows.orchestration.kinds:Sleep\n"
-                "    params: {seconds: 12}\n    runtime: {cluster: test_slurm.yaml}\n"
+                f"    params: {{until: {tmp_path / 'go'}}}\n    runtime: {{cluster: test_slurm.yaml}}\n"
             )
             run = evo.start("run", str(file), "--no-server")
             if turn < 2:
@@ -143,9 +144,10 @@ def test_a_step_renamed_between_kills_keeps_its_one_job(tmp_path: Path, slurm: S
                 time.sleep(0.5 * turn)
                 os.kill(run.pid, signal.SIGKILL)
                 run.wait()
-        printed, _ = run.communicate(timeout=100)
-        assert run.returncode == 0, printed
-        assert "attached to Slurm job" in printed
+        printed = read_until(run, "attached to Slurm job")
+        (tmp_path / "go").touch()
+        rest, _ = run.communicate(timeout=100)
+        assert run.returncode == 0, printed + rest
         key = json.loads(next(evo.root.glob("artifacts/test.sleep-*/manifest.json")).read_text())["key"]
         named = slurm.client("squeue", "-h", "-t", "all", "-o", "%j").split()
         assert len([job for job in named if key[:12] in job]) == 1

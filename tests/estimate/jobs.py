@@ -14,7 +14,7 @@ from evo_core.estimate.costs import RankCost
 from evo_core.estimate.step_cost import CountedStep
 from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.mesh import make_mesh
-from evo_core.parity.job import job, small_model, training
+from evo_core.parity.job import MICRO_BSZ, SEQ_LEN, job, small_model, training
 from evo_core.parity.layouts import ROWS
 from tests.ranks import run_on_ranks
 
@@ -25,12 +25,8 @@ def job_of(name: str, dtype: str = "float32", **blocks: object) -> TrainConfig:
     """The small job of a row of `evo parity`, which reads no data here."""
     row = _ROWS[name]
     layout = {"parallel": row.layout.parallel, "model": {"num_chunks": row.layout.chunks}}
-    return job(small_model(), training(Path("nowhere")), row.model, row.way, layout, blocks, dtype=dtype)
-
-
-def ranks_of(name: str) -> int:
-    """The ranks of a row."""
-    return _ROWS[name].layout.ranks
+    few = {"data": {"global_batch_tokens": SEQ_LEN * MICRO_BSZ * 4}}
+    return job(small_model(), training(Path("nowhere")), row.model, few, row.way, layout, blocks, dtype=dtype)
 
 
 def counted(jobs: Iterable[TrainConfig], ranks: int) -> list[list[RankCost]]:

@@ -104,11 +104,14 @@ def test_wrong_input_is_one_line(words: tuple[object, ...], said: str, tmp_path:
 
 
 def test_a_model_type_of_ones_own_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text("from evo_core.model import register\n", encoding="utf-8")
-    path = write(tmp_path, model_type="evo_core.model.decoder:Decoder")
+    path = write(tmp_path)
+    job = yaml.safe_load(path.read_text(encoding="utf-8"))
+    job["model_type"] = "tests.estimate.own_type:Own"
+    job["model"] = {"vocab_size": 64}
+    path.write_text(yaml.safe_dump(job), encoding="utf-8")
     with pytest.raises(ConfigError) as told:
         estimate("--config", path, "--gpus", 8)
-    assert "model_type" in str(told.value) and "\n" not in str(told.value)
+    assert str(told.value).startswith("model_type: tests.estimate.own_type:Own is a model type of your own")
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Scores where copies of a model share weights: those of one process, and no copy left waiting for another."""
+"""Scores where copies of a model share weights, or have experts for each other: those of one process, and no copy left
+waiting for another."""
 
 from __future__ import annotations
 
@@ -75,8 +76,10 @@ def scores_here(cfg: TrainConfig, folders: list[Path]) -> Any:
         (4, isp(1, 2), EXPERTS),
         pytest.param(6, isp(2, 3), SIX_HEADS | {"data__micro_bsz": 2}, marks=pytest.mark.slow),
         (4, isp(1, 2, pipeline=2), EXPERTS | NTK),
+        (4, {"expert": 4}, EXPERTS),
+        pytest.param(4, {"pipeline": 2, "expert": 2}, EXPERTS, marks=pytest.mark.slow),
     ],
-    ids=["of all copies", "of some copies", "of one and a half", "stages"],
+    ids=["of all copies", "of some copies", "of one and a half", "stages", "experts", "experts in stages"],
 )
 def test_every_rank_gets_the_scores_of_one_process(
     tmp_path: Path, ranks: int, parallel: dict[str, Any], settings: dict[str, Any]
@@ -93,16 +96,22 @@ def test_every_rank_gets_the_scores_of_one_process(
                 assert score["blocks"][key] == pytest.approx(expected[name]["blocks"][key], rel=1e-12), (name, key)
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(2, isp(1, 2)), (4, isp(1, 2, pipeline=2))], ids=["whole", "stages"])
-def test_a_copy_with_less_text_makes_empty_passes(tmp_path: Path, ranks: int, parallel: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "settings"),
+    [(2, isp(1, 2), {}), (4, isp(1, 2, pipeline=2), {}), (2, {"expert": 2}, EXPERTS)],
+    ids=["whole", "stages", "experts"],
+)
+def test_a_copy_with_less_text_makes_empty_passes(
+    tmp_path: Path, ranks: int, parallel: dict[str, Any], settings: dict[str, Any]
+) -> None:
     """Every machine has a folder of its own, and they differ."""
-    cfg = job(tmp_path, parallel=parallel)
+    cfg = job(tmp_path, parallel=parallel, **settings)
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder, count in zip(folders, (3, 40), strict=True):
         with BinWriter(folder / "en" / "train_000.bin") as writer:
             for number in range(count):
                 writer.write([(number + place) % 60 + 3 for place in range(33)])
-    expected, passes = run_on_ranks(scores_here, 2, job(tmp_path), folders)[0]
+    expected, passes = run_on_ranks(scores_here, 2, job(tmp_path, parallel={"expert": 1}, **settings), folders)[0]
     results = run_on_ranks(scores_here, ranks, cfg, folders)
     assert expected["en"]["tokens"] == 32 * (2 + 20)
     assert passes == 2

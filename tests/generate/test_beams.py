@@ -41,11 +41,11 @@ def best_of_all(model: Decoder, prompt: list[int], new: int, ending: set[int], p
     return texts[max(range(len(texts)), key=scores.__getitem__)]
 
 
-FEW = [(-1.0, {2}), (0.6, {2, 5}), (2.5, set())]
+FEW = [(-1.0, {2}), (0.6, {2, 4}), (2.5, set())]
 MORE = [
     (penalty, ending)
     for penalty in (-1.0, 0.0, 0.6, 1.0, 2.5)
-    for ending in ({2}, {2, 5}, set())
+    for ending in ({2}, {2, 4}, set())
     if (penalty, ending) not in FEW
 ]
 
@@ -55,9 +55,9 @@ def test_with_beams_enough_it_finds_the_best_of_all(penalty: float, ending: set[
     options = {"max_new_tokens": 4, "do_sample": False, "length_penalty": penalty, "eos_id": sorted(ending)}
     lengths = set()
     for seed in range(3):
-        model = decoder(seed=seed, vocab_size=6)
+        model = decoder(seed=seed, vocab_size=5)
         prompts = [[1, 3], [4]]
-        results = generate(model, None, prompts, num_beams=216, batch_size=2, **options)
+        results = generate(model, None, prompts, num_beams=125, batch_size=2, **options)
         for prompt, result in zip(prompts, results, strict=True):
             assert result.ids == best_of_all(model, prompt, 4, ending, penalty)
             assert result.finished == (result.ids[-1] in ending)
@@ -66,9 +66,19 @@ def test_with_beams_enough_it_finds_the_best_of_all(penalty: float, ending: set[
         assert min(lengths) < 4
 
 
-@pytest.mark.parametrize("beams", [2, 3, 5])
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("eos", [[11], [11, 40, 3], None])
+EOS = [[11], [11, 40, 3], None]
+EVERY = [(beams, penalty, number) for beams in (2, 3, 5) for penalty in (0.0, 1.0, 2.0) for number in range(3)]
+
+
+def is_drawn(beams: int, penalty: float, number: int) -> bool:
+    """Nine of the 27: every two settings of theirs meet once."""
+    return (beams + penalty + number) % 3 == 0
+
+
+@pytest.mark.parametrize(
+    ("beams", "penalty", "eos"),
+    [pytest.param(*each[:2], EOS[each[2]], marks=[] if is_drawn(*each) else pytest.mark.slow) for each in EVERY],
+)
 def test_it_equals_hugging_faces(beams: int, penalty: float, eos: list[int] | None) -> None:
     model = llama_like(num_kv_attention_heads=2)
     llama = to_llama(model).double()

@@ -8,9 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evo_core.checkpoint import load_model
+from evo_core.config import load_config
+from evo_core.model import build_model, known_model_types
+from tests.ranks import run_on_ranks
 from tests.train.processes import Command
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +54,11 @@ def test_the_first_example_prints_what_its_comment_says() -> None:
     assert result.stdout.strip() == expected
 
 
-def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Path) -> None:
+def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(package)
+    monkeypatch.syspath_prepend(str(package))
     first = train(package)
     assert first.returncode == 0, first.stderr
     assert "model my_models.trigram:Trigram: 57,504 parameters" in first.stdout + first.stderr
@@ -59,17 +68,15 @@ def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(package: Pat
     assert steps[0]["loss"] == pytest.approx(6.24, abs=0.1)  # ln 512
     assert all(step["tflops"] is None for step in steps)
 
-    more = train(package, "--set", "data.total_steps=6")
-    assert more.returncode == 0, more.stderr
+    command = Command(["--config", "trigram.yaml", "--set", "data.total_steps=6"], package / "log")
+    assert command.wait() == [0], command.log.read_text()
     assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [0, 1, 2, 3, 4, 5]
 
-    code = (
-        "from evo_core.checkpoint import load_model\n"
-        "model, _ = load_model('checkpoints')\n"
-        "print(type(model).__name__, model.now.weight.shape)"
-    )
-    loaded = run([sys.executable, "-c", code], package, PYTHONPATH=".")
-    assert loaded.stdout.strip() == "Trigram torch.Size([512, 32])", loaded.stderr
+    def loaded() -> tuple[str, tuple[int, ...]]:
+        model: Any = load_model("checkpoints")[0]
+        return type(model).__name__, tuple(model.now.weight.shape)
+
+    assert run_on_ranks(loaded, 1) == [("Trigram", (512, 32))]
 
 
 def test_it_is_trained_over_tensor_ranks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,18 +110,18 @@ def test_its_keys_are_checked(package: Path) -> None:
     assert "PYTHONPATH" in result.stderr
 
 
-def test_an_installed_package_gives_it_a_short_name(package: Path) -> None:
+def test_an_installed_package_gives_it_a_short_name(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(package)
+    monkeypatch.syspath_prepend(str(package))
     metadata = package / "my_models-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-models\nVersion: 1.0\n")
     section, line = ENTRY_POINT.strip().splitlines()
     group, name = re.findall(r'"(.*)"', section)[0], line.split(" = ")
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{name[0]} = {json.loads(name[1])}\n")
-    code = (
-        "from evo_core.config import load_config\n"
-        "from evo_core.model import build_model, known_model_types\n"
-        f"cfg = load_config('trigram.yaml', ['model_type={name[0]}'])\n"
-        "print(type(build_model(cfg.model)).__name__, 'TRIGRAM' in known_model_types())"
-    )
-    result = run([sys.executable, "-c", code], package, PYTHONPATH=".")
-    assert result.stdout.strip() == "Trigram True", result.stderr
+
+    def found() -> tuple[str, bool]:
+        cfg = load_config("trigram.yaml", [f"model_type={name[0]}"])
+        return type(build_model(cfg.model)).__name__, "TRIGRAM" in known_model_types()
+
+    assert run_on_ranks(found, 1) == [("Trigram", True)]

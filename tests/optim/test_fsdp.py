@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor.debug import CommDebugMode
 
 from evo_core.errors import ConfigError
@@ -27,7 +28,9 @@ WIDTH, BLOCKS = 12, 3
 
 class Net(nn.Module):
     """A type of a user's own: blocks of odd sizes, a parameter with fewer rows than ranks, one that is not trained, one
-    that no loss depends on."""
+    that no loss depends on, one on which some ranks' losses do not."""
+
+    skips = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,10 +39,13 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, 7), nn.Linear(7, WIDTH)) for _ in range(BLOCKS))
         self.fixed = nn.Parameter(torch.randn(5, WIDTH), requires_grad=False)
         self.unused = nn.Parameter(torch.randn(3, 2))
+        self.some = nn.Parameter(torch.randn(3, WIDTH))
         self.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.first
+        if not self.skips:
+            x = x + self.some.sum(0)
         for block in self.blocks:
             x = x + block(x).tanh()
         return (x @ self.fixed.t()).float().square().mean()
@@ -63,6 +69,7 @@ def stepped(size: int, dtype: torch.dtype, fsdp: bool, scale: float = 1.0) -> tu
     mesh = mesh_of({"size": size, "fsdp": fsdp})  # type: ignore[arg-type]
     scaler = LossScaler(scale=scale, enabled=scale != 1.0)
     net, optimizer = made(mesh, dtype, clip_grad_norm=0.5, weight_decay=0.1, scaler=scaler)
+    net.skips = mesh.data.rank == 1 and hasattr(FSDPModule, "set_reduce_scatter_unused_params")
     norms = []
     for step in range(3):
         optimizer.begin()

@@ -12,7 +12,7 @@ from evo_core.model import build_model, init_weights
 from evo_core.parallel import first_weights
 from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.first_weights import draw_first_weights
-from evo_core.placement import Placed, placements_of
+from evo_core.placement import Placed, placements_of, tiling_fault
 from tests.model.configs import tiny
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
@@ -78,3 +78,20 @@ def test_they_are_those_of_one_process(name: str, ranks: int, layout: dict[str, 
     assert len(drawn) == len(set(drawn))
     counts = [len(names) for _, names in everyone]
     assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("layout", [{"expert": 2}, {"tensor": 2, "expert": 2}, {"experts": 4}], ids=str)
+def test_an_expert_is_drawn_by_a_rank_that_has_it(layout: dict[str, Any]) -> None:
+    settings = {**MODELS["experts"], "num_experts": 4}
+    one = build_model(cfg := tiny(vocab_size=64, **settings))
+    init_weights(one, cfg, SEED)
+    everyone = run_on_ranks(_drawn, 4, settings, {"experts": 4, **layout})
+    drawn = [name for _, names in everyone for name in names]
+    assert len(drawn) == len(set(drawn))
+    of_experts = [sum("wrapped_experts" in name for name in names) for _, names in everyone]
+    assert of_experts == [3 * 4 * cfg.num_layers // 4] * 4
+    for name, whole in one.named_parameters():
+        pieces = [pair for held, _ in everyone if name in held for pair in held[name].pieces()]
+        assert tiling_fault(tuple(whole.shape), {piece.where for piece, _ in pieces}) is None
+        for piece, view in pieces:
+            assert torch.equal(view, piece.where.of(whole.detach())), name

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from evo_core.checkpoint.tensors import model_tensors
 from evo_core.config import TrainConfig
 from evo_core.errors import ConfigError
 from evo_core.model import Head, ModelOutput, build_model, draw, init_weights
 from evo_core.model.ops.linear import Linear
+from evo_core.optim.fsdp_adamw import FsdpAdamW
 from evo_core.optim.groups import groups_of
 from evo_core.parallel.apply import build_parallel, parallelize
 from evo_core.parallel.first_weights import draw_first_weights
@@ -253,3 +255,33 @@ def test_a_tied_weight_is_not_cut_apart() -> None:
 
     said = run_on_ranks(refused, 2)
     assert said == ["parallelize makes two weights of words.weight and out.weight, which are one"] * 2
+
+
+@pytest.mark.parametrize(("ranks", "size", "tied"), [(2, 1, True), (4, 2, False), (4, 2, True)])
+def test_its_parameters_are_shared(ranks: int, size: int, tied: bool) -> None:
+    """By data ranks (fsdp), beside those of which tensor ranks hold parts."""
+    cfg = config(tied=tied)
+
+    def work() -> dict[str, Placed]:
+        mesh = mesh_of({"size": 2, "fsdp": True}, tensor=size)  # type: ignore[arg-type]
+        model = build_parallel(cfg, mesh, "cpu")
+        draw_first_weights(model, cfg, 5, mesh)
+        optimizer = FsdpAdamW(model, groups_of(model, mesh), mesh)
+        optimizer.backward(model(*batch()).loss, last=True)
+        optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+        assert all(buffer.equal(build_of_one[name]) for name, buffer in model.named_buffers())
+        weights = {name: placed.local for name, placed in model_tensors(model).items()}
+        for name, placed in optimizer.gradients().items():
+            for piece, view in Placed(weights[name], placed.placement).pieces():
+                assert torch.equal(view, piece.where.of(expected[name].detach()))
+        return optimizer.gradients()
+
+    one, _ = one_process(cfg)
+    expected, build_of_one = dict(one.named_parameters()), dict(one.named_buffers())
+    for gradients in run_on_ranks(work, ranks):
+        assert gradients.keys() == expected.keys()
+        for name, placed in gradients.items():
+            whole_grad = expected[name].grad
+            assert whole_grad is not None
+            for piece, view in placed.pieces():
+                torch.testing.assert_close(view, piece.where.of(whole_grad), rtol=1e-12, atol=1e-14)

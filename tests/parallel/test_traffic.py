@@ -85,7 +85,7 @@ def step(cfg: ModelConfig, mode: str) -> Step:
     return Step(traffic.bytes, formula, kept(model, lambda: loss_of(model)))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_is_sent_is_the_formula(ranks: int) -> None:
     def steps() -> list[Step]:
         return [step(model_config(**settings), mode) for settings in SETTINGS for mode in MODES]
@@ -99,7 +99,9 @@ def test_what_is_sent_is_the_formula(ranks: int) -> None:
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
-        (2, [(settings, *size) for settings in SETTINGS for size in ((1, 2), (2, 1), (2, 2))]),
+        pytest.param(
+            2, [(settings, *size) for settings in SETTINGS for size in ((1, 2), (2, 1), (2, 2))], marks=pytest.mark.slow
+        ),
         (4, [(settings, 4 - 2 * (n % 2), 2 + 2 * (n % 2)) for n, settings in enumerate(SETTINGS)]),
     ],
     ids=["2", "4"],

@@ -32,21 +32,21 @@ class Bench:
 
     def __init__(self, folder: Path, layers: int = 2) -> None:
         self._folder, self._layers, self._references = folder, layers, dict[str, list[Step]]()
-        self.ranks, self._alone = Pool(2, timeout=60.0), Pool(1, timeout=60.0)
+        self.ranks, self.alone = Pool(2, timeout=60.0), Pool(1, timeout=60.0)
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ranks.close()
-        self._alone.close()
+        self.alone.close()
 
-    def job(self, model: str, parallel: Settings) -> TrainConfig:
+    def job(self, model: str, parallel: Settings, *ways: Settings) -> TrainConfig:
         short = {"data": {"total_steps": 2}, "model": {"num_layers": self._layers}}
         of_model = MODELS[model] if model else {}
         parallel = dict(parallel)
         chunks = {"model": {"num_chunks": parallel.pop("chunks", 1)}}
-        blocks = small_model(), of_model, short, {"parallel": parallel}, chunks
+        blocks = small_model(), of_model, short, {"parallel": parallel}, chunks, *ways
         return job(training(self._folder), *blocks, dtype="float64")
 
     def why(self, model: str, parallel: Settings, mistake: Break, *args: Any) -> str | None:
@@ -56,7 +56,7 @@ class Bench:
             parallel: the block, with ``chunks`` beside what it has.
         """
         if model not in self._references:
-            self._references[model] = joined(self._alone.run(measure, self.job(model, {})))
+            self._references[model] = joined(self.alone.run(measure, self.job(model, {})))
         seen = self.ranks.run(broken, self.job(model, parallel), mistake, args)
         return compared(self._references[model], seen, FLOAT64_BAR)[1]
 

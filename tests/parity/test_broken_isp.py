@@ -171,7 +171,11 @@ def idle_expert(model: Decoder) -> Any:
 
 @pytest.mark.parametrize(
     ("model", "parallel"),
-    [("", OWN), ("", BOTH), ("", POOL), ("one-kv-head", BOTH), ("moe", POOL)],
+    [
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("", OWN), ("", BOTH), ("", POOL))),
+        ("one-kv-head", BOTH),
+        ("moe", POOL),
+    ],
     ids=["weights", "both", "pool", "one-kv-head", "moe"],
 )
 def test_nothing_is_found_where_nothing_is_broken(bench: Bench, model: str, parallel: Settings) -> None:

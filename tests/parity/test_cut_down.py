@@ -218,6 +218,25 @@ def test_every_stage_of_the_small_model_has_a_layer(
     assert "num_chunks" not in cut.settings["model"]  # the other rows have chunks of their own
 
 
+@pytest.mark.parametrize(
+    ("said", "ranks", "beside", "kept"),
+    [
+        (4, 4, {}, 4),
+        (4, 2, {}, 2),
+        (2, 4, {"tensor": 2}, 2),
+        (2, 2, {"pipeline": 2}, 1),
+        (1, 4, {}, 1),
+        (-1, 4, {}, -1),
+    ],
+)
+def test_experts_are_over_as_many_ranks_as_there_can_be(
+    said: int, ranks: int, beside: dict[str, Any], kept: int, tmp_path: Path
+) -> None:
+    cut = cut_down(of_shape(ROOT / "configs" / "models" / "internlm_moe4.yaml", {"expert": said, **beside}), ranks)
+    assert small(cut, tmp_path, ranks).parallel.expert.size == kept
+    assert (f"parallel.expert.size {said} -> {kept}" in " ".join(cut.notes)) == (said != kept)
+
+
 def test_what_says_how_it_trains_is_kept(tmp_path: Path) -> None:
     was = TrainConfig.model_validate(
         {

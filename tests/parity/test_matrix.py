@@ -20,17 +20,12 @@ pytestmark = pytest.mark.parity
 
 SHORT = (
     "dp2-zero2-overlap",
+    "dp2-zero2-ep2-moe-overlap",
+    "dp2-fsdp2-recompute-half",
     "mtp2-one-kv-head",
-    "msp2-recompute-half",
-    "msp2-tied",
     "msp2-moe-recompute",
     "fsp2-internlm",
-    "isp1w2-moe",
-    "isp2w1-zero2",
     "isp2w2-memory-pool-recompute-half",
-    "pp2-overlap",
-    "pp2x2-tied",
-    "pp2zbh1-moe-recompute",
     "pp2zbv-six-layers",
 )
 FOUR_IN_NARROW_TYPES = [

@@ -19,7 +19,10 @@ from tests.generate.conftest import Trained
 from tests.serve.conftest import serving
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_ends_it_even_in_the_middle_of_a_text(trained: Trained, number: int) -> None:
     with serving(trained.saved, "--max-length", "90000") as served:
         assert served.url.startswith("http://127.0.0.1:")

@@ -18,7 +18,8 @@ from tasks.store import Artifact
 from tests.flows.pipeline.conftest import Recorder
 from tests.tasks.corpus import Corpus, LocalFiles, S3Files, documents, inodes, manifest, texts
 
-FILES = 200
+FILES = 80
+MANY = 200
 NEW = {"en/new/a.txt": "a new file\nof two lines\n", "cn/new/b.txt": "another\n", "en/new/c.txt": "and a third\nnew\n"}
 
 
@@ -194,7 +195,7 @@ def test_a_forced_rebuild_takes_nothing_over_from_what_it_replaces(tmp_path: Pat
 
 def test_small_files_make_shards_of_the_target_size(tmp_path: Path) -> None:
     files = LocalFiles(tmp_path / "raw")
-    files.write(texts(range(FILES)))
+    files.write(texts(range(MANY)))
     corpus = Corpus(tmp_path, files)
     dataset = corpus.run()
     shards = manifest(dataset)["shards"]

@@ -170,6 +170,28 @@ def test_gathered_weights_are_those_of_any_folder(tmp_path: Path, kind: str) -> 
         assert torch.allclose(trained.state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["internevo", pytest.param("hf_model", marks=pytest.mark.slow)])
+def test_each_rank_reads_the_experts_that_it_has(tmp_path: Path, kind: str) -> None:
+    """A file for each; from there on the run is that of one process, and what it saves has all of them."""
+    family = {"model_type": "INTERNLM_MoE", "model__num_experts": 4, "model__num_kv_attention_heads": 4}
+    model, there = made(tmp_path, **family), tmp_path / "theirs"
+    if kind == "internevo":
+        write_tensor_parallel(model.state_dict(), there, 2, tensor=2, pipeline=1)
+    else:
+        write_weights(weights(model), there, "hf")
+    cfg = from_there(tmp_path, there, kind, **family)
+    assert cfg.degrees(2).expert == 2
+    run_on_ranks(lambda: (train(cfg, folder=tmp_path / "run"), dist.barrier()), 2)
+    trained, _ = load_model(tmp_path / "ckpt" / "1")
+    assert trained.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(trained.state_dict()[name], tensor, rtol=1e-9, atol=1e-11), name
+    write_weights(open_weights(tmp_path / "ckpt" / "1"), tmp_path / "converted", "internevo")
+    assert len([*(tmp_path / "converted").glob("model_moe_layer*_expert*_tp0.pt")]) == 2 * 4
+    again = start_loss(from_there(tmp_path / "ckpt", tmp_path / "converted", "internevo", **family), tmp_path / "again")
+    assert again == pytest.approx(curve(tmp_path / "run")[0]["loss"], rel=1e-9)
+
+
 def test_a_wrong_type_is_named_with_the_right_one(tmp_path: Path, hf: Path) -> None:
     for said, right in (("internevo", "hf_model"), ("llama", "hf_model")):
         with pytest.raises(

@@ -67,6 +67,7 @@ def server_killed(
     return tally
 
 
+@pytest.mark.slow
 def test_the_run_a_few_times(tmp_path: Path, server: S3Server) -> None:
     run_killed(tmp_path, server, 2, False, True)
 

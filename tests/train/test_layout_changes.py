@@ -14,7 +14,8 @@ from tests.train.jobs import job, losses, run
 
 class Leg(NamedTuple):
     """Ranks of which `tensor` share each layer, and how; `zero` of the others share the optimizer's state. Or
-    `pipeline` of them have some layers each, in so many chunks. With isp `weight` of them share each weight."""
+    `pipeline` of them have some layers each, in so many chunks. With isp `weight` of them share each weight. Of a
+    mixture `expert` data ranks share the experts, all that divide where it is -1."""
 
     ranks: int
     tensor: int
@@ -25,13 +26,14 @@ class Leg(NamedTuple):
     schedule: str = "1F1B"
     weight: int = 1
     fsdp: bool = False
+    expert: int = -1
 
     @property
     def parallel(self) -> dict[str, Any]:
         pipeline = {"size": self.pipeline, "mode": self.schedule}
         tensor, weight = {"size": self.tensor, "mode": self.mode}, {"size": self.weight, "overlap": self.weight > 1}
-        zero = {"size": self.zero, "fsdp": self.fsdp}
-        return {"zero1": zero, "tensor": tensor, "pipeline": pipeline, "weight": weight}
+        zero, experts = {"size": self.zero, "fsdp": self.fsdp}, {"expert": self.expert}
+        return {"zero1": zero, "tensor": tensor, "pipeline": pipeline, "weight": weight, **experts}
 
 
 LEGS = [Leg(4, 4, 1), Leg(2, 2, 1, "msp"), Leg(1, 1, 1), Leg(4, 2, 2, "fsp")]
@@ -83,9 +85,33 @@ FSDP = [Leg(4, 1, 4, fsdp=True), Leg(2, 1, 2), Leg(4, 1, 2, fsdp=True), Leg(4, 2
 """Two steps each."""
 
 DENSE = {name: FAMILIES[name] for name in ("INTERNLM2_PUBLIC", "QWEN3")}
+DEALT = [Leg(4, 1, 4, expert=4), Leg(1, 1, 1), Leg(2, 1, 2, expert=2)]
+"""Two or three steps each."""
+
+MORE_DEALT = [
+    Leg(4, 1, 2, expert=2),
+    Leg(4, 2, 2, "fsp"),
+    Leg(2, 1, 1, expert=1),
+    Leg(4, 1, 1, pipeline=2),
+    Leg(4, 4, 1, "msp"),
+    Leg(4, 1, 4),
+    Leg(4, 2, 1, "isp", weight=4),
+    Leg(4, 1, 1, pipeline=2, chunks=2, schedule="ZBV"),
+]
+"""One step each."""
 
 TIED_ENDS = {"LLAMA3": {"model__tie_word_embeddings": True, "model__num_layers": 6}}
 """The weight that both ends have is one in the checkpoint."""
+
+BIASED_EXPERTS = {
+    "INTERNLM_MoE": FAMILIES["INTERNLM_MoE"]
+    | {
+        "model__num_layers": 4,
+        "model__moe_use_residual": True,
+        "moe": {"top_k": 1, "capacity_factor": 0.5, "min_capacity": 1, "noisy_gate_policy": "RSample"},
+    }
+}
+"""A router that drops tokens."""
 
 BIASES = {"INTERNLM": {"model__num_kv_attention_heads": 4, "model__num_layers": 4}}
 
@@ -109,6 +135,8 @@ def train(folder: Path, leg: Leg, last_step: int, families: dict[str, dict[str, 
         pytest.param(MORE_STAGES, TIED_ENDS, id="pipelines", marks=pytest.mark.slow),
         pytest.param(FSDP, DENSE, id="fsdp", marks=pytest.mark.slow),
         pytest.param(ISP, {"INTERNLM_MoE": FAMILIES["INTERNLM_MoE"]}, id="isp", marks=pytest.mark.slow),
+        pytest.param(DEALT, {"INTERNLM_MoE": FAMILIES["INTERNLM_MoE"]}, id="experts", marks=pytest.mark.slow),
+        pytest.param(MORE_DEALT, BIASED_EXPERTS, id="experts-everywhere", marks=pytest.mark.slow),
         pytest.param(ISP, FAMILIES | BIASES, id="isp-families", marks=pytest.mark.slow),
         pytest.param(MORE_ISP, TIED_ENDS | BIASES, id="isp-pipelines", marks=pytest.mark.slow),
     ],

@@ -102,7 +102,10 @@ def network(s3: S3Server) -> Iterator[Proxy]:
         yield proxy
 
 
-@WHEN
+@pytest.mark.parametrize(
+    "behind",
+    [pytest.param(False, id="in the step"), pytest.param(True, id="in the background", marks=pytest.mark.slow)],
+)
 def test_a_store_that_stops_answering_in_a_save(
     tmp_path: Path, saves: Bucket, network: Proxy, monkeypatch: pytest.MonkeyPatch, behind: bool
 ) -> None:

@@ -54,9 +54,9 @@ def same(one: list[Mapping[str, Any]], many: list[Mapping[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("ranks", "pipeline", "settings", "layers"),
     [
-        (2, {"size": 2}, {}, ["0-1", "2-4"]),
+        pytest.param(2, {"size": 2}, {}, ["0-1", "2-4"], marks=pytest.mark.slow),
         (3, {"size": 3}, {}, ["0", "1-2", "3-4"]),
-        (2, {"size": 2}, CHUNKS, ["0,3", "1-2,4-5"]),
+        pytest.param(2, {"size": 2}, CHUNKS, ["0,3", "1-2,4-5"], marks=pytest.mark.slow),
         (2, {"size": 2, "interleaved_overlap": True}, CHUNKS, ["0,3", "1-2,4-5"]),
         (2, {"size": 2, "mode": "ZBH1"}, {}, ["0-1", "2-4"]),
         (2, {"size": 2, "mode": "ZBV"}, CHUNKS, ["0,4-5", "1-2,3"]),

@@ -42,9 +42,10 @@ STAGES = {"pipeline": {"size": 2, "mode": "ZBV"}}
 @pytest.mark.parametrize(
     ("ranks", "parallel", "settings", "steps"),
     [
-        (2, {"zero1": {"size": 2}}, {}, 60),
+        (2, {"zero1": {"size": 2}}, {}, 20),
         (2, isp(2, 2), {"model__checkpoint": 0.5}, 12),
         (2, STAGES, {"model__num_chunks": 2, "model__num_layers": 4}, 12),
+        pytest.param(2, {"zero1": {"size": 2}}, {}, 60, marks=pytest.mark.slow),
         pytest.param(2, isp(2, 2), {"model__checkpoint": 0.5}, 60, marks=pytest.mark.slow),
         pytest.param(2, STAGES, {"model__num_chunks": 2, "model__num_layers": 4}, 60, marks=pytest.mark.slow),
     ],

@@ -131,6 +131,8 @@ SAMPLES = [
 
 class SleepParams(kind.Params):
     seconds: float = 0.0
+    until: str = ""
+    """A file: it sleeps until that is there."""
 
 
 class Sleep(Kind[SleepParams, LaunchRuntime]):
@@ -142,5 +144,5 @@ class Sleep(Kind[SleepParams, LaunchRuntime]):
     runtime_type = LaunchRuntime
 
     def run(self, ctx: StepContext[SleepParams, LaunchRuntime]) -> dict[str, Any]:
-        launch(ctx, "tests.flows.orchestration.sleeper", str(ctx.params.seconds))
+        launch(ctx, "tests.flows.orchestration.sleeper", str(ctx.params.seconds), *filter(None, [ctx.params.until]))
         return {}

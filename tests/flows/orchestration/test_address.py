@@ -164,15 +164,18 @@ def test_loopback_joins_what_goes_around_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.ui
-@pytest.mark.parametrize("proxy", ["refuses", "socks"])
+@pytest.mark.parametrize(
+    "proxy", ["refuses, socks", *(pytest.param(each, marks=pytest.mark.slow) for each in ("refuses", "socks"))]
+)
 def test_a_run_talks_to_a_server_on_this_machine_around_a_proxy(
     small: Small, environment: dict[str, str], proxy: str
 ) -> None:
     refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with listener(refusal) as url:
-        if proxy == "socks":
-            url = f"socks5://127.0.0.1:{server.free_port()}"
         proxies = dict.fromkeys(PROXIES, url)
+        if proxy != "refuses":
+            of_all = PROXIES if proxy == "socks" else [name for name in PROXIES if name.lower() == "all_proxy"]
+            proxies |= dict.fromkeys(of_all, f"socks5://127.0.0.1:{server.free_port()}")
         done = evo("run", str(small.file), "--root", str(small.root), environment=environment | proxies)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

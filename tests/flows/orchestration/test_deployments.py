@@ -81,6 +81,7 @@ def test_a_worker_runs_a_deployment(worker: None, deployments: Any, api: Api, sm
     assert small.store.refs.names() == ["small"]
 
 
+@pytest.mark.slow  # the short form is that of a run with a job: test_slurm_jobs.py
 def test_cancelling_ends_the_run_and_then_its_jobs(worker: None, deployments: Any, api: Api, small: Small) -> None:
     run = submit(api, deployments, small, "vars.seconds=100")
     settled(lambda: api.log({"id": run}), lambda log: "tflops" in log, 60)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser import Browser, colours
-from tests.flows.orchestration.conftest import Api, Finished
+from tests.flows.orchestration.conftest import Api, Finished, settled
 
 pytestmark = pytest.mark.ui
 
@@ -20,8 +20,7 @@ def look(browser: Browser, url: str, words: list[str], picture: Path) -> str:
     page = browser.open(url)
     for word in words:
         page.get_by_text(word).first.wait_for(timeout=30_000)
-    page.wait_for_timeout(1000)  # pages fade in
-    assert colours(page.screenshot(path=picture)) > LOOKS
+    assert settled(lambda: colours(page.screenshot(path=picture)), lambda found: found > LOOKS) > LOOKS  # it fades in
     text = page.inner_text("body")
     page.close()
     return text
@@ -36,11 +35,11 @@ def test_the_page_of_the_run(browser: Browser, api: Api, finished: Finished, pic
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("small-plan", ["never made before", "test.curve"]),
-        ("small-model", ["steps 60 · tokens 30.7k", "test.curve"]),
         ("small-scores-table", ["4.0000 (54.6)", "unigram: loss (perplexity)"]),
         ("small-samples", ["The function", "却说曹操"]),
-        ("small-lineage", ["made from", "raw files"]),
+        pytest.param("small-plan", ["never made before", "test.curve"], marks=pytest.mark.slow),
+        pytest.param("small-model", ["steps 60 · tokens 30.7k", "test.curve"], marks=pytest.mark.slow),
+        pytest.param("small-lineage", ["made from", "raw files"], marks=pytest.mark.slow),
     ],
 )
 def test_the_pages_of_its_artifacts(
@@ -61,9 +60,8 @@ def test_the_loss_curve_is_drawn_and_lineage_leads_to_it(browser: Browser, api: 
     card = browser.open(api.page + link.get_attribute("href"))
     curve = card.get_by_alt_text("training loss")
     curve.wait_for(timeout=30_000)
-    card.wait_for_timeout(1000)  # pages fade in
     assert curve.evaluate("image => image.naturalWidth") > 300
-    assert colours(curve.screenshot()) > LOOKS
+    assert settled(lambda: colours(curve.screenshot()), lambda found: found > LOOKS) > LOOKS  # the page fades in
     for page in (lineage, card):
         page.close()
 

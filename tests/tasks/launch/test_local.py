@@ -89,7 +89,7 @@ def test_a_fault_at_the_start_is_not_tried_for_ever(state: Path, tmp_path: Path)
 
 @pytest.mark.faults
 def test_stop_lets_the_job_end_by_itself(state: Path) -> None:
-    run = Run(LOCAL, make_job(state, "slow-stop:2", "print:up", "sleep:60", ranks_per_node=2))
+    run = Run(LOCAL, make_job(state, "slow-stop:1", "print:up", "sleep:60", ranks_per_node=2))
     wait_until(lambda: run.lines.count("up") == 2, "both ranks are up")
     run.stop()
     assert isinstance(run.end(20), Stopped)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slurm
 def cluster_file(slurm: RunningCluster, tmp_path: Path) -> Path:
     """The shipped cluster file, asking Slurm more often."""
     file = tmp_path / "quick.yaml"
-    quick = "poll_seconds: 1\nlost_seconds: 3\nenvironment: {GLOO_SOCKET_IFNAME: lo}\n"
+    quick = "poll_seconds: 0.3\nlost_seconds: 3\nenvironment: {GLOO_SOCKET_IFNAME: lo}\n"
     file.write_text((ROOT / "configs/clusters/slurm.yaml").read_text() + quick)
     return file
 
@@ -238,7 +238,7 @@ def test_wall_time_saves_and_requeues(
 ) -> None:
     """USR1 reaches the batch shell, the ranks get SIGTERM, the job goes back into the queue and on."""
     go = tmp_path / "go"
-    actions = ("slow-stop:2", "advance", "print:up", f"until:{go}", "print:done")
+    actions = ("slow-stop:1", "advance", "print:up", f"until:{go}", "print:done")
     run = Run(launcher, make_job(state, *actions, ranks_per_node=ranks, time="10m"))
     wait_until(lambda: run.lines.count("up") == ranks, "the ranks are up")
     slurm.client("scancel", "--signal=USR1", "--batch", job_id(state))
@@ -309,7 +309,7 @@ def test_a_silent_controller_is_no_failure(
 
 def test_two_runs_at_once_submit_one_job(launcher: SlurmLauncher, state: Path, tmp_path: Path) -> None:
     count = tmp_path / "count"
-    job = make_job(state, f"count:{count}", "sleep:2")
+    job = make_job(state, f"count:{count}", "sleep:1")
     runs = [Run(launcher, job) for _ in range(3)]
     for run in runs:
         run.succeed()

@@ -191,7 +191,7 @@ def race(state: Path, barrier: Barrier, owners: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rounds", [pytest.param(15), pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+    "rounds", [pytest.param(5), pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_eight_processes_at_one_dead_claim_have_one_owner(tmp_path: Path, rounds: int) -> None:
     for number in range(rounds):
