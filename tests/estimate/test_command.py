@@ -46,37 +46,29 @@ def test_the_table_and_the_settings_to_paste(tmp_path: Path, capsys: Captured) -
     load_config(path, blocks=pasted).check_world(8)
 
 
-def test_json_has_every_part_and_what_is_proposed_loads(tmp_path: Path, capsys: Captured) -> None:
-    path = write(tmp_path, **{**TINY, "data": {**TINY["data"], "global_batch_tokens": None, "micro_num": 1}})
+def test_json_has_every_part_and_what_is_proposed_loads_whatever_the_file_has(tmp_path: Path, capsys: Captured) -> None:
+    few = {**TINY["data"], "global_batch_tokens": None, "micro_num": 1}
+    path = write(tmp_path, **{**TINY, "data": few, "parallel": {"zero1": {"size": 3}}})
     found = data(capsys, "--config", path, "--gpus", 8, "--chip", "h100", "--network", 50, "--gpu-memory", 0.5)
     assert set(found) == {
         *("config", "gpus", "gpu_memory", "own", "best", "legal", "runs", "seconds", "assumptions"),
     }
     assert found["gpus"] == 8 and found["gpu_memory"] == 0.5e9
-    own = found["own"]
-    assert set(own) == {"layout", "rank", "memory", "fits", "sent", "modelled"}
-    parts = {"parameters", "gathered", "gradients", "master", "moments", "buffers", "activations", "total"}
-    assert set(own["memory"]) == parts
-    assert {"collective", "axis", "bytes"} == set(own["sent"][0])
+    assert found["own"]["refused"].startswith("parallel.zero1.size: 3 does not divide the 8 data-parallel ranks")
     assert any("a node 50 GB/s" in line for line in found["assumptions"])
     assert len(found["best"]) == 5
     seconds = [each["modelled"]["seconds"] for each in found["best"]]
     assert seconds == sorted(seconds)
+    parts = {"parameters", "gathered", "gradients", "master", "moments", "buffers", "activations", "total"}
     for each in found["best"]:
-        assert set(each) == {*own, "reason", "settings"}
+        assert set(each) == {"layout", "rank", "memory", "fits", "sent", "modelled", "reason", "settings"}
+        assert set(each["memory"]) == parts
         assert each["fits"] and each["memory"]["total"] <= 0.5e9
         assert sum(size for part, size in each["memory"].items() if part != "total") == each["memory"]["total"]
+        assert all(set(sent) == {"collective", "axis", "bytes"} for sent in each["sent"])
         cfg = load_config(path, blocks=each["settings"])
         cfg.check_world(8)
         assert cfg.dp(8) * cfg.micro_num(cfg.dp(8)) == 8
-
-
-def test_a_file_whose_layout_is_not_legal_is_told_and_others_are_found(tmp_path: Path, capsys: Captured) -> None:
-    path = write(tmp_path, **{**TINY, "parallel": {"zero1": {"size": 3}}})
-    assert estimate("--config", path, "--gpus", 2) == 0
-    text = capsys.readouterr().out
-    assert "\nas it is: parallel.zero1.size: 3 does not divide the 2 data-parallel ranks" in text
-    assert "\n1. " in text
 
 
 @pytest.mark.parametrize(
