@@ -16,7 +16,6 @@ from evo_core.model.ops.routing import capacity
 from evo_core.optim.bucket import make_buckets
 from evo_core.optim.groups import groups_of
 from evo_core.optim.publishing import Publishing
-from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.mesh import Mesh, make_mesh
 from evo_core.parallel.pipeline.placing import placing_of
 from evo_core.train.optimizer import without_decay
@@ -38,7 +37,7 @@ def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
     cfg.check_world(world_size)
     cfg = _interpreted(cfg)
     with imagined_ranks(world_size, rank):
-        mesh = _mesh(cfg, world_size)
+        mesh = make_mesh(cfg.degrees(world_size))
         return _counted(cfg, mesh, cfg.micro_num(mesh.data.size)).cost(rank)
 
 
@@ -56,7 +55,7 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
     cfg = _interpreted(cfg)
     placing = placing_of(cfg)
     with imagined_ranks(world_size, rank):
-        mesh = _mesh(cfg, world_size)
+        mesh = make_mesh(cfg.degrees(world_size))
         count, ahead = cfg.micro_num(mesh.data.size), cfg.parallel.weight.overlap and mesh.weights is not None
         few = min(count, 2 if ahead else 1)  # weights are sent for ahead from the second one on
         every = placing.cut(cfg.model.num_layers)
@@ -71,10 +70,6 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
             counted = at(wanted, {each: _counted(_with_layers(cfg, placing.stages, each), mesh, few) for each in runs})
             counted = counted.with_rooms(_rooms(cfg, mesh))
         return of_micro_batches(counted, cfg, mesh, few, count).cost(rank)
-
-
-def _mesh(cfg: TrainConfig, world_size: int) -> Mesh:
-    return make_mesh(Degrees.of(cfg.parallel, world_size, getattr(cfg.model, "num_experts", 1)))
 
 
 def _counted(cfg: TrainConfig, mesh: Mesh, micro_num: int) -> Counted:

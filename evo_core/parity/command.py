@@ -66,15 +66,15 @@ def parity_command(
     """
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) != 0:
         return  # one process starts the ranks, whatever started it
-    from evo_core.parity.layouts import ROWS, SIZES, chosen, ranks_of
+    from evo_core.parity.layouts import ROWS, SIZES, chosen, ranks_of, rows_of_own
 
     words = layouts or ["all"]
     ranks = ranks_of(words) if ranks is None else ranks
     if ranks not in SIZES:
         raise ConfigError(f"there are layouts of 2 and of 4 ranks, not of {ranks}", key="--ranks")
     small = None if config is None else _small(config, ranks)
-    # A user's model takes the place of those that rows speak of.
-    rows = chosen(words, ranks, ROWS if small is None else (small.row, *(row for row in ROWS if not row.model)))
+    of_own = None if small is None else (small.row, *rows_of_own(small.settings["model"]["num_experts"]))
+    rows = chosen(words, ranks, of_own or ROWS)
     if list_:
         print("\n".join(row.name for row in rows))
         return

@@ -336,6 +336,16 @@ ROWS = tuple(_rows())
 """All that there is, in the order in which it is run."""
 
 
+def rows_of_own(experts: int) -> list[Row]:
+    """The rows for a model of the user's, which takes the place of those that rows speak of.
+
+    Args:
+        experts: of each of its layers.
+    """
+    dealt = DEALT if experts > 1 else ()
+    return [*(row for row in ROWS if not row.model), *(Row(layout.name, layout) for layout in dealt)]
+
+
 def chosen(words: Sequence[str], ranks: int, rows: Sequence[Row] = ROWS) -> list[Row]:
     """The rows that are meant, in the order of the list.
 

@@ -86,6 +86,12 @@ def test_the_list(config: Path, capsys: Captured) -> None:
     assert parity("--list", "--config", str(config)) == 0
     listed = capsys.readouterr().out.split()
     assert listed[0] == "config" and "msp2-recompute" in listed and "msp2-moe" not in listed
+    assert not any("-ep" in name for name in listed)
+    job = yaml.safe_load(config.read_text())
+    job["model"] |= {"num_kv_attention_heads": 64, "num_experts": 8}
+    config.write_text(yaml.safe_dump(job | {"model_type": "INTERNLM_MoE"}))
+    assert parity("--list", "--config", str(config)) == 0
+    assert {"config", "dp2", "dp2-ep1", "dp2-zero2-ep2"} <= set(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from evo_core.errors import ConfigError
 from evo_core.parity.job import job, small_model, training
-from evo_core.parity.layouts import LAYOUTS, MODELS, ROWS, WAYS, chosen, ranks_of, settings_of
+from evo_core.parity.layouts import LAYOUTS, MODELS, ROWS, WAYS, chosen, ranks_of, rows_of_own, settings_of
 
 
 def test_each_row_has_a_name_of_its_own_and_is_legal(tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_the_page_names_what_there_is() -> None:
     endings = re.findall(r"`-([a-z0-9][a-z0-9-]*)`", page)
     assert len(endings) >= 8 and set(endings) <= {*MODELS, *WAYS}
     names = re.findall(r"`((?:dp|mtp|msp|fsp|isp|pp)\d[a-z0-9-]*)`", page)
-    assert len(names) >= 8 and set(names) <= {row.name for row in ROWS}
+    assert len(names) >= 8 and set(names) <= {row.name for row in (*ROWS, *rows_of_own(4))}

@@ -16,6 +16,7 @@ from tests.ranks import run_on_ranks
 from tests.train.jobs import before_each_step, curve, job, run, write_job, write_tokens
 
 STAGES = {"pipeline": 3, "zero1": {"size": -1}}
+EXPERTS = {"model_type": "INTERNLM_MoE", "model__num_experts": 4, "model__num_kv_attention_heads": 4}
 GROWING = {"data__micro_num": 4, "data__global_batch_tokens": None, "data__rampup_batch_size": "1 1 3"}
 
 
@@ -43,8 +44,9 @@ def said(cfg: TrainConfig, folder: Path, failing: int, step: int, error: Excepti
             {"zero1": {"size": -1}},
             GROWING,
         ),
+        pytest.param(2, 0, {"expert": 2}, EXPERTS | GROWING, marks=pytest.mark.slow),
     ],
-    ids=["a middle stage", "a step that is skipped", "data ranks"],
+    ids=["a middle stage", "a step that is skipped", "data ranks", "experts"],
 )
 def test_an_error_of_one_rank_is_that_of_all(
     tmp_path: Path, ranks: int, failing: int, parallel: dict[str, Any], settings: dict[str, Any]
