@@ -18,6 +18,7 @@ from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
 from evo_core.estimate.chips import GB, chip
 from evo_core.estimate.found import Found, find
+from evo_core.estimate.rank_cost import quick_cost
 from evo_core.estimate.step_time import Held, step_time
 
 INTERNEVO = "InternEvo, doc/en/train_performance.md"
@@ -173,7 +174,7 @@ def say(row: Row) -> Said:
     """What the model says of a row."""
     cfg = TrainConfig.model_validate(row.settings)
     assumed = Assumptions(chip(row.chip), 8, row.network * GB)
-    found = find(cfg, row.gpus, assumed, quickly=True)
+    found = find(cfg, row.gpus, assumed, quick_cost)
     sent = {key: size // 2 if row.halves and _is_gradients(key) else size for key, size in found.sent.items()}
     return Said(row, step_time(cfg, found.degrees, sent, _held(found), assumed).tgs, found.time.tgs)
 

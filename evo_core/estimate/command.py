@@ -109,7 +109,7 @@ class _Report:
 
         began = time.monotonic()
         own, refused = self._own()
-        searched = search(self._cfg, self._gpus, self._memory, self._assumed, self._told)
+        searched = search(self._cfg, self._gpus, self._memory, self._assumed, progress=self._told)
         seconds = time.monotonic() - began
         if self._as_json:
             print(json.dumps(self._data(own, refused, searched, seconds), indent=1))
@@ -122,6 +122,7 @@ class _Report:
     def _own(self) -> tuple[Found | None, str | None]:
         """The file's layout as it is, or why it is none on so many GPUs."""
         from evo_core.estimate.found import find, name_of
+        from evo_core.estimate.rank_cost import quick_cost
         from evo_core.estimate.show import layout_lines
 
         memory, chip = f"{self._memory / 10**9:g} GB", self._assumed.chip.name
@@ -131,7 +132,7 @@ class _Report:
         except ConfigError as error:
             self._say(f"as it is: {error}", "")
             return None, str(error)
-        own = find(self._cfg, self._gpus, self._assumed)
+        own = find(self._cfg, self._gpus, self._assumed, quick_cost)
         self._say(f"as it is: {name_of(own.cfg, own.degrees)}; {own.time.tokens:,} tokens a step")
         self._say(*layout_lines(own, self._memory, self._assumed), "")
         return own, None

@@ -1,17 +1,20 @@
-"""A layout that has been run without memory: what its ranks hold and send, and the time that follows."""
+"""A layout whose ranks' costs are known: what these ranks hold and send, and the time that follows."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
 from evo_core.estimate.costs import RankCost
-from evo_core.estimate.few import few_layers, few_micro_batches
 from evo_core.estimate.step_time import Held, StepTime, step_time
 from evo_core.parallel.degrees import Degrees
+
+Cost = Callable[[TrainConfig, int, int], RankCost]
+"""From a job, a number of ranks and one of them to what that one holds and sends."""
 
 PARTS = ("parameters", "gathered", "gradients", "master", "moments", "buffers", "activations")
 """What a rank's memory is for, as `RankCost` names it."""
@@ -23,7 +26,7 @@ class Found:
 
     Attributes:
         cfg: with the layout.
-        ranks: that were run: the first of the first, of a middle and of the last stage.
+        ranks: that were looked at: the first of the first, of a middle and of the last stage.
         most: of these the one that needs most memory.
         sent: bytes a step by collective and axis, of the one that sends most.
         time: of a step, modelled.
@@ -47,20 +50,20 @@ class Found:
         return name_of(self.cfg, self.degrees)
 
 
-def find(cfg: TrainConfig, gpus: int, assumed: Assumptions, *, quickly: bool = False) -> Found:
-    """Run ranks of a legal layout without memory.
+def find(cfg: TrainConfig, gpus: int, assumed: Assumptions, cost: Cost) -> Found:
+    """What ranks of a legal layout come to: the first of the first stage, of a middle one and of the last.
 
     Args:
-        quickly: only a few layers of each stage, where a half of the blocks is recomputed, none or all.
+        cost: of one rank.
     """
     degrees = cfg.degrees(gpus)
     stages = sorted({0, degrees.pipeline // 2, degrees.pipeline - 1})
     ranks = tuple(stage * degrees.data * degrees.tensor for stage in stages)
-    costs = [(few_layers if quickly else few_micro_batches)(cfg, gpus, rank) for rank in ranks]
-    most = max(costs, key=lambda cost: cost.total)
+    costs = [cost(cfg, gpus, rank) for rank in ranks]
+    most = max(costs, key=lambda each: each.total)
     sent: Counter[tuple[str, str]] = Counter()
-    for cost in costs:
-        sent |= Counter(cost.sent)
+    for each in costs:
+        sent |= Counter(each.sent)
     held = Held(most.parameters, most.gradients, most.master + most.moments)
     return Found(cfg, degrees, ranks, most, dict(+sent), step_time(cfg, degrees, dict(+sent), held, assumed))
 

@@ -31,7 +31,7 @@ class Kept:
         self._is_left_out = is_left_out
         self._holders: Counter[int] = Counter()
         self._again: list[saved_tensors_hooks] = []
-        self.now = self.peak = 0
+        self.now = self.peak = self._before = self._top = 0
 
     @contextmanager
     def counting(self, blocks: Iterable[nn.Module]) -> Iterator[None]:
@@ -80,12 +80,18 @@ class Kept:
     def _saved(self, tensor: Tensor) -> Tensor | _Holder:
         return tensor if self._is_left_out(tensor) else _Holder(self, tensor)
 
+    def lap(self) -> tuple[int, int]:
+        """Since the last call, by how many bytes there were more at most, and are now."""
+        found = self._top - self._before, self.now - self._before
+        self._before = self._top = self.now
+        return found
+
     def add(self, where: int, size: int) -> None:
         """One more holder of a storage."""
         self._holders[where] += 1
         if self._holders[where] == 1:
             self.now += size
-            self.peak = max(self.peak, self.now)
+            self.peak, self._top = max(self.peak, self.now), max(self._top, self.now)
 
     def drop(self, where: int, size: int) -> None:
         """One holder of it less."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from evo_core.data.loader.batch import Batch
 from evo_core.estimate.costs import RankCost
+from evo_core.estimate.further import Layers, at, few_layers, of_micro_batches
 from evo_core.estimate.imagined import Imagined, imagined_ranks
-from evo_core.estimate.step_cost import CountedStep
+from evo_core.estimate.step_cost import Counted, CountedStep
 from evo_core.model.ops.routing import capacity
-from evo_core.parallel.mesh import make_mesh
+from evo_core.optim.bucket import make_buckets
+from evo_core.optim.groups import groups_of
+from evo_core.optim.publishing import Publishing
+from evo_core.parallel.mesh import Mesh, make_mesh
+from evo_core.parallel.pipeline.placing import placing_of
+from evo_core.train.optimizer import without_decay
+from evo_core.train.run import make_model
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -19,7 +28,7 @@ __all__ = ["RankCost", "quick_cost", "rank_cost"]
 
 
 def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
-    """The cost of a rank with all its layers.
+    """The cost of a rank, from a step with all its layers and micro-batches.
 
     Raises:
         ConfigError: the job cannot run on so many ranks.
@@ -29,15 +38,65 @@ def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
     cfg = _interpreted(cfg)
     with imagined_ranks(world_size, rank):
         mesh = make_mesh(cfg.degrees(world_size))
-        data = cfg.data
-        batch = Batch.without_targets(cfg.micro_num(mesh.data.size), data.packed_length, data.seq_len)
-        with Imagined(_kept(cfg)) as mode:
-            step = CountedStep(cfg, mesh, drawn=False)
-            imagined = Batch(
-                *(mode.from_tensor(t) for t in (batch.input_ids, batch.labels, batch.positions, batch.type_ids)),
-                batch.cu_seqlens,
-            )
-            return step.run(imagined, data.seq_len)
+        return _counted(cfg, mesh, cfg.micro_num(mesh.data.size)).cost(rank)
+
+
+def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
+    """The same from steps with one micro-batch, or as few as show all that happens, of a few layers of each stage.
+
+    What a rank holds and sends grows by as much with each further layer and micro-batch; which of them are alive at a
+    time the pipeline's own order says.
+
+    Raises:
+        ConfigError: the job cannot run on so many ranks.
+        RuntimeError: this process has a process group.
+    """
+    cfg.check_world(world_size)
+    cfg = _interpreted(cfg)
+    placing = placing_of(cfg)
+    with imagined_ranks(world_size, rank):
+        mesh = make_mesh(cfg.degrees(world_size))
+        count, ahead = cfg.micro_num(mesh.data.size), cfg.parallel.weight.overlap and mesh.weights is not None
+        few = min(count, 2 if ahead else 1)  # weights are sent for ahead from the second one on
+        every = placing.cut(cfg.model.num_layers)
+        wanted = {
+            stage: Layers.of(every[stage].blocks, float(cfg.model.checkpoint))
+            for stage in placing.stages_of(mesh.pipeline.rank)
+        }
+        runs = few_layers(wanted.values(), fetches=mesh.weights is not None or mesh.shards)
+        if runs is None:
+            counted = _counted(cfg, mesh, few)
+        else:
+            counted = at(wanted, {each: _counted(_with_layers(cfg, placing.stages, each), mesh, few) for each in runs})
+            counted = counted.with_rooms(_rooms(cfg, mesh))
+        return of_micro_batches(counted, cfg, mesh, few, count).cost(rank)
+
+
+def _counted(cfg: TrainConfig, mesh: Mesh, micro_num: int) -> Counted:
+    data = cfg.data
+    batch = Batch.without_targets(micro_num, data.packed_length, data.seq_len)
+    with Imagined(_kept(cfg)) as mode:
+        step = CountedStep(cfg, mesh, drawn=False)
+        made = (mode.from_tensor(each) for each in (batch.input_ids, batch.labels, batch.positions, batch.type_ids))
+        return step.counted(Batch(*made, batch.cu_seqlens), data.seq_len)
+
+
+def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
+    """With so many in each of so many stages, and without what sends in a pass what is not of that pass."""
+    share = 1.0 if layers.again == layers.all else (layers.again + 0.5) / layers.all if layers.again else 0.0
+    model = cfg.model.model_copy(update={"num_layers": stages * layers.all, "checkpoint": share})
+    zero = cfg.hybrid_zero_optimizer.model_copy(update={"overlap_sync_grad": False, "overlap_sync_param": False})
+    return cfg.model_copy(update={"model": model, "hybrid_zero_optimizer": zero})
+
+
+def _rooms(cfg: TrainConfig, mesh: Mesh) -> int:
+    """Bytes of the buffers for updated parameters: of the longest message, which grows with the layers to a limit."""
+    if mesh.shards:
+        return 0
+    model, zero = make_model(cfg, mesh, torch.device("meta"), drawn=False), cfg.hybrid_zero_optimizer
+    groups = groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay))
+    buckets = [bucket for group in groups for bucket in make_buckets(group, zero.reduce_bucket_size, torch.float32)]
+    return Publishing(buckets, {}, zero.all_gather_size).needed
 
 
 def _interpreted(cfg: TrainConfig) -> TrainConfig:
@@ -56,8 +115,3 @@ def _kept(cfg: TrainConfig) -> float:
     tokens = cfg.data.packed_length
     room = capacity(tokens, model.num_experts, top_k=moe.top_k, factor=moe.capacity_factor, least=moe.min_capacity)
     return min(1.0, room * model.num_experts / (tokens * moe.top_k))
-
-
-def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
-    """The same from a few layers of each stage, for a search over many layouts."""
-    return rank_cost(cfg, world_size, rank)

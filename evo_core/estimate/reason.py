@@ -36,7 +36,7 @@ def reason(found: Found, held_back: tuple[Layout, int] | None = None, layout: La
     words += f", {', '.join(named[:3])}" if named else ""
     if held_back is not None and layout is not None:
         other, needs = held_back
-        words += f"; memory forbids {_difference(other, layout)} ({needs / 10**9:.0f} GB)"
+        words += f"; memory forbids {_difference(other, layout)} ({needs / 10**9:.3g} GB)"
     return words
 
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from evo_core.config import TrainConfig
 from evo_core.errors import ConfigError
 from evo_core.estimate.assumptions import Assumptions
-from evo_core.estimate.found import Found, find
+from evo_core.estimate.found import Cost, Found, find
 from evo_core.estimate.layout import Layout, candidates, is_legal
+from evo_core.estimate.rank_cost import quick_cost
 from evo_core.estimate.sketch import Sketch, sketch
 from evo_core.estimate.step_time import Held, step_time
 
@@ -88,12 +89,14 @@ def search(
     gpus: int,
     memory: float,
     assumed: Assumptions,
+    cost: Cost = quick_cost,
     progress: Callable[[int], None] = lambda runs: None,
 ) -> Searched:
     """The fastest layouts of a job on so many GPUs.
 
     Args:
         memory: bytes of a GPU.
+        cost: of one rank of a layout.
         progress: told how many layouts have been run.
 
     Raises:
@@ -112,7 +115,7 @@ def search(
             continue
         needs = each.cost.memory
         if each.cost.lasting <= memory and needs * _SKETCHED <= memory:
-            found = find(each.cfg, gpus, assumed, quickly=True)
+            found = find(each.cfg, gpus, assumed, cost)
             searched.runs += 1
             tries[kind] += 1
             progress(searched.runs)
@@ -125,15 +128,15 @@ def search(
                 continue
         searched.held_back.setdefault(kind, (each.layout, needs))
     if not searched.best:
-        raise _none_fits(cfg, known, gpus, memory, assumed)
+        raise _none_fits(cfg, known, gpus, memory, assumed, cost)
     del searched.best[SHOWN:]
     return searched
 
 
-def smallest(known: list[Sketched], gpus: int, assumed: Assumptions) -> Found:
+def smallest(known: list[Sketched], gpus: int, assumed: Assumptions, cost: Cost) -> Found:
     """The layout that needs least memory, of those whose sketches need least."""
     least = sorted(known, key=lambda each: each.cost.memory)
-    runs = [find(each.cfg, gpus, assumed, quickly=True) for each in _of_several_kinds(least, 2)]
+    runs = [find(each.cfg, gpus, assumed, cost) for each in _of_several_kinds(least, 2)]
     return min(runs, key=lambda found: found.memory)
 
 
@@ -147,11 +150,13 @@ def _of_several_kinds(known: list[Sketched], many: int) -> Iterator[Sketched]:
             return
 
 
-def _none_fits(cfg: TrainConfig, known: list[Sketched], gpus: int, memory: float, assumed: Assumptions) -> ConfigError:
-    least = smallest(known, gpus, assumed)
+def _none_fits(
+    cfg: TrainConfig, known: list[Sketched], gpus: int, memory: float, assumed: Assumptions, cost: Cost
+) -> ConfigError:
+    least = smallest(known, gpus, assumed, cost)
     needs = least.memory / 10**9
     hints = [f"--gpu-memory {needs:.3g}" if float(f"{needs:.3g}") >= needs else f"--gpu-memory {needs + 0.05:.1f}"]
-    if more := _with_more(cfg, gpus, memory, assumed):
+    if more := _with_more(cfg, gpus, memory, assumed, cost):
         hints.append(f"{more} GPUs")
     return ConfigError(
         f"no layout of {gpus} GPUs fits into {memory / 10**9:g} GB: the smallest needs {needs:.1f} GB ({least.name})",
@@ -160,7 +165,7 @@ def _none_fits(cfg: TrainConfig, known: list[Sketched], gpus: int, memory: float
     )
 
 
-def _with_more(cfg: TrainConfig, gpus: int, memory: float, assumed: Assumptions) -> int | None:
+def _with_more(cfg: TrainConfig, gpus: int, memory: float, assumed: Assumptions, cost: Cost) -> int | None:
     """The number of GPUs, of powers of two times as many, with which the job fits."""
     for doubled in range(1, _DOUBLED + 1):
         more = gpus << doubled
@@ -168,7 +173,7 @@ def _with_more(cfg: TrainConfig, gpus: int, memory: float, assumed: Assumptions)
             fitting = [each for each in legal(cfg, more, assumed) if each.cost.memory <= memory]
         except ConfigError:
             continue
-        if fitting and smallest(fitting, more, assumed).memory <= memory:
+        if fitting and smallest(fitting, more, assumed, cost).memory <= memory:
             return more
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,8 @@ from evo_core.estimate.kept import Kept, key
 from evo_core.model.decoder import Decoder
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.collectives import Traffic, counting
+from evo_core.parallel.pipeline.orders import Pass
+from evo_core.parallel.pipeline.stages import Pipeline
 from evo_core.parallel.weight.blocks import gathering_of
 from evo_core.placement import local_of
 from evo_core.train.held_memory import held_bytes
@@ -27,6 +31,42 @@ from evo_core.train.throughput import Throughput
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
     from evo_core.parallel.mesh import Mesh
+
+
+Sent = Mapping[tuple[str, str], float]
+"""Bytes by (collective, axis)."""
+
+
+_PARTS = {"ends": "pipeline", "tensor run": "tensor"}
+"""Axes that `Degrees` knows nothing of, by the one that they are a part of."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a step held and sent.
+
+    Attributes:
+        held: bytes, by the names of `RankCost`; of its buffers ``rooms`` of ZeRO's messages and the ``pool`` of isp's.
+        sent: in the step.
+        in_passes: of these, what was sent before the last backward pass was done.
+        passes: of a pipeline, by how much each kind of pass of a stage raised what autograd keeps: at most while it was
+            at work, and behind it.
+    """
+
+    held: Mapping[str, float]
+    sent: Sent
+    in_passes: Sent
+    passes: Mapping[tuple[Pass, int], tuple[float, float]]
+
+    def with_rooms(self, rooms: float) -> Counted:
+        """With another size of ZeRO's messages."""
+        return replace(self, held={**self.held, "rooms": rooms})
+
+    def cost(self, rank: int) -> RankCost:
+        """As the cost of a rank, in whole bytes."""
+        held = {name: round(size) for name, size in self.held.items()}
+        buffers = held.pop("rooms") + held.pop("pool")
+        return RankCost(rank=rank, buffers=buffers, sent={key: round(size) for key, size in self.sent.items()}, **held)
 
 
 class CountedStep:
@@ -53,15 +93,23 @@ class CountedStep:
             batch: this rank's, of one type of data.
             max_seqlen: tokens of its longest document.
         """
+        return self.counted(batch, max_seqlen).cost(self._mesh.world.rank)
+
+    def counted(self, batch: Batch, max_seqlen: int) -> Counted:
+        """The same in more detail."""
         known = {key(tensor) for tensor in (batch.input_ids, batch.labels, batch.positions, batch.type_ids)}
         known |= {key(tensor) for tensor in (*batch.cu_seqlens, *self.model.buffers())}
         known |= {key(local_of(parameter.detach())) for parameter in self.model.parameters()}
+        passes: dict[tuple[Pass, int], tuple[int, int]] = {}
         with counting() as traffic:
             fetching = Fetched(self._mesh, traffic)
             kept = Kept(lambda tensor: key(tensor) in known or key(tensor) in fetching.whole)
+            if isinstance(self._step.passes, Pipeline):
+                self._step.passes.after_pass = lambda work: passes.update({(work.kind, work.stage): kept.lap()})
             self.optimizer.begin()
             with kept.counting(self._blocks()), fetching if self._mesh.shards else nullcontext():
                 totals = self._step.forward_backward(batch, 0, max_seqlen)
+            in_passes = self._by_axis(traffic)
             self.optimizer.reduce(totals.vector)
             held = held_bytes(self.model, self.optimizer)  # before gradients go
             self.optimizer.step(1e-3, 0.95)
@@ -69,22 +117,26 @@ class CountedStep:
         gathering = gathering_of(self.model)
         fetched = fetching.peak if gathering is None else gathering.buffers.peak
         stays = gathering is not None and gathering.buffers.pool
-        rooms = self.optimizer.publishing.nbytes if isinstance(self.optimizer, Zero1AdamW) else 0
-        return RankCost(
-            rank=self._mesh.world.rank,
-            parameters=held["parameters"] + held["buffers"],
-            gathered=0 if stays else fetched,
-            gradients=held["gradients"],
-            master=held["master values"],
-            moments=held["moments"],
-            buffers=rooms + (fetched if stays else 0),
-            activations=kept.peak,
-            sent=self._by_axis(traffic),
-        )
+        figures = {
+            "parameters": held["parameters"] + held["buffers"],
+            "gathered": 0 if stays else fetched,
+            "gradients": held["gradients"],
+            "master": held["master values"],
+            "moments": held["moments"],
+            "rooms": self.optimizer.publishing.nbytes if isinstance(self.optimizer, Zero1AdamW) else 0,
+            "pool": fetched if stays else 0,
+            "activations": kept.peak,
+        }
+        return Counted(figures, self._by_axis(traffic), in_passes, passes)
 
     def _blocks(self) -> Iterable[nn.Module]:
         return self.model.blocks.values() if isinstance(self.model, Decoder) else ()
 
     def _by_axis(self, traffic: Traffic) -> dict[tuple[str, str], int]:
-        names = {axis.group.group_name: axis.name for axis in self._mesh.axes if axis.size > 1}
-        return {(what, names[group]): size for (what, group), size in traffic.by_group.items() if size}
+        """What was sent, a part of an axis put down to the axis."""
+        names = {axis.group.group_name: _PARTS.get(axis.name, axis.name) for axis in self._mesh.axes if axis.size > 1}
+        sent: Counter[tuple[str, str]] = Counter()
+        for (what, group), size in traffic.by_group.items():
+            if size:
+                sent[what, names[group]] += size
+        return dict(sent)

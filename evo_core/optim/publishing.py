@@ -65,6 +65,11 @@ class Publishing:
         self.launched = self.taken = len(chunks)
 
     @property
+    def needed(self) -> int:
+        """Bytes of the buffers once an update has made them."""
+        return sum(self._longest(dtype) * dtype.itemsize for dtype in {chunk.bucket.dtype for chunk in self.chunks})
+
+    @property
     def nbytes(self) -> int:
         """Of the buffers: one for each type that parameters have, as long as the longest chunk of it."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
@@ -130,11 +135,13 @@ class Publishing:
         """[Z, columns] of the buffer."""
         needed = bucket.zero.size * columns
         if bucket.dtype not in self._buffers:
-            longest = max(
-                c.bucket.zero.size * (c.stop - c.start) for c in self.chunks if c.bucket.dtype == bucket.dtype
-            )
+            longest = self._longest(bucket.dtype)
             self._buffers[bucket.dtype] = torch.empty(longest, dtype=bucket.dtype, device=bucket.device)
         return self._buffers[bucket.dtype][:needed].view(-1, columns)
+
+    def _longest(self, dtype: torch.dtype) -> int:
+        """Elements of the longest chunk of a type."""
+        return max(c.bucket.zero.size * (c.stop - c.start) for c in self.chunks if c.bucket.dtype == dtype)
 
 
 def _chunks(bucket: Bucket, size: int) -> Iterator[Chunk]:

@@ -29,6 +29,11 @@ def job_of(name: str, dtype: str = "float32", **blocks: object) -> TrainConfig:
     return job(small_model(), training(Path("nowhere")), row.model, few, row.way, layout, blocks, dtype=dtype)
 
 
+def ranks_of(name: str) -> int:
+    """The ranks of a row."""
+    return _ROWS[name].layout.ranks
+
+
 def counted(jobs: Iterable[TrainConfig], ranks: int) -> list[list[RankCost]]:
     """By job and rank, what real ranks count in a step."""
     jobs = list(jobs)

@@ -43,6 +43,9 @@ class Pipeline:
         placing: of the stages on them.
         mode: 1F1B (with several chunks interleaved), ZBH1 or ZBV.
         overlap: whether messages are under way while passes are computed; else each is waited for at once.
+
+    Attributes:
+        after_pass: called behind each pass of `forward_backward`, for whoever counts what it left in memory.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Pipeline:
     ) -> None:
         self.model, self.axis, self.placing = model, axis, placing
         self.mode, self.overlap = mode, overlap
+        self.after_pass: Callable[[Work], None] = lambda work: None
         self.stages = dict(zip(placing.stages_of(axis.rank), model.stages, strict=True))
         if mode != "1F1B":
             model.backward_in_parts = True
@@ -98,13 +102,15 @@ class Pipeline:
         for step in steps:
             if isinstance(step, Message):
                 run.exchange(step)
-            elif step.kind is Pass.FORWARD:
+                continue
+            if step.kind is Pass.FORWARD:
                 run.forward(step, lambda number, output: optimizer.scaled(objective(number, output)))
             else:
                 optimizer.final(last.get(step, ()))
                 run.backward(step)
                 if step.kind is Pass.WEIGHT:
                     optimizer.collect()  # some of its gradients call no hook
+            self.after_pass(step)
         run.finish()
 
     @torch.no_grad()
@@ -148,6 +154,11 @@ class Pipeline:
     def parameters(self) -> dict[int, list[nn.Parameter]]:
         """The trained ones that each stage of this rank computes with."""
         return {stage: self._parameters_of(stage) for stage in self.stages}
+
+
+def timetable_of(cfg: TrainConfig, count: int) -> Timetable:
+    """What every rank of a job's pipeline does with so many micro-batches in a step."""
+    return _timetable(placing_of(cfg), cfg.parallel.pipeline.mode, count)
 
 
 @functools.lru_cache(maxsize=64)
