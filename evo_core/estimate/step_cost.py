@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 Sent = Mapping[tuple[str, str], float]
 """Bytes by (collective, axis)."""
+
+
+_PARTS = {"ends": "pipeline", "tensor run": "tensor"}
+"""Axes that `Degrees` knows nothing of, by the one that they are a part of."""
 
 
 @dataclass(frozen=True)
@@ -128,5 +133,10 @@ class CountedStep:
         return self.model.blocks.values() if isinstance(self.model, Decoder) else ()
 
     def _by_axis(self, traffic: Traffic) -> dict[tuple[str, str], int]:
-        names = {axis.group.group_name: axis.name for axis in self._mesh.axes if axis.size > 1}
-        return {(what, names[group]): size for (what, group), size in traffic.by_group.items() if size}
+        """What was sent, a part of an axis put down to the axis."""
+        names = {axis.group.group_name: _PARTS.get(axis.name, axis.name) for axis in self._mesh.axes if axis.size > 1}
+        sent: Counter[tuple[str, str]] = Counter()
+        for (what, group), size in traffic.by_group.items():
+            if size:
+                sent[what, names[group]] += size
+        return dict(sent)

@@ -153,3 +153,9 @@ def test_of_a_thousand_ranks_each_is_as_its_place_says() -> None:
     first, last = quick_cost(cfg, 1024, 0), quick_cost(cfg, 1024, 1023)
     assert ("reduce_scatter", "zero") in first.sent and ("all_reduce", "replica") in first.sent
     assert first.activations != last.activations  # one stage has the head
+
+
+def test_what_is_sent_goes_along_axes_that_the_degrees_know() -> None:
+    cfg = job_of("pp4", model_type="LLAMA3", model={"tie_word_embeddings": True})
+    sent = rank_cost(cfg, 4, 3).sent
+    assert {cfg.degrees(4).line(axis).size for _, axis in sent} == {4}  # type: ignore[arg-type]
