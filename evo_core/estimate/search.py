@@ -27,7 +27,7 @@ SHOWN = 5
 _SKETCHED = 0.97
 """Where this share of what a sketch needs does not fit either, the layout is not run."""
 
-_MARGIN = 1.02
+_MARGIN = 1.01
 """Layouts are run until the next one is slower than the last one kept by this, by its sketch."""
 
 _MOST_RUNS, _MOST_OF_A_KIND = 16, 2
