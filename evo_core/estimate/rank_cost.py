@@ -3,7 +3,8 @@ other ranks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 __all__ = ["RankCost", "quick_cost", "rank_cost"]
+
+_OF_TOKENS = ("input_ids", "labels", "positions", "type_ids")
+"""What a batch has of each token, of which nothing is read but in the model."""
 
 
 def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
@@ -77,8 +81,8 @@ def _counted(cfg: TrainConfig, mesh: Mesh, micro_num: int) -> Counted:
     batch = Batch.without_targets(micro_num, data.packed_length, data.seq_len)
     with Imagined(_kept(cfg)) as mode:
         step = CountedStep(cfg, mesh, drawn=False)
-        made = (mode.from_tensor(each) for each in (batch.input_ids, batch.labels, batch.positions, batch.type_ids))
-        return step.counted(Batch(*made, batch.cu_seqlens), data.seq_len)
+        tokens: dict[str, Any] = {name: mode.from_tensor(getattr(batch, name)) for name in _OF_TOKENS}
+        return step.counted(replace(batch, **tokens), data.seq_len)
 
 
 def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
