@@ -7,8 +7,8 @@ EVO_FLAGS ?=
 PYTEST_FLAGS ?=
 FAST := not slow
 # Tests of a file stay together: they share servers and models. Of some folders too: tests/conftest.py.
-# WORKERS=0 runs them one after the other.
-WORKERS ?= 2
+# More workers than cores, as some tests wait for servers and clocks. WORKERS=0 runs them one after the other.
+WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer alerts
 export PREFECT_SERVER_ANALYTICS_ENABLED = false

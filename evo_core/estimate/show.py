@@ -13,6 +13,9 @@ from evo_core.estimate.layout import Layout
 from evo_core.estimate.reason import reason
 from evo_core.estimate.search import Searched
 
+_WORTH_A_LINE = 1e-4
+"""Of all that is sent; sums of the loss are less."""
+
 _WORDS = {
     "gathered": "whole weights, fetched for a while",
     "master": "master values",
@@ -31,13 +34,13 @@ def layout_lines(found: Found, memory: float, assumed: Assumptions) -> Iterator[
     memory_rows = [(name, f"{size / GB:.2f}") for name, size in [*parts, ("in all", found.memory)]]
     yield from _table(memory_rows)
     sent = sorted(found.sent.items(), key=lambda item: -item[1])
-    if any(size for _, size in sent):
+    if least := sum(size for _, size in sent) * _WORTH_A_LINE:
         yield "sent by a rank in a step"
         rows = [("collective", "axis", "ranks", "GB", "over")]
         for (collective, axis), size in sent:
             line = found.degrees.line(axis)  # type: ignore[arg-type]
             over = "between nodes" if assumed.across(line) else "inside a node"
-            if size:
+            if size >= least:
                 rows.append((collective, axis, str(line.size), f"{size / GB:.3f}", over))
         yield from _table(rows, numbers=(2, 3))
     yield f"modelled: {_time(found)}; {reason(found)}"

@@ -12,6 +12,7 @@ same. The types in which the model computes are what they are saved in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def shard(model: nn.Module, mesh: Mesh) -> None:
 
     Args:
         model: on the meta device, or one of a user's own type with memory; cut over the tensor ranks, where there are
-            several. Its blocks are those of a decoder, else what is in its outermost `nn.ModuleList`s.
+            several. Its blocks are those of a decoder, else what is in its outermost `nn.ModuleList`s (`_blocks`).
 
     Raises:
         ConfigError: it has a parameter that cannot be shared.
@@ -50,6 +51,7 @@ def shard(model: nn.Module, mesh: Mesh) -> None:
     for parameter in named.values():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(accumulation_dtype(parameter.dtype))
+        parameter.data = parameter.data.contiguous()  # a transposed one has no rows to share
     units = _Units(mesh, of_parameter)
     if isinstance(model, Decoder):
         _shard_decoder(model, units)
@@ -83,10 +85,28 @@ def _shard_decoder(model: Decoder, units: _Units) -> None:
     units.share(model, again=False)
 
 
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """What is in the outermost lists of modules: the blocks of a model of any type."""
-    for child in model.children():
-        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model of any type, each once: what is in its outermost lists of modules and can be called.
+
+    One that has a weight in common with a module outside it is none: two parts would each have it. It is left to the
+    whole model.
+    """
+    everywhere = _uses(model)
+    found = dict.fromkeys(_listed(model, is_listed=False))
+    return [block for block in found if all(everywhere[p] == count for p, count in _uses(block).items())]
+
+
+def _listed(module: nn.Module, *, is_listed: bool) -> Iterator[nn.Module]:
+    for child in module.children():
+        if is_listed and type(child).forward is not nn.Module.forward:
+            yield child
+        else:  # a list in a list, or what only has methods of other names
+            yield from _listed(child, is_listed=is_listed or isinstance(child, nn.ModuleList))
+
+
+def _uses(module: nn.Module) -> Counter[nn.Parameter]:
+    """How many modules have each parameter."""
+    return Counter(parameter for each in module.modules() for parameter in each.parameters(recurse=False))
 
 
 class _Units:

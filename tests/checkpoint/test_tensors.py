@@ -62,11 +62,14 @@ def differences(folder: Path, zero1: int) -> list[float]:
     return [float((a.local - b.local).abs().sum()) for a, b in pairs]
 
 
-LAYOUTS = [(1, 1), (2, 2), (4, 4), (4, 2), (4, 1)]
+SHORT, LONG = [(1, 1), (2, 2), (4, 2)], [(4, 4), (4, 1)]
+LAYOUTS = SHORT + LONG
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("ranks", "zero1"), LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    ("ranks", "zero1"), [*SHORT, *(pytest.param(*each, marks=pytest.mark.slow) for each in LONG)], ids=str
+)
 def test_state_moves_between_layouts(tmp_path: Path, ranks: int, zero1: int) -> None:
     run_on_ranks(write, ranks, tmp_path, zero1)
     for other_ranks, other_zero1 in LAYOUTS:

@@ -30,31 +30,31 @@ def data(captured: Captured, *words: object) -> dict[str, Any]:
 
 def test_the_table_and_the_settings_to_paste(tmp_path: Path, capsys: Captured) -> None:
     path = write(tmp_path, **TINY)
-    assert estimate("--config", path, "--gpus", 8) == 0
+    assert estimate("--config", path, "--gpus", 2) == 0
     text = capsys.readouterr().out
     head, own, *_ = text.splitlines()
-    assert head == f"{path} on 8 GPUs (a100, 80 GB each)"
+    assert head == f"{path} on 2 GPUs (a100, 80 GB each)"
     assert own == "as it is: zero1 2, recompute 0; 512 tokens a step"
     for part in ("parameters", "gradients", "master values", "moments", "buffers", "activations", "in all"):
         assert f"\n  {part} " in text, part
-    assert "\n  all_reduce      replica " in text and "inside a node" in text
+    assert "\n  reduce_scatter  zero " in text and "inside a node" in text
     assert "\nmodelled: " in text and "tokens/GPU/s, mfu " in text
     assert "times are a model's, nothing of them is measured. It assumes\n- a100: 312 teraflops" in text
     first = text.split("\n1. ")[1].split("\n2. ")[0]
     pasted = yaml.safe_load("\n".join(first.splitlines()[2:]))
     assert list(pasted) == ["parallel", "model", "hybrid_zero_optimizer"]
-    load_config(path, blocks=pasted).check_world(8)
+    load_config(path, blocks=pasted).check_world(2)
 
 
 def test_json_has_every_part_and_what_is_proposed_loads_whatever_the_file_has(tmp_path: Path, capsys: Captured) -> None:
     few = {**TINY["data"], "global_batch_tokens": None, "micro_num": 1}
     path = write(tmp_path, **{**TINY, "data": few, "parallel": {"zero1": {"size": 3}}})
-    found = data(capsys, "--config", path, "--gpus", 8, "--chip", "h100", "--network", 50, "--gpu-memory", 0.5)
+    found = data(capsys, "--config", path, "--gpus", 2, "--chip", "h100", "--network", 50, "--gpu-memory", 0.5)
     assert set(found) == {
         *("config", "gpus", "gpu_memory", "own", "best", "legal", "runs", "seconds", "assumptions"),
     }
-    assert found["gpus"] == 8 and found["gpu_memory"] == 0.5e9
-    assert found["own"]["refused"].startswith("parallel.zero1.size: 3 does not divide the 8 data-parallel ranks")
+    assert found["gpus"] == 2 and found["gpu_memory"] == 0.5e9
+    assert found["own"]["refused"].startswith("parallel.zero1.size: 3 does not divide the 2 data-parallel ranks")
     assert any("a node 50 GB/s" in line for line in found["assumptions"])
     assert len(found["best"]) == 5
     seconds = [each["modelled"]["seconds"] for each in found["best"]]
@@ -67,8 +67,8 @@ def test_json_has_every_part_and_what_is_proposed_loads_whatever_the_file_has(tm
         assert sum(size for part, size in each["memory"].items() if part != "total") == each["memory"]["total"]
         assert all(set(sent) == {"collective", "axis", "bytes"} for sent in each["sent"])
         cfg = load_config(path, blocks=each["settings"])
-        cfg.check_world(8)
-        assert cfg.dp(8) * cfg.micro_num(cfg.dp(8)) == 8
+        cfg.check_world(2)
+        assert cfg.dp(2) * cfg.micro_num(cfg.dp(2)) == 2
 
 
 @pytest.mark.parametrize(

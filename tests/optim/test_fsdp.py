@@ -51,8 +51,8 @@ class Net(nn.Module):
         return (x @ self.fixed.t()).float().square().mean()
 
 
-def made(mesh: Mesh, dtype: torch.dtype, **settings: Any) -> tuple[nn.Module, Any]:
-    net = Net(dtype)
+def made(mesh: Mesh, dtype: torch.dtype, kind: type[Net] = Net, **settings: Any) -> tuple[Net, Any]:
+    net = kind(dtype)
     if mesh.shards:
         shard(net, mesh)
         return net, FsdpAdamW(net, groups_of(net, mesh), mesh, **settings)
@@ -64,11 +64,13 @@ def batch(step: int, number: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(2, WIDTH, generator=generator).to(dtype)
 
 
-def stepped(size: int, dtype: torch.dtype, fsdp: bool, scale: float = 1.0) -> tuple[list[float], dict[str, Placed]]:
+def stepped(
+    size: int, dtype: torch.dtype, fsdp: bool, scale: float = 1.0, kind: type[Net] = Net
+) -> tuple[list[float], dict[str, Placed]]:
     """Norms of three steps of two micro-batches on each rank, and in the end the masters and moments."""
     mesh = mesh_of({"size": size, "fsdp": fsdp})  # type: ignore[arg-type]
     scaler = LossScaler(scale=scale, enabled=scale != 1.0)
-    net, optimizer = made(mesh, dtype, clip_grad_norm=0.5, weight_decay=0.1, scaler=scaler)
+    net, optimizer = made(mesh, dtype, kind, clip_grad_norm=0.5, weight_decay=0.1, scaler=scaler)
     net.skips = mesh.data.rank == 1 and hasattr(FSDPModule, "set_reduce_scatter_unused_params")
     norms = []
     for step in range(3):
@@ -99,6 +101,54 @@ def test_it_updates_as_zero1_does(ranks: int, size: int) -> None:
 
     for worst in run_on_ranks(all_off, ranks):
         assert max(worst) < 1
+
+
+class OneBlock(Net):
+    """The same block several times."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.blocks = nn.ModuleList([self.blocks[0]] * BLOCKS)
+
+
+class Tied(Net):
+    """Blocks that have weights in common, with each other and with what is in none."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.outside = nn.Linear(WIDTH, 7, dtype=dtype)
+        first, second, third = (next(block.children()) for block in self.blocks)
+        second.weight, third.weight = first.weight, self.outside.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.outside(x).square().mean()
+
+
+class ListsOfLists(Net):
+    """Blocks that are lists themselves, whose items are called one by one, and weights whose rows are no memory."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.blocks = nn.ModuleList(nn.ModuleList(block) for block in self.blocks)  # type: ignore[arg-type]
+        self.first = nn.Parameter(torch.randn(WIDTH, 2, dtype=dtype).t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            up, down = block.children()
+            x = x + down(up(x + self.first[0] - self.first[1])).tanh()
+        return x.float().square().mean()
+
+
+@pytest.mark.parametrize("kind", [OneBlock, Tied, ListsOfLists])
+def test_models_of_other_forms(kind: type[Net]) -> None:
+    def both() -> list[tuple[list[float], dict[str, Placed]]]:
+        return [stepped(2, torch.float64, fsdp, kind=kind) for fsdp in (True, False)]
+
+    for (norms, state), (expected, wanted) in run_on_ranks(both, 2):
+        assert norms == pytest.approx(expected, rel=1e-12)
+        assert state.keys() == wanted.keys()
+        for name, placed in wanted.items():
+            torch.testing.assert_close(state[name].local, placed.local, rtol=1e-12, atol=1e-14)
 
 
 def test_an_overflow_on_one_rank_is_left_out_on_all() -> None:

@@ -60,8 +60,15 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 """Ranks, and how they share the model: of isp each tensor rank may have other weight ranks, more or fewer."""
 
 
-@pytest.mark.parametrize(("ranks", "layout"), LAYOUTS, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+EVERY = [(name, *layout) for name in MODELS for layout in LAYOUTS]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "layout"),
+    # by turns: every model meets every way to share it, and every layout two models
+    [pytest.param(*each, marks=pytest.mark.slow if place % 2 else []) for place, each in enumerate(EVERY)],
+    ids=str,
+)
 def test_they_are_those_of_one_process(name: str, ranks: int, layout: dict[str, Any]) -> None:
     cfg = tiny(vocab_size=64, **MODELS[name])
     one = build_model(cfg)

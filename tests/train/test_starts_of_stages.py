@@ -113,7 +113,10 @@ def test_what_no_stage_may_lack_ends_both_with_what_to_write(tmp_path: Path) -> 
     assert 'write allow: {missing: ["layers.2.*"]}' in said
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["at-once", "background"])
+@pytest.mark.parametrize(
+    "background",
+    [pytest.param(False, id="at-once"), pytest.param(True, id="background", marks=pytest.mark.slow)],
+)
 def test_damage_in_one_stages_file_has_both_fall_back(tmp_path: Path, *, background: bool) -> None:
     """The run's curve is the one it had."""
     ckpt = {"save_ckpt_folder": str(tmp_path / "ckpt"), "auto_resume": True, "checkpoint_every": 2}

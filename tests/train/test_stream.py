@@ -90,7 +90,7 @@ STAGES = {"pipeline": {"size": 2}}
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(TENSOR, STAGES), (STAGES, PLAIN), pytest.param(PLAIN, TENSOR, marks=pytest.mark.slow)],
+    [(TENSOR, STAGES), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((STAGES, PLAIN), (PLAIN, TENSOR)))],
     ids=["tensor, stages", "stages, plain", "plain, tensor"],
 )
 def test_it_goes_on_at_another_layout(

@@ -181,6 +181,7 @@ def test_a_run_talks_to_a_server_on_this_machine_around_a_proxy(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ui
 def test_a_server_of_its_own_is_started_and_used_around_a_proxy(
     small: Small, api: Api, prefect_home: Path, tmp_path: Path
