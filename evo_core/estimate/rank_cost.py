@@ -72,7 +72,8 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
             counted = _counted(cfg, mesh, few)
         else:
             counted = at(wanted, {each: _counted(_with_layers(cfg, placing.stages, each), mesh, few) for each in runs})
-            counted = counted.with_rooms(_rooms(cfg, mesh))
+            if counted.held["rooms"]:
+                counted = counted.with_rooms(_rooms(cfg, mesh))
         return of_micro_batches(counted, cfg, mesh, few, count).cost(rank)
 
 
@@ -95,8 +96,6 @@ def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
 
 def _rooms(cfg: TrainConfig, mesh: Mesh) -> int:
     """Bytes of the buffers for updated parameters: of the longest message, which grows with the layers to a limit."""
-    if mesh.shards:
-        return 0
     model, zero = make_model(cfg, mesh, torch.device("meta"), drawn=False), cfg.hybrid_zero_optimizer
     groups = groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay))
     buckets = [bucket for group in groups for bucket in make_buckets(group, zero.reduce_bucket_size, torch.float32)]
