@@ -53,7 +53,7 @@ def few_layers(wanted: Collection[Layers], *, fetches: bool) -> tuple[Layers, ..
     ((once, again),) = kinds
     if once and again:
         first = Layers(2, 2) if fetches else Layers(1, 1)
-        runs = (first, Layers(first.once + 1, first.again), Layers(first.once, first.again + 1))
+        runs: tuple[Layers, ...] = (first, Layers(first.once + 1, first.again), Layers(first.once, first.again + 1))
     else:
         few = 3 if fetches else 1
         runs = tuple(Layers(n * once, n * again) for n in (few, few + 1))
@@ -85,15 +85,19 @@ def at(wanted: Mapping[int, Layers], runs: Mapping[Layers, Counted]) -> Counted:
 
     # Of several stages a layer more is one in each: a mean of theirs, exact since all is a sum over layers.
     each = [further(layers) for layers in wanted.values()]
-    mean = Layers(*(sum(kind) / len(each) for kind in zip(*each, strict=True)))  # type: ignore[arg-type]
+    mean = Layers(*(sum(kind) / len(each) for kind in zip(*each, strict=True)))
     passes: dict[tuple[Pass, int], tuple[float, float]] = {}
-    for kind, stage in runs[base].passes:
-        there = (kind, stage)
-        of_stage = line(lambda counted, there=there: dict(enumerate(counted.passes[there])), further(wanted[stage]))
-        passes[there] = (of_stage[0], of_stage[1])
+    for there in runs[base].passes:
+        of_pass = line(_rise(there), further(wanted[there[1]]))
+        passes[there] = of_pass[0], of_pass[1]
     return Counted(
         line(lambda c: c.held, mean), line(lambda c: c.sent, mean), line(lambda c: c.in_passes, mean), passes
     )
+
+
+def _rise(there: tuple[Pass, int]) -> Callable[[Counted], dict[int, float]]:
+    """The two figures of a pass, by their places."""
+    return lambda counted: dict(enumerate(counted.passes[there]))
 
 
 def of_micro_batches(counted: Counted, cfg: TrainConfig, mesh: Mesh, few: int, count: int) -> Counted:

@@ -3,7 +3,8 @@ other ranks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 __all__ = ["RankCost", "quick_cost", "rank_cost"]
+
+_OF_TOKENS = ("input_ids", "labels", "positions", "type_ids")
+"""What a batch has of each token, of which nothing is read but in the model."""
 
 
 def rank_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
@@ -68,7 +72,8 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
             counted = _counted(cfg, mesh, few)
         else:
             counted = at(wanted, {each: _counted(_with_layers(cfg, placing.stages, each), mesh, few) for each in runs})
-            counted = counted.with_rooms(_rooms(cfg, mesh))
+            if counted.held["rooms"]:
+                counted = counted.with_rooms(_rooms(cfg, mesh))
         return of_micro_batches(counted, cfg, mesh, few, count).cost(rank)
 
 
@@ -77,8 +82,8 @@ def _counted(cfg: TrainConfig, mesh: Mesh, micro_num: int) -> Counted:
     batch = Batch.without_targets(micro_num, data.packed_length, data.seq_len)
     with Imagined(_kept(cfg)) as mode:
         step = CountedStep(cfg, mesh, drawn=False)
-        made = (mode.from_tensor(each) for each in (batch.input_ids, batch.labels, batch.positions, batch.type_ids))
-        return step.counted(Batch(*made, batch.cu_seqlens), data.seq_len)
+        tokens: dict[str, Any] = {name: mode.from_tensor(getattr(batch, name)) for name in _OF_TOKENS}
+        return step.counted(replace(batch, **tokens), data.seq_len)
 
 
 def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
@@ -91,8 +96,6 @@ def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
 
 def _rooms(cfg: TrainConfig, mesh: Mesh) -> int:
     """Bytes of the buffers for updated parameters: of the longest message, which grows with the layers to a limit."""
-    if mesh.shards:
-        return 0
     model, zero = make_model(cfg, mesh, torch.device("meta"), drawn=False), cfg.hybrid_zero_optimizer
     groups = groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay))
     buckets = [bucket for group in groups for bucket in make_buckets(group, zero.reduce_bucket_size, torch.float32)]

@@ -27,10 +27,10 @@ SHOWN = 5
 _SKETCHED = 0.97
 """Where this share of what a sketch needs does not fit either, the layout is not run."""
 
-_MARGIN = 1.02
+_MARGIN = 1.01
 """Layouts are run until the next one is slower than the last one kept by this, by its sketch."""
 
-_MOST_RUNS, _MOST_OF_A_KIND = 30, 3
+_MOST_RUNS, _MOST_OF_A_KIND = 16, 2
 """Layouts that are run; of them those of a kind, none of which fits."""
 _DOUBLED = 7
 """For a job that does not fit so many times twice the GPUs are tried."""

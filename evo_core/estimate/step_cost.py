@@ -134,7 +134,9 @@ class CountedStep:
 
     def _by_axis(self, traffic: Traffic) -> dict[tuple[str, str], int]:
         """What was sent, a part of an axis put down to the axis."""
-        names = {axis.group.group_name: _PARTS.get(axis.name, axis.name) for axis in self._mesh.axes if axis.size > 1}
+        names = {
+            str(axis.group.group_name): _PARTS.get(axis.name, axis.name) for axis in self._mesh.axes if axis.size > 1
+        }
         sent: Counter[tuple[str, str]] = Counter()
         for (what, group), size in traffic.by_group.items():
             if size:

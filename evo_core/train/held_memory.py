@@ -58,7 +58,7 @@ def _add(spans: Spans, tensor: torch.Tensor) -> None:
     if tensor.numel():
         reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
         size = tensor.element_size()
-        start = tensor.storage_offset() * size
+        start = int(tensor.storage_offset()) * size
         # By the storage and not its address, which tensors without memory (evo_core/estimate) have none of.
         spans[tensor.untyped_storage()._cdata].add((start, start + reach * size))
 

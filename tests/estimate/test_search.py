@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from evo_core.config import TrainConfig, load_config
 from evo_core.errors import ConfigError
 from evo_core.estimate.assumptions import Assumptions
 from evo_core.estimate.chips import GB, chip
+from evo_core.estimate.costs import RankCost
 from evo_core.estimate.found import find
 from evo_core.estimate.layout import candidates, is_legal
 from evo_core.estimate.reason import reason
@@ -112,3 +114,14 @@ def test_7b_on_1024_gpus() -> None:
     searched = search(load_config(path), 1024, 80 * GB, node, sketched)
     assert searched.legal > 1000 and len(searched.best) == 5
     assert all(found.memory <= 80 * GB for _, found in searched.best)
+
+
+def test_what_a_run_finds_decides_and_not_the_sketch(tmp_path: Path) -> None:
+    def half_more(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
+        cost = sketched(cfg, world_size, rank)
+        return replace(cost, activations=cost.activations + cost.total // 2)
+
+    cfg, memory = job(tmp_path), 0.15 * GB
+    best = search(cfg, 8, memory, A100, half_more).best
+    assert best and all(found.memory <= memory for _, found in best)
+    assert best[0][1].time.seconds > search(cfg, 8, memory, A100, sketched).best[0][1].time.seconds
