@@ -15,14 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.optim.adamw import adamw
 
 from evo_core.optim.bucket import together
 from evo_core.optim.grad_norm import Counted, counted
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.optim.protocol import Reduced
-from evo_core.optim.scaled import Scaled, trained
+from evo_core.optim.scaled import Rates, Scaled, fused_adamw, trained
 from evo_core.parallel.collectives import all_reduce, of_first
 from evo_core.parallel.mesh import Mesh
 from evo_core.placement import Placed, Placement, local_of, shards_of
@@ -170,21 +169,13 @@ class FsdpAdamW(Scaled):
         grads = [share.grad for share in shares]
         if factor != 1.0:
             torch._foreach_mul_(grads, factor)
-        adamw(
+        fused_adamw(
             [share.master for share in shares],
             grads,
             [share.exp_avg for share in shares],
             [share.exp_avg_sq for share in shares],
-            [],
             [share.count for share in shares],
-            fused=True,
-            amsgrad=False,
-            beta1=self.beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=self.eps,
-            maximize=False,
+            Rates(lr, self.beta1, beta2, self.eps, weight_decay),
         )
 
     def wait_for(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from evo_core.errors import ConfigError
 from evo_core.optim.grad_norm import Counted, own_square
@@ -33,11 +35,11 @@ class Scaled:
         self.scaler = scaler or LossScaler(enabled=False)
         self.grad_norm = 0.0
 
-    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+    def scaled(self, loss: Tensor) -> Tensor:
         """A loss, scalar, as its gradients are to be made: times the loss scale."""
         return loss * self.scaler.scale if self.scaler.enabled else loss
 
-    def reduced(self, parts: Iterable[Counted], totals: torch.Tensor) -> Reduced:
+    def reduced(self, parts: Iterable[Counted], totals: Tensor) -> Reduced:
         """The global norm and the caller's sums, in one message of all ranks; waits for a GPU.
 
         Args:
@@ -77,3 +79,40 @@ def trained(groups: Iterable[ParameterGroup], world: Axis) -> list[nn.Parameter]
             hint = "the model's code sets requires_grad: leave it True on what is to be trained"
             raise ConfigError(f"no parameter of this model is trained{where}", key="model_type", hint=hint)
     return params
+
+
+class Rates(NamedTuple):
+    """What an update by AdamW is made with (Loshchilov and Hutter 2019)."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+
+def fused_adamw(
+    masters: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    counts: list[Tensor],
+    rates: Rates,
+) -> None:
+    """Update values in place, from gradients and moments of their shapes, by torch's fused kernel.
+
+    Args:
+        counts: updates behind each one's moments, a scalar in float32; the kernel counts up.
+    """
+    adamw(
+        masters,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        counts,
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        **rates._asdict(),
+    )

@@ -25,7 +25,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
-from torch.optim.adamw import adamw
 
 from evo_core.errors import ConfigError
 from evo_core.optim.bucket import Bucket, Slot, make_buckets
@@ -34,7 +33,7 @@ from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.optim.protocol import Reduced
 from evo_core.optim.publishing import Publishing
-from evo_core.optim.scaled import Scaled, trained
+from evo_core.optim.scaled import Rates, Scaled, fused_adamw, trained
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Piece, Placed
 
@@ -268,21 +267,9 @@ class Zero1AdamW(Scaled):
         for part, weight_decay, count in zip(self._by_decay, (self.weight_decay, 0.0), self._counts, strict=True):
             if part.stop == part.start:
                 continue
-            adamw(
-                [self.master[part]],
-                [self.grad[part]],
-                [self.exp_avg[part]],
-                [self.exp_avg_sq[part]],
-                [],
-                [count],
-                fused=True,
-                amsgrad=False,
-                beta1=self.beta1,
-                beta2=beta2,
-                lr=lr,
-                weight_decay=weight_decay,
-                eps=self.eps,
-                maximize=False,
+            rates = Rates(lr, self.beta1, beta2, self.eps, weight_decay)
+            fused_adamw(
+                [self.master[part]], [self.grad[part]], [self.exp_avg[part]], [self.exp_avg_sq[part]], [count], rates
             )
 
     def _on_gradient(self, index: int, slot: Slot, param: torch.Tensor) -> None:
