@@ -90,11 +90,40 @@ _waited = 0.0
 
 
 def seconds_waited() -> float:
-    """Seconds that this rank has spent in `Pending.wait` for tensors on the CPU, since the process began.
+    """Seconds that this rank has spent waiting for tensors on the CPU, since the process began: in `Pending.wait` and
+    in `OwnWaiting`.
 
     On a GPU waiting is in line like all work, and takes no time here.
     """
     return _waited
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    global _waited
+    began = time.perf_counter()
+    yield
+    _waited += time.perf_counter() - began
+
+
+class OwnWaiting:
+    """What torch's FSDP is to send with on a CPU: as it would by itself, and the waiting is noted.
+
+    Args:
+        sums: reduces and scatters, else gathers.
+    """
+
+    def __init__(self, *, sums: bool) -> None:
+        self._send = _reduce_scatter if sums else _all_gather
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Memory for a message."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, **how: Any) -> Any:
+        """Send it, to a `group`."""
+        with _waiting():
+            return self._send(output_tensor, input_tensor, **how)
 
 
 class _Timed:

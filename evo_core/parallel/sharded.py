@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from evo_core.errors import ConfigError
 from evo_core.model.decoder import Decoder
 from evo_core.model.dtypes import accumulation_dtype
+from evo_core.parallel.collectives import OwnWaiting
 from evo_core.parallel.mesh import Mesh
 from evo_core.placement import Held, Placement, Shards
 
@@ -138,7 +139,10 @@ class _Units:
         policy = MixedPrecisionPolicy(
             param_dtype=self._one(own), reduce_dtype=next(iter(widest), None), cast_forward_inputs=False
         )
-        fully_shard(part, mesh=self._mesh, reshard_after_forward=again, mp_policy=policy)
+        shared: Any = fully_shard(part, mesh=self._mesh, reshard_after_forward=again, mp_policy=policy)
+        if self._mesh.device_type == "cpu":  # who is slow is known by who does not wait
+            shared.set_custom_all_gather(OwnWaiting(sums=False))
+            shared.set_custom_reduce_scatter(OwnWaiting(sums=True))
 
     def _is_of_another(self, module: nn.Module, most: torch.dtype) -> bool:
         parameters = _unshared(module.parameters(recurse=False))

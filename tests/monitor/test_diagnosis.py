@@ -68,7 +68,7 @@ def _said(cfg: TrainConfig) -> list[str]:
     return told
 
 
-def _late(folder: Path, url: str, where: str, tensor: int) -> None:
+def _late(folder: Path, url: str, where: str, tensor: int, fsdp: bool) -> None:
     sleeper = 0 if where == "data" else 1
     owner, name = {
         "data": (Reading, "batch"),
@@ -89,26 +89,28 @@ def _late(folder: Path, url: str, where: str, tensor: int) -> None:
         data__empty_cache_and_diag_interval=2,
         monitor={"alert": {"webhooks": [url]}},
         ckpt__enable_save_ckpt=False,
-        parallel__tensor={"size": tensor, "mode": "mtp"},
+        parallel={"tensor": {"size": tensor, "mode": "mtp"}, "zero1": {"size": -1, "fsdp": fsdp}},
     )
     run(cfg, folder / "run")
 
 
 @pytest.mark.parametrize(
-    ("where", "ranks", "tensor", "named"),
+    ("where", "ranks", "tensor", "fsdp", "named"),
     [
-        ("forward and backward", 2, 1, 1),
-        ("forward and backward", 2, 2, 1),
-        ("update", 2, 1, 1),
-        ("data", 4, 2, 0),
+        ("forward and backward", 2, 1, False, 1),
+        ("forward and backward", 2, 2, False, 1),
+        ("update", 2, 1, False, 1),
+        ("data", 4, 2, False, 0),
+        pytest.param("forward and backward", 2, 1, True, 1, marks=pytest.mark.slow),
+        ("data", 2, 1, True, 0),
     ],
 )
 def test_a_rank_that_sleeps_is_named_with_its_host(
-    tmp_path: Path, where: str, ranks: int, tensor: int, named: int
+    tmp_path: Path, where: str, ranks: int, tensor: int, fsdp: bool, named: int
 ) -> None:
     job(tmp_path)
     with receiving() as found:
-        run_on_ranks(_late, ranks, tmp_path, found.url, where, tensor)
+        run_on_ranks(_late, ranks, tmp_path, found.url, where, tensor, fsdp)
     (message,) = [message for message in found.messages if message["event"] == "slow rank"]
     assert f"slow in {where}: rank {named} on " in message["text"]
     assert message["text"].count("rank ") == 1
