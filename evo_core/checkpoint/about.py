@@ -36,7 +36,8 @@ class About:
         train_folder: ``data.train_folder`` as it was written; None for random data.
         dataset: version of the dataset (`evo_core.data.dataset.version`); None where it has none.
         no_dataset: why it has none.
-        layout: ranks along each axis, and ``tensor_mode``; of a pipeline also ``pipeline_mode`` and ``num_chunks``.
+        layout: ranks along each axis, and ``tensor_mode``; of a pipeline also ``pipeline_mode`` and ``num_chunks``, of
+            a mixture of experts ``expert``, and ``fsdp``, the ranks that share parameters, where some do.
         metrics: of the last step, as its line in ``metrics.jsonl``: loss, gradient norm, learning rate, tokens a
             second, losses by type, and held-out scores where it was evaluated after it; None for what is not finite.
     """
@@ -114,6 +115,10 @@ def finite(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _layout(cfg: TrainConfig, world_size: int) -> dict[str, int | str]:
     pipeline = cfg.parallel.pipeline
     layout: dict[str, int | str] = {**asdict(cfg.degrees(world_size)), "tensor_mode": cfg.parallel.tensor.mode}
+    if layout.pop("shards"):
+        layout["fsdp"] = layout["zero1"]
+    if cfg.experts == 1:
+        del layout["expert"]
     if pipeline.size > 1:
         layout |= {"pipeline_mode": pipeline.mode, "num_chunks": cfg.model.num_chunks}
     return layout

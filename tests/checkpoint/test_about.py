@@ -79,6 +79,14 @@ def test_the_layout_of_isp(tmp_path: Path) -> None:
     }
 
 
+def test_the_layout_of_shared_parameters_and_of_experts(tmp_path: Path) -> None:
+    shared = About.of(job(tmp_path, parallel={"zero1": {"size": 2, "fsdp": True}}), 4).layout
+    assert (shared["fsdp"], shared["zero1"]) == (2, 2) and "expert" not in shared
+    mixture = {"model_type": "INTERNLM_MoE", "model__num_experts": 4, "model__num_kv_attention_heads": 4}
+    dealt = About.of(job(tmp_path, **mixture), 8).layout
+    assert dealt["expert"] == 4 and "fsdp" not in dealt
+
+
 def test_metrics_are_those_of_the_last_step_and_scores_where_it_was_evaluated(trained: Path) -> None:
     lines = curve(trained / "run")
     for step, evaluated in ((3, False), (6, True), (8, True)):
