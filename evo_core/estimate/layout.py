@@ -54,7 +54,7 @@ class Layout:
         if self.pipeline > 1:
             parallel["pipeline"] |= {"mode": self.schedule, "interleaved_overlap": self.chunks > 1}
         parallel["weight"] = {"size": self.weight, **({"overlap": True} if self.weight > 1 else {})}
-        if getattr(cfg.model, "num_experts", 1) > 1:
+        if cfg.experts > 1:
             parallel["expert"] = {"size": self.expert}
         blocks: dict[str, Any] = {"parallel": parallel}
         blocks["model"] = {"checkpoint": self.checkpoint, "num_chunks": self.chunks}
@@ -163,7 +163,7 @@ def _zeros(holders: int, node: int, weight: int, tensor: int) -> Iterator[tuple[
 
 
 def _experts(cfg: TrainConfig, data: int, node: int, mode: str, tensor: int) -> Iterator[int]:
-    experts = getattr(cfg.model, "num_experts", 1)
+    experts = cfg.experts
     if experts == 1 or mode == "isp":
         yield -1 if experts == 1 else 1
         return
