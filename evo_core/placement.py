@@ -302,6 +302,11 @@ def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
     return {name: parameter.dtype for name, parameter in model.named_parameters()}
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type in which a model computes, as its first parameter says."""
+    return next(iter(dtypes_of(model).values()))
+
+
 def local_of(tensor: Tensor) -> Tensor:
     """What is here of a tensor, of which others may have the rest (a DTensor): the memory itself."""
     to_local = getattr(tensor, "to_local", None)

@@ -1,5 +1,5 @@
-"""Weights that torch's fully sharded data parallel fetches, and what it sends: none of it goes through
-`evo_core.parallel.collectives`, so that it is seen here by the operations it calls."""
+"""Weights that torch's fully sharded data parallel fetches, and what it sends: it calls collectives by itself, which
+`evo_core.parallel.collectives` does not count, so that they are seen here by their operations."""
 
 from __future__ import annotations
 

@@ -113,8 +113,6 @@ def candidates(cfg: TrainConfig, gpus: int, node: int) -> Iterator[Layout]:
                 continue
             micro_num = packs // data if states else None
             for zero1, fsdp in _zeros(gpus // (pipeline * (weight if mode == "isp" else tensor)), node, weight, tensor):
-                if fsdp and (mode == "isp" or pipeline > 1):
-                    continue
                 for expert in _experts(cfg, data, node, mode, tensor):
                     for again in RECOMPUTED:
                         yield Layout(

@@ -178,12 +178,7 @@ class Bucket:
             if axis.size > 1:
                 broadcast(self.grad, 0, axis.group).wait()
         if self.group.repeated is not None:
-            self._sum_repeated(self.group.repeated)
-
-    def _sum_repeated(self, axis: Axis) -> None:
-        """Sum the gradients of the pieces that several ranks of an axis hold, which lie alike on each of them."""
-        pieces = (piece for slot in self.slots for piece in slot.placed(self.grad).pieces())
-        together([view for piece, view in pieces if set(axis.ranks) <= set(piece.ranks)], axis, all_reduce)
+            sum_repeated((slot.placed(self.grad) for slot in self.slots), self.group.repeated)
 
     def write_parameters(self) -> None:
         """Set the parameters from the master values, all of which are here: with Z = 1."""
@@ -202,6 +197,12 @@ def together(
     collective(flat, axis.group).wait()
     for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(values.view_as(tensor))
+
+
+def sum_repeated(gradients: Iterable[Placed], axis: Axis) -> None:
+    """Sum the gradients of the pieces that all ranks of an axis hold, which lie alike on each of them."""
+    pieces = (piece for placed in gradients for piece in placed.pieces())
+    together([view for piece, view in pieces if set(axis.ranks) <= set(piece.ranks)], axis, all_reduce)
 
 
 def make_buckets(group: ParameterGroup, bucket_size: int, master_dtype: torch.dtype) -> list[Bucket]:

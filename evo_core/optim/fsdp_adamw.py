@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from evo_core.optim.bucket import together
+from evo_core.optim.bucket import sum_repeated, together
 from evo_core.optim.grad_norm import Counted, counted
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
@@ -141,9 +141,8 @@ class FsdpAdamW(Scaled):
             together(grads, axis, all_reduce)
         for axis in group.alike:
             together(grads, axis, of_first)
-        if (run := group.repeated) is not None:
-            pieces = itertools.chain.from_iterable(share.placed_grad().pieces() for share in shares)
-            together([view for piece, view in pieces if set(run.ranks) <= set(piece.ranks)], run, all_reduce)
+        if group.repeated is not None:
+            sum_repeated((share.placed_grad() for share in shares), group.repeated)
 
     def gradients(self) -> dict[str, Placed]:
         """Between `reduce` and `step`: this rank's share of each parameter's gradient, in `dtype`, as one process

@@ -133,13 +133,11 @@ class _Timed:
         self._work, self._name, self._traffic = work, name, traffic
 
     def wait(self) -> None:
-        global _waited
-        began = time.perf_counter()
-        self._work.wait()
-        seconds = time.perf_counter() - began
-        _waited += seconds
+        before = _waited
+        with _waiting():
+            self._work.wait()
         if self._traffic is not None:
-            self._traffic.waits[self._name] += seconds
+            self._traffic.waits[self._name] += _waited - before
 
 
 def _timed(work: Pending, name: str, tensor: torch.Tensor) -> Pending:

@@ -19,7 +19,7 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.init import deviations, drawn, fill_constants, init_weights
 from evo_core.parallel.collectives import broadcast, scatter
 from evo_core.parallel.mesh import Axis, Mesh
-from evo_core.placement import Held, Placed, Placement, dtypes_of, local_of, placements_of, shards_of, span
+from evo_core.placement import Held, Placed, Placement, dtype_of, local_of, placements_of, shards_of, span
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def _all_rows(model: nn.Module, todo: _Todo, mesh: Mesh) -> Iterator[Tensor]:
 
 def _take_from_whole(model: nn.Module, placements: Mapping[str, Placement], model_cfg: Any, seed: int) -> None:
     """The pieces, and the buffers that are as in the whole model, of one that was built and initialised as ever."""
-    device, dtype = next(model.parameters()).device, next(iter(dtypes_of(model).values()))
+    device, dtype = next(model.parameters()).device, dtype_of(model)
     whole = build_model(model_cfg, device=device, dtype=dtype)
     init_weights(whole, model_cfg, seed)
     drawn_whole, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())

@@ -21,7 +21,7 @@ from evo_core.parallel.apply import build_parallel
 from evo_core.parallel.collectives import failing_together, on_first
 from evo_core.parallel.first_weights import draw_first_weights
 from evo_core.parallel.pipeline.placing import placing_of
-from evo_core.placement import dtypes_of
+from evo_core.placement import dtype_of
 from evo_core.train.checkpointing import Checkpointing
 from evo_core.train.continuation import check_continuation
 from evo_core.train.metric_log import MetricLog
@@ -120,7 +120,7 @@ def make_run(
     check_same_data(cfg, data)
     model = make_model(cfg, mesh, ranks.device, drawn=start is None or not start.fills_the_model)
     optimizer = make_optimizer(cfg, model, mesh)
-    peak = log_peak(ranks.device, next(iter(dtypes_of(model).values())))
+    peak = log_peak(ranks.device, dtype_of(model))
     speed = Throughput.of(cfg, world_size=ranks.world_size, dp=mesh.data.size, peak=peak)
     batch_tokens = speed.step_tokens(cfg.micro_num(mesh.data.size))
     state = TrainState()

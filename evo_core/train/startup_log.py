@@ -20,7 +20,7 @@ from evo_core.errors import DataError
 from evo_core.model import Decoder, attention_kernel, count_parameters
 from evo_core.parallel.collectives import gather_objects
 from evo_core.parallel.pipeline.placing import placing_of
-from evo_core.placement import dtypes_of
+from evo_core.placement import dtype_of
 from evo_core.storage.stage import stage
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def log_parts(
         "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
         cfg.model_type,
         f"{count_parameters(model):,}",
-        next(iter(dtypes_of(model).values())),
+        dtype_of(model),
         _attention(model, ranks.device),
         optimizer.dtype,
         torch.get_num_threads(),
