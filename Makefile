@@ -22,7 +22,7 @@ help:
 	@echo "make test      the tests (make test-all adds the long forms)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     Evo beside its peers, an hour; BENCHMARKS=loader for one of them"
-	@echo "make services  Slurm and chromium for the tests that need them (Debian, root)"
+	@echo "make services  Slurm, PostgreSQL and chromium for the tests that need them (Debian, root)"
 
 install: $(STAMP)
 
