@@ -94,8 +94,9 @@ class SlurmCommands:
         """
         environment = {**clean_environment(), **variables}
         answer = self._call("sbatch", "--parsable", *arguments, str(script), environment=environment, hold=hold)
-        job_id = answer.strip().partition(";")[0]
-        if not job_id.isdecimal():
+        job_ids = [line.partition(";")[0].strip() for line in answer.splitlines()]  # a site's wrapper may greet first
+        job_id = next((word for word in reversed(job_ids) if word.isdecimal()), None)
+        if job_id is None:
             raise SlurmRefused(f"sbatch answered {answer.strip()!r} instead of a job id")
         return job_id
 

@@ -24,11 +24,16 @@ _OF_THE_SCRIPT = {
 SET_BY_EVO = _PLACE | _OF_THE_SCRIPT | {"EVO_JOB_FOLDER"}
 """Variables that a cluster file cannot set: a rank's place, and those of the batch script."""
 _PREFIXES = ("SLURM_", "SLURMD_", "TORCHELASTIC_", "PET_", "PMI_", "PMIX_")
+_FOR_A_PERSON = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SCANCEL_")
+"""Begin what a person sets for their own use of the clients: filters that would hide a job, another form, questions."""
+_OWN_SUBMISSION = {"SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_ERROR", "SBATCH_INPUT"}
+"""Would change what is submitted and no option of ours takes back; what names an account or a constraint may stay."""
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without its own place in a job."""
-    return {name: value for name, value in os.environ.items() if name in KEPT or not _tells_place(name)}
+    """This process's environment without its own place in a job, and without settings of Slurm's clients that would
+    make them do or say something else than they are asked."""
+    return {name: value for name, value in os.environ.items() if name in KEPT or not _misleads(name)}
 
 
 def job_variables(state: str, threads: int, given: Mapping[str, str]) -> dict[str, str]:
@@ -46,5 +51,5 @@ def job_variables(state: str, threads: int, given: Mapping[str, str]) -> dict[st
     }
 
 
-def _tells_place(name: str) -> bool:
-    return name in _PLACE or name.startswith(_PREFIXES)
+def _misleads(name: str) -> bool:
+    return name in _PLACE or name in _OWN_SUBMISSION or name.startswith((*_PREFIXES, *_FOR_A_PERSON))

@@ -38,6 +38,14 @@ def test_submit_hands_on_the_environment_but_not_our_own_place(
     assert (tmp_path / "args").read_text().strip() == f"--parsable --nodes=2 {tmp_path}/job.sh"
 
 
+def test_a_wrapper_of_sbatch_may_say_more_than_the_id(client: Client, tmp_path: Path) -> None:
+    client("sbatch", "echo 'Welcome to the cluster, 12 jobs wait'; echo '17;cluster'; echo")
+    assert SlurmCommands().submit([], tmp_path / "job.sh", {}) == "17"
+    client("sbatch", "echo 'Submitted, I guess'")
+    with pytest.raises(SlurmRefused, match="instead of a job id"):
+        SlurmCommands().submit([], tmp_path / "job.sh", {})
+
+
 @pytest.mark.parametrize(
     ("said", "kind"),
     [

@@ -383,3 +383,23 @@ def test_a_store_that_nodes_cannot_see_is_refused(cluster_file: Path, state: Pat
     error = Run(SlurmLauncher(cluster), make_job(state)).end()
     assert isinstance(error, ConfigError)
     assert "shared_root: the store" in str(error) and "is not under /lustre/me" in str(error)
+
+
+def test_settings_of_the_clients_for_people_hide_no_job(
+    launcher: SlurmLauncher, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a person's shell sets for their own `squeue` and `sbatch`: filters, another form, waiting for the end."""
+    settings = {
+        "SQUEUE_PARTITION": "urgent", "SQUEUE_USERS": "nobody", "SQUEUE_STATES": "PENDING", "SQUEUE_FORMAT2": "JobID",
+        "SCANCEL_PARTITION": "urgent", "SCANCEL_INTERACTIVE": "1", "SACCT_FORMAT": "JobID",
+        "SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "0-2", "SBATCH_ERROR": str(tmp_path / "elsewhere"),
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    count = tmp_path / "count"
+    run = Run(launcher, make_job(state, f"count:{count}", "print:up", "sleep:60"))
+    run.wait_for_line("RUNNING")
+    assert launcher.alive(state)
+    assert launcher.cancel(state) == f"Slurm job {job_id(state)} ({read_record(state).name})"  # type: ignore[union-attr]
+    assert isinstance(run.end(), JobFailed)
+    assert count.read_text().count("\n") == 1 and not (tmp_path / "elsewhere").exists()
