@@ -128,12 +128,12 @@ def test_an_update_that_overflows_is_left_out_on_all(tmp_path: Path) -> None:
         model__dtype="torch.float16",
         ckpt__enable_save_ckpt=False,
         data__valid_every=2,
-        grad_scaler={"fp16": {"initial_scale": 2.0**19}, "hysteresis": 1},
+        grad_scaler={"fp16": {"initial_scale": 2.0**20}, "hysteresis": 1},
     )
     run_on_ranks(run, 2, cfg, tmp_path / "run")
     skipped = [record["inf_nan_skip_batches"] for record in curve(tmp_path / "run")]
     assert skipped[0] == 1
-    assert skipped[-1] == skipped[-2] < 8
+    assert skipped[-1] <= 3  # at half the scale a step may overflow or not, as the CPU rounds; at a quarter none does
 
 
 def left(cfg: TrainConfig, folder: Path) -> list[dict[str, Any]]:

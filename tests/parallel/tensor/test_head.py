@@ -23,7 +23,8 @@ def _inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, weight and labels: ignored ones, labels in every part, and two equal rows in different parts."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=generator)
-    weight = 30 * torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64, generator=generator)
+    # Whole numbers, whose products are exact: two equal rows are equally likely by whatever order a CPU sums in.
+    weight = (30 * torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64, generator=generator)).round()
     weight[17] = weight[2]
     labels = torch.arange(TOKENS) % VOCABULARY
     labels[::5] = -100
@@ -71,7 +72,7 @@ def test_a_shared_vocabulary_has_the_loss_of_the_whole(
     ranks = run_on_ranks(_loss, count, mode, gathers_logits, smoothing)
     for own_loss, own_nll, own_hit, _, _ in ranks:
         torch.testing.assert_close(own_loss, loss.detach(), rtol=1e-14, atol=0)
-        torch.testing.assert_close(own_nll, nll, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(own_nll, nll, rtol=1e-13, atol=1e-11)  # differences of logits of several thousand
         assert torch.equal(own_hit, hit)
     d_hidden = [grad for *_, grad, _ in ranks]
     whole = torch.cat(d_hidden) if mode == "msp" else d_hidden[0]
