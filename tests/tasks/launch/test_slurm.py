@@ -399,6 +399,7 @@ def test_settings_of_the_clients_for_people_hide_no_job(
     count = tmp_path / "count"
     run = Run(launcher, make_job(state, f"count:{count}", "print:up", "sleep:60"))
     run.wait_for_line("RUNNING")
+    run.wait_for_line("up")
     assert launcher.alive(state)
     assert launcher.cancel(state) == f"Slurm job {job_id(state)} ({read_record(state).name})"  # type: ignore[union-attr]
     assert isinstance(run.end(), JobFailed)
