@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from evo_core.cause import COMMUNICATION, cause_of
 from evo_core.errors import UserError
 from evo_core.parallel.environment import restarts
 from evo_core.process import die_with_launcher
@@ -132,7 +133,11 @@ def _rank() -> int:
 
 
 def leave_error(error: BaseException) -> None:
-    """Write ``error.json`` unless another rank of this attempt was faster."""
+    """Write ``error.json`` unless another rank of this attempt was faster.
+
+    An error that is more than lost communication replaces one that is only that: where a rank fails, its peers often
+    hear of it before it has said why.
+    """
     folder = job_folder()
     if folder is None:
         return
@@ -141,12 +146,13 @@ def leave_error(error: BaseException) -> None:
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
         "rank": _rank(),
-        "host": socket.gethostname(),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "cause": cause_of(error),
         "user_error": isinstance(error, UserError),
         "attempt": restarts(os.environ),
     }
     path = folder / "error.json"
-    if (earlier := _read(path)) is not None and earlier.get("attempt", 0) < restarts(os.environ):
+    if (earlier := _read(path)) is not None and (_is_older(earlier) or _is_echo(earlier, content)):
         _replace(path, content)
         return
     with suppress(OSError):  # the folder is gone: the message on stderr remains
@@ -157,13 +163,22 @@ def leave_error(error: BaseException) -> None:
 def _forget_error(folder: Path) -> None:
     """Remove the error of an earlier attempt: this one succeeded."""
     earlier = _read(folder / "error.json")
-    if earlier is not None and earlier.get("attempt", 0) < restarts(os.environ):
+    if earlier is not None and _is_older(earlier):
         (folder / "error.json").unlink(missing_ok=True)
 
 
 def _left_by_user(folder: Path) -> bool:
     earlier = _read(folder / "error.json")
-    return bool(earlier and earlier.get("user_error") and earlier.get("attempt", 0) < restarts(os.environ))
+    return bool(earlier and earlier.get("user_error") and _is_older(earlier))
+
+
+def _is_older(error: dict[str, Any]) -> bool:
+    """Whether it is of ranks before torchrun restarted them."""
+    return bool(error.get("attempt", 0) < restarts(os.environ))
+
+
+def _is_echo(earlier: dict[str, Any], error: dict[str, Any]) -> bool:
+    return bool(earlier.get("cause") == COMMUNICATION != error["cause"])
 
 
 def _read(path: Path) -> dict[str, Any] | None:

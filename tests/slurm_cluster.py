@@ -9,23 +9,24 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from evo_core.process import start_time
+from tests.slurm_accounting import Accounting, missing_accounting, slurm_conf_lines
+from tests.slurm_daemons import ancestors, end_daemon, free_ports, name_of, search_path, start_daemon, wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 FOLDER_PREFIX = "evo-slurm-"
+NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 
 CONF = """\
 ClusterName=testcluster
@@ -47,7 +48,7 @@ SlurmdLogFile={folder}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -56,7 +57,7 @@ MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
 SlurmdParameters=config_overrides
-SlurmdTimeout=10
+SlurmdTimeout={slurmd_timeout}
 SlurmctldTimeout=10
 MessageTimeout=5
 KillWait=5
@@ -84,6 +85,11 @@ class SlurmCluster:
     def conf(self) -> Path:
         return self.folder / "slurm.conf"
 
+    @property
+    def accounting(self) -> Accounting:
+        """Its slurmdbd, where it was made with one."""
+        return Accounting(self.folder)
+
     def client(self, *command: str, timeout: float = 30) -> str:
         """Run a Slurm client against this cluster and return what it prints."""
         env = {**os.environ, "SLURM_CONF": str(self.conf), "LC_ALL": "C"}
@@ -99,15 +105,15 @@ class SlurmCluster:
 
     def start_controller(self) -> None:
         """Start slurmctld; it takes up the jobs it knew when it was stopped."""
-        _daemon(["slurmctld"], self.conf)
-        _wait_for(lambda: "UP" in self.client("scontrol", "ping"), 20, "slurmctld does not answer")
+        start_daemon(["slurmctld"], self.conf)
+        wait_for(lambda: "UP" in self.client("scontrol", "ping"), 20, "slurmctld does not answer")
 
     def stop_controller(self) -> None:
         """Stop slurmctld; jobs go on running, clients get no answer."""
-        _end(self.folder / "run" / "slurmctld.pid", "slurmctld")
+        end_daemon(self.folder / "run" / "slurmctld.pid", "slurmctld")
 
     def start(self) -> None:
-        _daemon(
+        start_daemon(
             [
                 "munged",
                 f"--key-file={self.folder}/munge.key",
@@ -118,10 +124,28 @@ class SlurmCluster:
             ],
             self.conf,
         )
+        if (self.folder / "slurmdbd.conf").exists():
+            self.accounting.start(self.client)
         self.start_controller()
         for node in self.nodes:
-            _daemon(["slurmd", "-c", "-N", node], self.conf)
-        _wait_for(self._idle, 30, "not every node became idle")
+            self.start_node(node)
+        wait_for(self._idle, 30, "not every node became idle")
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd."""
+        start_daemon(["slurmd", "-c", "-N", node], self.conf)
+
+    def kill_node(self, node: str) -> None:
+        """End a node as a power cut does: its slurmd and all that runs on it are gone in one moment."""
+        slurmd = int((self.folder / "run" / f"slurmd.{node}.pid").read_text())
+        os.kill(slurmd, signal.SIGKILL)
+        marks = {f"SLURM_CONF={self.conf}".encode(), f"SLURMD_NODENAME={node}".encode()}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if marks <= set((process / "environ").read_bytes().split(b"\0")):
+                    stepd = [pid for pid in ancestors(int(process.name)) if name_of(pid) == "slurmstepd"]
+                    for pid in (*stepd, int(process.name)):
+                        os.kill(pid, signal.SIGKILL)
 
     def _idle(self) -> bool:
         return self.client("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").split() == ["idle"] * len(self.nodes)
@@ -131,17 +155,33 @@ class SlurmCluster:
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
             self.client("scancel", "--signal=KILL", "--full", f"--user={getpass.getuser()}")
             self.client("scancel", f"--user={getpass.getuser()}")
-            _wait_for(lambda: not self.client("squeue", "-h").strip(), 15, "jobs remain")
+            wait_for(lambda: not self.client("squeue", "-h").strip(), 15, "jobs remain")
         for node in self.nodes:
-            _end(self.folder / "run" / f"slurmd.{node}.pid", "slurmd")
-        _end(self.folder / "run" / "slurmctld.pid", "slurmctld")
-        _end(self.folder / "run" / "munged.pid", "munged")
+            end_daemon(self.folder / "run" / f"slurmd.{node}.pid", "slurmd")
+        end_daemon(self.folder / "run" / "slurmctld.pid", "slurmctld")
+        self.accounting.stop()
+        end_daemon(self.folder / "run" / "munged.pid", "munged")
         _kill_steps_of(self.conf)
 
 
 @contextlib.contextmanager
-def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iterator[SlurmCluster]:
-    """Start a cluster of `nodes` nodes that each claim `cpus` cores; everything is gone afterwards."""
+def slurm_cluster(
+    nodes: int = 2,
+    cpus: int = 4,
+    min_job_age: int = 600,
+    *,
+    slurmd_timeout: int = 10,
+    accounting: bool = False,
+    enforce: bool = False,
+) -> Iterator[SlurmCluster]:
+    """Start a cluster of `nodes` nodes that each claim `cpus` cores; everything is gone afterwards.
+
+    Args:
+        min_job_age: seconds for which the controller remembers jobs that have ended.
+        slurmd_timeout: seconds after which a node that does not answer is down.
+        accounting: whether it has a slurmdbd.
+        enforce: whether that lets nobody submit without an account.
+    """
     _sweep_orphans()
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     folder.chmod(0o755)
@@ -152,7 +192,7 @@ def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iter
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     host = socket.gethostname().split(".")[0]
-    ports = _free_ports(nodes + 1)
+    ports = free_ports(nodes + 2)
     names = tuple(f"node{i + 1}" for i in range(nodes))
     cluster = SlurmCluster(folder, names)
     cluster.conf.write_text(
@@ -162,14 +202,18 @@ def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iter
             user=getpass.getuser(),
             cpus=cpus,
             min_job_age=min_job_age,
+            slurmd_timeout=slurmd_timeout,
+            accounting=slurm_conf_lines(folder, ports[-1], enforce) if accounting else NO_ACCOUNTING,
             controller_port=ports[0],
             node_lines="\n".join(
                 f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
-                for name, port in zip(names, ports[1:], strict=True)
+                for name, port in zip(names, ports[1:-1], strict=True)
             ),
         )
     )
     try:
+        if accounting:
+            cluster.accounting.prepare(ports[-1])
         cluster.start()
         yield cluster
     finally:
@@ -179,80 +223,43 @@ def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iter
 
 def missing_programs() -> list[str]:
     """Programs of a Slurm installation that are not on this machine."""
-    return [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
+    return [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
     """A real two-node cluster for the whole session, with SLURM_CONF set so that every client finds it."""
-    absent = missing_programs()
+    require(missing_programs())
+    with slurm_cluster() as cluster, found_by_clients(cluster):
+        yield cluster
+
+
+def require(absent: list[str]) -> None:
+    """Skip the test by name, or fail where services are required, unless every program is here."""
     if absent:
         reason = f"Slurm is not installed here (no {', '.join(absent)}); sudo make services"
         if os.environ.get("EVO_REQUIRE_SERVICES") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+def require_accounting() -> None:
+    """The same for a cluster with accounting."""
+    require([*missing_programs(), *missing_accounting()])
+
+
+@contextlib.contextmanager
+def found_by_clients(cluster: SlurmCluster) -> Iterator[None]:
+    """SLURM_CONF names the cluster meanwhile."""
     before = os.environ.get("SLURM_CONF")
-    with slurm_cluster() as cluster:
-        os.environ["SLURM_CONF"] = str(cluster.conf)
-        try:
-            yield cluster
-        finally:
-            if before is None:
-                del os.environ["SLURM_CONF"]
-            else:
-                os.environ["SLURM_CONF"] = before
-
-
-def _search_path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
-def _daemon(command: list[str], conf: Path) -> None:
-    program = shutil.which(command[0], path=_search_path())
-    assert program, f"{command[0]} is not installed"
-    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    env |= {"SLURM_CONF": str(conf), "PATH": _search_path()}
-    # a daemon keeps its standard streams open: a pipe would never see its end
-    with (conf.parent / "log" / "start.log").open("ab") as log:
-        subprocess.run(
-            [program, *command[1:]],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            timeout=30,
-            check=True,
-            start_new_session=True,
-        )
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError(complaint)
-        time.sleep(0.05)
-
-
-def _end(pid_file: Path, program: str) -> None:
-    """SIGTERM by pid file, again after two seconds (a slurmd without controller may miss the first), then SIGKILL."""
+    os.environ["SLURM_CONF"] = str(cluster.conf)
     try:
-        pid = int(pid_file.read_text())
-    except (FileNotFoundError, ValueError):
-        return
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-        if _comm(pid) != program:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline and _comm(pid) == program:
-            time.sleep(0.02)
-    if _comm(pid) == program:
-        raise RuntimeError(f"{program} (pid {pid}) cannot be ended")
+        yield
+    finally:
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before
 
 
 def _kill_steps_of(conf: Path) -> None:
@@ -261,29 +268,8 @@ def _kill_steps_of(conf: Path) -> None:
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
         with contextlib.suppress(OSError):
-            if pid != os.getpid() and _comm(pid) == "slurmstepd" and mark in (process / "environ").read_bytes():
+            if pid != os.getpid() and name_of(pid) == "slurmstepd" and mark in (process / "environ").read_bytes():
                 os.kill(pid, signal.SIGKILL)
-
-
-def _comm(pid: int) -> str:
-    """Name of the process, or nothing if it has ended (a zombie counts as ended)."""
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
-    except OSError:
-        return ""
-    return "" if start_time(pid) is None else name
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports below the range from which outgoing connections are served."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.SystemRandom().randrange(12000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in ports:
-                ports.append(port)
-    return ports
 
 
 def _sweep_orphans() -> None:

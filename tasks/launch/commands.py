@@ -79,6 +79,38 @@ class SlurmCommands:
         """Names of the partitions that jobs can be sent to."""
         return sorted(set(self._call("sinfo", "-h", "-o", "%R").split()))
 
+    def nodes(self, partition: str | None) -> dict[str, str]:
+        """Nodes by name, each with its state ("idle", "down*", ...).
+
+        Args:
+            partition: one or several after commas; None means the one that jobs go to by default.
+
+        Raises:
+            SlurmSilent: no answer.
+            SlurmRefused: Slurm said no.
+        """
+        answer = self._call("sinfo", "-h", "-N", "-o", "%N|%T|%P")
+        rows = [row.split("|", 2) for row in answer.splitlines() if row.count("|") >= 2]
+        wanted = partition.split(",") if partition else None
+        return {
+            name: state
+            for name, state, found in rows
+            if (found.endswith("*") if wanted is None else found.rstrip("*") in wanted)
+        }
+
+    def host_names(self, nodes: str) -> list[str]:
+        """The nodes that Slurm's notation (``node[1-3]``) stands for."""
+        return self._call("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+    def exclude(self, job_id: str, nodes: Sequence[str]) -> None:
+        """Keep a job that waits away from nodes; takes the place of what it was kept away from before.
+
+        Raises:
+            SlurmSilent: no answer.
+            SlurmRefused: it does not wait any more, or Slurm does not know a node.
+        """
+        self._call("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(nodes)}")
+
     def submit(
         self, arguments: Sequence[str], script: Path, variables: Mapping[str, str], *, hold: int | None = None
     ) -> str:

@@ -17,9 +17,11 @@ _PLACE = {
     "ROLE_NAME", "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "EVO_DIE_WITH_PARENT",
 }  # fmt: skip
 _OF_THE_SCRIPT = {
-    "state", "exit_file", "attempt", "max_restarts", "stalled_tries", "on_walltime", "saving_seconds", "started",
+    "state", "exit_file", "attempt", "log", "excluded", "stalled_tries", "on_walltime", "saving_seconds", "started",
     "reason", "walltime", "terminated", "interrupted", "requeued", "settingup", "code", "command", "on_each_node",
     "address", "port", "ranks", "killer", "restarts", "without_progress", "step", "now", "before", "why", "EVO_NODES",
+    "most", "words", "killed_for_memory", "node_lost", "rank_killed", "then_ended", "log_before", "cause", "where",
+    "lost", "node", "out", "left", "nodes_before",
 }  # fmt: skip
 SET_BY_EVO = _PLACE | _OF_THE_SCRIPT | {"EVO_JOB_FOLDER"}
 """Variables that a cluster file cannot set: a rank's place, and those of the batch script."""

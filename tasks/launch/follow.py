@@ -14,6 +14,7 @@ NOTE = "[evo] "
 _CHUNK = 1 << 20
 _LAST_LINES = 15
 _LAST_BYTES = 16384
+_MOST_BYTES = 4 << 20
 
 
 class LogFollower:
@@ -99,6 +100,16 @@ def _last_lines(log: Path, start: int) -> str:
         return ""
     own = [line for line in lines if line.strip() and not line.startswith(NOTE)]
     return "\n".join(own[-_LAST_LINES:])
+
+
+def text_from(log: Path, start: int) -> str:
+    """What was printed from byte `start` on; the last megabytes where that is more."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, size_of(log) - _MOST_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def size_of(path: Path) -> int:

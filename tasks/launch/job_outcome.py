@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evo_core.job import USER_ERROR
+from tasks.launch.causes import CAUSES, Cause, with_cause
 from tasks.launch.commands import Seen
 
 ENDS = {
@@ -29,11 +30,20 @@ class Ended:
     Attributes:
         how: a phrase for a failure's message; empty on success.
         user_error: whether trying again cannot help.
+        cause: why the last try failed, where the batch script has found it out.
+        restarts: tries before the last one.
     """
 
     success: bool
     how: str = ""
     user_error: bool = False
+    cause: Cause | None = None
+    restarts: int = 0
+
+    def told(self, message: str) -> str:
+        """A failure's message with its cause in front and the number of tries behind."""
+        tries = f" (tried {self.restarts + 1} times)" if self.restarts else ""
+        return (with_cause(self.cause, message) if self.cause else message) + tries
 
 
 class JobOutcome:
@@ -51,7 +61,11 @@ class JobOutcome:
         if marker.get("reason") == "walltime":
             return Ended(False, "the wall time was up")
         code = int(marker.get("exit_code", 1))
-        return Ended(code == 0, f"exit status {code}" if code else "", user_error=code == USER_ERROR)
+        if code == 0:
+            return Ended(True)
+        cause = Cause(marker["cause"], str(marker.get("where", ""))) if marker.get("cause") in CAUSES else None
+        how, tries = f"exit status {code}", int(marker.get("restarts", 0))
+        return Ended(False, how, user_error=code == USER_ERROR, cause=cause, restarts=tries)
 
     def by_slurm(self, seen: Seen | None, marker: dict[str, Any] | None, now: float) -> Ended | None:
         """The end that Slurm's answer shows, None while there is none or it is not sure yet.

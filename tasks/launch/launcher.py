@@ -11,11 +11,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evo_core.config.durations import seconds
+from evo_core.config.suggest import suggest
+from tasks.launch.causes import CauseName
+
+_CAUSES = ", ".join(get_args(CauseName))
 
 
 class LaunchRuntime(BaseModel):
@@ -29,10 +33,26 @@ class LaunchRuntime(BaseModel):
     gpus_per_node: int = Field(0, ge=0, description="GPUs asked for on each node")
     cpus_per_rank: int | None = Field(None, ge=1, description="cores for each process")
     time: str | None = Field(None, description="wall time to ask Slurm for: 48h, 30m, 2-00:00:00")
-    max_restarts: int = Field(3, ge=0, description="restarts after crashes before the job counts as failed")
+    max_restarts: Annotated[int, Field(ge=0)] | dict[CauseName, Annotated[int, Field(ge=0)]] = Field(
+        3,
+        description="restarts for each cause of failure before the job counts as failed; or one number a cause: "
+        "{node: 10, out_of_memory: 1}",
+    )
     on_walltime: Literal["requeue", "fail"] = Field(
         "requeue", description="what to do on Slurm when the time is up and a checkpoint is saved"
     )
+
+    @field_validator("max_restarts", mode="before")
+    @classmethod
+    def _by_known_causes(cls, value: Any) -> Any:
+        """One error that names the causes, in place of one for each form that this may have."""
+        for name in value if isinstance(value, dict) else ():
+            if name not in get_args(CauseName):
+                raise ValueError(f"{name!r} is no cause{suggest(str(name), get_args(CauseName))}; there are {_CAUSES}")
+        numbers = value.values() if isinstance(value, dict) else (value,)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a number of 0 or more, or one for each of " + _CAUSES)
+        return value
 
     @field_validator("time")
     @classmethod
@@ -94,8 +114,12 @@ class Stopped(BaseException):
 class Launcher(Protocol):
     """Runs jobs on one kind of cluster."""
 
-    def preflight(self) -> None:
-        """Raise `ConfigError` when this cluster cannot be used from here (no sbatch, controller silent)."""
+    def preflight(self, runtime: LaunchRuntime | None = None) -> None:
+        """Raise `ConfigError` when this cluster cannot be used from here (no sbatch, controller silent).
+
+        Args:
+            runtime: what a step will ask for: a job like that must not be one that the cluster would never take.
+        """
 
     def alive(self, state: Path) -> bool:
         """Whether a job recorded in the state folder is still queued or running."""

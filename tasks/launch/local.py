@@ -17,10 +17,12 @@ from evo_core.errors import ConfigError
 from evo_core.job import STUCK, USER_ERROR
 from evo_core.storage.identity import alive, record_of
 from tasks.launch import supervisor
+from tasks.launch.causes import find_cause, with_cause
 from tasks.launch.cluster import LocalCluster, SlurmCluster, load_cluster
 from tasks.launch.environment import clean_environment, job_variables
-from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error, size_of
-from tasks.launch.launcher import Job, JobFailed, Stopped
+from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error, size_of, text_from
+from tasks.launch.launcher import Job, JobFailed, LaunchRuntime, Stopped
+from tasks.launch.memory_kills import memory_kills
 from tasks.launch.record import read_record
 from tasks.launch.restarts import Restarts
 from tasks.store.json_file import read_object, write_json
@@ -40,7 +42,7 @@ class LocalLauncher:
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
 
-    def preflight(self) -> None:
+    def preflight(self, runtime: LaunchRuntime | None = None) -> None:
         """Nothing to check: this machine is here."""
 
     def alive(self, state: Path) -> bool:
@@ -65,6 +67,7 @@ class LocalLauncher:
         while True:
             for left in ("error.json", "progress.json"):
                 (job.state / left).unlink(missing_ok=True)
+            began, kills = size_of(job.log), memory_kills()
             status = self._run_once(job, stop, log, ProgressFollower(job.state, on_progress))
             cancelled = (read_object(job.state / PROCESS) or {}).get("cancelled")
             (job.state / PROCESS).unlink(missing_ok=True)
@@ -76,11 +79,14 @@ class LocalLauncher:
             if cancelled:
                 raise JobFailed(f"{job.name} was cancelled", log=job.log)
             message, user_error = own or (failure(job.log, start, _ended(status)), status == USER_ERROR)
-            if user_error or not restarts.another(progressed=(job.state / "progress.json").exists()):
-                tries = f" (tried {restarts.used + 1} times)" if restarts.used else ""
-                raise JobFailed(message + tries, user_error=user_error, log=job.log)
+            if user_error:
+                raise JobFailed(message, user_error=True, log=job.log)
+            printed = text_from(job.log, began)
+            cause = find_cause(job.state, status, printed, killed_for_memory=memory_kills() > kills)
+            if not restarts.another(cause, progressed=(job.state / "progress.json").exists()):
+                raise JobFailed(with_cause(cause, message) + restarts.tries(), log=job.log)
             start = size_of(job.log)
-            on_line(f"{NOTE}{own[0] if own else _ended(status)}; restart {restarts.used} of {restarts.most}")
+            on_line(f"{NOTE}{with_cause(cause, own[0] if own else _ended(status))}; {restarts.budget(cause)}")
             if stop.wait(_PAUSE):
                 raise Stopped(f"{job.name} was stopped")
 

@@ -31,6 +31,7 @@ class JobRecord(BaseModel):
         log_start: bytes that were in the log when the job was submitted; its own lines follow.
         submitted: unix seconds of the intent.
         host: the machine that submitted.
+        nodes: how many it asks for.
         cancelled: whether it was ended by `cancel`.
     """
 
@@ -44,6 +45,7 @@ class JobRecord(BaseModel):
     submitted: float
     host: str
     job_id: str | None = None
+    nodes: int = 1
     cancelled: bool = False
 
     def __str__(self) -> str:
@@ -78,12 +80,18 @@ def exit_marker_path(state: Path, attempt: int) -> Path:
 def exit_marker(state: Path, record: JobRecord) -> dict[str, Any] | None:
     """What the batch script of the recorded job left when it ended, or None while there is nothing.
 
-    Its keys: job_id, restart, exit_code, reason, nodes, started, ended. The reason is ``exit`` (the command ended),
+    Its keys: job_id, restart, exit_code, reason, nodes, started, ended; of a last try that failed cause and where; and
+    restarts, the number of tries before the last. The reason is ``exit`` (the command ended),
     ``walltime`` (it was told to end because the time was up) or ``terminated`` (something ended the job; no verdict
     by itself, for Slurm may run it again).
     """
     marker = read_object(exit_marker_path(state, record.attempt))
     return marker if marker is not None and str(marker.get("job_id")) == record.job_id else None
+
+
+def nodes_path(state: Path, attempt: int) -> Path:
+    """Where the batch script of an attempt says which nodes it runs on, while it does not give them back itself."""
+    return state / f"nodes-{attempt}"
 
 
 @contextlib.contextmanager

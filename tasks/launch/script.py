@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evo_core.config.durations import seconds
@@ -18,14 +18,19 @@ from tasks.launch.environment import job_variables
 from tasks.launch.follow import NOTE
 from tasks.launch.launcher import Job
 from tasks.launch.record import exit_marker_path
-from tasks.launch.restarts import STALLED
+from tasks.launch.restarts import STALLED, budgets
+from tasks.launch.script_causes import causes_part
 
 SAVING = 20
 """Seconds kept back from the notice for the requeue itself; the rest is the job's for its checkpoint."""
 
 
-def sbatch_arguments(cluster: SlurmCluster, job: Job, name: str) -> list[str]:
-    """Options of `sbatch` for this job, without the script."""
+def sbatch_arguments(cluster: SlurmCluster, job: Job, name: str, left_out: Sequence[str] = ()) -> list[str]:
+    """Options of `sbatch` for this job, without the script.
+
+    Args:
+        left_out: nodes that it must not get, beside the cluster's own `exclude`.
+    """
     runtime = job.runtime
     threads = runtime.cpus_per_rank or 1
     per_rank = cluster.launch == "srun"
@@ -43,7 +48,7 @@ def sbatch_arguments(cluster: SlurmCluster, job: Job, name: str) -> list[str]:
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
-        "exclude": ",".join(cluster.exclude) or None,
+        "exclude": ",".join([*cluster.exclude, *left_out]) or None,
     }
     options = [f"--{option}={value}" for option, value in given.items() if value is not None]
     return [*options, "--requeue", *_gpu_options(cluster, job), *cluster.sbatch_args]
@@ -61,7 +66,8 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes
         "state": str(job.state),
         "exit_file": str(exit_marker_path(job.state, job.attempt)),
         "attempt": str(job.attempt),
-        "max_restarts": str(runtime.max_restarts),
+        "log": str(job.log),
+        "excluded": " ".join(cluster.exclude),
         "stalled_tries": str(STALLED),
         "on_walltime": runtime.on_walltime,
         "saving_seconds": str(_notice(cluster, job) - SAVING),
@@ -76,6 +82,8 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes
         *_assignments(exports, "export "),
         "",
         _BOOKKEEPING.replace("@NOTE@", NOTE.strip()),
+        causes_part(budgets(runtime.max_restarts)),
+        "after_node_failure",
         "settingup=1",
         "set -e",
         *cluster.setup,
@@ -144,6 +152,8 @@ say() { printf '@NOTE@ %s\n' "$*"; }
 leave_word() { # reason exit_code
   printf '{"job_id": "%s", "restart": %d, "reason": "%s", "exit_code": %d, "nodes": "%s", ' \
     "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$1" "$2" "$SLURM_JOB_NODELIST" > "$exit_file.$SLURM_JOB_ID"
+  printf '"cause": "%s", "where": "%s", "restarts": %d, ' "$cause" "$where" "$(restarts_for '')" \
+    >> "$exit_file.$SLURM_JOB_ID"
   printf '"started": %d, "ended": %d}\n' "$started" "$(date +%s)" >> "$exit_file.$SLURM_JOB_ID"
   mv -f "$exit_file.$SLURM_JOB_ID" "$exit_file"
 }
@@ -153,7 +163,7 @@ progress_done() { sed -n 's/.*"done": *\([0-9][0-9]*\).*/\1/p' "$state/progress.
 
 started=$(date +%s)
 reason=exit
-walltime='' terminated='' interrupted='' requeued='' settingup=''
+walltime='' terminated='' interrupted='' requeued='' settingup='' cause='' where=''
 rm -f "$exit_file"
 
 at_exit() {
@@ -234,12 +244,19 @@ wait_for_ranks() {
 requeue() { # why
   say "$1: requeued"
   requeued=1
-  scontrol requeue "$SLURM_JOB_ID" && { trap 'exit 0' TERM; sleep 60 & wait $!; exit 0; }
+  rm -f "$state/nodes-$attempt"
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    trap '' TERM
+    keep_away
+    trap 'exit 0' TERM
+    sleep 60 & wait $!
+    exit 0
+  fi
   requeued=''
   say "Slurm did not take the job back into its queue"
 }
 
-restarts=$(number_in "$state/restarts-$attempt"); restarts=${restarts:-0}
+restarts=$(restarts_for ''); restarts=${restarts:-0}
 without_progress=0
 step=0
 killer=''
@@ -247,6 +264,7 @@ killer=''
 while :; do
   rm -f "$state/error.json" "$state/progress.json"
   port=$((20000 + (SLURM_JOB_ID * 16 + restarts + ${SLURM_RESTART_COUNT:-0}) % 10000))
+  log_before=$(wc -c < "$log" 2>/dev/null); log_before=${log_before:-0}
   start_ranks
   ranks=$!
   wait_for_ranks
@@ -272,11 +290,15 @@ while :; do
     exit 2 # a mistake of the user's stays one however often it is tried
   fi
   if [ -e "$state/progress.json" ]; then without_progress=0; else without_progress=$((without_progress + 1)); fi
-  if [ "$restarts" -ge "$max_restarts" ] || [ "$without_progress" -ge "$stalled_tries" ]; then exit "$code"; fi
+  find_cause
+  if [ "$without_progress" -ge "$stalled_tries" ] || ! may_restart; then exit "$code"; fi
   restarts=$((restarts + 1)); step=$((step + 1))
-  printf '%s\n' "$restarts" > "$state/restarts-$attempt"
-  why="exit status $code"
-  grep -q '"type": *"Stuck"' "$state/error.json" 2>/dev/null && why="no rank made progress, its watchdog ended it"
-  say "$why; restart $restarts of $max_restarts"
+  why="${words[$cause]}${where:+ on $where}"
+  say "$why (exit status $code); restart $(restarts_for "$cause") of ${most[$cause]}"
+  if [ "$cause" = node ] && [ -n "$lost" ]; then
+    leave_out_lost
+    requeue "$why"
+  fi
+  cause='' where=''
 done
 """

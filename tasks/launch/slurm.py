@@ -16,12 +16,14 @@ from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, job_error, size_of
 from tasks.launch.job_outcome import ENDS, SETTLE, Ended, JobOutcome
-from tasks.launch.launcher import Job, Stopped
+from tasks.launch.launcher import Job, LaunchRuntime, Stopped
+from tasks.launch.lost_nodes import excluded_nodes
 from tasks.launch.record import (
     RECORD,
     JobRecord,
     exit_marker,
     exit_marker_path,
+    nodes_path,
     read_record,
     submission_lock,
     write_record,
@@ -42,8 +44,8 @@ class SlurmLauncher:
         self.cluster = cluster
         self.commands = commands or SlurmCommands()
 
-    def preflight(self) -> None:
-        """Raise `ConfigError` when jobs cannot be submitted from here."""
+    def preflight(self, runtime: LaunchRuntime | None = None) -> None:
+        """Raise `ConfigError` when jobs cannot be submitted from here; see `Launcher.preflight`."""
         if missing := self.commands.missing():
             raise self.cluster.error(
                 f"Slurm's clients are not installed here (no {', '.join(missing)})",
@@ -199,8 +201,9 @@ class SlurmLauncher:
             log_start=size_of(job.log),
             submitted=time.time(),
             host=socket.gethostname(),
+            nodes=job.runtime.nodes,
         )
-        arguments = sbatch_arguments(self.cluster, job, record.name)
+        arguments = sbatch_arguments(self.cluster, job, record.name, self._left_out(job, on_line))
         script = job.state / f"job-{job.attempt}.sh"
         write_file(script, batch_script(self.cluster, job, arguments))
         self._clear(job)
@@ -212,6 +215,16 @@ class SlurmLauncher:
         write_record(job.state, record)
         on_line(f"{NOTE}submitted {record}")
         return record
+
+    def _left_out(self, job: Job, on_line: Callable[[str], None]) -> list[str]:
+        """Nodes that earlier jobs of the key were lost on. None while Slurm does not say which nodes it has."""
+        try:
+            out, said = excluded_nodes(self.cluster, self.commands, job.state, job.runtime.nodes)
+        except (SlurmSilent, SlurmRefused):
+            return []
+        if said:
+            on_line(f"{NOTE}{said}")
+        return out
 
     def _sbatch(
         self,
@@ -245,7 +258,8 @@ class SlurmLauncher:
     def _clear(self, job: Job) -> None:
         """Remove what an earlier job of this attempt left, so that nothing of it is taken for the new one's."""
         names = ["error.json", "progress.json", f"restarts-{job.attempt}", f"walltime-{job.attempt}"]
-        for left in [exit_marker_path(job.state, job.attempt), *(job.state / name for name in names)]:
+        own = [exit_marker_path(job.state, job.attempt), nodes_path(job.state, job.attempt)]
+        for left in [*own, *(job.state / name for name in names)]:
             left.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tasks.launch.cluster import SlurmCluster
-from tasks.launch.commands import Seen, SlurmCommands, SlurmSilent
+from tasks.launch.commands import Seen, SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error
 from tasks.launch.job_outcome import Ended, JobOutcome
 from tasks.launch.launcher import JobFailed, Stopped
+from tasks.launch.lost_nodes import keep_away
 from tasks.launch.record import JobRecord, exit_marker, read_record
 from tasks.store.json_file import read_object, write_json
 
@@ -24,7 +26,7 @@ LOOK = 0.25
 """Seconds between looks at the job's files."""
 NEVER = {
     "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "AccountNotAllowed",
-    "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "JobHeldUser", "JobHeldAdmin",
+    "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue",
 }  # fmt: skip
 """Reasons for waiting that time alone does not mend."""
 _SAVE_OFFSET = 2.0
@@ -63,6 +65,7 @@ class SlurmFollow:
         self._saved, self._saved_at = offset, 0.0
         self._interval, self._ask_at = _FIRST_QUESTION, 0.0
         self._said = ""
+        self._lost_looked_for = False
 
     def follow(self, stop: threading.Event) -> None:
         """Return when the job has succeeded.
@@ -110,7 +113,19 @@ class SlurmFollow:
             detail = seen.nodes or (seen.reason if seen.reason != "None" else "")
             never = "; as it is asked for it may never start" if seen.reason in NEVER else ""
             self._say(f"{seen.state}{f' ({detail})' if detail else ''}{never}")
+            self._after_node_failure(seen)
         return self._outcome.by_slurm(seen, marker, now)
+
+    def _after_node_failure(self, seen: Seen) -> None:
+        """Where Slurm has put the job back because nodes were lost, keep it away from them."""
+        if seen.state != "PENDING" or self._lost_looked_for:
+            self._lost_looked_for = self._lost_looked_for and seen.state == "PENDING"
+            return
+        with contextlib.suppress(SlurmSilent, SlurmRefused):
+            said = keep_away(self.cluster, self.commands, self.state, self.record)
+            self._lost_looked_for = True
+            if said:
+                self._on_line(f"{NOTE}Slurm job {self.record.job_id}: {said}")
 
     def _say(self, what: str) -> None:
         if what != self._said:
@@ -129,6 +144,7 @@ class SlurmFollow:
         error = job_error(self.state)
         if error is not None:
             message, user_error = error
-            raise JobFailed(message, user_error=user_error, log=record.log)
-        how = f"{record} failed: {end.how}"
+            told = message if user_error else end.told(message)
+            raise JobFailed(told, user_error=user_error, log=record.log)
+        how = end.told(f"{record} failed: {end.how}")
         raise JobFailed(failure(record.log, record.log_start, how), user_error=end.user_error, log=record.log)

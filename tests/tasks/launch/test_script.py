@@ -28,6 +28,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
         "scontrol": 'case "$2" in hostnames) echo node1 ;; node) echo "NodeName=node1 X=1 NodeAddr=10.0.0.1 Y" ;; esac',
         "scancel": "true",
+        "sinfo": "true",
     }.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
@@ -100,7 +101,7 @@ def test_a_set_up_that_fails_is_told(programs: Path, tmp_path: Path, state: Path
 
 
 def test_restarts_are_counted_across_requeues(programs: Path, tmp_path: Path, state: Path) -> None:
-    (state / "restarts-1").write_text("2\n")
+    (state / "restarts-1").write_text("crash rank 0 (here)\nnode node7\ncrash rank 0 (here)\n")
     count = tmp_path / "count"
     done, word = run_script(cluster(tmp_path), make_job(state, "progress:1", f"fail-first:9:{count}", max_restarts=3))
     assert count.read_text().count("\n") == 2 and "restart 3 of 3" in done.stdout
