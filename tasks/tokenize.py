@@ -12,27 +12,27 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evo_core.errors import ConfigError, DataError
 from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
-from tasks.launch.launcher import Stopped
+from tasks.launch import launcher_for
+from tasks.launch.launcher import Budget, LaunchRuntime, WallTime
+from tasks.launch.local import LocalLauncher
 from tasks.launch.pace import Pace
 from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
-from tasks.raw.token_objects import DONE, INDEX, TOKENS, index_rows, object_ids, read_index
-from tasks.raw.unchanged import StillAsListed
+from tasks.raw.token_objects import DONE, INDEX, index_rows, object_ids, read_index
+from tasks.raw.tokenize_array import on_array
+from tasks.raw.tokenize_work import TokenizeWork
 from tasks.store import Artifact, Store
 from tasks.store.earlier import earlier, most_alike
 from tasks.store.json_file import read_object, write_json
 from tasks.store.objects import is_whole
 from tasks.tokenizer import keep_tokenizer, tokenizer_fact, tokenizer_in
-
-if TYPE_CHECKING:
-    from evo_core.data.tokenize.tokenize_file import TokenizeResult, TokenizeSpec
 
 COUNTS = ("documents", "tokens", "skipped", "blank")
 
@@ -66,6 +66,35 @@ class Runtime(kind.Runtime):
         description="a Dask scheduler that tokenizes instead (tcp://host:8786; its workers see the same folders), or "
         "`local` for a Dask cluster on this machine",
     )
+    cluster: str = Field("local", description="a name in configs/clusters/, or a path to such a file")
+    array: int | None = Field(None, ge=1, description="tasks of an array on a Slurm cluster; default 1")
+    cpus: int | None = Field(None, ge=1, description="cores of each task of the array; default 1")
+    time: WallTime | None = Field(None, description="wall time of each task of the array: 4h, 30m")
+    max_restarts: Budget = Field(3, description="restarts of a task for each cause of failure, as of a training step")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        """Settings of this machine, of Dask and of Slurm exclude each other: none may be read and ignored.
+
+        Raises:
+            ValueError: which of them do not go together.
+        """
+        given = self.model_fields_set
+        if self.dask is not None and self.cluster != "local":
+            raise ValueError("dask and cluster are two ways to spread the files; leave one")
+        if self.cluster != "local" and self.workers is not None:
+            raise ValueError("workers is for this machine; on a cluster write cpus, the cores of each task")
+        if self.cluster == "local" and (lonely := sorted(given & {"array", "cpus", "time", "max_restarts"})):
+            raise ValueError(f"{lonely[0]} is for a Slurm cluster; name one: cluster: slurm")
+        return self
+
+    @property
+    def launch(self) -> LaunchRuntime | None:
+        """What each task of the array asks of its cluster; None on this machine and with Dask."""
+        if self.cluster == "local":
+            return None
+        asked = {"cluster": self.cluster, "cpus_per_rank": self.cpus or 1, "time": self.time}
+        return LaunchRuntime(**asked, max_restarts=self.max_restarts)
 
 
 class Tokenize(Kind[Params, Runtime]):
@@ -93,6 +122,9 @@ class Tokenize(Kind[Params, Runtime]):
         Raises:
             ConfigError: none or two tokenizers are named, or one that the settings do not fit.
         """
+        if runtime.launch is not None and isinstance(launcher_for(runtime.launch), LocalLauncher):
+            hint = "name a cluster whose kind is slurm, or leave cluster out and use workers"
+            raise ConfigError(f"{runtime.cluster!r} is this machine alone", key="runtime.cluster", hint=hint)
         if params.tokenizer is None and "tokenizer" not in facts:
             raise ConfigError(
                 "no tokenizer is named",
@@ -218,38 +250,20 @@ def _of_input(facts: Mapping[str, Facts], where: str) -> Path | None:
 def _tokenize(
     ctx: StepContext[Params, Runtime], missing: Mapping[str, RawFile], tokenizer: Path
 ) -> dict[str, dict[str, Any]]:
-    """Tokenize the missing files, the largest first; each object is there once it is whole and its file unchanged."""
-    from evo_core.data.tokenize.fan_out import Interrupted, tokenize_files
-
+    """Tokenize the missing files where the runtime says; gives the counts of their objects."""
     if not missing:
         return {}
-    ids = sorted(missing, key=lambda object_id: -missing[object_id].size)
-    total, pace = sum(file.size for file in missing.values()), Pace()
-    with StillAsListed(ctx.store.inventory) as check:
-        for file in missing.values():
-            check.before(file)
+    settings = ctx.params.model_dump(mode="json", exclude={"tokenizer"})
+    work = TokenizeWork(ctx.store, missing, tokenizer, settings)
+    if ctx.runtime.launch is not None:
+        return on_array(ctx, work, ctx.runtime.launch, ctx.runtime.array or 1)
+    pace = Pace()
 
-        def on_done(number: int, result: TokenizeResult) -> None:
-            done = ctx.store.object(ids[number]) / DONE
-            check.after(missing[ids[number]], lambda: write_json(done, _counts(result)))
+    def on_progress(done: int, total: int, tokens: int) -> None:
+        ctx.on_progress({"unit": "bytes", **pace.report(done, total, tokens)})
 
-        def on_progress(share: float, tokens: int) -> None:
-            ctx.on_progress({"unit": "bytes", **pace.report(round(share * total), total, tokens)})
-
-        specs = [_spec(ctx, object_id, missing[object_id], tokenizer) for object_id in ids]
-        try:
-            with _executor(ctx.runtime) as executor:
-                results = tokenize_files(
-                    specs,
-                    workers=ctx.runtime.workers,
-                    executor=executor,
-                    on_done=on_done,
-                    on_progress=on_progress,
-                    stop=ctx.stop,
-                )
-        except Interrupted as stopped:
-            raise Stopped(str(stopped)) from None
-    return {object_id: _counts(result) for object_id, result in zip(ids, results, strict=True)}
+    with _executor(ctx.runtime) as executor:
+        return work.carry_out(workers=ctx.runtime.workers, executor=executor, on_progress=on_progress, stop=ctx.stop)
 
 
 @contextmanager
@@ -262,25 +276,3 @@ def _executor(runtime: Runtime) -> Iterator[Executor | None]:
 
     with dask_executor(runtime.dask) as executor:
         yield executor
-
-
-def _spec(ctx: StepContext[Params, Runtime], object_id: str, file: RawFile, tokenizer: Path) -> TokenizeSpec:
-    from evo_core.data.tokenize.tokenize_file import TokenizeSpec
-
-    folder = ctx.store.object(object_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return TokenizeSpec(
-        input=file.uri,
-        output=folder / TOKENS,
-        tokenizer=tokenizer,
-        mode=ctx.params.mode,
-        text_keys=tuple(ctx.params.text_keys),
-        type_key=ctx.params.type_key,
-        bos=ctx.params.bos,
-        eos=ctx.params.eos,
-        on_error=ctx.params.on_error,
-    )
-
-
-def _counts(result: TokenizeResult) -> dict[str, int]:
-    return {"documents": result.documents, "tokens": result.tokens, "skipped": result.skipped, "blank": result.blank}

@@ -63,6 +63,8 @@ MessageTimeout=5
 KillWait=5
 MinJobAge={min_job_age}
 JobRequeue=1
+# less than a test asks for
+MaxArraySize=5
 PropagateResourceLimits=NONE
 NodeName=DEFAULT CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} RealMemory=4000 State=UNKNOWN
 {node_lines}

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from evo_core.storage.atomic import create, draft_name, sync
@@ -49,12 +50,16 @@ def delete(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where it lies on another file system.
+    """Hard-link a file, or copy it where it lies on another file system. Takes the place of what is there.
 
     Raises:
         OSError: it can be neither linked nor copied.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if source.samefile(target):
+            return
+        target.unlink()  # it may be a link of another file, which would change if it were written into
     try:
         os.link(source, target)
     except OSError:

@@ -34,7 +34,7 @@ from flows.pipeline.step import run_step
 from flows.show.observers import Observers
 from flows.show.prefect_view import PrefectObserver
 from flows.show.report import write_report
-from tasks.launch.launcher import Stopped
+from tasks.launch.launcher import Stopped, launch_runtime
 from tasks.store import Store
 
 
@@ -194,7 +194,8 @@ def _task(run: _Run, step: PlannedStep) -> Task[..., ArtifactRef | State]:
     if step.action == "reuse":
         return Task(run_this_step, **options)
     # Tags let Prefect limit how many steps of a kind, or on a cluster, run at once. They cost half a second a step.
-    tags = [step.kind.name, *filter(None, [run.plan.runtime_record(step).get("cluster")])]
+    asked = launch_runtime(step.runtime)
+    tags = [step.kind.name, *([asked.cluster] if asked is not None else [])]
     return MaterializingTask(
         run_this_step,
         tags=tags,

@@ -12,6 +12,7 @@ from typing import Any
 
 from flows.orchestration.server import prefect_home
 from flows.pipeline.plan import Plan
+from tasks.launch.launcher import launch_runtime
 from tasks.store import Store, open_store
 from tasks.store.claim import last_owner
 from tasks.store.json_file import read_json, write_json
@@ -27,8 +28,9 @@ def remember_owned_jobs(plan: Plan, store: Store, flow_run_id: str) -> None:
     """
     record = _read(store, flow_run_id)
     for step in plan.steps:
-        if step.action == "run" and hasattr(step.runtime, "cluster"):
-            record["steps"][step.key] = {"step": step.name, "cluster": step.runtime.cluster}
+        asked = launch_runtime(step.runtime)
+        if step.action == "run" and asked is not None:
+            record["steps"][step.key] = {"step": step.name, "cluster": asked.cluster}
     if record["steps"]:
         record["runs"].append(plan.run_id)
         write_json(_record(store, flow_run_id), record)

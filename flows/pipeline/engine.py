@@ -11,7 +11,7 @@ from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.pipeline.step import run_step
 from tasks.launch import launcher_for
-from tasks.launch.launcher import Launcher, LaunchRuntime, Stopped
+from tasks.launch.launcher import Launcher, Stopped, launch_runtime
 from tasks.store import Store
 from tasks.store.trouble import store_must_take
 
@@ -89,7 +89,8 @@ def begin(plan: Plan, store: Store, observer: Observer) -> None:
 
 def launcher_of(step: PlannedStep) -> Launcher | None:
     """The launcher that a step's runtime names, or None for a step that runs in this process."""
-    return launcher_for(step.runtime) if isinstance(step.runtime, LaunchRuntime) else None
+    asked = launch_runtime(step.runtime)
+    return launcher_for(asked) if asked is not None else None
 
 
 def publish(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, observer: Observer) -> None:

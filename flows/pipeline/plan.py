@@ -17,7 +17,7 @@ from flows.pipeline.schema import Pipeline, Step
 from flows.pipeline.why import explain_change
 from tasks.kind import Facts, Kind, Source
 from tasks.launch import launcher_for
-from tasks.launch.launcher import LaunchRuntime
+from tasks.launch.launcher import launch_runtime
 from tasks.launch.record import read_attempt
 from tasks.store import Store
 from tasks.store.claim import holder
@@ -175,8 +175,8 @@ def _plan_step(
     try:
         if isinstance(step.kind, Source):
             source, facts = (stand_in, {}) if stand_in else step.kind.digest(step.params, store.inventory)
-        if isinstance(step.runtime, LaunchRuntime):
-            launcher_for(step.runtime)  # the cluster's file is there and right; nothing is contacted
+        if (asked := launch_runtime(step.runtime)) is not None:
+            launcher_for(asked)  # the cluster's file is there and right; nothing is contacted
         step.kind.check(step.params, step.runtime, known, where)
         facts |= step.kind.facts(step.params, step.runtime, known)
         params = {} if source else step.kind.identity(step.params, step.runtime)

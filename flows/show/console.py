@@ -20,7 +20,7 @@ from flows.pipeline.failures import reason
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import humanize, results, terminal
 from flows.show.tables import plan_table
-from tasks.launch.launcher import Stopped
+from tasks.launch.launcher import Stopped, launch_runtime
 from tasks.store import Artifact
 
 PLAIN_EVERY = 10.0
@@ -100,7 +100,7 @@ class ConsoleObserver:
         self.console.print(self._end_line(step, ref, error, started), soft_wrap=True)
 
     def on_message(self, step: PlannedStep | None, line: str) -> None:
-        if step is not None and hasattr(step.runtime, "cluster") and not WORTH_SHOWING.search(line):
+        if step is not None and launch_runtime(step.runtime) is not None and not WORTH_SHOWING.search(line):
             return
         if step is not None:
             with self._lock:

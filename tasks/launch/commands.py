@@ -52,6 +52,12 @@ class Seen:
     nodes: str = ""
 
 
+def _tasks_of(job_id: str, rows: Sequence[Seen]) -> dict[int, Seen]:
+    """Rows whose number is ``ARRAY_TASK``, by task. What stands for several at once (``12_[0-3]``) is left out."""
+    numbers = [row.job_id.removeprefix(f"{job_id}_") for row in rows]
+    return {int(number): row for number, row in zip(numbers, rows, strict=True) if number.isdecimal()}
+
+
 class SlurmCommands:
     """The clients found on PATH, talking to the cluster that SLURM_CONF (or the system's file) names."""
 
@@ -153,16 +159,46 @@ class SlurmCommands:
             SlurmSilent: no answer.
         """
         try:
-            rows = self._squeue("-n", name)
+            rows = self._squeue("-n", name, number="%F")  # of a task, the array's
         except SlurmRefused as refused:
             raise SlurmSilent(str(refused)) from None
         if rows:
             return rows[-1].job_id
-        return next((row.job_id for row in self._sacct("--name", name, since=since)), None)
+        return next(
+            (row.job_id.partition("_")[0] for row in self._sacct("--name", name, since=since, number="JobID")), None
+        )
 
     def account(self, job_id: str, since: float) -> Seen | None:
         """The job as the accounting knows it; None where there is no accounting or it does not answer."""
         return next((row for row in self._sacct("-j", job_id, since=since) if row.job_id == job_id), None)
+
+    def look_tasks(self, job_id: str) -> dict[int, Seen]:
+        """The tasks of an array that the controller knows, by number. One question, however many they are.
+
+        Raises:
+            SlurmSilent: no answer.
+        """
+        try:
+            rows = self._squeue("-r", "-j", job_id, number="%F_%K")
+        except SlurmRefused as refused:
+            if _UNKNOWN_JOB.search(str(refused)):
+                return {}
+            raise SlurmSilent(str(refused)) from None
+        return _tasks_of(job_id, rows)
+
+    def account_tasks(self, job_id: str, since: float) -> dict[int, Seen]:
+        """The tasks of an array that the accounting knows; none where there is no accounting or no answer."""
+        return _tasks_of(job_id, self._sacct("-j", job_id, since=since, number="JobID"))
+
+    def most_tasks(self) -> int | None:
+        """How many tasks an array may have here; None where Slurm does not say.
+
+        Raises:
+            SlurmSilent: no answer.
+            SlurmRefused: this Slurm has no such question.
+        """
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._call("scontrol", "show", "config"), re.MULTILINE)
+        return int(found[1]) if found else None  # it bounds the number of a task, and the first one's is 0
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job; one that has ended already is no error.
@@ -177,14 +213,14 @@ class SlurmCommands:
             if not _UNKNOWN_JOB.search(str(refused)):
                 raise
 
-    def _squeue(self, *which: str) -> list[Seen]:
-        answer = self._call("squeue", "-h", "-t", "all", *which, "-o", "%A|%T|%r|%N")
+    def _squeue(self, *which: str, number: str = "%A") -> list[Seen]:
+        answer = self._call("squeue", "-h", "-t", "all", *which, "-o", f"{number}|%T|%r|%N")
         return [Seen(*row.split("|", 3)) for row in answer.splitlines() if row.count("|") >= 3]
 
-    def _sacct(self, *which: str, since: float) -> list[Seen]:
+    def _sacct(self, *which: str, since: float, number: str = "JobIDRaw") -> list[Seen]:
         # without a start it looks back to midnight only; an hour is for clocks that differ
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))
-        columns = "JobIDRaw,State,ExitCode,NodeList"
+        columns = f"{number},State,ExitCode,NodeList"
         try:
             answer = self._call("sacct", "-X", "-P", "-n", "-S", start, *which, "-o", columns)
         except (SlurmSilent, SlurmRefused):

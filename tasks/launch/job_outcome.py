@@ -32,6 +32,7 @@ class Ended:
         user_error: whether trying again cannot help.
         cause: why the last try failed, where the batch script has found it out.
         restarts: tries before the last one.
+        lost: whether Slurm itself lost it, by no fault of what it ran.
     """
 
     success: bool
@@ -39,6 +40,7 @@ class Ended:
     user_error: bool = False
     cause: Cause | None = None
     restarts: int = 0
+    lost: bool = False
 
     def told(self, message: str) -> str:
         """A failure's message with its cause in front and the number of tries behind."""
@@ -82,7 +84,7 @@ class JobOutcome:
                 return Ended(False, "something ended it (SIGTERM) and Slurm no longer knows it")
             if now - self._unknown_since < self.lost_after:
                 return None
-            return Ended(False, "Slurm no longer knows it and it left no word of how it ended: lost")
+            return Ended(False, "Slurm no longer knows it and it left no word of how it ended: lost", lost=True)
         self._unknown_since = None
         if seen.state not in ENDS:
             self._ended_since = None
@@ -92,7 +94,8 @@ class JobOutcome:
             return None
         if seen.state == "COMPLETED":
             return Ended(False, "Slurm calls it COMPLETED but it left no word (is the state folder on a shared disk?)")
-        return Ended(False, f"Slurm: {seen.state}" + (f" ({seen.reason})" if seen.reason not in ("", "None") else ""))
+        how = f"Slurm: {seen.state}" + (f" ({seen.reason})" if seen.reason not in ("", "None") else "")
+        return Ended(False, how, lost=seen.state in ("NODE_FAIL", "BOOT_FAIL"))
 
     def silence(self) -> None:
         """Slurm gave no answer: waiting for certainty starts anew."""

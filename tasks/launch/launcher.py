@@ -13,13 +13,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from evo_core.config.durations import seconds
 from evo_core.config.suggest import suggest
 from tasks.launch.causes import CauseName
 
 _CAUSES = ", ".join(get_args(CauseName))
+
+
+def _by_known_causes(value: Any) -> Any:
+    """One error that names the causes, in place of one for each form that a budget may have."""
+    for name in value if isinstance(value, dict) else ():
+        if name not in get_args(CauseName):
+            raise ValueError(f"{name!r} is no cause{suggest(str(name), get_args(CauseName))}; there are {_CAUSES}")
+    numbers = value.values() if isinstance(value, dict) else (value,)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number of 0 or more, or one for each of " + _CAUSES)
+    return value
+
+
+def _with_unit(value: str) -> str:
+    """A plain number would be minutes for Slurm and seconds for everybody else."""
+    if value.strip().isdecimal() or seconds(value) < 60:
+        raise ValueError(f"{value!r} is no wall time of a minute or more: write 48h, 30m or 2-00:00:00")
+    return value
+
+
+WallTime = Annotated[str, AfterValidator(_with_unit)]
+"""How long a job may run: ``48h``, ``30m``, ``2-00:00:00``."""
+
+_AtLeast0 = Annotated[int, Field(ge=0)]
+Budget = Annotated[_AtLeast0 | dict[CauseName, _AtLeast0], BeforeValidator(_by_known_causes)]
+"""Restarts for each cause of failure: one number for all of them, or a number a cause."""
 
 
 class LaunchRuntime(BaseModel):
@@ -32,8 +58,8 @@ class LaunchRuntime(BaseModel):
     ranks_per_node: int | None = Field(None, ge=1, description="processes a node; default gpus_per_node, else 1")
     gpus_per_node: int = Field(0, ge=0, description="GPUs asked for on each node")
     cpus_per_rank: int | None = Field(None, ge=1, description="cores for each process")
-    time: str | None = Field(None, description="wall time to ask Slurm for: 48h, 30m, 2-00:00:00")
-    max_restarts: Annotated[int, Field(ge=0)] | dict[CauseName, Annotated[int, Field(ge=0)]] = Field(
+    time: WallTime | None = Field(None, description="wall time to ask Slurm for: 48h, 30m, 2-00:00:00")
+    max_restarts: Budget = Field(
         3,
         description="restarts for each cause of failure before the job counts as failed; or one number a cause: "
         "{node: 10, out_of_memory: 1}",
@@ -41,26 +67,6 @@ class LaunchRuntime(BaseModel):
     on_walltime: Literal["requeue", "fail"] = Field(
         "requeue", description="what to do on Slurm when the time is up and a checkpoint is saved"
     )
-
-    @field_validator("max_restarts", mode="before")
-    @classmethod
-    def _by_known_causes(cls, value: Any) -> Any:
-        """One error that names the causes, in place of one for each form that this may have."""
-        for name in value if isinstance(value, dict) else ():
-            if name not in get_args(CauseName):
-                raise ValueError(f"{name!r} is no cause{suggest(str(name), get_args(CauseName))}; there are {_CAUSES}")
-        numbers = value.values() if isinstance(value, dict) else (value,)
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("a number of 0 or more, or one for each of " + _CAUSES)
-        return value
-
-    @field_validator("time")
-    @classmethod
-    def _with_unit(cls, value: str | None) -> str | None:
-        """A plain number would be minutes for Slurm and seconds for everybody else."""
-        if value is not None and (value.strip().isdecimal() or seconds(value) < 60):
-            raise ValueError(f"{value!r} is no wall time of a minute or more: write 48h, 30m or 2-00:00:00")
-        return value
 
     @property
     def ranks(self) -> int:
@@ -73,6 +79,15 @@ class LaunchRuntime(BaseModel):
         return self.nodes * self.ranks
 
 
+def launch_runtime(runtime: object) -> LaunchRuntime | None:
+    """What a step's runtime asks a launcher for; None for a step that is made in the run's own process.
+
+    A kind that launches only now and then has it as the property ``launch`` of its runtime.
+    """
+    asked = runtime if isinstance(runtime, LaunchRuntime) else getattr(runtime, "launch", None)
+    return asked if isinstance(asked, LaunchRuntime) else None
+
+
 @dataclass(frozen=True)
 class Job:
     """One command on the nodes that its runtime asks for.
@@ -80,6 +95,9 @@ class Job:
     `name` carries the key of the artifact, so that a job can be looked up by it. `state` is the key's state folder:
     the command finds it as EVO_JOB_FOLDER and leaves progress.json and error.json there. `log` collects what every
     rank prints and is appended to across restarts.
+
+    With `tasks` it is an array of that many single processes, each of which finds its number in SLURM_ARRAY_TASK_ID and
+    has a job folder of its own in the state folder (`record.task_folder`), with its log.
     """
 
     name: str
@@ -90,6 +108,7 @@ class Job:
     runtime: LaunchRuntime
     attempt: int
     environment: Mapping[str, str] = field(default_factory=dict)
+    tasks: int = 0
 
     def __post_init__(self) -> None:
         for path in ("state", "log"):  # other processes, elsewhere, read and write them

@@ -17,6 +17,8 @@ from evo_core.storage.lock import locked
 from tasks.store.json_file import read_object, write_json
 
 RECORD = "job.json"
+ARRAY = "array"
+"""In the state folder: a folder for each task of an array, by its number."""
 
 
 class JobRecord(BaseModel):
@@ -32,6 +34,7 @@ class JobRecord(BaseModel):
         submitted: unix seconds of the intent.
         host: the machine that submitted.
         nodes: how many it asks for.
+        tasks: how many an array has; 0 for a job that is none.
         cancelled: whether it was ended by `cancel`.
     """
 
@@ -46,10 +49,12 @@ class JobRecord(BaseModel):
     host: str
     job_id: str | None = None
     nodes: int = 1
+    tasks: int = 0
     cancelled: bool = False
 
     def __str__(self) -> str:
-        return f"Slurm job {self.job_id or '(no id yet)'} ({self.name})"
+        array = f", an array of {self.tasks}" if self.tasks else ""
+        return f"Slurm job {self.job_id or '(no id yet)'} ({self.name}{array})"
 
 
 def read_record(state: Path) -> JobRecord | None:
@@ -87,6 +92,17 @@ def exit_marker(state: Path, record: JobRecord) -> dict[str, Any] | None:
     """
     marker = read_object(exit_marker_path(state, record.attempt))
     return marker if marker is not None and str(marker.get("job_id")) == record.job_id else None
+
+
+def task_folder(state: Path, task: int) -> Path:
+    """The job folder of one task of an array: its progress, its error, its log and the word of how it ended."""
+    return state / ARRAY / str(task)
+
+
+def task_marker(state: Path, record: JobRecord, task: int) -> dict[str, Any] | None:
+    """What the batch script left when this task of the recorded array ended; see `exit_marker`."""
+    marker = read_object(exit_marker_path(task_folder(state, task), record.attempt))
+    return marker if marker is not None and marker.get("job_id") == f"{record.job_id}_{task}" else None
 
 
 def nodes_path(state: Path, attempt: int) -> Path:

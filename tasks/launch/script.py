@@ -17,7 +17,7 @@ from tasks.launch.cluster import SlurmCluster
 from tasks.launch.environment import job_variables
 from tasks.launch.follow import NOTE
 from tasks.launch.launcher import Job
-from tasks.launch.record import exit_marker_path
+from tasks.launch.record import ARRAY, exit_marker_path
 from tasks.launch.restarts import STALLED, budgets
 from tasks.launch.script_causes import causes_part
 
@@ -36,7 +36,8 @@ def sbatch_arguments(cluster: SlurmCluster, job: Job, name: str, left_out: Seque
     per_rank = cluster.launch == "srun"
     given = {
         "job-name": name,
-        "output": str(job.log).replace("%", "%%"),
+        "output": task_log(job, "%a") if job.tasks else _escaped(job.log),
+        "array": f"0-{job.tasks - 1}" if job.tasks else None,
         "open-mode": "append",
         "chdir": str(Path.cwd()),
         "export": "ALL",
@@ -72,6 +73,7 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes
         "on_walltime": runtime.on_walltime,
         "saving_seconds": str(_notice(cluster, job) - SAVING),
     }
+    own = [f"{name}={value}" for name, value in task_settings(job).items()] if job.tasks else []
     lines = [
         "#!/bin/bash",
         f"# {_one_line(job.name)}: written by Evo, submitted with",
@@ -80,6 +82,7 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes
         "",
         *_assignments(settings),
         *_assignments(exports, "export "),
+        *own,
         "",
         _BOOKKEEPING.replace("@NOTE@", NOTE.strip()),
         causes_part(budgets(runtime.max_restarts)),
@@ -95,6 +98,25 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes
         _TRIES,
     ]
     return "\n".join(lines).encode(errors="surrogateescape")
+
+
+def task_settings(job: Job) -> dict[str, str]:
+    """What each task of an array has for itself, in shell words: as `task_folder` and `exit_marker_path` name it."""
+    return {
+        "state": f'"$state/{ARRAY}/$SLURM_ARRAY_TASK_ID"',
+        "exit_file": f'"$state/{exit_marker_path(job.state, job.attempt).name}"',
+        "log": '"$state/log.txt"',
+        "EVO_JOB_FOLDER": '"$state"',
+    }
+
+
+def task_log(job: Job, task: str) -> str:
+    """The log of a task in the form that `sbatch --output` takes."""
+    return f"{_escaped(job.state / ARRAY)}/{task}/log.txt"
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("%", "%%")
 
 
 def slurm_time(duration: float) -> str:
@@ -146,12 +168,16 @@ def _one_line(text: str) -> str:
 
 
 _BOOKKEEPING = r"""
+# In an array the last task has the array's own number: what is said to that number reaches every task.
+job=$SLURM_JOB_ID
+if [ -n "$SLURM_ARRAY_TASK_ID" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+
 say() { printf '@NOTE@ %s\n' "$*"; }
 
 # The word of how this job ended. Written beside and renamed, so that nobody reads half of it.
 leave_word() { # reason exit_code
   printf '{"job_id": "%s", "restart": %d, "reason": "%s", "exit_code": %d, "nodes": "%s", ' \
-    "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$1" "$2" "$SLURM_JOB_NODELIST" > "$exit_file.$SLURM_JOB_ID"
+    "$job" "${SLURM_RESTART_COUNT:-0}" "$1" "$2" "$SLURM_JOB_NODELIST" > "$exit_file.$SLURM_JOB_ID"
   printf '"cause": "%s", "where": "%s", "restarts": %d, ' "$cause" "$where" "$(restarts_for '')" \
     >> "$exit_file.$SLURM_JOB_ID"
   printf '"started": %d, "ended": %d}\n' "$started" "$(date +%s)" >> "$exit_file.$SLURM_JOB_ID"
@@ -178,11 +204,11 @@ at_exit() {
 trap at_exit EXIT
 # From Slurm, when the wall time is nearly up: let the ranks save and end. The step's processes get the signal, the
 # batch shell does not.
-trap 'walltime=1; interrupted=1; scancel --quiet --signal=TERM "$SLURM_JOB_ID"' USR1
+trap 'walltime=1; interrupted=1; scancel --quiet --signal=TERM "$job"' USR1
 # From scancel, or before the nodes go to a job of higher priority: Slurm tells the ranks itself.
 trap 'terminated=1; interrupted=1' TERM
 
-say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST${SLURM_RESTART_COUNT:+, requeued $SLURM_RESTART_COUNT times}"
+say "job $job on $SLURM_JOB_NODELIST${SLURM_RESTART_COUNT:+, requeued $SLURM_RESTART_COUNT times}"
 """
 
 _RUN_TORCHRUN = r"""
@@ -221,7 +247,7 @@ case "$EVO_NODES" in *" $address="*) address=${EVO_NODES#* "$address"=}; address
 # The job's time for its checkpoint is over: what is left is the requeue's.
 kill_later() {
   sleep "$saving_seconds"
-  scancel --quiet --signal=KILL "$SLURM_JOB_ID.$step"
+  scancel --quiet --signal=KILL "$job.$step"
   sleep 5
   kill -KILL "$ranks"
 }
@@ -245,7 +271,7 @@ requeue() { # why
   say "$1: requeued"
   requeued=1
   rm -f "$state/nodes-$attempt"
-  if scontrol requeue "$SLURM_JOB_ID"; then
+  if scontrol requeue "$job"; then
     trap '' TERM
     keep_away
     trap 'exit 0' TERM
@@ -284,7 +310,7 @@ while :; do
   if [ -n "$walltime" ]; then reason=walltime; exit "$code"; fi
   if [ -n "$terminated" ]; then reason=terminated; exit "$code"; fi
   # While another job is given time to push this one aside, the ranks get SIGTERM and this shell nothing.
-  if scontrol show job "$SLURM_JOB_ID" -o | grep -q ' PreemptTime=[0-9]'; then requeue "another job needs the nodes"; fi
+  if scontrol show job "$job" -o | grep -q ' PreemptTime=[0-9]'; then requeue "another job needs the nodes"; fi
 
   if [ "$code" -eq 2 ] || grep -q '"user_error": *true' "$state/error.json" 2>/dev/null; then
     exit 2 # a mistake of the user's stays one however often it is tried

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evo_core.config.suggest import suggest
-from evo_core.storage.files import write_file
+from evo_core.storage.files import delete, write_file
+from tasks.launch.array_follow import ArrayFollow, array_has_ended
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, job_error, size_of
@@ -19,6 +20,7 @@ from tasks.launch.job_outcome import ENDS, SETTLE, Ended, JobOutcome
 from tasks.launch.launcher import Job, LaunchRuntime, Stopped
 from tasks.launch.lost_nodes import excluded_nodes
 from tasks.launch.record import (
+    ARRAY,
     RECORD,
     JobRecord,
     exit_marker,
@@ -26,6 +28,7 @@ from tasks.launch.record import (
     nodes_path,
     read_record,
     submission_lock,
+    task_folder,
     write_record,
 )
 from tasks.launch.script import batch_script, sbatch_arguments
@@ -100,7 +103,8 @@ class SlurmLauncher:
                 record = self._recorded(job, stop, on_line) or self._submit(job, lock, stop, on_line)
         except BlockingIOError as error:
             raise Stopped(f"{job.name} was stopped: {error}") from None
-        SlurmFollow(self.cluster, self.commands, job.state, record, on_progress, on_line).follow(stop)
+        follow = ArrayFollow if record.tasks else SlurmFollow
+        follow(self.cluster, self.commands, job.state, record, on_progress, on_line).follow(stop)
 
     def cancel(self, state: Path) -> str | None:
         """End the recorded job and wait until it has left its nodes."""
@@ -121,7 +125,7 @@ class SlurmLauncher:
             write_record(state, record.model_copy(update={"cancelled": True}))
             self.commands.cancel(record.job_id)
             while time.monotonic() < deadline:
-                seen = self.commands.look(record.job_id)
+                seen = look_up(self.commands, record)
                 if seen is None or seen.state in ENDS:
                     return str(record)
                 time.sleep(LOOK)
@@ -163,6 +167,8 @@ class SlurmLauncher:
                 record = self._identified(job.state)
                 if record is None:
                     return None
+                if array_has_ended(job.state, record):
+                    return None  # what it has not made is for a new one
                 marker = exit_marker(job.state, record)
                 end = outcome.by_marker(marker)
                 if end is None:
@@ -181,7 +187,9 @@ class SlurmLauncher:
 
     def _counts(self, job: Job, record: JobRecord, end: Ended, on_line: Callable[[str], None]) -> bool:
         """Whether the end of a job that nobody watched is this call's result."""
-        if record.attempt != job.attempt or record.cancelled:  # its files lie elsewhere, or its end was wanted
+        if (
+            record.attempt != job.attempt or record.cancelled or record.tasks
+        ):  # its files lie elsewhere, or its end was wanted
             return False
         error = job_error(job.state)
         if end.success or end.user_error or (error is not None and error[1]):
@@ -202,6 +210,7 @@ class SlurmLauncher:
             submitted=time.time(),
             host=socket.gethostname(),
             nodes=job.runtime.nodes,
+            tasks=job.tasks,
         )
         arguments = sbatch_arguments(self.cluster, job, record.name, self._left_out(job, on_line))
         script = job.state / f"job-{job.attempt}.sh"
@@ -261,6 +270,9 @@ class SlurmLauncher:
         own = [exit_marker_path(job.state, job.attempt), nodes_path(job.state, job.attempt)]
         for left in [*own, *(job.state / name for name in names)]:
             left.unlink(missing_ok=True)
+        delete(job.state / ARRAY)
+        for task in range(job.tasks):
+            task_folder(job.state, task).mkdir(parents=True)
 
 
 def _asking(stop: threading.Event, told: str) -> Iterator[None]:

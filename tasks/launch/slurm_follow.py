@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import Seen, SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error
-from tasks.launch.job_outcome import Ended, JobOutcome
+from tasks.launch.job_outcome import ENDS, Ended, JobOutcome
 from tasks.launch.launcher import JobFailed, Stopped
 from tasks.launch.lost_nodes import keep_away
 from tasks.launch.record import JobRecord, exit_marker, read_record
@@ -41,7 +41,16 @@ def look_up(commands: SlurmCommands, record: JobRecord) -> Seen | None:
     """
     if record.job_id is None:
         return None
+    if record.tasks:
+        return look_up_array(commands, record)
     return commands.look(record.job_id) or commands.account(record.job_id, record.submitted)
+
+
+def look_up_array(commands: SlurmCommands, record: JobRecord) -> Seen | None:
+    """A task that waits or runs, else one that has ended; None when no task is known."""
+    assert record.job_id is not None
+    tasks = commands.look_tasks(record.job_id) or commands.account_tasks(record.job_id, record.submitted)
+    return next((seen for seen in tasks.values() if seen.state not in ENDS), next(iter(tasks.values()), None))
 
 
 class SlurmFollow:

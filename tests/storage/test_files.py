@@ -36,6 +36,17 @@ def test_the_same_file_by_every_spelling(tmp_path: Path) -> None:
     assert not files.file_exists(tmp_path / "a")
 
 
+def test_linking_takes_the_place_of_what_is_there_and_writes_into_nothing(tmp_path: Path) -> None:
+    old, new, target = tmp_path / "old", tmp_path / "new", tmp_path / "folder" / "target"
+    old.write_text("old")
+    new.write_text("new")
+    for source in (old, old, new):
+        files.link_or_copy(source, target)
+        files.link_or_copy(target, target)
+        assert target.read_text() == source.name
+    assert old.read_text() == "old" and new.read_text() == "new"
+
+
 def test_deleting(tmp_path: Path) -> None:
     (tmp_path / "folder" / "sub").mkdir(parents=True)
     (tmp_path / "folder" / "sub" / "file").touch()
