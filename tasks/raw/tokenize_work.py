@@ -62,7 +62,7 @@ class TokenizeWork:
 
         Args:
             on_progress: called now and then with (bytes done, bytes in all, tokens).
-            on_file: called with each file whose tokens are there.
+            on_file: called, from another thread, with each file whose object is there.
 
         Raises:
             DataError: a file is wrong, gone or changed.
@@ -81,9 +81,13 @@ class TokenizeWork:
             def on_done(number: int, result: TokenizeResult) -> None:
                 done = self.store.object(ids[number]) / DONE
                 file = self.files[ids[number]]
-                check.after(file, lambda: write_json(done, _counts(result)))
-                if on_file is not None:
-                    on_file(file)
+
+                def accept() -> None:
+                    write_json(done, _counts(result))
+                    if on_file is not None:
+                        on_file(file)
+
+                check.after(file, accept)
 
             try:
                 results = tokenize_files(
