@@ -78,10 +78,12 @@ def begin(plan: Plan, store: Store, observer: Observer) -> None:
     Raises:
         ConfigError: a cluster cannot be used from here, or the store cannot be written.
     """
+    asked: list[LaunchRuntime] = []
     for step in plan.steps:
-        launcher = launcher_of(step)
-        if step.action in ("run", "attach") and launcher is not None:
-            launcher.preflight()
+        runtime = step.runtime
+        if step.action in ("run", "attach") and isinstance(runtime, LaunchRuntime) and runtime not in asked:
+            asked.append(runtime)  # a cluster is asked once for all the steps that want the same of it
+            launcher_for(runtime).preflight(runtime)
     with store_must_take(store.root):
         store.record_run(plan.run_id, plan.record())
     observer.on_plan(plan)

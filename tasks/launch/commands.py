@@ -131,6 +131,15 @@ class SlurmCommands:
             raise SlurmRefused(f"sbatch answered {answer.strip()!r} instead of a job id")
         return job_id
 
+    def test(self, arguments: Sequence[str]) -> None:
+        """Ask whether a job with these options would be taken, and submit none.
+
+        Raises:
+            SlurmSilent: no answer.
+            SlurmRefused: it would not.
+        """
+        self._call("sbatch", "--test-only", *arguments, "--wrap=true")
+
     def look(self, job_id: str) -> Seen | None:
         """The job as the controller knows it; None when it does not know it (any more).
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from evo_core.config.suggest import suggest
 from evo_core.storage.files import write_file
+from tasks.launch.acceptance import check_accepted, hint_for
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, job_error, size_of
@@ -64,6 +65,8 @@ class SlurmLauncher:
             if name and name not in known:
                 message = f"this Slurm has no partition {name!r}{suggest(name, known)}"
                 raise self.cluster.error(message, key="partition", hint=f"it has {', '.join(known)}")
+        if runtime is not None:
+            check_accepted(self.cluster, self.commands, runtime)
 
     def alive(self, state: Path) -> bool:
         """Whether the recorded job waits or runs. True also while nobody can tell."""
@@ -251,8 +254,8 @@ class SlurmLauncher:
                 on_line(f"{NOTE}Slurm does not answer ({silent}); asking again")
             except SlurmRefused as refused:
                 (job.state / RECORD).unlink(missing_ok=True)
-                hint = f"see {self.cluster.name}'s keys, and the script {script}"
-                raise self.cluster.error(f"Slurm refused the job: {refused}", hint=hint) from None
+                key, hint = hint_for(self.cluster, str(refused), script)
+                raise self.cluster.error(f"Slurm refused the job: {refused}", key=key, hint=hint) from None
         raise AssertionError("asking ends by returning or by Stopped")
 
     def _clear(self, job: Job) -> None:
