@@ -29,6 +29,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 # without control groups: who uses more than was asked for is killed at the next look
 JobAcctGatherParams=OverMemoryKill
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=500
 {enforce}"""
 
 _CONF = """\

@@ -26,7 +26,10 @@ from tests.slurm_daemons import ancestors, end_daemon, free_ports, name_of, sear
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 FOLDER_PREFIX = "evo-slurm-"
-NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none\nJobAcctGatherType=jobacct_gather/none"
+NO_ACCOUNTING = """\
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SelectTypeParameters=CR_Core"""
 
 CONF = """\
 ClusterName=testcluster
@@ -49,7 +52,6 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 {accounting}
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,defer_batch=0
 MpiDefault=none

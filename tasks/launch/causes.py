@@ -19,7 +19,9 @@ from tasks.store.json_file import read_object
 CauseName = Literal["node", "communication", "out_of_memory", "no_progress", "crash"]
 CAUSES: tuple[CauseName, ...] = get_args(CauseName)
 
-KILLED_FOR_MEMORY = r"oom[-_]kill event|Out Of Memory|OOM Killed|Killed by the OOM|exceeded (step|job) memory limit"
+KILLED_FOR_MEMORY = (
+    r"oom[-_]kill event|Out Of Memory|OOM Killed|Killed by the OOM|[Ee]xceeded (step |job )?memory limit"
+)
 """Slurm's words for a process that the kernel ended for its memory."""
 
 NODE_LOST = (

@@ -57,6 +57,8 @@ class SlurmCommands:
 
     def __init__(self, timeout: float = 30.0) -> None:
         self.timeout = timeout
+        self.accounting_silent = False
+        """Whether slurmdbd gave no answer when it was last asked, where there is one."""
 
     def missing(self) -> list[str]:
         """Programs that are not installed here."""
@@ -195,8 +197,10 @@ class SlurmCommands:
         columns = "JobIDRaw,State,ExitCode,NodeList"
         try:
             answer = self._call("sacct", "-X", "-P", "-n", "-S", start, *which, "-o", columns)
-        except (SlurmSilent, SlurmRefused):
+        except (SlurmSilent, SlurmRefused) as error:
+            self.accounting_silent = isinstance(error, SlurmSilent)
             return []
+        self.accounting_silent = False
         rows = [row.split("|", 3) for row in answer.splitlines() if row.count("|") >= 3]
         return [Seen(i, state.split()[0], f"exit code {code}", nodes) for i, state, code, nodes in rows if state]
 

@@ -24,6 +24,7 @@ from tasks.launch.record import (
     JobRecord,
     exit_marker,
     exit_marker_path,
+    marked_id,
     nodes_path,
     read_record,
     submission_lock,
@@ -151,7 +152,8 @@ class SlurmLauncher:
         record = read_record(state)
         if record is None or record.job_id is not None:
             return record
-        job_id = self.commands.find(record.name, record.submitted)
+        # What the job itself says is there also when Slurm has forgotten it and its accounting does not answer.
+        job_id = marked_id(state, record) or self.commands.find(record.name, record.submitted)
         if job_id is None:
             return None
         record = record.model_copy(update={"job_id": job_id})

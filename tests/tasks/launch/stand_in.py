@@ -10,6 +10,9 @@ count:FILE        append a line with this process's number
 progress:N        leave progress.json with done = N of 10
 error:MESSAGE     leave error.json as a crash does, and exit with status 1
 user-error:TEXT   the same for a user's mistake, status 2
+cause:NAME        the same for a crash with a cause of its own
+hog:MEGABYTES     use as much memory, and sleep
+killed            end by SIGKILL
 exit:STATUS       exit
 fail-first:N:FILE exit with status 1 the first N times (counted in FILE)
 environment:NAME  print NAME=value
@@ -44,9 +47,10 @@ def leave(name: str, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
-def fail(kind: str, message: str, user_error: bool) -> None:
+def fail(kind: str, message: str, user_error: bool, cause: str | None = None) -> None:
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    leave("error.json", {"type": kind, "message": message, "rank": rank, "host": "here", "user_error": user_error})
+    error = {"type": kind, "message": message, "rank": rank, "host": "here", "user_error": user_error}
+    leave("error.json", error | ({"cause": cause} if cause else {}))
     sys.exit(2 if user_error else 1)
 
 
@@ -89,6 +93,14 @@ def do(action: str) -> None:
         fail("RuntimeError", value, False)
     elif word == "user-error":
         fail("ConfigError", value, True)
+    elif word == "cause":
+        fail("RuntimeError", f"for {value}", False, value)
+    elif word == "hog":
+        taken = b"x" * (int(value) << 20)
+        time.sleep(30)
+        del taken
+    elif word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     elif word == "exit":
         sys.exit(int(value))
     elif word == "fail-first":
