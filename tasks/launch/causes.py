@@ -36,6 +36,8 @@ RANK_KILLED = r"exitcode: -[0-9]+\)|error: [^ :]+: tasks? [0-9,-]+: (Killed|Segm
 THEN_ENDED = r"CANCELLED AT|Job step aborted|Sending process [0-9]+ closing signal"
 """From here on ranks are ended because another one failed: their ends say nothing."""
 
+_PLACED = re.compile(r" \(rank \d+ on [^()]*\)$")
+
 _WORDS = {
     NODE: "node failure",
     COMMUNICATION: "lost communication",
@@ -68,8 +70,10 @@ def in_words(name: str, where: str = "") -> str:
 
 
 def with_cause(cause: Cause, message: str) -> str:
-    """A failure's message that begins with its cause; a plain crash's says itself what it was."""
-    return message if cause.name == CRASH else f"{cause}: {message}"
+    """A failure's message that begins with its cause and place; a plain crash's says itself what it was."""
+    if cause.name == CRASH:
+        return message
+    return f"{cause}: {_PLACED.sub('', message) if cause.where else message}"
 
 
 def find_cause(state: Path, status: int, printed: str, *, killed_for_memory: bool = False) -> Cause:

@@ -11,6 +11,8 @@ progress:N        leave progress.json with done = N of 10
 error:MESSAGE     leave error.json as a crash does, and exit with status 1
 user-error:TEXT   the same for a user's mistake, status 2
 cause:NAME        the same for a crash with a cause of its own
+of-rank:N:ACTION  do the action on this rank only
+echo              leave the error that a rank leaves which hears of another's end, and go on
 hog:MEGABYTES     use as much memory, and sleep
 killed            end by SIGKILL
 exit:STATUS       exit
@@ -95,6 +97,12 @@ def do(action: str) -> None:
         fail("ConfigError", value, True)
     elif word == "cause":
         fail("RuntimeError", f"for {value}", False, value)
+    elif word == "of-rank":
+        rank, _, own = value.partition(":")
+        if os.environ.get("RANK", "0") == rank:
+            do(own)
+    elif word == "echo":
+        leave("error.json", {"type": "DistError", "message": "closed", "rank": 0, "cause": "communication"})
     elif word == "hog":
         taken = b"x" * (int(value) << 20)
         time.sleep(30)
