@@ -30,11 +30,13 @@ NODE_LOST = (
 )
 """Slurm's words for a node that is gone."""
 
-RANK_KILLED = r"exitcode: -[0-9]+\)|error: [^ :]+: tasks? [0-9,-]+: (Killed|Segmentation fault|Aborted|Bus error)"
-"""torchrun's and srun's words for a rank that a signal ended."""
+RANK_KILLED = (
+    r"exitcode: -(4|6|7|8|9|11)\)|error: [^ :]+: tasks? [0-9,-]+: (Killed|Segmentation fault|Aborted|Bus error)"
+)
+"""torchrun's and srun's words for a rank that a signal ended, other than the one that asks it to end."""
 
-THEN_ENDED = r"CANCELLED AT|Job step aborted|Sending process [0-9]+ closing signal"
-"""From here on ranks are ended because another one failed: their ends say nothing."""
+THEN_ENDED = r"CANCELLED AT|Job step aborted"
+"""From here on srun's tasks are ended because another one failed: their ends say nothing."""
 
 _PLACED = re.compile(r" \(rank \d+ on [^()]*\)$")
 

@@ -13,6 +13,7 @@ user-error:TEXT   the same for a user's mistake, status 2
 cause:NAME        the same for a crash with a cause of its own
 of-rank:N:ACTION  do the action on this rank only
 echo              leave the error that a rank leaves which hears of another's end, and go on
+node-is-broken:N  fail for that cause on the node of this name
 hog:MEGABYTES     use as much memory, and sleep
 killed            end by SIGKILL
 exit:STATUS       exit
@@ -103,6 +104,11 @@ def do(action: str) -> None:
             do(own)
     elif word == "echo":
         leave("error.json", {"type": "DistError", "message": "closed", "rank": 0, "cause": "communication"})
+    elif word == "node-is-broken":
+        if os.environ.get("SLURMD_NODENAME") == value:
+            error = {"type": "RuntimeError", "message": "uncorrectable ECC error", "user_error": False}
+            leave("error.json", {**error, "rank": 0, "host": value, "cause": "node"})
+            sys.exit(1)
     elif word == "hog":
         taken = b"x" * (int(value) << 20)
         time.sleep(30)
