@@ -137,7 +137,7 @@ def test_a_job_of_several_turns_ends_as_the_last_one_does(
 def test_the_end_of_a_job_whose_time_was_up(
     accounted: RunningCluster, launcher: SlurmLauncher, tmp_path: Path, quick: None
 ) -> None:
-    """Nobody was told, its batch shell neither: Slurm ends it, and only the accounting says why."""
+    """Slurm ends it, and of what the batch shell would say of it nothing is there: the accounting says why."""
     state = state_of(tmp_path, "late")
     job = make_job(state, "deaf", "print:up", "sleep:200", time="1m")
     run = Run(launcher, job)
@@ -147,6 +147,7 @@ def test_the_end_of_a_job_whose_time_was_up(
     run.end()
     wait_until(lambda: not launcher.alive(state), "Slurm ends it", 200)
     forgotten(accounted, state)
+    exit_marker_path(state, 1).unlink(missing_ok=True)
     assert "Slurm: TIMEOUT" in end_of(launcher, state)
 
 
