@@ -25,6 +25,12 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 # a munge of one's own: without its socket here slurmctld cannot show who it is
 AccountingStoragePass={folder}/run/munge.socket
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+# without control groups: who uses more than was asked for is killed at the next look
+JobAcctGatherParams=OverMemoryKill
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=500
 {enforce}"""
 
 _CONF = """\

@@ -26,7 +26,10 @@ from tests.slurm_daemons import ancestors, end_daemon, free_ports, name_of, sear
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 FOLDER_PREFIX = "evo-slurm-"
-NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
+NO_ACCOUNTING = """\
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SelectTypeParameters=CR_Core"""
 
 CONF = """\
 ClusterName=testcluster
@@ -47,10 +50,8 @@ SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
 {accounting}
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,defer_batch=0
 MpiDefault=none
@@ -128,6 +129,9 @@ class SlurmCluster:
         )
         if (self.folder / "slurmdbd.conf").exists():
             self.accounting.start(self.client)
+            # where jobs need an account, its owner may have this one
+            self.client("sacctmgr", "-i", "add", "account", "ours")
+            self.client("sacctmgr", "-i", "add", "user", getpass.getuser(), "account=ours")
         self.start_controller()
         for node in self.nodes:
             self.start_node(node)

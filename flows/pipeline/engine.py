@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.failures import StepFailed
-from flows.pipeline.plan import Plan, PlannedStep
+from flows.pipeline.plan import Plan
 from flows.pipeline.step import run_step
 from tasks.launch import launcher_for
-from tasks.launch.launcher import Launcher, Stopped, launch_runtime
+from tasks.launch.launcher import LaunchRuntime, Stopped, launch_runtime
 from tasks.store import Store
 from tasks.store.trouble import store_must_take
 
@@ -78,19 +78,15 @@ def begin(plan: Plan, store: Store, observer: Observer) -> None:
     Raises:
         ConfigError: a cluster cannot be used from here, or the store cannot be written.
     """
+    asked: list[LaunchRuntime] = []
     for step in plan.steps:
-        launcher = launcher_of(step)
-        if step.action in ("run", "attach") and launcher is not None:
-            launcher.preflight()
+        runtime = launch_runtime(step.runtime)
+        if step.action in ("run", "attach") and runtime is not None and runtime not in asked:
+            asked.append(runtime)  # a cluster is asked once for all the steps that want the same of it
+            launcher_for(runtime).preflight(runtime)
     with store_must_take(store.root):
         store.record_run(plan.run_id, plan.record())
     observer.on_plan(plan)
-
-
-def launcher_of(step: PlannedStep) -> Launcher | None:
-    """The launcher that a step's runtime names, or None for a step that runs in this process."""
-    asked = launch_runtime(step.runtime)
-    return launcher_for(asked) if asked is not None else None
 
 
 def publish(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, observer: Observer) -> None:

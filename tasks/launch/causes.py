@@ -19,7 +19,9 @@ from tasks.store.json_file import read_object
 CauseName = Literal["node", "communication", "out_of_memory", "no_progress", "crash"]
 CAUSES: tuple[CauseName, ...] = get_args(CauseName)
 
-KILLED_FOR_MEMORY = r"oom[-_]kill event|Out Of Memory|OOM Killed|Killed by the OOM|exceeded (step|job) memory limit"
+KILLED_FOR_MEMORY = (
+    r"oom[-_]kill event|Out Of Memory|OOM Killed|Killed by the OOM|[Ee]xceeded (step |job )?memory limit"
+)
 """Slurm's words for a process that the kernel ended for its memory."""
 
 NODE_LOST = (
@@ -28,11 +30,15 @@ NODE_LOST = (
 )
 """Slurm's words for a node that is gone."""
 
-RANK_KILLED = r"exitcode: -[0-9]+\)|error: [^ :]+: tasks? [0-9,-]+: (Killed|Segmentation fault|Aborted|Bus error)"
-"""torchrun's and srun's words for a rank that a signal ended."""
+RANK_KILLED = (
+    r"exitcode: -(4|6|7|8|9|11)\)|error: [^ :]+: tasks? [0-9,-]+: (Killed|Segmentation fault|Aborted|Bus error)"
+)
+"""torchrun's and srun's words for a rank that a signal ended, other than the one that asks it to end."""
 
-THEN_ENDED = r"CANCELLED AT|Job step aborted|Sending process [0-9]+ closing signal"
-"""From here on ranks are ended because another one failed: their ends say nothing."""
+THEN_ENDED = r"CANCELLED AT|Job step aborted"
+"""From here on srun's tasks are ended because another one failed: their ends say nothing."""
+
+_PLACED = re.compile(r" \(rank \d+ on [^()]*\)$")
 
 _WORDS = {
     NODE: "node failure",
@@ -66,8 +72,10 @@ def in_words(name: str, where: str = "") -> str:
 
 
 def with_cause(cause: Cause, message: str) -> str:
-    """A failure's message that begins with its cause; a plain crash's says itself what it was."""
-    return message if cause.name == CRASH else f"{cause}: {message}"
+    """A failure's message that begins with its cause and place; a plain crash's says itself what it was."""
+    if cause.name == CRASH:
+        return message
+    return f"{cause}: {_PLACED.sub('', message) if cause.where else message}"
 
 
 def find_cause(state: Path, status: int, printed: str, *, killed_for_memory: bool = False) -> Cause:

@@ -63,6 +63,8 @@ class SlurmCommands:
 
     def __init__(self, timeout: float = 30.0) -> None:
         self.timeout = timeout
+        self.accounting_silent = False
+        """Whether slurmdbd gave no answer when it was last asked, where there is one."""
 
     def missing(self) -> list[str]:
         """Programs that are not installed here."""
@@ -137,6 +139,15 @@ class SlurmCommands:
         if job_id is None:
             raise SlurmRefused(f"sbatch answered {answer.strip()!r} instead of a job id")
         return job_id
+
+    def test(self, arguments: Sequence[str]) -> None:
+        """Ask whether a job with these options would be taken, and submit none.
+
+        Raises:
+            SlurmSilent: no answer.
+            SlurmRefused: it would not.
+        """
+        self._call("sbatch", "--test-only", *arguments, "--wrap=true")
 
     def look(self, job_id: str) -> Seen | None:
         """The job as the controller knows it; None when it does not know it (any more).
@@ -223,8 +234,10 @@ class SlurmCommands:
         columns = f"{number},State,ExitCode,NodeList"
         try:
             answer = self._call("sacct", "-X", "-P", "-n", "-S", start, *which, "-o", columns)
-        except (SlurmSilent, SlurmRefused):
+        except (SlurmSilent, SlurmRefused) as error:
+            self.accounting_silent = isinstance(error, SlurmSilent)
             return []
+        self.accounting_silent = False
         rows = [row.split("|", 3) for row in answer.splitlines() if row.count("|") >= 3]
         return [Seen(i, state.split()[0], f"exit code {code}", nodes) for i, state, code, nodes in rows if state]
 

@@ -21,7 +21,7 @@ _OF_THE_SCRIPT = {
     "reason", "walltime", "terminated", "interrupted", "requeued", "settingup", "code", "command", "on_each_node",
     "address", "port", "ranks", "killer", "restarts", "without_progress", "step", "now", "before", "why", "EVO_NODES",
     "most", "words", "killed_for_memory", "node_lost", "rank_killed", "then_ended", "log_before", "cause", "where",
-    "lost", "node", "out", "left", "nodes_before", "job",
+    "lost", "node", "all", "out", "left", "nodes_before", "job",
 }  # fmt: skip
 SET_BY_EVO = _PLACE | _OF_THE_SCRIPT | {"EVO_JOB_FOLDER"}
 """Variables that a cluster file cannot set: a rank's place, and those of the batch script."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from evo_core.cause import NODE, OUT_OF_MEMORY
 from evo_core.job import USER_ERROR
 from tasks.launch.causes import CAUSES, Cause, with_cause
 from tasks.launch.commands import Seen
@@ -21,6 +22,9 @@ ENDS = {
 
 SETTLE = 15.0
 """Seconds that an end has to last before it is believed without the script's word: a requeue passes through one."""
+
+
+_BY_STATE = {"NODE_FAIL": NODE, "BOOT_FAIL": NODE, "OUT_OF_MEMORY": OUT_OF_MEMORY}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class JobOutcome:
         if seen.state == "COMPLETED":
             return Ended(False, "Slurm calls it COMPLETED but it left no word (is the state folder on a shared disk?)")
         how = f"Slurm: {seen.state}" + (f" ({seen.reason})" if seen.reason not in ("", "None") else "")
-        return Ended(False, how, lost=seen.state in ("NODE_FAIL", "BOOT_FAIL"))
+        cause, lost = _BY_STATE.get(seen.state), seen.state in ("NODE_FAIL", "BOOT_FAIL")
+        return Ended(False, how, cause=Cause(cause, seen.nodes) if cause else None, lost=lost)
 
     def silence(self) -> None:
         """Slurm gave no answer: waiting for certainty starts anew."""

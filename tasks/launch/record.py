@@ -105,6 +105,13 @@ def task_marker(state: Path, record: JobRecord, task: int) -> dict[str, Any] | N
     return marker if marker is not None and marker.get("job_id") == f"{record.job_id}_{task}" else None
 
 
+def marked_id(state: Path, record: JobRecord) -> str | None:
+    """The id in the exit marker of the recorded attempt. Nothing of an earlier job is left where one is submitted."""
+    marker = read_object(exit_marker_path(state, record.attempt)) or {}
+    job_id = str(marker.get("job_id", ""))
+    return job_id if job_id.isdecimal() else None
+
+
 def nodes_path(state: Path, attempt: int) -> Path:
     """Where the batch script of an attempt says which nodes it runs on, while it does not give them back itself."""
     return state / f"nodes-{attempt}"

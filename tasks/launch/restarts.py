@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from evo_core.cause import NODE
 from tasks.launch.causes import CAUSES, Cause, CauseName
 
 STALLED = 2
@@ -23,7 +24,8 @@ class Restarts:
     """The budgets of one job, one for each cause.
 
     A crash is followed by another try, from the newest checkpoint, as often as its cause allows; but a job that
-    crashes twice in a row before it has reported any progress has a fault that trying again does not mend.
+    crashes twice in a row before it has reported any progress has a fault that trying again does not mend, unless
+    nodes were at fault.
     """
 
     def __init__(self, most: int | Mapping[CauseName, int]) -> None:
@@ -37,7 +39,7 @@ class Restarts:
         Args:
             progressed: whether the try that failed had reported progress.
         """
-        self._without_progress = 0 if progressed else self._without_progress + 1
+        self._without_progress = 0 if progressed else self._without_progress + (cause.name != NODE)
         if self.used[cause.name] >= self.most[cause.name] or self._without_progress >= STALLED:
             return False
         self.used[cause.name] += 1

@@ -315,8 +315,9 @@ while :; do
   if [ "$code" -eq 2 ] || grep -q '"user_error": *true' "$state/error.json" 2>/dev/null; then
     exit 2 # a mistake of the user's stays one however often it is tried
   fi
-  if [ -e "$state/progress.json" ]; then without_progress=0; else without_progress=$((without_progress + 1)); fi
   find_cause
+  if [ -e "$state/progress.json" ]; then without_progress=0; fi
+  if [ "$cause" != node ] && [ ! -e "$state/progress.json" ]; then without_progress=$((without_progress + 1)); fi
   if [ "$without_progress" -ge "$stalled_tries" ] || ! may_restart; then exit "$code"; fi
   restarts=$((restarts + 1)); step=$((step + 1))
   why="${words[$cause]}${where:+ on $where}"

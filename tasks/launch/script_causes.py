@@ -89,9 +89,10 @@ leave_out_lost() {
 
 # Keeps the job, which waits in the queue again, away from the nodes of the list, where enough others are left.
 keep_away() {
-  out=$(sed -n 's/^\([^ ][^ ]*\) .*/\1/p' "$state/@LEFT_OUT@" 2>/dev/null)
+  all=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u)
+  out=$(sed -n 's/^\([^ ][^ ]*\) .*/\1/p' "$state/@LEFT_OUT@" 2>/dev/null | grep -xF "$all")
   [ -n "$out" ] || return
-  left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxF "$out")
+  left=$(echo "$all" | grep -cvxF "$out")
   if [ "$left" -lt "$SLURM_JOB_NUM_NODES" ]; then
     say "$(echo $out) cannot be left out: the job needs $SLURM_JOB_NUM_NODES nodes, and $left would remain"
   else

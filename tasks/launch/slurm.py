@@ -12,6 +12,7 @@ from typing import Any
 
 from evo_core.config.suggest import suggest
 from evo_core.storage.files import delete, write_file
+from tasks.launch.acceptance import check_accepted, hint_for
 from tasks.launch.array_follow import ArrayFollow, array_has_ended
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import SlurmCommands, SlurmRefused, SlurmSilent
@@ -25,6 +26,7 @@ from tasks.launch.record import (
     JobRecord,
     exit_marker,
     exit_marker_path,
+    marked_id,
     nodes_path,
     read_record,
     submission_lock,
@@ -67,6 +69,8 @@ class SlurmLauncher:
             if name and name not in known:
                 message = f"this Slurm has no partition {name!r}{suggest(name, known)}"
                 raise self.cluster.error(message, key="partition", hint=f"it has {', '.join(known)}")
+        if runtime is not None:
+            check_accepted(self.cluster, self.commands, runtime)
 
     def alive(self, state: Path) -> bool:
         """Whether the recorded job waits or runs. True also while nobody can tell."""
@@ -152,7 +156,8 @@ class SlurmLauncher:
         record = read_record(state)
         if record is None or record.job_id is not None:
             return record
-        job_id = self.commands.find(record.name, record.submitted)
+        # What the job itself says is there also when Slurm has forgotten it and its accounting does not answer.
+        job_id = marked_id(state, record) or self.commands.find(record.name, record.submitted)
         if job_id is None:
             return None
         record = record.model_copy(update={"job_id": job_id})
@@ -260,8 +265,8 @@ class SlurmLauncher:
                 on_line(f"{NOTE}Slurm does not answer ({silent}); asking again")
             except SlurmRefused as refused:
                 (job.state / RECORD).unlink(missing_ok=True)
-                hint = f"see {self.cluster.name}'s keys, and the script {script}"
-                raise self.cluster.error(f"Slurm refused the job: {refused}", hint=hint) from None
+                key, hint = hint_for(self.cluster, str(refused), script)
+                raise self.cluster.error(f"Slurm refused the job: {refused}", key=key, hint=hint) from None
         raise AssertionError("asking ends by returning or by Stopped")
 
     def _clear(self, job: Job) -> None:

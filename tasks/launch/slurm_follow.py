@@ -117,7 +117,8 @@ class SlurmFollow:
             self._say(f"Slurm does not answer ({silent}); asking again")
             return None
         if seen is None:
-            self._say("Slurm does not know it (any more); waiting for its own word")
+            also = "; its accounting does not answer" if self.commands.accounting_silent else ""
+            self._say(f"Slurm does not know it (any more){also}; waiting for its own word")
         else:
             detail = seen.nodes or (seen.reason if seen.reason != "None" else "")
             never = "; as it is asked for it may never start" if seen.reason in NEVER else ""

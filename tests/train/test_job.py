@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evo_core import job
+from evo_core.cause import cause_of
 from evo_core.errors import ConfigError
 
 
@@ -70,6 +71,54 @@ def test_errors(
     with pytest.raises(SystemExit), job.command("evo test"):  # a slower rank of the same attempt
         raise RuntimeError("connection closed by peer")
     assert json.loads((folder / "error.json").read_text()) == left
+
+
+def test_what_a_rank_says_wins_over_what_its_peers_heard(folder: Path) -> None:
+    def says(error: Exception) -> str:
+        with pytest.raises(SystemExit), job.command("evo test"):
+            raise error
+        return json.loads((folder / "error.json").read_text())["cause"]
+
+    closed = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+    assert says(closed) == "communication"
+    assert says(MemoryError("no more")) == "out_of_memory"
+    assert says(closed) == "out_of_memory"
+    assert says(ValueError("no")) == "out_of_memory", "the first that says more stays"
+
+
+class DistError(RuntimeError):
+    """As torch names it."""
+
+
+class Stuck(RuntimeError):
+    """As the watchdog names it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (DistError("x"), "communication"),
+        (RuntimeError("NCCL error: remote process exited"), "communication"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out_of_memory"),
+        (DistError("Cuda failure 'out of memory'"), "out_of_memory"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "node"),
+        (Stuck("at all_reduce of gloo/transport, out of memory"), "no_progress"),
+        (ValueError("out of memory"), "crash"),
+        (OSError("Connection refused"), "crash"),
+        (ConfigError("out of memory"), "user"),
+    ],
+)
+def test_causes(error: Exception, cause: str) -> None:
+    assert cause_of(error) == cause
+
+
+def test_what_went_before_is_the_cause() -> None:
+    with pytest.raises(DistError) as raised:
+        try:
+            raise MemoryError
+        finally:
+            raise DistError("while it ended")
+    assert cause_of(raised.value) == "out_of_memory"
 
 
 def test_ctrl_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,12 @@ count:FILE        append a line with this process's number
 progress:N        leave progress.json with done = N of 10
 error:MESSAGE     leave error.json as a crash does, and exit with status 1
 user-error:TEXT   the same for a user's mistake, status 2
+cause:NAME        the same for a crash with a cause of its own
+of-rank:N:ACTION  do the action on this rank only
+echo              leave the error that a rank leaves which hears of another's end, and go on
+node-is-broken:N  fail for that cause on the node of this name
+hog:MEGABYTES     use as much memory, and sleep
+killed            end by SIGKILL
 exit:STATUS       exit
 fail-first:N:FILE exit with status 1 the first N times (counted in FILE)
 environment:NAME  print NAME=value
@@ -44,9 +50,10 @@ def leave(name: str, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
-def fail(kind: str, message: str, user_error: bool) -> None:
+def fail(kind: str, message: str, user_error: bool, cause: str | None = None) -> None:
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    leave("error.json", {"type": kind, "message": message, "rank": rank, "host": "here", "user_error": user_error})
+    error = {"type": kind, "message": message, "rank": rank, "host": "here", "user_error": user_error}
+    leave("error.json", error | ({"cause": cause} if cause else {}))
     sys.exit(2 if user_error else 1)
 
 
@@ -89,6 +96,25 @@ def do(action: str) -> None:
         fail("RuntimeError", value, False)
     elif word == "user-error":
         fail("ConfigError", value, True)
+    elif word == "cause":
+        fail("RuntimeError", f"for {value}", False, value)
+    elif word == "of-rank":
+        rank, _, own = value.partition(":")
+        if os.environ.get("RANK", "0") == rank:
+            do(own)
+    elif word == "echo":
+        leave("error.json", {"type": "DistError", "message": "closed", "rank": 0, "cause": "communication"})
+    elif word == "node-is-broken":
+        if os.environ.get("SLURMD_NODENAME") == value:
+            error = {"type": "RuntimeError", "message": "uncorrectable ECC error", "user_error": False}
+            leave("error.json", {**error, "rank": 0, "host": value, "cause": "node"})
+            sys.exit(1)
+    elif word == "hog":
+        taken = b"x" * (int(value) << 20)
+        time.sleep(30)
+        del taken
+    elif word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     elif word == "exit":
         sys.exit(int(value))
     elif word == "fail-first":

@@ -203,6 +203,23 @@ def test_killed_while_the_job_runs(launcher: SlurmLauncher, cluster_file: Path, 
     assert "done" in run.lines and count.read_text().count("\n") == 1
 
 
+@pytest.mark.faults
+def test_killed_while_the_job_waits(launcher: SlurmLauncher, cluster_file: Path, state: Path, tmp_path: Path) -> None:
+    """The next run follows the job that is still in the queue."""
+    cluster_file.write_text(cluster_file.read_text() + "sbatch_args: [--begin=now+3]\n")
+    count = tmp_path / "count"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(state), str(cluster_file), f"count:{count}"], cwd=ROOT)
+    try:
+        wait_until(lambda: (record := read_record(state)) is not None and record.job_id is not None, "it is submitted")
+    finally:
+        driver.kill()
+        driver.wait()
+    assert not count.exists() and launcher.alive(state)
+    run = Run(launcher, make_job(state, f"count:{count}"))
+    run.succeed()
+    assert run.lines[0].startswith("[evo] attached to") and count.read_text().count("\n") == 1
+
+
 def test_a_job_that_left_no_word_is_lost_after_a_grace(launcher: SlurmLauncher, state: Path) -> None:
     run = Run(SlurmLauncher(launcher.cluster, Forgetful()), make_job(state, "sleep:30"))
     error = run.end()
