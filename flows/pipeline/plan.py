@@ -73,7 +73,8 @@ class Plan:
         return self.pipeline.secrets.shown(plain, f"steps.{step.name}.runtime")
 
     def record(self) -> dict[str, Any]:
-        """The plan as plain data, for the store and for `--json`."""
+        """The plan as plain data, for the store and for `--json`. A step of a sweep names it."""
+        sweep_of = {step: sweep for sweep, steps in self.pipeline.sweeps.items() for step in steps}
         return {
             "run": self.run_id,
             "pipeline": self.pipeline.name,
@@ -89,6 +90,7 @@ class Plan:
                     "why": s.why,
                     "needs": {name: {"from": origin, "key": key} for name, (origin, key) in s.needs.items()},
                     "runtime": self.runtime_record(s),
+                    **({"sweep": sweep_of[s.name]} if s.name in sweep_of else {}),
                 }
                 for s in self.steps
             ],
@@ -115,18 +117,9 @@ def make_plan(
             ref that does not exist, or a step that a kind's own check refuses (a vocabulary that does not fit, an
             impossible parallel size).
     """
-    for option, names in (("--targets", targets), ("--force", force)):
-        for name in names:
-            known = [s.name for s in pipeline.steps]
-            if name not in known:
-                raise ConfigError(
-                    f"there is no step {name!r}{suggest(name, known)}",
-                    file=pipeline.file,
-                    key=option,
-                    hint=f"steps: {', '.join(known)}",
-                )
+    targets, force = _steps(pipeline, "--targets", targets), _steps(pipeline, "--force", force)
     wanted = _wanted(pipeline, targets)
-    for name in set(force) - {step.name for step in wanted}:
+    for name in sorted(set(force) - {step.name for step in wanted}):
         raise ConfigError(
             f"{name!r} is not made here: it is neither among the targets nor needed by them",
             file=pipeline.file,
@@ -139,6 +132,19 @@ def make_plan(
             planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Plan(pipeline, tuple(planned.values()), str(store.root), f"{pipeline.name}-{now}-{uuid.uuid4().hex[:4]}")
+
+
+def _steps(pipeline: Pipeline, option: str, names: Sequence[str]) -> list[str]:
+    """The steps that an option names, those of its sweeps one by one."""
+    for name in names:
+        if not pipeline.named(name):
+            raise ConfigError(
+                f"there is no step {name!r}{suggest(name, pipeline.names)}",
+                file=pipeline.file,
+                key=option,
+                hint=f"steps: {', '.join(pipeline.names)}",
+            )
+    return [step for name in names for step in pipeline.named(name)]
 
 
 def _wanted(pipeline: Pipeline, targets: Sequence[str]) -> list[Step]:

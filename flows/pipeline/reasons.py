@@ -10,11 +10,11 @@ from tasks.store import Store
 
 
 def reasons(plan: Plan, step: str, store: Store) -> list[dict[str, Any]]:
-    """Why a step runs, then why what it needs runs: the step and everything upstream of it that is not reused.
+    """Why a step, or each of a sweep, runs, then why what it needs runs: all upstream of it that is not reused.
 
     Each entry is {"step", "key", "action", "why", "nearest" (the artifact compared with), "differences"}.
     """
-    found, queue, seen = [], [step], set[str]()
+    found, queue, seen = [], list(plan.pipeline.named(step)), set[str]()
     names = {step.name for step in plan.pipeline.steps}
     while queue:
         planned = plan.step(queue.pop(0))
