@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from evo_core.errors import ConfigError, UserError
 from flows.pipeline import identity
 from flows.pipeline.failures import reason
 from flows.pipeline.schema import Pipeline, Step
-from flows.pipeline.why import explain_change
+from flows.pipeline.why import Earlier
 from tasks.kind import Facts, Kind, Source
 from tasks.launch import launcher_for
 from tasks.launch.launcher import LaunchRuntime
@@ -127,9 +127,10 @@ def make_plan(
             hint=f"add --targets {name}, or leave --targets out",
         )
     planned: dict[str, PlannedStep] = {}
+    earlier = Earlier(store, [step.name for step in pipeline.steps])
     with pipeline.secrets.kept():
         for step in wanted:
-            planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
+            planned[step.name] = _plan_step(pipeline, step, planned, store, earlier, force, source_digest)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Plan(pipeline, tuple(planned.values()), str(store.root), f"{pipeline.name}-{now}-{uuid.uuid4().hex[:4]}")
 
@@ -165,6 +166,7 @@ def _plan_step(
     step: Step,
     planned: Mapping[str, PlannedStep],
     store: Store,
+    earlier: Earlier,
     force: Sequence[str],
     stand_in: str | None,
 ) -> PlannedStep:
@@ -197,7 +199,7 @@ def _plan_step(
     key = _key(pipeline, payload, where)
     follows = next((n for n in step.needs.values() if n in planned and planned[n].force), None)
     forced = step.name in force or follows is not None
-    action, why, drift = _decide(step.name, step.kind, key, payload, store, [other.name for other in pipeline.steps])
+    action, why, drift = _decide(step.name, step.kind, key, payload, store, earlier)
     if drift and step.cache.on_code_change == "error":
         raise pipeline.error(
             f"the code changed since this artifact was made: {', '.join(drift)}",
@@ -259,7 +261,7 @@ def _decide(
     key: str,
     payload: Mapping[str, Any],
     store: Store,
-    steps: Collection[str],
+    earlier: Earlier,
 ) -> tuple[Action, str, tuple[str, ...]]:
     artifact = store.artifact(kind.name, key)
     if artifact.exists:
@@ -276,7 +278,7 @@ def _decide(
         return "attach", f"being made by process {held['pid']} on {held['host']} (run {held['run']})", ()
     if read_attempt(store.state(key)) is not None:
         return "attach", "its job was submitted by a run that has ended", ()
-    return "run", explain_change(name, kind.name, payload, store, steps), ()
+    return "run", earlier.explain(name, kind.name, payload), ()
 
 
 def _refuse_secrets(pipeline: Pipeline, step: Step, identity: Mapping[str, Any]) -> None:
