@@ -26,7 +26,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-SHARED = (("tests/endtoend/", "tests/tasks/launch/test_slurm.py"), ("tests/flows/orchestration/",))
+SHARED = (
+    ("tests/endtoend/", "tests/tasks/launch/test_slurm.py", "tests/flows/doctor/test_doctor_services.py"),
+    ("tests/flows/orchestration/",),
+)
 """Files whose tests share what takes longest to start: a Slurm cluster and a whole run; a Prefect server."""
 
 

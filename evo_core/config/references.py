@@ -66,7 +66,7 @@ def resolve_values(data: dict[str, Any], place: Place) -> dict[str, Any]:
         if other := _OTHER_RESOLVER.search(texts[key]):
             raise _error(key, f"${{{other[2]}:…}} is not known (there are ${{a.b}} and ${{oc.env:NAME}})", place)
         _check_grammar(key, texts[key], place)
-    renamed = _replace(data, lambda key, text: texts.get(key, text))
+    renamed = replace_texts(data, lambda key, text: texts.get(key, text))
     tree = OmegaConf.create(renamed, flags={"allow_objects": True})
     with _noting_values() as values:
         _InOrder(tree, texts, values, place).settle_all()
@@ -90,7 +90,7 @@ def environment_references(data: Any) -> dict[str, str]:
 
 def without_environment(data: Any) -> Any:
     """``data`` with the environment's values as ``${oc.env:NAME}``: fit to be written."""
-    return _replace(data, lambda _, text: _as_reference(text))
+    return replace_texts(data, lambda _, text: _as_reference(text))
 
 
 def with_environment(data: Any, place: Place, needed: Needed = lambda key: True) -> Any:
@@ -102,7 +102,7 @@ def with_environment(data: Any, place: Place, needed: Needed = lambda key: True)
     Raises:
         ConfigError: a variable is needed, is not set and has no default.
     """
-    return _replace(data, lambda key, text: _from_environment(key, text, place, needed))
+    return replace_texts(data, lambda key, text: _from_environment(key, text, place, needed))
 
 
 def environment_texts(data: Any) -> dict[str, str]:
@@ -246,7 +246,7 @@ def _absolute(name: str, key: str) -> str:
 
 def as_literal(value: Any) -> Any:
     """Plain data whose texts are meant as they are: written so, ``${`` in them is no reference when read again."""
-    return _replace(value, lambda _, text: _escape(text))
+    return replace_texts(value, lambda _, text: _escape(text))
 
 
 def _escape(text: str) -> str:
@@ -364,11 +364,12 @@ def strings(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from strings(value, f"{prefix}{index}.")
 
 
-def _replace(data: Any, text_at: Callable[[str, str], Any], prefix: str = "") -> Any:
+def replace_texts(data: Any, text_at: Callable[[str, str], Any], prefix: str = "") -> Any:
+    """A copy of nested data in which ``text_at(dotted key, text)`` stands for every text."""
     if isinstance(data, str):
         return text_at(prefix[:-1], data)
     if isinstance(data, dict):
-        return {name: _replace(value, text_at, f"{prefix}{name}.") for name, value in data.items()}
+        return {name: replace_texts(value, text_at, f"{prefix}{name}.") for name, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_replace(value, text_at, f"{prefix}{index}.") for index, value in enumerate(data)]
+        return [replace_texts(value, text_at, f"{prefix}{index}.") for index, value in enumerate(data)]
     return data

@@ -97,6 +97,11 @@ class Document:
             key = key.rpartition(".")[0]
         return self.file, None
 
+    def error(self, message: str, key: str, hint: str | None = None) -> ConfigError:
+        """An error that names the file, the key and its line."""
+        file, line = self.place(key)
+        return ConfigError(message, file=file, line=line, key=key, hint=hint)
+
     def resolved(self, needed: references.Needed = lambda key: True) -> Resolved:
         """The data with all references resolved.
 

@@ -100,7 +100,7 @@ def _status(url: str, seconds: float) -> int | None:
 def _get(url: str, seconds: float) -> tuple[int | None, Any]:
     """The status that a URL is answered with (None: not at all) and its JSON (None: it is none)."""
     direct = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
-    request = urllib.request.Request(url, headers=_password())
+    request = urllib.request.Request(url, headers=password())
     try:
         with urllib.request.build_opener(*direct).open(request, timeout=seconds) as answer:
             return answer.status, _as_json(answer.read(_MOST_BYTES))
@@ -117,7 +117,7 @@ def _as_json(content: bytes) -> Any:
         return None
 
 
-def _password() -> dict[str, str]:
+def password() -> dict[str, str]:
     """The header for a server that is protected by Prefect's own setting."""
     word = os.environ.get("PREFECT_API_AUTH_STRING")
     return {"Authorization": "Basic " + base64.b64encode(word.encode()).decode()} if word else {}

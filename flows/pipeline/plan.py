@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from evo_core.errors import ConfigError, UserError
 from flows.pipeline import identity
 from flows.pipeline.failures import reason
 from flows.pipeline.schema import Pipeline, Step
-from flows.pipeline.why import explain_change
+from flows.pipeline.why import Earlier
 from tasks.kind import Facts, Kind, Source
 from tasks.launch import launcher_for
 from tasks.launch.launcher import launch_runtime
@@ -73,7 +73,8 @@ class Plan:
         return self.pipeline.secrets.shown(plain, f"steps.{step.name}.runtime")
 
     def record(self) -> dict[str, Any]:
-        """The plan as plain data, for the store and for `--json`."""
+        """The plan as plain data, for the store and for `--json`. A step of a sweep names it."""
+        sweep_of = {step: sweep for sweep, steps in self.pipeline.sweeps.items() for step in steps}
         return {
             "run": self.run_id,
             "pipeline": self.pipeline.name,
@@ -89,6 +90,7 @@ class Plan:
                     "why": s.why,
                     "needs": {name: {"from": origin, "key": key} for name, (origin, key) in s.needs.items()},
                     "runtime": self.runtime_record(s),
+                    **({"sweep": sweep_of[s.name]} if s.name in sweep_of else {}),
                 }
                 for s in self.steps
             ],
@@ -115,18 +117,9 @@ def make_plan(
             ref that does not exist, or a step that a kind's own check refuses (a vocabulary that does not fit, an
             impossible parallel size).
     """
-    for option, names in (("--targets", targets), ("--force", force)):
-        for name in names:
-            known = [s.name for s in pipeline.steps]
-            if name not in known:
-                raise ConfigError(
-                    f"there is no step {name!r}{suggest(name, known)}",
-                    file=pipeline.file,
-                    key=option,
-                    hint=f"steps: {', '.join(known)}",
-                )
+    targets, force = _steps(pipeline, "--targets", targets), _steps(pipeline, "--force", force)
     wanted = _wanted(pipeline, targets)
-    for name in set(force) - {step.name for step in wanted}:
+    for name in sorted(set(force) - {step.name for step in wanted}):
         raise ConfigError(
             f"{name!r} is not made here: it is neither among the targets nor needed by them",
             file=pipeline.file,
@@ -134,11 +127,25 @@ def make_plan(
             hint=f"add --targets {name}, or leave --targets out",
         )
     planned: dict[str, PlannedStep] = {}
+    earlier = Earlier(store, [step.name for step in pipeline.steps])
     with pipeline.secrets.kept():
         for step in wanted:
-            planned[step.name] = _plan_step(pipeline, step, planned, store, force, source_digest)
+            planned[step.name] = _plan_step(pipeline, step, planned, store, earlier, force, source_digest)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Plan(pipeline, tuple(planned.values()), str(store.root), f"{pipeline.name}-{now}-{uuid.uuid4().hex[:4]}")
+
+
+def _steps(pipeline: Pipeline, option: str, names: Sequence[str]) -> list[str]:
+    """The steps that an option names, those of its sweeps one by one."""
+    for name in names:
+        if not pipeline.named(name):
+            raise ConfigError(
+                f"there is no step {name!r}{suggest(name, pipeline.names)}",
+                file=pipeline.file,
+                key=option,
+                hint=f"steps: {', '.join(pipeline.names)}",
+            )
+    return [step for name in names for step in pipeline.named(name)]
 
 
 def _wanted(pipeline: Pipeline, targets: Sequence[str]) -> list[Step]:
@@ -159,6 +166,7 @@ def _plan_step(
     step: Step,
     planned: Mapping[str, PlannedStep],
     store: Store,
+    earlier: Earlier,
     force: Sequence[str],
     stand_in: str | None,
 ) -> PlannedStep:
@@ -191,7 +199,7 @@ def _plan_step(
     key = _key(pipeline, payload, where)
     follows = next((n for n in step.needs.values() if n in planned and planned[n].force), None)
     forced = step.name in force or follows is not None
-    action, why, drift = _decide(step.name, step.kind, key, payload, store, [other.name for other in pipeline.steps])
+    action, why, drift = _decide(step.name, step.kind, key, payload, store, earlier)
     if drift and step.cache.on_code_change == "error":
         raise pipeline.error(
             f"the code changed since this artifact was made: {', '.join(drift)}",
@@ -253,7 +261,7 @@ def _decide(
     key: str,
     payload: Mapping[str, Any],
     store: Store,
-    steps: Collection[str],
+    earlier: Earlier,
 ) -> tuple[Action, str, tuple[str, ...]]:
     artifact = store.artifact(kind.name, key)
     if artifact.exists:
@@ -270,7 +278,7 @@ def _decide(
         return "attach", f"being made by process {held['pid']} on {held['host']} (run {held['run']})", ()
     if read_attempt(store.state(key)) is not None:
         return "attach", "its job was submitted by a run that has ended", ()
-    return "run", explain_change(name, kind.name, payload, store, steps), ()
+    return "run", earlier.explain(name, kind.name, payload), ()
 
 
 def _refuse_secrets(pipeline: Pipeline, step: Step, identity: Mapping[str, Any]) -> None:

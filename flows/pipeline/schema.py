@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -12,11 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from evo_core.config.addresses import shown_override
-from evo_core.config.resolve import Document, Resolved, read_document
+from evo_core.config.resolve import Document, Resolved
 from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
 from evo_core.config.types import describe
 from evo_core.errors import ConfigError
+from flows.pipeline import foreach
+from flows.pipeline.overrides import read_steps
 from tasks import registry
 from tasks.kind import Kind
 from tasks.params.names import composed, name_problem, variable_problem, word_problem
@@ -44,6 +45,7 @@ class StepFile(BaseModel):
     params: dict[str, Any] = Field({}, description="what the artifact is")
     runtime: dict[str, Any] = Field({}, description="where and how it is made")
     cache: CachePolicy = CachePolicy()
+    foreach: None = Field(None, description="a step for each value of these variables; gone once it is carried out")
 
 
 class PipelineFile(BaseModel):
@@ -75,6 +77,7 @@ class Pipeline:
 
     Attributes:
         steps: in an order in which every step follows what it needs.
+        sweeps: the name of a step that was written with a foreach, or follows one, to the names of its steps.
         secrets: what came from the environment: shown and stored as the references it was written as.
     """
 
@@ -83,6 +86,7 @@ class Pipeline:
     steps: tuple[Step, ...]
     publish: Mapping[str, str]
     overrides: tuple[str, ...] = field(default=())
+    sweeps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     secrets: Secrets = field(default_factory=Secrets)
 
     @property
@@ -94,9 +98,18 @@ class Pipeline:
         """The step of that name."""
         return next(step for step in self.steps if step.name == name)
 
+    def named(self, name: str) -> tuple[str, ...]:
+        """The steps that a name means: all of a sweep, else the one of that name; none where there is none."""
+        return self.sweeps.get(name) or tuple(step.name for step in self.steps if step.name == name)
+
+    @property
+    def names(self) -> list[str]:
+        """All that `named` knows: the steps, and the sweeps."""
+        return [*(step.name for step in self.steps), *self.sweeps]
+
     def error(self, message: str, key: str, hint: str | None = None) -> ConfigError:
         """An error that names this file, the key and its line."""
-        return _error(self.document, message, key, hint)
+        return self.document.error(message, key, hint)
 
 
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -106,13 +119,9 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: unknown step, kind or key, a cycle, an input of the wrong type, a value out of range. It names
             the file, the key and its line.
     """
-    document = read_document(path)
-    _compose_names(document)
-    overrides = [_with_composed_name(override) for override in overrides]
-    document.override(overrides)
-    _refuse_unknown_steps(document, overrides)
-    _compose_names(document)
+    document, overrides, sweeps = read_steps(path, overrides)
     resolved = document.resolved()
+    foreach.forget_rows(resolved.values)
     with resolved.secrets.kept():
         try:
             spec = PipelineFile.model_validate(resolved.values)
@@ -125,42 +134,10 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         _check_inputs(document, steps)
         for ref, step in spec.publish.items():
             if step not in steps:
-                raise _error(document, f"there is no step {step!r}{suggest(step, steps)}", f"publish.{ref}")
+                raise document.error(f"there is no step {step!r}{suggest(step, steps)}", f"publish.{ref}")
     in_order = tuple(steps[name] for name in order)
-    return Pipeline(
-        spec.pipeline, document, in_order, spec.publish, tuple(map(shown_override, overrides)), resolved.secrets
-    )
-
-
-def _refuse_unknown_steps(document: Document, overrides: Sequence[str]) -> None:
-    """An override inside a step that the file does not have would begin one of its own."""
-    steps = document.data.get("steps")
-    for override in overrides:
-        first, _, rest = override.partition("=")[0].strip().partition(".")
-        name, _, inside = rest.partition(".")
-        if first == "steps" and inside and isinstance(steps, dict) and "uses" not in (steps.get(name) or {}):
-            known = [step for step in steps if "uses" in (steps[step] or {})]
-            raise ConfigError(f"there is no step {name!r}{suggest(name, known)}", key=f"--set {override}")
-
-
-def _compose_names(document: Document) -> None:
-    for block in ("steps", "publish"):
-        if isinstance(named := document.data.get(block), dict):
-            names = Counter(map(composed, named))
-            if twice := next((name for name in named if names[composed(name)] > 1), None):
-                hint = "they look the same and differ in how their accents are written"
-                raise _error(document, f"two of its names are {composed(twice)!r}", f"{block}.{twice}", hint)
-            document.data[block] = {composed(name): value for name, value in named.items()}
-    document.places = {composed(key): place for key, place in document.places.items()}
-
-
-def _with_composed_name(override: str) -> str:
-    """An override whose step or ref is named as the document names it."""
-    key, equals, value = override.partition("=")
-    block, *inside = key.split(".", 2)
-    if block.strip() in ("steps", "publish") and inside:
-        inside[0] = composed(inside[0])
-    return ".".join([block, *inside]) + equals + value
+    shown = tuple(map(shown_override, overrides))
+    return Pipeline(spec.pipeline, document, in_order, spec.publish, shown, sweeps, resolved.secrets)
 
 
 def _check_names(document: Document, spec: PipelineFile) -> None:
@@ -171,7 +148,7 @@ def _check_names(document: Document, spec: PipelineFile) -> None:
     for key, name, what, problem_of in named:
         if problem := problem_of(name):
             shown = key if name.isprintable() else key.partition(".")[0]
-            raise _error(document, f"{name!r} is no {what}", shown, problem)
+            raise document.error(f"{name!r} is no {what}", shown, problem)
 
 
 def _refuse_secrets_in_names(document: Document, secrets: Secrets) -> None:
@@ -181,7 +158,7 @@ def _refuse_secrets_in_names(document: Document, secrets: Secrets) -> None:
         if first == "vars" or (first == "steps" and rest.split(".")[1:2] in (["params"], ["runtime"])):
             continue
         hint = "write it in the file, or give it by --set"
-        raise _error(document, f"{reference} may be a secret, and this is stored and shown", key, hint)
+        raise document.error(f"{reference} may be a secret, and this is stored and shown", key, hint)
 
 
 def explain(
@@ -193,12 +170,12 @@ def explain(
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _fields(model, first["loc"][:-1])
-        return _error(document, f"unknown key {name!r}{suggest(name, known)}", key, f"known keys: {', '.join(known)}")
+        return document.error(f"unknown key {name!r}{suggest(name, known)}", key, f"known keys: {', '.join(known)}")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
     given = "" if first["type"] == "missing" else f" (got {_given(first['input'], key, secrets)})"
-    return _error(document, first["msg"][0].lower() + first["msg"][1:] + given, key)
+    return document.error(first["msg"][0].lower() + first["msg"][1:] + given, key)
 
 
 def _given(value: Any, key: str, secrets: Secrets) -> str:
@@ -210,7 +187,7 @@ def _check_step(document: Document, resolved: Resolved, name: str, step: StepFil
     try:
         kind = registry.kind(step.uses, document.file.parent)
     except ConfigError as error:
-        raise _error(document, error.message, f"{where}.uses", error.hint) from None
+        raise document.error(error.message, f"{where}.uses", error.hint) from None
     written = resolved.written["steps"].get(name, {}).get("params") or {}
     params = _validate(
         document, kind.params_type, step.params, f"{where}.params", resolved.secrets, written, frozenset(step.needs)
@@ -247,14 +224,14 @@ def _order(document: Document, steps: Mapping[str, Step]) -> list[str]:
         for name, need in step.needs.items():
             if not need.startswith("ref:") and need not in steps:
                 where = f"steps.{step.name}.needs.{name}"
-                raise _error(document, f"there is no step {need!r}{suggest(need, steps)}", where)
+                raise document.error(f"there is no step {need!r}{suggest(need, steps)}", where)
     graph = {s.name: [n for n in s.needs.values() if n in steps] for s in steps.values()}
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = error.args[1]
-        raise _error(
-            document, f"the steps wait for each other in a circle: {' -> '.join(circle)}", f"steps.{circle[0]}.needs"
+        raise document.error(
+            f"the steps wait for each other in a circle: {' -> '.join(circle)}", f"steps.{circle[0]}.needs"
         ) from error
 
 
@@ -266,11 +243,10 @@ def _check_inputs(document: Document, steps: Mapping[str, Step]) -> None:
             if wanted is None:
                 known = step.kind.inputs
                 hint = f"{step.kind.name} takes {', '.join(known)}" if known else f"{step.kind.name} takes no input"
-                raise _error(document, f"unknown input {name!r}{suggest(name, known)}", f"{where}.{name}", hint)
+                raise document.error(f"unknown input {name!r}{suggest(name, known)}", f"{where}.{name}", hint)
             if need in steps and not wanted.takes(steps[need].kind.output):
                 made = steps[need].kind.output
-                raise _error(
-                    document,
+                raise document.error(
                     f"{step.kind.name} takes a {wanted.type} here, but {need!r} makes a {made}",
                     f"{where}.{name}",
                 )
@@ -278,7 +254,7 @@ def _check_inputs(document: Document, steps: Mapping[str, Step]) -> None:
             if not wanted.optional and name not in step.needs:
                 fits = [s.name for s in steps.values() if wanted.takes(s.kind.output)]
                 hint = f"write {name}: {fits[0]}" if fits else f"a step that makes a {wanted.type}, or a ref"
-                raise _error(document, f"the input {name!r} ({wanted.type}) is missing", where, hint)
+                raise document.error(f"the input {name!r} ({wanted.type}) is missing", where, hint)
 
 
 def _fields(model: Any, location: tuple[int | str, ...]) -> list[str]:
@@ -291,8 +267,3 @@ def _fields(model: Any, location: tuple[int | str, ...]) -> list[str]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
     return list(getattr(model, "model_fields", {}))
-
-
-def _error(document: Document, message: str, key: str, hint: str | None = None) -> ConfigError:
-    file, line = document.place(key)
-    return ConfigError(message, file=file, line=line, key=key, hint=hint)

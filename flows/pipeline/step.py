@@ -22,9 +22,10 @@ from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.failures import StepFailed
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.pipeline.statistics import plain_statistics
+from flows.pipeline.step_log import StepLog, log_path
 from tasks.kind import StepContext
 from tasks.launch.follow import read_progress
-from tasks.launch.launcher import Stopped
+from tasks.launch.launcher import LaunchRuntime, Stopped
 from tasks.launch.record import RECORD, read_attempt
 from tasks.store import Artifact, Store
 from tasks.store import commit as commits
@@ -126,17 +127,25 @@ def _make(
         delete(work)
     work.mkdir(exist_ok=True)
     started = time.time()
-    context = _context(plan, step, store, observer, stop, attempt, work)
+    log = StepLog(
+        log_path(state, attempt.number),
+        launched=isinstance(step.runtime, LaunchRuntime),
+        conceal=plan.pipeline.secrets.conceal,
+    )
+    context = _context(plan, step, store, observer, stop, attempt, work, log)
+    log.began(plan.run_id)
     try:
         returned = step.kind.run(context)
         if claim.lost:
             raise UserError("another run took this step over while this process seemed dead", key=step.name)
-    except Stopped:
+    except Stopped as stopped:
+        log.ended(stopped)
         if not (state / RECORD).exists():  # else a submitted job goes on writing there
             commits.discard(home, attempt.number)
             commits.discard_home_if_empty(home)
         raise
-    except BaseException:
+    except BaseException as error:
+        log.ended(error)
         _forget_job(state)
         commits.discard(home, attempt.number)
         commits.discard_home_if_empty(home)
@@ -146,6 +155,7 @@ def _make(
     commits.seal(attempt.folder, _manifest(plan, step, attempt, context, statistics, started), context.digests)
     artifact = commits.commit(home, attempt.number, replace=step.force)
     _forget_job(state)
+    log.made(time.time() - started)
     return artifact
 
 
@@ -180,7 +190,14 @@ def _context(
     stop: threading.Event,
     attempt: _Attempt,
     work: Path,
+    log: StepLog,
 ) -> StepContext[Any, Any]:
+
+    def say(line: str) -> None:
+        line = plan.pipeline.secrets.conceal(line)
+        log.say(line)
+        observer.on_message(step, line)
+
     inputs = {}
     for name, (origin, key) in step.needs.items():
         artifact = store.with_key(key)
@@ -201,7 +218,7 @@ def _context(
         store=store,
         stop=stop,
         on_progress=lambda progress: observer.on_progress(step, progress),
-        say=lambda line: observer.on_message(step, plan.pipeline.secrets.conceal(line)),
+        say=say,
         source_digest=step.payload.get("source"),
         anew=step.force,
     )

@@ -37,7 +37,7 @@ def shown(options: list[str]) -> str:
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) == 21
+    assert len(COMMANDS) == 23
 
 
 @each_command

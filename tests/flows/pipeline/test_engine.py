@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -210,3 +212,15 @@ def test_the_store_moves(bench: Bench, tmp_path: Path) -> None:
     bench.store = open_store(tmp_path / "moved")
     assert set(bench.actions().values()) == {"reuse"}
     assert bench.number("second") == 83
+
+
+def test_a_run_that_reuses_everything_imports_nothing_heavy(bench: Bench) -> None:
+    bench.run()
+    words = ["evo", "run", str(bench.file), "--no-server", "--root", str(bench.store.root)]
+    heavy = {"torch", "prefect", "matplotlib", "boto3"}
+    code = (
+        f"import sys; sys.argv = {words}\nfrom flows.cli import main\nmain()\n"
+        f"print(*({heavy} & set(sys.modules)), file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "0 steps made, 3 reused" in ended.stdout and ended.stderr == "\n"

@@ -12,6 +12,7 @@ from flows.pipeline.plan import make_plan
 from flows.pipeline.reasons import reasons
 from flows.pipeline.schema import load_pipeline
 from tasks.store import open_store
+from tasks.store.artifact import read_manifest
 from tests.flows.pipeline.conftest import Bench
 
 
@@ -130,3 +131,18 @@ def test_changed_code_is_reported_rebuilt_or_refused(bench: Bench, monkeypatch: 
     assert (rebuilt.step("first").action, rebuilt.step("second").action) == ("run", "run")
     with pytest.raises(ConfigError, match=r"steps.first.cache.on_code_change: the code changed .*model/new.py"):
         bench.plan("steps.first.cache.on_code_change=error")
+
+
+def test_a_plan_reads_each_earlier_manifest_a_fixed_number_of_times(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = 'uses: "tests.flows.pipeline.kinds:Add", needs: {to: start}'
+    steps = [f'  s{i}: {{{add}, params: {{amount: "{i}${{vars.x}}"}}}}' for i in range(12)]
+    start = '  start: {uses: "tests.flows.pipeline.kinds:Number", params: {file: start.txt}}'
+    bench.file.write_text("\n".join(["pipeline: many", "vars: {x: 0}", "steps:", start, *steps]))
+    bench.run()
+    reads = list[Path]()
+    monkeypatch.setattr("tasks.store.artifact.read_manifest", lambda path: (reads.append(path), read_manifest(path))[1])
+    plan = bench.plan("vars.x=1")
+    assert [step.why for step in plan.steps][3] == "amount: 20 -> 21"
+    assert len(reads) <= 2 * 13
