@@ -104,6 +104,10 @@ def _as_many_as_it_takes(ctx: StepContext[Any, Any], launcher: SlurmLauncher, ta
         return tasks  # the submission itself asks until there is an answer
     if most is None or tasks <= most:
         return tasks
+    if most == 0:
+        raise launcher.cluster.error(
+            "this cluster takes no arrays (MaxArraySize is 0)", hint="leave runtime.cluster out"
+        )
     ctx.say(f"{NOTE}an array may have {most} tasks here (MaxArraySize), so {most} take the files of {tasks}")
     return most
 

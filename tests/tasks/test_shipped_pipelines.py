@@ -14,6 +14,7 @@ import pytest
 
 from flows.pipeline.plan import Plan, make_plan
 from flows.pipeline.schema import load_pipeline
+from tasks.launch.launcher import launch_runtime
 from tasks.store import Store, open_store
 from tasks.store.json_file import write_json
 
@@ -64,7 +65,8 @@ def test_keys_are_as_they_were(path: Path, store: Store, tmp_path: Path) -> None
 
 def test_pretraining_evaluation_and_generation_of_7b_run_on_slurm(store: Store, tmp_path: Path) -> None:
     plan = planned(ROOT / "configs" / "pipelines" / "pretrain-7b.yaml", store, tmp_path)
-    assert {s.name: s.runtime.cluster for s in plan.steps if hasattr(s.runtime, "cluster")} == {
+    asked = {step.name: launch_runtime(step.runtime) for step in plan.steps}
+    assert {name: runtime.cluster for name, runtime in asked.items() if runtime is not None} == {
         "model": "slurm",
         "scores": "slurm",
         "samples": "slurm",
