@@ -321,7 +321,8 @@ while :; do
   if [ "$without_progress" -ge "$stalled_tries" ] || ! may_restart; then exit "$code"; fi
   restarts=$((restarts + 1)); step=$((step + 1))
   why="${words[$cause]}${where:+ on $where}"
-  say "$why (exit status $code); restart $(restarts_for "$cause") of ${most[$cause]}"
+  [ "$cause" != crash ] || why="$why, exit status $code"
+  say "$why; restart $(restarts_for "$cause") of ${most[$cause]}"
   if [ "$cause" = node ] && [ -n "$lost" ]; then
     leave_out_lost
     requeue "$why"

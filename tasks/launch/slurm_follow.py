@@ -27,6 +27,7 @@ LOOK = 0.25
 NEVER = {
     "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "AccountNotAllowed",
     "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue",
+    "launch failed requeued held", "launch_failed_requeued_held",
 }  # fmt: skip
 """Reasons for waiting that time alone does not mend."""
 _SAVE_OFFSET = 2.0

@@ -88,7 +88,7 @@ def test_a_crash_is_tried_again_and_a_users_mistake_is_not(
     tries, mistakes = tmp_path / "tries", tmp_path / "mistakes"
     run = Run(launcher, make_job(state, "progress:1", f"fail-first:2:{tries}", "print:well", max_restarts=2))
     run.succeed()
-    assert run.printed() == ["well"] and "[evo] exit status 1; restart 2 of 2" in run.lines
+    assert run.printed() == ["well"] and "[evo] crash on rank 0 (here), exit status 1; restart 2 of 2" in run.lines
     error = Run(launcher, make_job(state, f"count:{mistakes}", "user-error:no such key", attempt=2)).end()
     assert isinstance(error, JobFailed) and error.user_error and error.message == "no such key"
     assert mistakes.read_text().count("\n") == 1
