@@ -90,13 +90,18 @@ class Delivery:
     def _run(self) -> None:
         while (body := self._waiting.get()) is not None:
             try:
-                self._post(body)
+                self.post(body)
             except NotDelivered as error:
                 self._say(str(error))
             except Exception as error:  # nothing that an address does may end more than a message
                 self._say(type(error).__name__)
 
-    def _post(self, body: bytes) -> None:
+    def post(self, body: bytes) -> None:
+        """Send a message here and now.
+
+        Raises:
+            NotDelivered: it was not taken.
+        """
         request = urllib.request.Request(
             self._address, body, {"Content-Type": "application/json; charset=utf-8", "User-Agent": "evo"}
         )

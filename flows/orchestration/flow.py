@@ -23,6 +23,8 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, State
 from prefect.tasks import MaterializingTask
 
+from evo_core.errors import UserError
+from flows.notify.tell import tell
 from flows.orchestration.dead_runs import living
 from flows.orchestration.owned_jobs import ROOT_LABEL, RUN_LABEL, remember_owned_jobs
 from flows.orchestration.request import Request
@@ -74,7 +76,7 @@ def orchestrate(request: Request) -> dict[str, ArtifactRef] | State:
     session = SESSION.get()
     if session is None:
         session = Session(request.plan(store), Observers(), threading.Event())
-        begin(session.plan, store, session.observer)
+        _begin(session, store)
     elif session.on_sigterm is not None:
         signal.signal(signal.SIGTERM, session.on_sigterm)
     run = _Run(session.plan, store, session.stop, session.refs)
@@ -97,9 +99,20 @@ def orchestrate(request: Request) -> dict[str, ArtifactRef] | State:
     finally:
         page.on_end(run.refs)
         _report(run, error)
+        if not run.stop.is_set() and (error is None or isinstance(error, Exception)):
+            tell(run.plan, error, partial(run.view.on_message, None))
     if run.stop.is_set():
         return Cancelled(name="Stopped", message=STOPPED)
     return run.refs
+
+
+def _begin(session: Session, store: Store) -> None:
+    """Begin the plan of a deployment's run. Nobody sits before it: what refuses it is told too."""
+    try:
+        begin(session.plan, store, session.observer)
+    except UserError as error:
+        tell(session.plan, error, get_run_logger().warning)
+        raise
 
 
 def _report(run: _Run, error: BaseException | None) -> None:

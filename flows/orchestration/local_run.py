@@ -7,8 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from flows.notify.tell import tell
 from flows.orchestration.address import around_proxies
 from flows.orchestration.request import Request
 from flows.orchestration.server import Server, ensure_server, prefect_home
@@ -40,8 +42,11 @@ def run_without_server(plan: Plan, store: Store, observer: Observer, stop: threa
         run_plan(plan, store, observer, stop, refs)
     except (StepFailed, Stopped) as error:
         _report(plan, refs, store, observer, str(error))
+        if isinstance(error, StepFailed):
+            tell(plan, error, partial(observer.on_message, None))
         raise
     _report(plan, refs, store, observer, None)
+    tell(plan, None, partial(observer.on_message, None))
     return refs
 
 

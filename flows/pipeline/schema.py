@@ -16,6 +16,7 @@ from evo_core.config.secrets import Secrets
 from evo_core.config.suggest import suggest
 from evo_core.config.types import describe
 from evo_core.errors import ConfigError
+from flows.notify.settings import Notify
 from flows.pipeline import foreach
 from flows.pipeline.overrides import read_steps
 from tasks import registry
@@ -57,6 +58,7 @@ class PipelineFile(BaseModel):
     vars: dict[str, Any] = Field({}, description="values that ${vars.NAME} refers to")
     steps: dict[str, StepFile] = Field(min_length=1)
     publish: dict[str, Name] = Field({}, description="ref name to the step whose artifact it shall name")
+    notify: Notify | None = Field(None, description="whom to tell how a run has ended")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Pipeline:
     overrides: tuple[str, ...] = field(default=())
     sweeps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     secrets: Secrets = field(default_factory=Secrets)
+    notify: Notify | None = None
 
     @property
     def file(self) -> Path:
@@ -137,7 +140,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
                 raise document.error(f"there is no step {step!r}{suggest(step, steps)}", f"publish.{ref}")
     in_order = tuple(steps[name] for name in order)
     shown = tuple(map(shown_override, overrides))
-    return Pipeline(spec.pipeline, document, in_order, spec.publish, shown, sweeps, resolved.secrets)
+    return Pipeline(spec.pipeline, document, in_order, spec.publish, shown, sweeps, resolved.secrets, spec.notify)
 
 
 def _check_names(document: Document, spec: PipelineFile) -> None:
@@ -152,10 +155,10 @@ def _check_names(document: Document, spec: PipelineFile) -> None:
 
 
 def _refuse_secrets_in_names(document: Document, secrets: Secrets) -> None:
-    """All but `vars`, `params` and `runtime` are names, which are file names too and stand on every page."""
+    """All but `vars`, `params`, `runtime` and `notify` are names, which are file names too and stand on every page."""
     for key, reference in secrets.references.items():
         first, _, rest = key.partition(".")
-        if first == "vars" or (first == "steps" and rest.split(".")[1:2] in (["params"], ["runtime"])):
+        if first in ("vars", "notify") or (first == "steps" and rest.split(".")[1:2] in (["params"], ["runtime"])):
             continue
         hint = "write it in the file, or give it by --set"
         raise document.error(f"{reference} may be a secret, and this is stored and shown", key, hint)
