@@ -262,7 +262,9 @@ def _wait_until(
         if process.poll() is not None or time.monotonic() > deadline:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             why = f"ended with status {process.poll()}" if process.poll() is not None else "gave no answer in time"
-            raise UserError(f"{what} did not start: it {why}\n{tail}", file=log)
+            database = "its database is the one of PREFECT_SERVER_DATABASE_CONNECTION_URL"
+            hint = database if os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL") else None
+            raise UserError(f"{what} did not start: it {why}\n{tail}", file=log, hint=hint)
         time.sleep(0.05)
 
 

@@ -43,6 +43,10 @@ class Api:
         data, kind = json.dumps(body).encode(), {"content-type": "application/json"}
         return self._send(urllib.request.Request(f"{self.url}/{path}", data, kind, method="POST"))
 
+    def delete(self, path: str) -> None:
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/{path}", method="DELETE"), timeout=20):
+            pass
+
     def _send(self, request: urllib.request.Request) -> Any:
         """The answer; a server that says it is busy is asked again, as Prefect's own client does."""
         for seconds in (0.2, 0.5, 1.0, 2.0):

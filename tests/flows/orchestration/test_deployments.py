@@ -20,7 +20,10 @@ def test_all_deployments_apply(deployments: dict[str, dict[str, Any]], checkout:
     assert set(deployments) == NAMES
     for deployment in deployments.values():
         assert deployment["work_pool_name"] == "evo"
-        assert deployment["job_variables"] == {"stream_output": False}
+        assert deployment["job_variables"] == {
+            "stream_output": False,
+            "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+        }
         pull = {"prefect.deployments.steps.set_working_directory": {"directory": str(checkout)}}
         assert deployment["pull_steps"] == [pull]
         assert (REPOSITORY / deployment["parameters"]["request"]["pipeline"]).is_file()
@@ -71,6 +74,14 @@ def test_the_nightly_refresh_is_on_the_clock(deployments: dict[str, dict[str, An
     nights = settled(lambda: scheduled(api, refresh), lambda runs: len(runs) >= 3)
     times = {run["expected_start_time"][11:16] for run in nights}
     assert len(nights) >= 3 and times == {"18:00"}  # 02:00 in Shanghai
+
+
+def test_runs_of_a_training_deployment_wait_for_each_other(deployments: dict[str, dict[str, Any]]) -> None:
+    limits = {name: (d["global_concurrency_limit"] or {}).get("limit") for name, d in deployments.items()}
+    assert limits == {
+        "pretrain/demo": None, "pretrain/pretrain-7b": 1, "finetune/finetune-7b": 4, "data-refresh/data-refresh": 1,
+    }  # fmt: skip
+    assert deployments["pretrain/pretrain-7b"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
 
 def test_a_worker_runs_a_deployment(worker: None, deployments: Any, api: Api, small: Small) -> None:
