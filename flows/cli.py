@@ -1,7 +1,7 @@
 """The command `evo`.
 
 Exit status: 0 all is well; 1 a step failed or something crashed; 2 the user's input is wrong; 129 stopped by SIGHUP
-(a closed terminal), 130 by Ctrl-C, 143 by SIGTERM.
+(a closed terminal), 130 by Ctrl-C, 143 by SIGTERM. The table of every command's is in docs/pipelines.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from flows.commands.deployments import automations
 from flows.commands.doctor import doctor
 from flows.show.output import lasting_output
 
-app = plain_app("evo", "Raw text to a trained language model to generated text, as one pipeline.")
+app = plain_app(
+    "evo",
+    "Raw text to a trained language model to generated text, as one pipeline.",
+    "Exit status: 0 all is well, 1 failed, 2 wrong input, 130 Ctrl-C, 143 SIGTERM; docs/pipelines.md has those of each "
+    "command.",
+)
 _OF_PIPELINES = (pipelines.run, pipelines.plan, pipelines.why, pipelines.dag)
 for command in (*_OF_PIPELINES, records.status, records.logs, records.trace, records.ui, doctor, automations):
     app.command()(command)

@@ -13,16 +13,18 @@ from evo_core.job import USER_ERROR, command
 _HELP_OPTIONS = ["-h", "--help"]
 
 
-def plain_app(name: str | None = None, summary: str | None = None) -> typer.Typer:
+def plain_app(name: str | None = None, summary: str | None = None, below: str | None = None) -> typer.Typer:
     """An app whose help and errors are plain text, on a terminal and in a log alike.
 
     Args:
         name: of a group of commands, as typed.
         summary: its line in the help.
+        below: what the help ends with.
     """
     return typer.Typer(
         name=name,
         help=summary,
+        epilog=below,
         no_args_is_help=name is not None,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -154,3 +154,13 @@ def test_a_step_renamed_between_kills_keeps_its_one_job(tmp_path: Path, slurm: S
         assert evo.jobs() == []
     finally:
         evo.close()
+
+
+@pytest.mark.slow
+def test_a_job_that_no_run_watches_any_more_is_followed_by_its_log(evo: SlurmEvo) -> None:
+    run = evo.start("run", TINY, "--no-server", "--targets", "model", *TWO_NODES)
+    wait_until(evo.training)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    assert "step=23" in evo("logs", "model", "-f")
+    assert evo.jobs() == []
