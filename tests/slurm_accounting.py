@@ -127,16 +127,17 @@ class Accounting:
 
     def _start_database(self) -> None:
         with (self.folder / "log" / "database.log").open("ab") as log:
-            subprocess.Popen(
+            subprocess.run(
                 [
-                    *(_program("mariadbd"), *_SMALL, "--skip-grant-tables", "--innodb-flush-log-at-trx-commit=0"),
-                    *(f"--datadir={self.folder / 'db'}", f"--user={getpass.getuser()}", f"--socket={self._socket}"),
+                    *("setsid", "--fork", _program("mariadbd"), *_SMALL, "--skip-grant-tables"),
+                    *("--innodb-flush-log-at-trx-commit=0", f"--datadir={self.folder / 'db'}"),
+                    *(f"--user={getpass.getuser()}", f"--socket={self._socket}"),
                     f"--pid-file={self.folder / 'run' / 'mysqld.pid'}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                check=True,
             )
         wait_for(self._answers, 30, "the database does not answer")
 

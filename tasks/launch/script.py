@@ -184,6 +184,8 @@ leave_word() { # reason exit_code
   mv -f "$exit_file.$SLURM_JOB_ID" "$exit_file"
 }
 
+# How many restarts there were, all of them or those for one cause.
+restarts_for() { cat "$state/restarts-$attempt" 2>/dev/null | grep -c "^$1"; }
 number_in() { sed -n 's/^\([0-9][0-9]*\).*/\1/p' "$1" 2>/dev/null | head -n1; }
 progress_done() { sed -n 's/.*"done": *\([0-9][0-9]*\).*/\1/p' "$state/progress.json" 2>/dev/null | head -n1; }
 

@@ -32,8 +32,6 @@ def causes_part(most: Mapping[str, int]) -> str:
 _FUNCTIONS = r"""
 from_error() { sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$state/error.json" 2>/dev/null | head -n1; }
 printed() { tail -c +"$((log_before + 1))" "$log" 2>/dev/null; }
-# How many restarts there were, all of them or those for one cause.
-restarts_for() { cat "$state/restarts-$attempt" 2>/dev/null | grep -c "^$1"; }
 # Nodes of a list that are down, do not answer, or were left out meanwhile.
 lost_nodes() {
   {
