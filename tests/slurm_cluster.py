@@ -48,6 +48,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -64,6 +65,7 @@ MinJobAge={min_job_age}
 JobRequeue=1
 PropagateResourceLimits=NONE
 NodeName=DEFAULT CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} RealMemory=4000 State=UNKNOWN
+NodeName=DEFAULT Gres=gpu:4
 {node_lines}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -169,6 +171,9 @@ def slurm_cluster(nodes: int = 2, cpus: int = 4, min_job_age: int = 600) -> Iter
             ),
         )
     )
+    # Slurm counts no GPU without a device file and looks into none: jobs ask for GPUs as on a real node.
+    devices = ("null", "zero", "full", "random")
+    (folder / "gres.conf").write_text("".join(f"Name=gpu File=/dev/{name}\n" for name in devices))
     try:
         cluster.start()
         yield cluster
