@@ -84,17 +84,9 @@ def texts(evo: Evo) -> list[Any]:
     return [json.loads(line)["ids"] for line in (evo.artifact("samples") / "samples.jsonl").read_text().splitlines()]
 
 
-CHEAP = {("torchrun", "stages of tensor ranks"), ("srun", "isp")}
-
-
-@pytest.mark.parametrize(
-    ("launch", "layout"),
-    [
-        pytest.param(launch, layout, marks=() if (launch, layout) in CHEAP else pytest.mark.slow)
-        for launch in ("torchrun", "srun")
-        for layout in LAYOUTS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["torchrun", "srun"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_on_two_nodes_walks_the_curve_of_one_process(
     whole: Evo, wide: Evo, evo: SlurmEvo, launch: str, layout: str
 ) -> None:

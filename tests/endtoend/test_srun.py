@@ -41,7 +41,7 @@ def srun(slurm: SlurmCluster, folder: Path, *words: str) -> str:
 def test_training_and_generation_find_their_ranks_and_the_first_node(
     whole: Evo, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
-    """The nodes are called node1 and node2, which no name server knows."""
+    """Two stages over nodes called node1 and node2, which no name server knows; the losses are those of a local run."""
     shards = whole.artifact("shards")
     job = tmp_path / "job.py"
     job.write_text(
@@ -55,7 +55,7 @@ model = dict(num_layers=2, hidden_size=32, num_attention_heads=2, num_kv_attenti
 adam = dict(lr=1e-2)
 lr_scheduler = dict(warmup_ratio=0.1, eta_min=1e-3)
 hybrid_zero_optimizer = dict(clip_grad_norm=1.0)
-parallel = dict(zero1=dict(size=-1))
+parallel = dict(zero1=dict(size=-1), pipeline=dict(size=2))
 ckpt = dict(enable_save_ckpt=True, save_ckpt_folder="local:{tmp_path}/ckpt", checkpoint_every=12)
 generation = dict(ckpt_folder="local:{tmp_path}/ckpt/24", output_folder="{tmp_path}/texts", batch_size=1, max_length=24,
                   do_sample=False, prompts=["The", "def"])
