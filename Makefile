@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/evo run configs/pipelines/demo.yaml $(EVO_FLAGS)
+	$(BIN)/evo run configs/pipelines/demo-finetune.yaml $(EVO_FLAGS)
 
 test: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then $(MAKE) --no-print-directory services; fi

@@ -18,6 +18,7 @@ from tasks.kind import Kind
 BUILT_IN = {
     "source.files": "tasks.source:Files",
     "source.sample_text": "tasks.sample_text:SampleText",
+    "source.sample_instructions": "tasks.sample_text:SampleInstructions",
     "tokenizer.train": "tasks.tokenizer:TrainTokenizer",
     "data.tokenize": "tasks.tokenize:Tokenize",
     "data.tokenize_sft": "tasks.tokenize_sft:TokenizeSft",

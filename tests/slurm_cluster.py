@@ -51,6 +51,7 @@ SlurmdLogFile={folder}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 {accounting}
+GresTypes=gpu
 SelectType=select/cons_tres
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,defer_batch=0
@@ -68,6 +69,7 @@ JobRequeue=1
 MaxArraySize=5
 PropagateResourceLimits=NONE
 NodeName=DEFAULT CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} RealMemory=4000 State=UNKNOWN
+NodeName=DEFAULT Gres=gpu:4
 {node_lines}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -217,6 +219,9 @@ def slurm_cluster(
             ),
         )
     )
+    # Slurm counts no GPU without a device file and looks into none: jobs ask for GPUs as on a real node.
+    devices = ("null", "zero", "full", "random")
+    (folder / "gres.conf").write_text("".join(f"Name=gpu File=/dev/{name}\n" for name in devices))
     try:
         if accounting:
             cluster.accounting.prepare(ports[-1])

@@ -33,7 +33,7 @@ class Run:
 
     Attributes:
         id: drawn when the run begins, kept when it is resumed; empty for those of versions that kept none.
-        job: its ``job_name``.
+        job: its ``job_name``; where that is from the environment the reference, with a digest of the value.
         launch: what started its ranks: see `evo_core.parallel.environment.launch_marks`.
         passed_over: its checkpoints that were found damaged, as paths below the save folder. They are left alone.
         saved: when this checkpoint was begun, in unix seconds; 0 where that is not known.

@@ -162,9 +162,9 @@ def _own_checkpoint(cfg: TrainConfig, folder: Location, *, begins: bool, first: 
         on_first(lambda: refuse_to_resume(folder))
     run = None
     if cfg.ckpt.auto_resume:
-        run = folders.newest_run(everything, job=cfg.job_name)
+        run = folders.newest_run(everything, job=cfg.job_mark)
     elif max(gather_objects(restarts(os.environ))):
-        run = folders.newest_run(everything, job=cfg.job_name, launch=_marks_of_all())
+        run = folders.newest_run(everything, job=cfg.job_mark, launch=_marks_of_all())
     candidates = Candidates(folder, run) if run is not None or cfg.ckpt.auto_resume else None
     if candidates is not None and (sound := candidates.next()) is not None:
         return Start(sound[0], ("all",), resumes=True, run=sound[1], candidates=candidates)
@@ -189,8 +189,8 @@ def run_of(start: Start | None, cfg: TrainConfig) -> Run:
 
     def begun() -> Run:
         found = folders.find(folder) if folder is not None else []
-        unfinished = folders.unfinished_run(found, cfg.job_name) if run is None and cfg.ckpt.auto_resume else None
-        return (run or unfinished or Run.new()).begun_here(marks, cfg.job_name, (each.run for each in found))
+        unfinished = folders.unfinished_run(found, cfg.job_mark) if run is None and cfg.ckpt.auto_resume else None
+        return (run or unfinished or Run.new()).begun_here(marks, cfg.job_mark, (each.run for each in found))
 
     return on_first(begun)
 

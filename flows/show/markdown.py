@@ -10,6 +10,7 @@ from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import humanize, results
 from flows.show.charts import data_uri, line_chart
+from flows.show.score_tables import ScoreTable, score_table
 from tasks.store import Artifact
 
 
@@ -29,29 +30,38 @@ def plan_rows(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
-def score_rows(rows: list[results.Score]) -> list[dict[str, str]]:
-    """Held-out scores: a row for each type, a column for each predictor, ``loss (perplexity)``."""
+def score_rows(scores: ScoreTable) -> list[dict[str, str]]:
+    """Held-out scores: a row for each type, a column for each model and baseline, ``loss (perplexity)``."""
+    accurate = {name for type_ in scores.rows for name in scores.accuracies(type_)}
     table = []
-    for type_, by in results.by_type(rows).items():
+    for type_, by in scores.rows.items():
         row = {"type": type_}
-        for name in results.PREDICTORS:
-            if name in by:
-                row[f"{name}: loss (perplexity)"] = f"{by[name].loss:.4f} ({by[name].perplexity:.1f})"
-        if "model" in by and by["model"].accuracy is not None:
-            row["accuracy"] = f"{by['model'].accuracy:.1%}"
-        table.append(row | {"tokens": humanize.count(next(iter(by.values())).tokens)})
+        for name in scores.columns:
+            row[f"{name}: loss (perplexity)"] = f"{by[name].loss:.4f} ({by[name].perplexity:.1f})" if name in by else ""
+        for name in map(scores.accuracy_name, scores.models):
+            if name in accurate:
+                found = scores.accuracies(type_).get(name)
+                row[name] = "" if found is None else f"{found:.1%}"
+        table.append(row | {"tokens": humanize.count(scores.tokens(type_))})
     return table
 
 
-def card(step: PlannedStep, ref: ArtifactRef, artifact: Artifact, pages: Mapping[str, object]) -> str:
+def card(
+    step: PlannedStep,
+    ref: ArtifactRef,
+    artifact: Artifact,
+    pages: Mapping[str, object],
+    scores: ScoreTable | None = None,
+) -> str:
     """All there is to say of a step's artifact: results first, then numbers, inputs and the place.
 
     Args:
         pages: step name to the id of its card's page, for links.
+        scores: the table that the artifact's scores are in; by themselves without one.
     """
     provenance = artifact.manifest["provenance"]
     parts = [f"# {plain(step.name)}", f"*{plain(step.kind.name)}*, {ref.action}, key `{step.key[:12]}`"]
-    parts += _results(artifact)
+    parts += _results(artifact, scores)
     numbers = humanize.statistics_line(artifact.statistics)
     inputs = ", ".join(f"{name}: {_link(pages, origin, key)}" for name, (origin, key) in step.needs.items())
     facts = {
@@ -74,12 +84,12 @@ def lineage(plan: Plan, refs: Mapping[str, ArtifactRef], pages: Mapping[str, obj
     return "# Lineage\n\n" + _table(["artifact", "type", "made from", "folder"], rows)
 
 
-def _results(artifact: Artifact) -> list[str]:
+def _results(artifact: Artifact, scores: ScoreTable | None) -> list[str]:
     if artifact.type == "model" and (rows := results.metrics(artifact)):
         svg = line_chart(results.loss_curves(rows), x_label="step", y_label="training loss")
         return [f"![training loss]({data_uri(svg)})"]
     if artifact.type == "scores":
-        table = score_rows(results.scores(artifact))
+        table = score_rows(scores or score_table({"model": artifact}))
         return [_table(list(table[0]), [list(row.values()) for row in table])] if table else []
     if artifact.type == "task_scores":
         table = results.task_rows(artifact)

@@ -18,7 +18,8 @@ from prefect.logging import get_run_logger
 
 from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
-from flows.show import humanize, markdown, results
+from flows.show import humanize, markdown
+from flows.show.score_tables import table_with
 from tasks.store import Store
 
 EVERY = 3.0
@@ -39,6 +40,7 @@ class PrefectObserver:
         self.plan, self.store = plan, store
         self._progress: dict[str, _Progress] = {}
         self._pages: dict[str, object] = {}
+        self._scored: set[str] = set()
         self._warned = threading.Event()
 
     def on_plan(self, plan: Plan) -> None:
@@ -79,11 +81,15 @@ class PrefectObserver:
     def _card(self, step: PlannedStep, ref: ArtifactRef) -> None:
         artifact = self.store.artifact(step.kind.name, step.key)
         key = markdown.page_key(self.plan, step.name)
-        text = markdown.card(step, ref, artifact, self._pages)
+        scores = None
+        if artifact.type == "scores":
+            self._scored.add(step.name)
+            scores = table_with(step, self.plan, self._scored, self.store)
+        text = markdown.card(step, ref, artifact, self._pages, scores)
         page = create_markdown_artifact(key=key, markdown=text, description=step.name)
         self._pages[step.name] = page  # its id: this is no coroutine in a thread without an event loop
-        if artifact.type == "scores":
-            table = markdown.score_rows(results.scores(artifact))
+        if scores is not None:
+            table = markdown.score_rows(scores)
             create_table_artifact(key=f"{key}-table", table=table, description="Held-out scores")
 
     def _show(self, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:

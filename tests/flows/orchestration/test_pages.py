@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.browser import Browser, colours
 from tests.flows.orchestration.conftest import Api, Finished, settled
+from tests.flows.orchestration.small import Small
 
 pytestmark = pytest.mark.ui
 
@@ -68,3 +71,24 @@ def test_the_loss_curve_is_drawn_and_lineage_leads_to_it(browser: Browser, api: 
 
 def test_the_dashboard_opens_at_the_bare_address(browser: Browser, api: Api, pictures: Path, finished: object) -> None:
     look(browser, api.page, ["Flow Runs", "Task Runs"], pictures / "dashboard.png")
+
+
+def test_a_failed_run_shows_its_step_and_cause(
+    browser: Browser, api: Api, run_here: Callable[..., dict[str, Any]], small: Small, pictures: Path
+) -> None:
+    run = run_here(small, "vars.fail=true")
+    text = look(
+        browser,
+        f"{api.page}/runs/flow-run/{run['id']}",
+        [run["name"], "Failed", "step model: "],
+        pictures / "failed.png",
+    )
+    assert "other" in text  # a step that does not need the failed one ended well
+
+
+def test_the_form_of_a_deployment(
+    browser: Browser, api: Api, deployments: dict[str, dict[str, Any]], pictures: Path
+) -> None:
+    url = f"{api.page}/deployments/deployment/{deployments['pretrain/pretrain-7b']['id']}/run"
+    words = ["Pipeline", "Overrides", "Targets", "Force", "KEY=VALUE over the file"]
+    look(browser, url, words, pictures / "form.png")
