@@ -14,7 +14,7 @@ from evo_core.data.commands import app as data_app
 from evo_core.errors import UserError
 from evo_core.job import INTERRUPTED, USER_ERROR
 from flows.commands import jobs, pipelines, records
-from flows.commands.deployments import automations
+from flows.commands.deployments import automate
 from flows.commands.doctor import doctor
 from flows.show.output import lasting_output
 
@@ -25,7 +25,7 @@ app = plain_app(
     "command.",
 )
 _OF_PIPELINES = (pipelines.run, pipelines.plan, pipelines.why, pipelines.dag)
-for command in (*_OF_PIPELINES, records.status, records.logs, records.trace, records.ui, doctor, automations):
+for command in (*_OF_PIPELINES, records.status, records.logs, records.trace, records.ui, doctor, automate):
     app.command()(command)
 jobs.add_jobs(app)
 app.add_typer(data_app)

@@ -1,4 +1,4 @@
-"""`evo automations`: what a Prefect server does by itself for the deployments."""
+"""`evo automate`: what a Prefect server does by itself for the deployments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evo_core.errors import UserError
 from flows.commands.options import Root
 
 
-def automations(
+def automate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of automations: automations.yaml.")],
     root: Root = None,
 ) -> None:

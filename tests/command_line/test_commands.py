@@ -37,7 +37,7 @@ def shown(options: list[str]) -> str:
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) == 23
+    assert len(COMMANDS) == 24
 
 
 @each_command

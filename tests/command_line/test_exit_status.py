@@ -44,6 +44,10 @@ PROOFS: dict[str, dict[int, str]] = {
         2: ENDS,
     },
     "ui": {0: UI, 2: UI},
+    "automate": {
+        0: "flows/orchestration/test_automations.py::test_without_an_address_the_other_automations_are_applied",
+        2: "flows/orchestration/test_automations.py::test_a_wrong_file_is_named",
+    },
     "train": {
         0: "train/test_command.py::test_success_leaves_progress",
         1: "train/test_command.py::test_a_crash_is_a_traceback_status_1_and_error_json_of_the_first_rank",

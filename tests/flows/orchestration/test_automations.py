@@ -38,10 +38,10 @@ def test_a_failure_is_told_by_the_server_with_its_step_and_cause(
 ) -> None:
     with receiving() as hook:
         told = environment | {"EVO_NOTIFY_URL": hook.url}
-        first = evo("automations", str(FILE), environment=told)
+        first = evo("automate", str(FILE), environment=told)
         assert first.stdout.splitlines() == ["evo-run-failed: made", "evo-run-died: made"], first.stderr
         ids = {name: each["id"] for name, each in automations().items()}
-        again = evo("automations", str(FILE), environment=told)
+        again = evo("automate", str(FILE), environment=told)
         assert again.stdout.splitlines() == ["evo-run-failed: replaced", "evo-run-died: replaced"]
         assert {name: each["id"] for name, each in automations().items()} == ids
         assert Receiver.SECRET not in first.stdout + again.stdout + str(automations())
@@ -53,7 +53,7 @@ def test_a_failure_is_told_by_the_server_with_its_step_and_cause(
 
 
 def test_without_an_address_the_other_automations_are_applied(environment: dict[str, str], automations: Any) -> None:
-    done = evo("automations", str(FILE), environment=environment)
+    done = evo("automate", str(FILE), environment=environment)
     assert done.stdout.splitlines() == ["evo-run-failed: left out: the file names no webhook", "evo-run-died: made"]
     assert list(automations()) == ["evo-run-died"]
 
@@ -67,16 +67,16 @@ def test_without_an_address_the_other_automations_are_applied(environment: dict[
 )
 def test_a_wrong_file_is_named(environment: dict[str, str], tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
-    done = evo("automations", str(tmp_path / "wrong.yaml"), environment=environment)
+    done = evo("automate", str(tmp_path / "wrong.yaml"), environment=environment)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_server_that_is_not_there_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     away = environment | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
-    done = evo("automations", str(FILE), environment=away)
+    done = evo("automate", str(FILE), environment=away)
     assert done.returncode == 2 and "127.0.0.1:1" in done.stderr
     none = {name: value for name, value in environment.items() if name != "PREFECT_API_URL"}
-    done = evo("automations", str(FILE), "--root", str(tmp_path), environment=none, cwd=tmp_path)
+    done = evo("automate", str(FILE), "--root", str(tmp_path), environment=none, cwd=tmp_path)
     assert done.returncode == 2 and "evo ui" in done.stderr
 
 
@@ -86,7 +86,7 @@ def test_a_run_that_died_with_its_worker_is_crashed_without_a_next_run(
     api: Api, deployments: Any, environment: dict[str, str], checkout: Path, automations: Any, small: Small
 ) -> None:
     """Three minutes: four signs of life, thirty seconds apart, have to be missing."""
-    assert evo("automations", str(FILE), environment=environment).returncode == 0
+    assert evo("automate", str(FILE), environment=environment).returncode == 0
     often = environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     worker = start("prefect", "worker", "start", "--pool", "evo", environment=often, cwd=checkout)
     try:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +177,28 @@ def test_prefect_is_told_no_value_from_the_environment(
     assert "calling with ${oc.env:TOKEN}" in str(logs)
     written = [path for folder in (small.root, prefect_home) for path in folder.rglob("*") if path.is_file()]
     assert [path for path in written if secret.encode() in path.read_bytes()] == []
+
+
+def test_a_limit_on_a_tag_keeps_steps_of_two_runs_apart(api: Api, small: Small, tmp_path: Path, run_here: Any) -> None:
+    """Kinds and clusters are tags of a step; a step that waits for its turn is no failure."""
+    api.ask("concurrency_limits/", tag="test.curve", concurrency_limit=1)
+    try:
+        other = Small(tmp_path / "other")
+        with ThreadPoolExecutor() as threads:
+            second = threads.submit(evo_run, other, api)
+            first = run_here(small, "vars.seconds=1")
+            assert second.result().returncode == 0
+        runs = [first, *api.flow_runs(other.root)]
+        tasks = [settled(lambda run=run: api.tasks(run), all_over) for run in runs]
+    finally:
+        api.delete("concurrency_limits/tag/test.curve")
+    assert [run["state_type"] for run in runs] == ["COMPLETED"] * 2
+    spans = sorted(
+        (found[step]["start_time"], found[step]["end_time"]) for found in tasks for step in ("model", "other")
+    )
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def evo_run(small: Small, api: Api) -> subprocess.CompletedProcess[str]:
+    words = ("run", str(small.file), "--root", str(small.root), "--set", "vars.seconds=1")
+    return evo(*words, environment=clean_environment(small.root.parent) | {"PREFECT_API_URL": api.url})
