@@ -17,8 +17,10 @@ from tests.slurm_cluster import SlurmCluster, slurm
 __all__ = ["slurm"]
 pytestmark = [pytest.mark.ui, pytest.mark.slurm, pytest.mark.slow]
 
-PLACES = ("VAR", "PARAM", "RUNTIME", "CLUSTER", "JOB_NAME", "FEISHU", "WEBHOOK", "HEARTBEAT", "FAILING")
+PLACES = ("VAR", "PARAM", "RUNTIME", "CLUSTER", "JOB_NAME", "FEISHU", "WEBHOOK", "HEARTBEAT", "FAILING", "NOTIFY")
 """A place that takes a secret is a name here and a `${oc.env:SECRET_name}` in one of the files below."""
+
+SOUGHT = (*PLACES, "AWS_ID", "AWS_KEY")
 
 CLUSTER = """\
 kind: slurm
@@ -32,6 +34,7 @@ PIPELINE = """\
 pipeline: secretive
 base: TINY
 vars: {token: "${oc.env:SECRET_VAR}"}
+notify: {webhook: "http://127.0.0.1:9/${oc.env:SECRET_NOTIFY}", command: "exit 7", on: [failed, completed]}
 steps:
   called:
     uses: tests.flows.pipeline.kinds:Call
@@ -67,9 +70,10 @@ def test_a_secret_is_in_nothing_that_a_run_leaves(
     text = PIPELINE.replace("TINY", str(HERE / "tiny.yaml")).replace("TRAIN", str(HERE / "tiny_train.yaml"))
     pipeline.write_text(text.replace("cluster: CLUSTER", f"cluster: {cluster}"))
     secrets = {f"SECRET_{place}": value(place) for place in PLACES}
+    keys = {"AWS_ACCESS_KEY_ID": value("AWS_ID"), "AWS_SECRET_ACCESS_KEY": value("AWS_KEY")}  # in the environment alone
     written = cluster.read_text() + pipeline.read_text()
     assert all(f"${{oc.env:{name}}}" in written for name in secrets)
-    clients = environment | secrets | {"SLURM_CONF": str(slurm.conf), "OMP_NUM_THREADS": "1"}
+    clients = environment | secrets | keys | {"SLURM_CONF": str(slurm.conf), "OMP_NUM_THREADS": "1"}
     words = ["evo", "run", str(pipeline), "--root", str(root)]
     with command_lines() as seen:
         run = start(*words, "--targets=model", "--targets=called", environment=clients)
@@ -85,8 +89,9 @@ def test_a_secret_is_in_nothing_that_a_run_leaves(
     flow_run = api.flow_runs(root)[0]
     assert "oc.env:SECRET_FAILING" in api.log(flow_run) + str(flow_run["state"])
 
-    found = [("what it printed", place) for place in PLACES if value(place) in printed]
-    found += [(line, place) for line in seen for place in PLACES if value(place).encode() in line]
+    assert printed.count("notify.webhook: the message was not delivered") == 2
+    found = [("what it printed", place) for place in SOUGHT if value(place) in printed]
+    found += [(line, place) for line in seen for place in SOUGHT if value(place).encode() in line]
     for folder in (root, prefect_home, slurm.folder):  # the last holds the batch scripts and the daemons' logs
         found += [(str(path), place) for path, place in held(folder)]
     assert found == []
@@ -97,7 +102,7 @@ def held(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.name != "environment":
             content = path.read_bytes()
-            yield from ((path, place) for place in PLACES if value(place).encode() in content)
+            yield from ((path, place) for place in SOUGHT if value(place).encode() in content)
 
 
 @contextmanager

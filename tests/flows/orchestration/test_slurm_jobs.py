@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.flows.orchestration.conftest import (
     REPOSITORY,
     Api,
     is_over,
+    processes_with,
     read_until,
     running_worker,
     settled,
@@ -106,6 +108,29 @@ def test_a_job_survives_sigterm_of_its_run_and_cancelling_one_that_attached(
     assert settled(lambda: api.get(f"flow_runs/{second}"), is_over, 60)["state_type"] == "CANCELLED"
     log = settled(lambda: api.log({"id": second}), lambda log: "jobs of this run" in log)
     assert "none was running" in log
+    assert running() == jobs
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_job_survives_kill_9_of_its_worker_and_run_and_the_next_run_attaches(
+    running: Any, api: Api, deployments: Any, clients: dict[str, str], checkout: Path, sleepy: Sleepy
+) -> None:
+    often = clients | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+    worker = start("prefect", "worker", "start", "--pool", "evo", environment=often, cwd=checkout)
+    try:
+        submit(api, deployments, sleepy)
+        jobs = settled(running, bool, 60)
+    finally:
+        worker.kill()
+        worker.wait()
+    for process in processes_with("prefect.engine") + processes_with("prefect.flow_engine"):
+        os.kill(process, signal.SIGKILL)
+    assert len(jobs) == 1 and running() == jobs
+    second = start("evo", "run", str(sleepy.file), "--root", str(sleepy.root), environment=clients)
+    read_until(second, "attached to Slurm job")
+    second.send_signal(signal.SIGTERM)
+    second.communicate(timeout=30)
     assert running() == jobs
 
 
