@@ -40,7 +40,7 @@ def goes_on(evo: Evo, whole: Evo, *words: str) -> None:
     os.kill(rank_one(evo), signal.SIGSTOP)
     printed, _ = run.communicate(timeout=240)
     assert run.returncode == 0, printed
-    assert "restart 1 of 3" in printed and "no rank" in printed
+    assert "restart 1 of 3" in printed and "no progress" in printed
     (left,) = evo.root.glob("artifacts/train.pretrain-*/work/run-1/stuck-*")
     assert [path.name for path in left.glob("*.txt")] == ["rank-00000.txt"]
     assert [loss for _, loss in evo.curve()] == pytest.approx([loss for _, loss in whole.curve()], rel=1e-5)
