@@ -28,6 +28,7 @@ def pytest_collection_finish() -> None:
 
 SHARED = (
     ("tests/endtoend/", "tests/tasks/launch/test_slurm.py", "tests/flows/doctor/test_doctor_services.py"),
+    ("tests/tasks/launch/test_accounting.py", "tests/tasks/launch/test_lost_node.py"),
     ("tests/flows/orchestration/",),
 )
 """Files whose tests share what takes longest to start: a Slurm cluster and a whole run; a Prefect server."""

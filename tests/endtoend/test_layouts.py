@@ -111,7 +111,8 @@ def test_experts_dealt_out_over_two_nodes_walk_the_curve_of_one_process(
     assert [loss for _, loss in evo.curve()] == pytest.approx([loss for _, loss in experts.curve()], rel=1e-4)
 
 
-@pytest.mark.parametrize("launch", [pytest.param("torchrun", marks=pytest.mark.slow), "srun"])
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["torchrun", "srun"])
 def test_a_model_shared_by_four_ranks_of_two_nodes_scores_and_writes_as_on_one(
     whole: Evo, evo: SlurmEvo, launch: str
 ) -> None:

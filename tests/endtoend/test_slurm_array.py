@@ -101,7 +101,7 @@ def test_two_hundred_files_by_four_tasks_are_those_of_a_local_run(evo: SlurmEvo,
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("how", ["killed", "requeued"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("requeued", marks=pytest.mark.slow)])
 def test_a_task_that_ends_in_the_middle_repeats_only_what_it_had_not_finished(
     evo: SlurmEvo, slurm: SlurmCluster, tmp_path: Path, how: str
 ) -> None:

@@ -60,6 +60,7 @@ def slurm_cluster_here(request: pytest.FixtureRequest) -> SlurmCluster:
 
 
 @pytest.mark.s3
+@pytest.mark.slow  # the server takes ten seconds to start
 def test_a_place_in_s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     server: S3Server = request.getfixturevalue("s3")
     client = server.client()
