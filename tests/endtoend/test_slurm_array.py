@@ -7,28 +7,19 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.endtoend.conftest import Evo
-from tests.endtoend.test_slurm import SlurmEvo, wait_until
+from tests.endtoend.test_slurm import SlurmEvo, evo, wait_until
 from tests.slurm_cluster import SlurmCluster
 
+__all__ = ["evo"]
 pytestmark = pytest.mark.slurm
 
 TOKENIZER = Path(__file__).parents[1] / "tasks" / "tokenizer.json"
 WORDS = "the quick brown fox jumps over the lazy dog and 却说 玄德 goes on "
-
-
-@pytest.fixture
-def evo(tmp_path: Path, slurm: SlurmCluster) -> Iterator[SlurmEvo]:
-    evo = SlurmEvo(tmp_path, slurm)
-    yield evo
-    evo.close()
-    for line in evo.jobs():
-        slurm.client("scancel", "--name", line.partition("|")[0])
 
 
 def pipeline(folder: Path, *, files: int, kilobytes: int, runtime: str) -> str:

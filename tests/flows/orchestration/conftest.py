@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from evo_core.process import descendants
 from flows.orchestration.local_run import run_with_prefect
 from flows.orchestration.server import free_port, running_server
 from flows.pipeline.failures import StepFailed
@@ -248,6 +250,16 @@ def running_worker(environment: dict[str, str], folder: Path) -> Iterator[None]:
     finally:
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=30)
+
+
+def kill_with_its_runs(worker: subprocess.Popen[str]) -> None:
+    """`kill -9` of a worker and of the flows that it runs: as if their machine were gone."""
+    runs = [pid for pid in descendants(worker.pid) if pid in processes_with("prefect.engine")]
+    worker.kill()
+    worker.wait()
+    for run in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(run, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

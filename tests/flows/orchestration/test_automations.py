@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.flows.orchestration.conftest import REPOSITORY, Api, evo, is_over, processes_with, settled, start, submit
+from tests.flows.orchestration.conftest import (
+    REPOSITORY,
+    Api,
+    evo,
+    is_over,
+    kill_with_its_runs,
+    settled,
+    start,
+    submit,
+)
 from tests.flows.orchestration.small import Small
 from tests.monitor.receiver import Receiver, receiving
 
@@ -93,10 +100,7 @@ def test_a_run_that_died_with_its_worker_is_crashed_without_a_next_run(
         run = submit(api, deployments, small, "vars.seconds=1000")
         settled(lambda: api.log({"id": run}), lambda log: "tflops" in log, 90)
     finally:
-        worker.kill()
-        worker.wait()
-    for process in processes_with("prefect.engine") + processes_with("prefect.flow_engine"):
-        os.kill(process, signal.SIGKILL)
+        kill_with_its_runs(worker)
     assert api.get(f"flow_runs/{run}")["state_type"] == "RUNNING"
     ended = settled(lambda: api.get(f"flow_runs/{run}"), is_over, 300)
     assert ended["state_type"] == "CRASHED" and ended["state"]["message"] == "its process died"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from tests.flows.orchestration.conftest import (
     REPOSITORY,
     Api,
     is_over,
-    processes_with,
+    kill_with_its_runs,
     read_until,
     running_worker,
     settled,
@@ -122,10 +121,7 @@ def test_a_job_survives_kill_9_of_its_worker_and_run_and_the_next_run_attaches(
         submit(api, deployments, sleepy)
         jobs = settled(running, bool, 60)
     finally:
-        worker.kill()
-        worker.wait()
-    for process in processes_with("prefect.engine") + processes_with("prefect.flow_engine"):
-        os.kill(process, signal.SIGKILL)
+        kill_with_its_runs(worker)
     assert len(jobs) == 1 and running() == jobs
     second = start("evo", "run", str(sleepy.file), "--root", str(sleepy.root), environment=clients)
     read_until(second, "attached to Slurm job")
