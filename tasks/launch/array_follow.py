@@ -140,7 +140,7 @@ class ArrayFollow:
         for task, end in self._ends.items():
             error = None if end.success else job_error(task_folder(self.state, task))
             if error is not None and error[1]:
-                return JobFailed(error[0], user_error=True, log=_log(self.state, task))
+                return JobFailed(error[0], user_error=True, log=self._log(task))
             if end.user_error:
                 return self._failed(task)
         return None
@@ -150,14 +150,14 @@ class ArrayFollow:
         if not failed:
             return
         if (read_record(self.state) or self.record).cancelled:
-            raise JobFailed(f"{self.record} was cancelled", log=_log(self.state, failed[0]))
+            raise JobFailed(f"{self.record} was cancelled", log=self._log(failed[0]))
         failure = self._failed(failed[0], len(failed))
         if all(self._ends[task].lost for task in failed):
             raise TasksLost(failure.message, log=failure.log)
         raise failure
 
     def _failed(self, task: int, together: int = 1) -> JobFailed:
-        end, log = self._ends[task], _log(self.state, task)
+        end, log = self._ends[task], self._log(task)
         error = job_error(task_folder(self.state, task))
         how = f"task {task} of {self.record} failed: {end.how}"
         message = end.told(error[0]) if error is not None else end.told(failure(log, 0, how))
@@ -178,6 +178,5 @@ class ArrayFollow:
         except (SlurmSilent, SlurmRefused) as error:
             self._on_line(f"{NOTE}the other tasks of {self.record} were not ended: {error}")
 
-
-def _log(state: Path, task: int) -> Path:
-    return task_folder(state, task) / "log.txt"
+    def _log(self, task: int) -> Path:
+        return task_folder(self.state, task) / self.record.log.name

@@ -105,14 +105,14 @@ def task_settings(job: Job) -> dict[str, str]:
     return {
         "state": f'"$state/{ARRAY}/$SLURM_ARRAY_TASK_ID"',
         "exit_file": f'"$state/{exit_marker_path(job.state, job.attempt).name}"',
-        "log": '"$state/log.txt"',
+        "log": f'"$state/{job.log.name}"',
         "EVO_JOB_FOLDER": '"$state"',
     }
 
 
 def task_log(job: Job, task: str) -> str:
     """The log of a task in the form that `sbatch --output` takes."""
-    return f"{_escaped(job.state / ARRAY)}/{task}/log.txt"
+    return f"{_escaped(job.state / ARRAY)}/{task}/{job.log.name}"
 
 
 def _escaped(path: Path) -> str:

@@ -51,7 +51,7 @@ def index(evo: Evo) -> bytes:
 
 
 def logs(evo: Evo) -> str:
-    return "".join(path.read_text() for path in sorted(evo.root.glob("state/*/array/*/log.txt")))
+    return "".join(path.read_text() for path in sorted(evo.root.glob("state/*/array/*/log-*.txt")))
 
 
 def tokenized(evo: Evo) -> Counter[str]:
@@ -79,9 +79,10 @@ def test_two_hundred_files_by_four_tasks_are_those_of_a_local_run(evo: SlurmEvo,
     assert "an array of 4" in printed
     assert sorted(tokenized(evo).values()) == [1] * 200
     shares = [
-        len(re.findall("^tokenized", path.read_text(), re.M)) for path in evo.root.glob("state/*/array/*/log.txt")
+        len(re.findall("^tokenized", path.read_text(), re.M)) for path in evo.root.glob("state/*/array/*/log-*.txt")
     ]
     assert len(shares) == 4 and min(shares) > 30
+    assert evo("logs", "tokens").count("tokenized ") == 200
     there, named = objects(evo), index(evo)
     local = Evo(tmp_path)
     local.root = tmp_path / "local_runs"
@@ -100,7 +101,7 @@ def test_a_task_that_ends_in_the_middle_repeats_only_what_it_had_not_finished(
     run = evo.start("run", array, "--no-server")
 
     def of_first() -> Counter[str]:
-        log = next(iter(evo.root.glob("state/*/array/0/log.txt")), None)
+        log = next(iter(evo.root.glob("state/*/array/0/log-*.txt")), None)
         return Counter(re.findall(r"^tokenized (\S+)", log.read_text() if log else "", re.MULTILINE))
 
     wait_until(lambda: len(of_first()) >= 2)
