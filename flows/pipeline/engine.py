@@ -8,14 +8,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from flows.pipeline.events import ArtifactRef, Observer
 from flows.pipeline.failures import StepFailed
-from flows.pipeline.plan import Plan
+from flows.pipeline.plan import Plan, PlannedStep
 from flows.pipeline.step import run_step
 from tasks.launch import launcher_for
 from tasks.launch.launcher import LaunchRuntime, Stopped, launch_runtime
+from tasks.launch.local import LocalLauncher
 from tasks.store import Store
 from tasks.store.trouble import store_must_take
 
 PARALLEL_STEPS = 8
+"""Steps at a time on this machine. Those on a cluster only wait here, for the cluster to say whose turn it is."""
 
 
 def run_plan(
@@ -38,10 +40,15 @@ def run_plan(
     failures: list[StepFailed] = []
     waiting = list(plan.steps)
     names = {step.name for step in plan.steps}
-    with ThreadPoolExecutor(PARALLEL_STEPS, thread_name_prefix="step") as pool:
+    elsewhere = {step.name for step in plan.steps if _on_a_cluster(step)}
+    with (
+        ThreadPoolExecutor(PARALLEL_STEPS, thread_name_prefix="step") as here,
+        ThreadPoolExecutor(max(len(elsewhere), 1), thread_name_prefix="step") as there,
+    ):
         while waiting or running:
             for step in [s for s in waiting if all(o in done for o, _ in s.needs.values() if o in names)]:
                 waiting.remove(step)
+                pool = there if step.name in elsewhere else here
                 running[pool.submit(run_step, plan, step, store, observer, stop)] = step.name
             if not running:
                 break  # what is left waits for a step that failed
@@ -62,6 +69,11 @@ def run_plan(
         raise failures[0]
     publish(plan, done, store, observer)
     return done
+
+
+def _on_a_cluster(step: PlannedStep) -> bool:
+    asked = launch_runtime(step.runtime)
+    return asked is not None and not isinstance(launcher_for(asked), LocalLauncher)
 
 
 def wait_for_any(futures: set[Future[ArtifactRef]]) -> set[Future[ArtifactRef]]:

@@ -164,3 +164,18 @@ def test_a_job_that_no_run_watches_any_more_is_followed_by_its_log(evo: SlurmEvo
     run.wait()
     assert "step=23" in evo("logs", "model", "-f")
     assert evo.jobs() == []
+
+
+def test_every_job_of_a_sweep_waits_in_the_clusters_queue(evo: SlurmEvo, tmp_path: Path) -> None:
+    """More jobs than steps that run here at a time: which of them has its turn is the cluster's affair."""
+    file, go = tmp_path / "sweep.yaml", tmp_path / "go"
+    file.write_text(
+        "pipeline: sweep\nsteps:\n  nap:\n    uses: tests.flows.orchestration.kinds:Sleep\n"
+        f"    foreach: {{n: {[n / 1000 for n in range(12)]}}}\n    params: {{until: '{go}', seconds: '${{each.n}}'}}\n"
+        "    runtime: {cluster: test_slurm.yaml}\n"
+    )
+    run = evo.start("run", str(file), "--no-server")
+    wait_until(lambda: len(evo.jobs()) == 12, 60)
+    go.touch()
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 0 and "12 steps made" in printed, printed
