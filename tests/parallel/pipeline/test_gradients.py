@@ -155,7 +155,8 @@ def test_what_is_frozen_has_no_gradient_and_the_rest_its_own(frozen: tuple[str, 
     for kind in KINDS:
         found = of_all_ranks([rank[kind][1] for rank in ranks])
         assert set(found) == set(expected)
-        assert all(torch.equal(found[name], expected[name]) for name in found), kind
+        for name in found:  # to the last digit: how a matrix product rounds depends on where its operands lie
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=1e-16, msg=f"{kind} {name}")
         assert [rank[kind][0] for rank in ranks] == [pytest.approx(norm, rel=1e-13)] * 2
 
 

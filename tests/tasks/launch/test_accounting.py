@@ -221,7 +221,7 @@ def test_a_job_without_an_id_is_found_after_it_was_forgotten(
         ("account: nobodys", {}, ["accounted.yaml:4: account", "Invalid account", "sacctmgr show assoc"]),
         ("qos: none", {}, ["accounted.yaml:4: qos", "Invalid qos"]),
         ("sbatch_args: [--constraint=tpu]", {}, ["accounted.yaml:4: sbatch_args", "Invalid feature"]),
-        ("", {"gpus_per_node": 99}, ["accounted.yaml", "gpus", "sinfo"]),
+        ("sbatch_args: [--gres=tpu:1]", {}, ["accounted.yaml", "gpus", "sinfo"]),
     ],
 )
 def test_what_slurm_never_takes_is_said_before_work(
