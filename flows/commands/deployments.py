@@ -18,7 +18,8 @@ def automate(
 ) -> None:
     """Give a Prefect server the automations of a file.
 
-    They take the place of those of the same names. The server is the one that PREFECT_API_URL or a Prefect profile names, else the one that `evo ui` keeps open.
+    They take the place of those of the same names. The server is the one that PREFECT_API_URL or a Prefect profile
+    names, else the one that `evo ui` keeps open.
     """
     from flows.orchestration.address import around_proxies
     from flows.orchestration.server import configured_api_url, prefect_home, recorded_api_url

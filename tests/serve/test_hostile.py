@@ -371,8 +371,8 @@ def test_connections_whose_request_does_not_come_are_dropped(trained: Trained) -
                 connection.settimeout(20)
                 assert read_all(connection) == b""
                 connection.close()
-        # A text that takes longer than a request may take to come is another matter. By a connection of its own: one that
-        # has waited so long may be dropped as the others were.
+        # A text that takes longer than a request may take to come is another matter. A new connection asks for it: one
+        # that has waited so long may be dropped as the others were.
         with httpx.Client(base_url=served.url, timeout=30) as client:
             body = {"prompt": "the", "n": 8, "temperature": 2.0, "max_tokens": 700, "seed": 1}
             assert post(client, body).status_code == 200
