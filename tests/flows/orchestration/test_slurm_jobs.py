@@ -130,5 +130,21 @@ def test_a_job_survives_kill_9_of_its_worker_and_run_and_the_next_run_attaches(
     assert running() == jobs
 
 
+@pytest.mark.slow  # without a server: tests/endtoend/test_slurm.py
+def test_two_runs_started_together_share_one_job_and_both_are_green(
+    running: Any, slurm: SlurmCluster, api: Api, clients: dict[str, str], sleepy: Sleepy
+) -> None:
+    sleepy.file.write_text(sleepy.file.read_text().replace("seconds: 300", "seconds: 6"))
+    words = ("evo", "run", str(sleepy.file), "--root", str(sleepy.root))
+    before = len(slurm.jobs())
+    runs = [start(*words, environment=clients) for _ in range(2)]
+    for run in runs:
+        out, _ = run.communicate(timeout=90)
+        assert run.returncode == 0, out
+    assert len(slurm.jobs()) == before + 1
+    found = settled(lambda: api.flow_runs(sleepy.root), lambda found: all(map(is_over, found)))
+    assert [run["state_type"] for run in found] == ["COMPLETED"] * 2
+
+
 def running_task(task: dict[str, Any] | None) -> bool:
     return task is not None and task["state_type"] == "RUNNING"
