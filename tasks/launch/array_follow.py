@@ -5,7 +5,6 @@ Each task leaves its own word of how it ended; all of them together cost one que
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from typing import Any
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import Seen, SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, failure, job_error, read_progress
+from tasks.launch.followed import Followed
 from tasks.launch.job_outcome import Ended, JobOutcome
-from tasks.launch.launcher import JobFailed, Stopped
+from tasks.launch.launcher import JobFailed
 from tasks.launch.record import JobRecord, read_record, task_folder, task_marker
 
 _LOOK = 0.5
 """Seconds between looks at the files of a hundred tasks, and at least between any two."""
-_FIRST_QUESTION = 1.0
 _GONE_WITHIN = 60.0
 """Seconds that tasks which are not wanted any more may take to leave their nodes."""
 
@@ -37,7 +36,7 @@ def array_has_ended(state: Path, record: JobRecord) -> bool:
     return bool(ended) and all(ended)
 
 
-class ArrayFollow:
+class ArrayFollow(Followed):
     """Hands on what the tasks of an array have done together, and tells how they ended."""
 
     def __init__(
@@ -49,12 +48,11 @@ class ArrayFollow:
         on_progress: Callable[[dict[str, Any]], None],
         on_line: Callable[[str], None],
     ) -> None:
-        self.cluster, self.commands, self.state, self.record = cluster, commands, state, record
-        self._on_progress, self._on_line = on_progress, on_line
+        super().__init__(cluster, commands, state, record, on_line)
+        self._on_progress = on_progress
         self._outcomes = {task: JobOutcome(cluster.lost_seconds) for task in range(record.tasks)}
         self._ends: dict[int, Ended] = {}
         self._done: dict[int, dict[str, Any]] = {}
-        self._interval, self._ask_at, self._said = _FIRST_QUESTION, 0.0, ""
         self._look_every = _LOOK * max(1.0, record.tasks / 100)
 
     def follow(self, stop: threading.Event) -> None:
@@ -70,10 +68,7 @@ class ArrayFollow:
                 self._end_the_others()
                 raise mistake
             if len(self._ends) < self.record.tasks and stop.wait(self._look_every):
-                raise Stopped(
-                    f"{self.record} goes on without this run; run again to follow it, "
-                    f"or end it with: scancel {self.record.job_id}"
-                )
+                raise self._stopped()
         self._progress()
         self._raise_failure()
 
@@ -83,12 +78,9 @@ class ArrayFollow:
         for task in left:
             self._take(task, self._outcomes[task].by_marker(task_marker(self.state, self.record, task)))
         self._progress()
-        now = time.monotonic()
         left = [task for task in left if task not in self._ends]
-        if not left or now < self._ask_at:
+        if not left or not self._is_due():
             return
-        self._interval = min(self._interval * 2, self.cluster.poll_seconds)
-        self._ask_at = now + self._interval * random.uniform(0.8, 1.2)
         try:
             seen = self._ask(left)
         except SlurmSilent as silent:
@@ -98,7 +90,7 @@ class ArrayFollow:
             return
         for task in left:
             marker = task_marker(self.state, self.record, task)
-            self._take(task, self._outcomes[task].by_slurm(seen.get(task), marker, now))
+            self._take(task, self._outcomes[task].by_slurm(seen.get(task), marker, time.monotonic()))
         self._tell(left, seen)
 
     def _ask(self, left: list[int]) -> dict[int, Seen]:
@@ -118,11 +110,6 @@ class ArrayFollow:
         states = [seen[task].state if task in seen else "unknown to Slurm" for task in left]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
         self._say(f"{counts}, {len(self._ends)} of {self.record.tasks} tasks ended")
-
-    def _say(self, what: str) -> None:
-        if what != self._said:
-            self._said = what
-            self._on_line(f"{NOTE}Slurm job {self.record.job_id}: {what}")
 
     def _progress(self) -> None:
         """The sum of what the tasks report."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +12,9 @@ from typing import Any, NoReturn
 from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import Seen, SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, LogFollower, ProgressFollower, failure, job_error
+from tasks.launch.followed import Followed
 from tasks.launch.job_outcome import ENDS, Ended, JobOutcome
-from tasks.launch.launcher import JobFailed, Stopped
+from tasks.launch.launcher import JobFailed
 from tasks.launch.lost_nodes import keep_away
 from tasks.launch.record import JobRecord, exit_marker, read_record
 from tasks.store.json_file import read_object, write_json
@@ -31,7 +31,6 @@ NEVER = {
 }  # fmt: skip
 """Reasons for waiting that time alone does not mend."""
 _SAVE_OFFSET = 2.0
-_FIRST_QUESTION = 1.0
 
 
 def look_up(commands: SlurmCommands, record: JobRecord) -> Seen | None:
@@ -54,7 +53,7 @@ def look_up_array(commands: SlurmCommands, record: JobRecord) -> Seen | None:
     return next((seen for seen in tasks.values() if seen.state not in ENDS), next(iter(tasks.values()), None))
 
 
-class SlurmFollow:
+class SlurmFollow(Followed):
     """Hands on a job's log and progress while it lives, and tells how it ended."""
 
     def __init__(
@@ -66,15 +65,12 @@ class SlurmFollow:
         on_progress: Callable[[dict[str, Any]], None],
         on_line: Callable[[str], None],
     ) -> None:
-        self.cluster, self.commands, self.state, self.record = cluster, commands, state, record
-        self._on_line = on_line
+        super().__init__(cluster, commands, state, record, on_line)
         offset = (read_object(state / OFFSET) or {}).get("offset", record.log_start)
         self._log = LogFollower(record.log, offset, on_line)
         self._progress = ProgressFollower(state, on_progress)
         self._outcome = JobOutcome(cluster.lost_seconds)
         self._saved, self._saved_at = offset, 0.0
-        self._interval, self._ask_at = _FIRST_QUESTION, 0.0
-        self._said = ""
         self._lost_looked_for = False
 
     def follow(self, stop: threading.Event) -> None:
@@ -87,10 +83,7 @@ class SlurmFollow:
         try:
             while (end := self._look()) is None:
                 if stop.wait(LOOK):
-                    raise Stopped(
-                        f"{self.record} goes on without this run; run again to follow it, "
-                        f"or end it with: scancel {self.record.job_id}"
-                    )
+                    raise self._stopped()
             time.sleep(LOOK)  # over a network file system the last lines may come after the word of the end
             self._log.poll(rest=True)
             self._progress.poll()
@@ -106,11 +99,8 @@ class SlurmFollow:
         self._save_offset()
         marker = exit_marker(self.state, self.record)
         end = self._outcome.by_marker(marker)
-        now = time.monotonic()
-        if end is not None or now < self._ask_at:
+        if end is not None or not self._is_due():
             return end
-        self._interval = min(self._interval * 2, self.cluster.poll_seconds)
-        self._ask_at = now + self._interval * random.uniform(0.8, 1.2)
         try:
             seen = look_up(self.commands, self.record)
         except SlurmSilent as silent:
@@ -125,7 +115,7 @@ class SlurmFollow:
             never = "; as it is asked for it may never start" if seen.reason in NEVER else ""
             self._say(f"{seen.state}{f' ({detail})' if detail else ''}{never}")
             self._after_node_failure(seen)
-        return self._outcome.by_slurm(seen, marker, now)
+        return self._outcome.by_slurm(seen, marker, time.monotonic())
 
     def _after_node_failure(self, seen: Seen) -> None:
         """Where Slurm has put the job back because nodes were lost, keep it away from them."""
@@ -137,11 +127,6 @@ class SlurmFollow:
             self._lost_looked_for = True
             if said:
                 self._on_line(f"{NOTE}Slurm job {self.record.job_id}: {said}")
-
-    def _say(self, what: str) -> None:
-        if what != self._said:
-            self._said = what
-            self._on_line(f"{NOTE}Slurm job {self.record.job_id}: {what}")
 
     def _save_offset(self, at_once: bool = False) -> None:
         if self._log.offset != self._saved and (at_once or time.monotonic() - self._saved_at > _SAVE_OFFSET):
