@@ -21,7 +21,7 @@ from tasks import kind
 from tasks.kind import Facts, Input, Kind, StepContext
 from tasks.launch import launcher_for
 from tasks.launch.launcher import Budget, LaunchRuntime, WallTime
-from tasks.launch.local import LocalLauncher
+from tasks.launch.local import LocalLauncher, refuse_beside_slurm
 from tasks.launch.pace import Pace
 from tasks.params.paths import PipelinePath
 from tasks.raw.listing import RawFile, read_listing
@@ -255,8 +255,11 @@ def _tokenize(
         return {}
     settings = ctx.params.model_dump(mode="json", exclude={"tokenizer"})
     work = TokenizeWork(ctx.store, missing, tokenizer, settings)
+    if ctx.anew:
+        work.forget()  # what is missing then may be there and damaged
     if ctx.runtime.launch is not None:
         return on_array(ctx, work, ctx.runtime.launch, ctx.runtime.array or 1)
+    refuse_beside_slurm(ctx.state)
     pace = Pace()
 
     def on_progress(done: int, total: int, tokens: int) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from evo_core.storage.atomic import create, draft_name, sync
@@ -56,10 +55,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         OSError: it can be neither linked nor copied.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if source.samefile(target):
-            return
-        target.unlink()  # it may be a link of another file, which would change if it were written into
+    if source.absolute() == target.absolute():
+        return
+    if not target.is_symlink() and target.exists() and source.samefile(target):
+        return
+    if source.exists():
+        target.unlink(missing_ok=True)  # it may be a link of another file, which would change if it were written into
     try:
         os.link(source, target)
     except OSError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +50,7 @@ def tell(plan: Plan, error: BaseException | None, say: Callable[[str], None]) ->
 def facts(plan: Plan, error: BaseException | None) -> dict[str, Any]:
     """What is told: `text`, one sentence with the step and the cause, and what it is made of."""
     step = error.step if isinstance(error, StepFailed) else None
-    cause = None if error is None else plan.pipeline.secrets.conceal(_one_sentence(error))
+    cause = None if error is None else _one_sentence(plan.pipeline.secrets.conceal(_words(error)))
     if error is None:
         text = f"{plan.pipeline.name} completed: {len(plan.steps)} steps are there"
     else:
@@ -64,10 +66,13 @@ def facts(plan: Plan, error: BaseException | None) -> dict[str, Any]:
     }
 
 
-def _one_sentence(error: BaseException) -> str:
+def _words(error: BaseException) -> str:
+    return reason(error.cause if isinstance(error, StepFailed) else error).strip() or type(error).__name__
+
+
+def _one_sentence(words: str) -> str:
     """The first line of an error's words: lines of a log may follow."""
-    words = reason(error.cause if isinstance(error, StepFailed) else error).strip()
-    first = words.splitlines()[0].rstrip(":") if words else type(error).__name__
+    first = words.splitlines()[0].rstrip(":")
     return first if len(first) <= _LONGEST else f"{first[:_LONGEST]} …"
 
 
@@ -100,7 +105,7 @@ def _post(address: str, told: dict[str, Any]) -> None:
     elif host == "slack.com" or host.endswith(".slack.com"):
         body = {"text": _for_slack(told["text"])}
     taken = taken_by_feishu if is_feishu else lambda _: None
-    Delivery("notify.webhook", address, taken=taken).post(json.dumps(body, ensure_ascii=False).encode())
+    Delivery("notify.webhook", address, taken=taken).post(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
 
 
 def _for_slack(text: str) -> str:
@@ -113,19 +118,24 @@ def _call(command: list[str] | str, told: dict[str, Any]) -> None:
     """Run the command with the facts on its input, and in EVO_TEXT, EVO_OUTCOME, … for a line of shell."""
     words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
     variables = {f"EVO_{name.upper()}": str(value or "") for name, value in told.items() if name != "store"}
-    try:
-        done = subprocess.run(
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:  # a pipe would wait for its children
+        given.write(json.dumps(told, ensure_ascii=False).encode(errors="replace") + b"\n")
+        given.seek(0)
+        process = subprocess.Popen(
             words,
-            input=json.dumps(told, ensure_ascii=False) + "\n",
+            stdin=given,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
             env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_PATIENCE,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise NotDelivered(f"the command did not end in {COMMAND_PATIENCE:.0f} s and was ended") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise NotDelivered(f"the command ended with status {done.returncode}{': ' + said[0] if said else ''}")
+        try:
+            status = process.wait(COMMAND_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise NotDelivered(f"the command did not end in {COMMAND_PATIENCE:.0f} s and was ended") from None
+        printed.seek(0)
+        said = printed.read(1 << 16).decode(errors="replace").strip().splitlines()[-1:]
+    if status:
+        raise NotDelivered(f"the command ended with status {status}{': ' + said[0] if said else ''}")

@@ -99,7 +99,7 @@ def orchestrate(request: Request) -> dict[str, ArtifactRef] | State:
     finally:
         page.on_end(run.refs)
         _report(run, error)
-        if not run.stop.is_set() and (error is None or isinstance(error, Exception)):
+        if isinstance(error, Exception) or (error is None and not run.stop.is_set()):
             tell(run.plan, error, partial(run.view.on_message, None))
     if run.stop.is_set():
         return Cancelled(name="Stopped", message=STOPPED)

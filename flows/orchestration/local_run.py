@@ -16,7 +16,7 @@ from flows.orchestration.request import Request
 from flows.orchestration.server import Server, ensure_server, prefect_home
 from flows.pipeline.engine import begin, run_plan
 from flows.pipeline.events import ArtifactRef, Observer
-from flows.pipeline.failures import StepFailed, reason
+from flows.pipeline.failures import reason
 from flows.pipeline.plan import Plan
 from flows.show.report import write_report
 from tasks.launch.launcher import Stopped
@@ -40,10 +40,12 @@ def run_without_server(plan: Plan, store: Store, observer: Observer, stop: threa
     refs: dict[str, ArtifactRef] = {}
     try:
         run_plan(plan, store, observer, stop, refs)
-    except (StepFailed, Stopped) as error:
-        _report(plan, refs, store, observer, str(error))
-        if isinstance(error, StepFailed):
-            tell(plan, error, partial(observer.on_message, None))
+    except Stopped as stopped:
+        _report(plan, refs, store, observer, str(stopped))
+        raise
+    except Exception as error:
+        _report(plan, refs, store, observer, reason(error))
+        tell(plan, error, partial(observer.on_message, None))
         raise
     _report(plan, refs, store, observer, None)
     tell(plan, None, partial(observer.on_message, None))

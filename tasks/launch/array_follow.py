@@ -15,7 +15,7 @@ from tasks.launch.cluster import SlurmCluster
 from tasks.launch.commands import Seen, SlurmCommands, SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE, failure, job_error, read_progress
 from tasks.launch.followed import Followed
-from tasks.launch.job_outcome import Ended, JobOutcome
+from tasks.launch.job_outcome import ENDS, Ended, JobOutcome
 from tasks.launch.launcher import JobFailed
 from tasks.launch.record import JobRecord, read_record, task_folder, task_marker
 
@@ -155,15 +155,16 @@ class ArrayFollow(Followed):
         """End the tasks that are left, and wait until they write no more."""
         assert self.record.job_id is not None
         deadline = time.monotonic() + _GONE_WITHIN
-        try:
-            self.commands.cancel(self.record.job_id)
-            while time.monotonic() < deadline:
-                states = [seen.state for seen in self.commands.look_tasks(self.record.job_id).values()]
-                if not any(state in ("RUNNING", "PENDING", "COMPLETING") for state in states):
+        said = ""
+        while time.monotonic() < deadline:
+            try:
+                self.commands.cancel(self.record.job_id)
+                if all(seen.state in ENDS for seen in self.commands.look_tasks(self.record.job_id).values()):
                     return
-                time.sleep(_LOOK)
-        except (SlurmSilent, SlurmRefused) as error:
-            self._on_line(f"{NOTE}the other tasks of {self.record} were not ended: {error}")
+            except (SlurmSilent, SlurmRefused) as error:
+                said = f": {error}"
+            time.sleep(_LOOK)
+        self._on_line(f"{NOTE}the other tasks of {self.record} may go on{said}; scancel {self.record.job_id} ends them")
 
     def _log(self, task: int) -> Path:
         return task_folder(self.state, task) / self.record.log.name

@@ -21,14 +21,23 @@ _OF_THE_SCRIPT = {
     "reason", "walltime", "terminated", "interrupted", "requeued", "settingup", "code", "command", "on_each_node",
     "address", "port", "ranks", "killer", "restarts", "without_progress", "step", "now", "before", "why", "EVO_NODES",
     "most", "words", "killed_for_memory", "node_lost", "rank_killed", "then_ended", "log_before", "cause", "where",
-    "lost", "node", "all", "out", "left", "nodes_before", "job",
+    "lost", "node", "all", "out", "left", "nodes_before", "job", "key_state",
 }  # fmt: skip
 SET_BY_EVO = _PLACE | _OF_THE_SCRIPT | {"EVO_JOB_FOLDER"}
 """Variables that a cluster file cannot set: a rank's place, and those of the batch script."""
 _PREFIXES = ("SLURM_", "SLURMD_", "TORCHELASTIC_", "PET_", "PMI_", "PMIX_")
 _FOR_A_PERSON = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SCANCEL_")
 """Begin what a person sets for their own use of the clients: filters that would hide a job, another form, questions."""
-_OWN_SUBMISSION = {"SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_ERROR", "SBATCH_INPUT"}
+_OWN_SUBMISSION = {
+    "SBATCH_WAIT",
+    "SBATCH_ARRAY_INX",
+    "SBATCH_CLUSTERS",
+    "SBATCH_ERROR",
+    "SBATCH_INPUT",
+    "SRUN_OUTPUT",
+    "SRUN_ERROR",
+    "SRUN_INPUT",
+}
 """Would change what is submitted and no option of ours takes back; what names an account or a constraint may stay."""
 
 

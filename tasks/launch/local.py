@@ -58,7 +58,7 @@ class LocalLauncher:
         on_line: Callable[[str], None],
     ) -> None:
         """Run the job here and restart it after a crash; see `Launcher.run`."""
-        _refuse_beside_slurm(job.state)
+        refuse_beside_slurm(job.state)
         job.state.mkdir(parents=True, exist_ok=True)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         start = size_of(job.log)
@@ -188,8 +188,12 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
         process.wait()
 
 
-def _refuse_beside_slurm(state: Path) -> None:
-    """Two jobs of one key must not train in the same folder."""
+def refuse_beside_slurm(state: Path) -> None:
+    """Refuse to do on this machine what a Slurm job that is alive does for the same key.
+
+    Raises:
+        ConfigError: there is such a job.
+    """
     from tasks.launch.slurm import SlurmLauncher
 
     record = read_record(state)

@@ -65,6 +65,7 @@ def batch_script(cluster: SlurmCluster, job: Job, arguments: list[str]) -> bytes
     exports["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_notice(cluster, job) - SAVING)
     settings = {
         "state": str(job.state),
+        "key_state": str(job.state),  # for all tasks of an array: theirs is a folder in it
         "exit_file": str(exit_marker_path(job.state, job.attempt)),
         "attempt": str(job.attempt),
         "log": str(job.log),

@@ -36,7 +36,7 @@ printed() { tail -c +"$((log_before + 1))" "$log" 2>/dev/null; }
 lost_nodes() {
   {
     sinfo -h -N -n "$1" -o '%N %T' 2>/dev/null | sed -nE 's/^([^ ]+) (down.*|fail.*|.*\*)$/\1/p'
-    for node in $(scontrol show hostnames "$1"); do grep -o "^$node " "$state/@LEFT_OUT@" 2>/dev/null; done
+    for node in $(scontrol show hostnames "$1"); do grep -o "^$node " "$key_state/@LEFT_OUT@" 2>/dev/null; done
   } | tr -d ' ' | sort -u
 }
 
@@ -80,22 +80,22 @@ may_restart() {
 
 leave_out_lost() {
   for node in $lost; do
-    grep -q "^$node " "$state/@LEFT_OUT@" 2>/dev/null && continue
-    printf '%s %s of job %s, %s\n' "$node" "${words[node]}" "$SLURM_JOB_ID" "$(date '+%F %R')" >> "$state/@LEFT_OUT@"
+    grep -q "^$node " "$key_state/@LEFT_OUT@" 2>/dev/null && continue
+    printf '%s %s of job %s, %s\n' "$node" "${words[node]}" "$job" "$(date '+%F %R')" >> "$key_state/@LEFT_OUT@"
   done
 }
 
 # Keeps the job, which waits in the queue again, away from the nodes of the list, where enough others are left.
 keep_away() {
   all=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u)
-  out=$(sed -n 's/^\([^ ][^ ]*\) .*/\1/p' "$state/@LEFT_OUT@" 2>/dev/null | grep -xF "$all")
+  out=$(sed -n 's/^\([^ ][^ ]*\) .*/\1/p' "$key_state/@LEFT_OUT@" 2>/dev/null | grep -xF "$all")
   [ -n "$out" ] || return
   left=$(echo "$all" | grep -cvxF "$out")
   if [ "$left" -lt "$SLURM_JOB_NUM_NODES" ]; then
     say "$(echo $out) cannot be left out: the job needs $SLURM_JOB_NUM_NODES nodes, and $left would remain"
   else
-    say "left out from now on: $(echo $out) (see $state/@LEFT_OUT@)"
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$(echo $excluded $out | tr ' ' ,)"
+    say "left out from now on: $(echo $out) (see $key_state/@LEFT_OUT@)"
+    scontrol update JobId="$job" ExcNodeList="$(echo $excluded $out | tr ' ' ,)"
   fi
 }
 

@@ -12,6 +12,7 @@ import heapq
 import os
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from tasks.store import open_store
 from tasks.store.json_file import read_json, write_json
 
 _PLAN = "array-plan-"
+_SEEN_WITHIN = 60.0
+"""Seconds for which a client of NFS may go on saying that a file is not there."""
 
 
 def on_array(
@@ -61,9 +64,19 @@ def on_array(
                 raise
             ctx.say(f"{NOTE}{lost.message}; what is left goes to a new array")
         else:
-            if len(work.done()) == len(done):
+            if not _seen(left):
                 message = "every task ended well and left no object"
                 raise UserError(message, hint="do the nodes see the same store? shared_root of the cluster's file")
+
+
+def _seen(left: TokenizeWork) -> bool:
+    """Whether the objects of an array that ended well are there. A network file system shows them some time later."""
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while len(left.done()) < len(left.files):
+        if time.monotonic() > deadline:
+            return bool(left.done())
+        time.sleep(1)
+    return True
 
 
 def _launch(
@@ -77,7 +90,8 @@ def _launch(
     pace, total = Pace(), before + left.bytes
 
     def on_progress(report: dict[str, Any]) -> None:
-        ctx.on_progress({"unit": "bytes", **pace.report(before + report["done"], total, report["tokens"])})
+        done = min(before + report["done"], total)  # an array that is attached to has been at it for longer
+        ctx.on_progress({"unit": "bytes", **pace.report(done, total, report["tokens"])})
 
     launcher.run(
         Job(
@@ -157,6 +171,8 @@ def _clear_plans(state: Path) -> None:
 
 def main(plan: Path) -> None:
     """Make the objects of one task that are not there yet."""
+    from evo_core.data.tokenize.fan_out import WorkerKilled
+
     with job.command("data.tokenize"):
         whole = read_plan(plan, int(os.environ["SLURM_ARRAY_TASK_ID"]))
         done = whole.done()
@@ -167,13 +183,15 @@ def main(plan: Path) -> None:
         def on_progress(size: int, _: int, tokens: int) -> None:
             job.report_progress(before + size, total, "bytes", tokens=tokens)
 
-        job.report_progress(before, total, "bytes")
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
-        left.carry_out(
-            workers=int(cores) if cores.isdecimal() else None,
-            on_progress=on_progress,
-            on_file=lambda file: print(f"tokenized {file.path}", flush=True),
-        )
+        try:
+            left.carry_out(
+                workers=int(cores) if cores.isdecimal() else None,
+                on_progress=on_progress,
+                on_file=lambda file: print(f"tokenized {file.path}", flush=True),
+            )
+        except WorkerKilled as killed:  # no mistake of the user's here: another try may have more room
+            raise MemoryError(f"{killed.message}; fewer runtime.cpus, or --mem in sbatch_args") from None
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ class TokenizeWork:
         found = {object_id: read_object(self.store.object(object_id) / DONE) for object_id in self.files}
         return {object_id: counts for object_id, counts in found.items() if counts is not None}
 
+    def forget(self) -> None:
+        """Take away the word that an object is there."""
+        for object_id in self.files:
+            (self.store.object(object_id) / DONE).unlink(missing_ok=True)
+
     def without(self, object_ids: Mapping[str, Any]) -> TokenizeWork:
         """The work that is left when these objects are there."""
         left = {object_id: file for object_id, file in self.files.items() if object_id not in object_ids}

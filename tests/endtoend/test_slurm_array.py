@@ -123,6 +123,18 @@ def test_a_task_that_ends_in_the_middle_repeats_only_what_it_had_not_finished(
     assert names == {"tokens.bin", "tokens.bin.meta", "object.json"}
 
 
+@pytest.mark.faults
+def test_a_worker_that_is_killed_is_no_mistake_of_the_users(evo: SlurmEvo, tmp_path: Path) -> None:
+    array = pipeline(tmp_path, files=24, kilobytes=900, runtime="cluster: test_slurm.yaml, array: 1, cpus: 2")
+    run = evo.start("run", array, "--no-server")
+    wait_until(lambda: tokenized(evo))
+    workers = [process for process in processes_of_task(evo, 0) if "spawn_main" in command_line(process)]
+    os.kill(workers[-1], signal.SIGKILL)
+    printed, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, printed
+    assert "restart 1 of 3" in logs(evo) and sorted(tokenized(evo).values()) == [1] * 24
+
+
 def command_line(process: int) -> str:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -173,6 +185,32 @@ def test_a_wrong_record_ends_the_step_with_its_file_and_line_and_the_other_tasks
     printed = evo("run", array, "--no-server", status=1)
     assert re.search(r"bad\.jsonl:4: .*text", printed.splitlines()[-1])
     assert evo.jobs() == []
+
+
+def test_a_damaged_object_is_made_anew_by_force(evo: SlurmEvo, tmp_path: Path) -> None:
+    array = pipeline(tmp_path, files=6, kilobytes=2, runtime="cluster: test_slurm.yaml, array: 2")
+    evo("run", array, "--no-server")
+    good = objects(evo)
+    first, second = sorted(evo.root.glob("objects/**/tokens.bin"))[:2]
+    first.write_bytes(first.read_bytes()[:-3])
+    second.unlink()
+    evo("run", array, "--no-server", "--force", "tokens")
+    assert objects(evo) == good and len(tokenized(evo)) == 2
+
+
+def test_here_nothing_is_begun_beside_an_array_that_lives(evo: SlurmEvo, tmp_path: Path) -> None:
+    cluster, go = tmp_path / "test_slurm.yaml", tmp_path / "go"
+    cluster.write_text(cluster.read_text() + f"setup: ['while [ ! -e {go} ]; do sleep 0.1; done']\n")
+    array = pipeline(tmp_path, files=6, kilobytes=2, runtime="cluster: test_slurm.yaml, array: 2")
+    run = evo.start("run", array, "--no-server")
+    wait_until(lambda: "RUNNING" in "".join(evo.jobs()))
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    here = pipeline(tmp_path, files=6, kilobytes=2, runtime="workers: 2")
+    assert "makes this artifact already" in evo("run", here, "--no-server", status=1)
+    go.touch()
+    evo("run", pipeline(tmp_path, files=6, kilobytes=2, runtime="cluster: test_slurm.yaml, array: 2"), "--no-server")
+    assert sorted(tokenized(evo).values()) == [1] * 6
 
 
 def test_an_array_has_no_more_tasks_than_the_cluster_allows(evo: SlurmEvo, tmp_path: Path) -> None:

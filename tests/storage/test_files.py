@@ -45,6 +45,12 @@ def test_linking_takes_the_place_of_what_is_there_and_writes_into_nothing(tmp_pa
         files.link_or_copy(target, target)
         assert target.read_text() == source.name
     assert old.read_text() == "old" and new.read_text() == "new"
+    for pointed_at in (tmp_path / "nothing", old):
+        target.unlink(missing_ok=True)
+        target.symlink_to(pointed_at)
+        files.link_or_copy(new, target)
+        assert target.read_text() == "new" and not target.is_symlink()
+    assert not (tmp_path / "nothing").exists() and old.read_text() == "old"
 
 
 def test_deleting(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ Progress = Callable[[float, int], None]
 """Called now and then with (share of the bytes done, tokens so far)."""
 
 
+class WorkerKilled(DataError):
+    """A process of the pool was ended from outside."""
+
+
 class Interrupted(Exception):
     """`stop` was set; nothing of what was not finished is left."""
 
@@ -233,7 +237,7 @@ def _spread(
                 part_id, _ = pending.pop(future)
                 yield part_id, future.result()
     except BrokenProcessPool:
-        raise DataError(
+        raise WorkerKilled(
             "a process that tokenizes was ended from outside; the system does that when memory runs out",
             hint="use fewer workers",
         ) from None

@@ -115,6 +115,27 @@ def test_the_address_may_be_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and Receiver.SECRET in path.read_text("latin-1")]
 
 
+def test_a_command_may_leave_something_behind(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert not [line for line in run(*planned(tmp_path, "{command: 'sleep 20 & echo hi'}")) if "notify" in line]
+    assert time.monotonic() - began < 10
+
+
+def test_what_is_no_utf_8_is_told_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving() as hook:
+        plan, _ = planned(tmp_path, f"{{webhook: {hook.url}, command: 'cat > {tmp_path}/out'}}")
+        said: list[str] = []
+        telling.tell(plan, StepFailed("model", RuntimeError("no file caf\udce9.txt")), said.append)
+    assert said == [] and "no file caf?" in hook.messages[0]["text"] and "caf?" in (tmp_path / "out").read_text()
+
+
+def test_a_secret_is_hidden_before_the_sentence_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", "https://127.0.0.1:9/a-long-secret-word")
+    plan, _ = planned(tmp_path, '{webhook: "${oc.env:HOOK}"}')
+    error = RuntimeError("x" * 490 + "https://127.0.0.1:9/a-long-secret-word")
+    assert "https://127" not in telling.facts(plan, error)["text"]
+
+
 def test_a_long_log_is_cut_to_its_sentence(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, "{command: 'true'}")
     error = StepFailed("model", RuntimeError("out of memory on rank 3 (node2); the last lines of log:\n" + "x\n" * 99))

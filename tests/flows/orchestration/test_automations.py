@@ -92,7 +92,7 @@ def test_a_server_that_is_not_there_is_named(environment: dict[str, str], tmp_pa
 def test_a_run_that_died_with_its_worker_is_crashed_without_a_next_run(
     api: Api, deployments: Any, environment: dict[str, str], checkout: Path, automations: Any, small: Small
 ) -> None:
-    """Three minutes: four signs of life, thirty seconds apart, have to be missing."""
+    """Five minutes: eight signs of life, thirty seconds apart, have to be missing."""
     assert evo("automate", str(FILE), environment=environment).returncode == 0
     often = environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     worker = start("prefect", "worker", "start", "--pool", "evo", environment=often, cwd=checkout)
@@ -102,5 +102,5 @@ def test_a_run_that_died_with_its_worker_is_crashed_without_a_next_run(
     finally:
         kill_with_its_runs(worker)
     assert api.get(f"flow_runs/{run}")["state_type"] == "RUNNING"
-    ended = settled(lambda: api.get(f"flow_runs/{run}"), is_over, 300)
+    ended = settled(lambda: api.get(f"flow_runs/{run}"), is_over, 420)
     assert ended["state_type"] == "CRASHED" and ended["state"]["message"] == "its process died"
