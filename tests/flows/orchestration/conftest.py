@@ -46,15 +46,14 @@ class Api:
         return self._send(urllib.request.Request(f"{self.url}/{path}", data, kind, method="POST"))
 
     def delete(self, path: str) -> None:
-        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/{path}", method="DELETE"), timeout=20):
-            pass
+        self._send(urllib.request.Request(f"{self.url}/{path}", method="DELETE"))
 
     def _send(self, request: urllib.request.Request) -> Any:
         """The answer; a server that says it is busy is asked again, as Prefect's own client does."""
         for seconds in (0.2, 0.5, 1.0, 2.0):
             try:
                 with urllib.request.urlopen(request, timeout=20) as answer:
-                    return json.load(answer)
+                    return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 if error.code != 503:
                     raise

@@ -53,10 +53,9 @@ def test_a_failure_is_told_by_the_server_with_its_step_and_cause(
         assert {name: each["id"] for name, each in automations().items()} == ids
         assert Receiver.SECRET not in first.stdout + again.stdout + str(automations())
         run = run_here(small, "vars.fail=true")
-        messages = settled(lambda: hook.messages, bool)
-    assert len(messages) == 1
+        messages = settled(lambda: [one for one in hook.messages if one["flow_run_id"] == run["id"]], bool)
+    assert len(messages) == 1  # a busy server may still be telling of an earlier test's run
     assert messages[0]["text"].startswith(f"{run['name']} Failed: ") and "step model: " in messages[0]["text"]
-    assert messages[0]["flow_run_id"] == run["id"]
 
 
 def test_without_an_address_the_other_automations_are_applied(environment: dict[str, str], automations: Any) -> None:
