@@ -192,9 +192,8 @@ class SlurmLauncher:
 
     def _counts(self, job: Job, record: JobRecord, end: Ended, on_line: Callable[[str], None]) -> bool:
         """Whether the end of a job that nobody watched is this call's result."""
-        if (
-            record.attempt != job.attempt or record.cancelled or record.tasks
-        ):  # its files lie elsewhere, or its end was wanted
+        # Its files lie elsewhere, its end was wanted, or it is an array, whose rest is for a new one.
+        if record.attempt != job.attempt or record.cancelled or record.tasks:
             return False
         error = job_error(job.state)
         if end.success or end.user_error or (error is not None and error[1]):

@@ -12,6 +12,7 @@ import heapq
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from tasks.launch import launcher_for
 from tasks.launch.array_follow import TasksLost
 from tasks.launch.commands import SlurmRefused, SlurmSilent
 from tasks.launch.follow import NOTE
-from tasks.launch.launcher import Job, LaunchRuntime
+from tasks.launch.launcher import Job, LaunchRuntime, Stopped
 from tasks.launch.pace import Pace
 from tasks.launch.slurm import SlurmLauncher
 from tasks.raw.listing import RawFile
@@ -64,18 +65,23 @@ def on_array(
                 raise
             ctx.say(f"{NOTE}{lost.message}; what is left goes to a new array")
         else:
-            if not _seen(left):
+            if not _seen(left, ctx.stop):
                 message = "every task ended well and left no object"
                 raise UserError(message, hint="do the nodes see the same store? shared_root of the cluster's file")
 
 
-def _seen(left: TokenizeWork) -> bool:
-    """Whether the objects of an array that ended well are there. A network file system shows them some time later."""
+def _seen(left: TokenizeWork, stop: threading.Event) -> bool:
+    """Whether the objects of an array that ended well are there. A network file system shows them some time later.
+
+    Raises:
+        Stopped: `stop` was set.
+    """
     deadline = time.monotonic() + _SEEN_WITHIN
     while len(left.done()) < len(left.files):
         if time.monotonic() > deadline:
             return bool(left.done())
-        time.sleep(1)
+        if stop.wait(1):
+            raise Stopped("stopped while it was looked whether the store shows what the array has made")
     return True
 
 
