@@ -13,7 +13,7 @@ from evo_core.estimate.costs import RankCost
 from evo_core.estimate.further import Layers, at, few_layers, of_micro_batches
 from evo_core.estimate.imagined import Imagined, imagined_ranks
 from evo_core.estimate.step_cost import Counted, CountedStep
-from evo_core.model.ops.loss import rows_as_on_a_gpu
+from evo_core.model.ops.cache_rows import as_on_a_gpu
 from evo_core.model.ops.routing import capacity
 from evo_core.optim.bucket import make_buckets
 from evo_core.optim.groups import groups_of
@@ -81,7 +81,7 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
 def _counted(cfg: TrainConfig, mesh: Mesh, micro_num: int) -> Counted:
     data = cfg.data
     batch = Batch.without_targets(micro_num, data.packed_length, data.seq_len)
-    with rows_as_on_a_gpu(), Imagined(_kept(cfg)) as mode:
+    with as_on_a_gpu(), Imagined(_kept(cfg)) as mode:
         step = CountedStep(cfg, mesh, drawn=False)
         tokens: dict[str, Any] = {name: mode.from_tensor(getattr(batch, name)) for name in _OF_TOKENS}
         return step.counted(replace(batch, **tokens), data.seq_len)

@@ -82,7 +82,9 @@ def train_command(
     """
     from evo_core.config import load_config
     from evo_core.config.profiled import profiled
+    from evo_core.train.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     cfg = load_config(config, overrides(set_, seed))  # before torch is imported: a mistake is told at once
     if profiling:
         cfg = profiled(cfg)

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 from evo_core.config.schema.model import RopeScalingConfig
 from evo_core.model.ops.embedding import scale_gradient
-from evo_core.model.ops.norm import Norm, rms_norm
+from evo_core.model.ops.norm import Norm
 from evo_core.model.ops.rope import inverse_frequencies, rotary, rotate
 from tests.model.configs import relative_error
 
@@ -54,9 +54,11 @@ def test_layouts_of_rotary_agree_after_reordering() -> None:
 
 def test_rms_norm_equals_torch_with_its_gradients() -> None:
     x = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    assert torch.allclose(rms_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(x, (6,), weight, 1e-5))
-    assert gradcheck(lambda a, b: rms_norm(a, b, 1e-5), (x, weight))
+    norm = Norm("rmsnorm", 6, 1e-5, out_dtype=torch.float64, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.normal_()
+    assert torch.allclose(norm(x), torch.nn.functional.rms_norm(x, (6,), norm.weight, 1e-5))
+    assert gradcheck(lambda a, _: norm(a), (x, norm.weight))
 
 
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])

@@ -1,7 +1,8 @@
 """The kernels of packed attention, and which of them runs: always said with its reason.
 
 On a CPU one causal call per document is four to ten times faster than one call with a mask over the whole sequence,
-and it never forms a T x T matrix. On CUDA a kernel for variable lengths takes all documents in one call: flash-attn 2,
+and it never forms a T x T matrix; in training, documents of some lengths are faster still by blocks of rows
+(blocked_attention.py). On CUDA a kernel for variable lengths takes all documents in one call: flash-attn 2,
 3 or 4, whichever is installed, those made for the chip first, else torch's own.
 """
 
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evo_core.model.dtypes import product_dtype
+from evo_core.model.ops.blocked_attention import by_blocks, fits
+from evo_core.model.ops.cache_rows import on_a_cpu
 
 if TYPE_CHECKING:
     from evo_core.model.ops.documents import Documents
@@ -147,13 +150,22 @@ def varlen(
 
 
 def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dropout: float) -> Tensor:
-    """One causal call per document. q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
-    lengths = documents.lengths
-    if len(set(lengths)) == 1:  # equally long documents are one batch
-        batch = (len(lengths), lengths[0])
-        return _sdpa(*(x.unflatten(0, batch) for x in (q, k, v)), dropout=dropout).flatten(0, 1)
-    parts = zip(*(x.unsqueeze(0).split(lengths, dim=1) for x in (q, k, v)), strict=True)
-    return torch.cat([_sdpa(*part, dropout=dropout) for part in parts], dim=1).squeeze(0)
+    """One causal call for each run of equally long documents. q [T, heads, d], k and v [T, kv_heads, d] ->
+    [T, heads, d]."""
+    runs = documents.runs
+    if len(runs) == 1:
+        return _equally_long(q, k, v, runs[0][1], dropout)
+    sizes = [count * length for count, length in runs]
+    parts = zip(*(x.split(sizes) for x in (q, k, v)), runs, strict=True)
+    return torch.cat([_equally_long(*part, length, dropout) for *part, (_, length) in parts])
+
+
+def _equally_long(q: Tensor, k: Tensor, v: Tensor, length: int, dropout: float) -> Tensor:
+    """Documents of one length: q [n * length, heads, d], k and v [n * length, kv_heads, d] -> [n * length, heads, d]."""
+    trains = torch.is_grad_enabled() and q.requires_grad and k.requires_grad and v.requires_grad
+    if trains and on_a_cpu(q) and not dropout and fits(length, q.dtype):
+        return by_blocks(q, k, v, length)
+    return _sdpa(*(x.unflatten(0, (-1, length)) for x in (q, k, v)), dropout=dropout).flatten(0, 1)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:

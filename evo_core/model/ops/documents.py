@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ class Documents:
         """Length of each document that is not empty, in order (on CUDA this waits for the device)."""
         ends = self.cu_seqlens.tolist()
         return [end - start for start, end in pairwise(ends) if end > start]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """(how many, their length) of neighbouring documents that are equally long, in order."""
+        return [(len(list(equal)), length) for length, equal in groupby(self.lengths)]
 
     @cached_property
     def max_seqlen(self) -> int:

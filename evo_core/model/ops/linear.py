@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_core.model.dtypes import product_dtype
+from evo_core.model.ops.onednn import onednn_product, prefers_onednn
 
 #: A product with fewer rows is bound by reading the weights, which widening only makes longer.
 _LEAST_WIDENED_ROWS = 12
@@ -58,6 +59,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     x [..., in_features], weight [out_features, in_features] -> [..., out_features] of x's dtype.
     """
+    if prefers_onednn(x, weight):
+        return onednn_product(x, weight, bias)
     wide = product_dtype(x.dtype, x.device.type)
     if wide == x.dtype or x.numel() < _LEAST_WIDENED_ROWS * x.shape[-1]:
         return F.linear(x, weight, bias)

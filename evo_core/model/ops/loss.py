@@ -7,8 +7,6 @@ hand, so the backward pass only scales what is already there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evo_core.model.dtypes import accumulation_dtype, product_dtype
+from evo_core.model.ops.cache_rows import on_a_cpu
 
 IGNORE_INDEX = -100
 
@@ -23,19 +22,6 @@ IGNORE_INDEX = -100
 #: 4096 to 32000: fewer rows spend their time on adding up the weight's gradient.
 _LEAST_ROWS = 256
 _ELEMENTS_ON_A_CPU, _ELEMENTS_ON_A_GPU = 2**21, 2**27
-
-_as_on_a_gpu = False
-
-
-@contextmanager
-def rows_as_on_a_gpu() -> Iterator[None]:
-    """Have as many rows at once as on a GPU, wherever tensors are, in the block: for those that have no memory."""
-    global _as_on_a_gpu
-    _as_on_a_gpu = True
-    try:
-        yield
-    finally:
-        _as_on_a_gpu = False
 
 
 class VocabularyPart(Protocol):
@@ -85,8 +71,7 @@ def linear_cross_entropy(
         hit: [T] bool, whether the largest logit is the label's; False where ignored.
         loss and nll have float32 or, for float64 input, float64.
     """
-    on_a_cpu = hidden.device.type == "cpu" and not _as_on_a_gpu
-    elements = _ELEMENTS_ON_A_CPU if on_a_cpu else _ELEMENTS_ON_A_GPU
+    elements = _ELEMENTS_ON_A_CPU if on_a_cpu(hidden) else _ELEMENTS_ON_A_GPU
     # With all logits at once on each rank a row is as long as the vocabulary; all parts must take the same rows.
     longest = part.size if part is not None and part.gathers_logits else weight.shape[0]
     rows = chunk_rows or max(_LEAST_ROWS, elements // longest)

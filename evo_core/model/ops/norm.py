@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_core.model.dtypes import accumulation_dtype
+from evo_core.model.ops.cache_rows import by_cache, row_parts
 
 
 class Norm(nn.Module):
@@ -41,45 +42,52 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., size] of any floating dtype -> [..., size] of ``out_dtype``."""
         wide = accumulation_dtype(torch.promote_types(x.dtype, self.weight.dtype))
-        x, weight = x.to(wide), self.weight.to(wide)
+        weight = self.weight.to(wide)
+        if self.kind == "rmsnorm" and by_cache(x):
+            return _RMSNorm.apply(x, weight, self.eps, self.out_dtype)
         if self.kind == "rmsnorm":
-            y = rms_norm(x, weight, self.eps)
+            y = F.rms_norm(x.to(wide), (self.size,), weight, self.eps)
         else:
             bias = None if self.bias is None else self.bias.to(wide)
-            y = F.layer_norm(x, (self.size,), weight, bias, self.eps)
+            y = F.layer_norm(x.to(wide), (self.size,), weight, bias, self.eps)
         return y.to(self.out_dtype)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.size}, eps={self.eps}"
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., D] and weight [D] of one dtype, float32 or wider -> [..., D].
-
-    torch's own has a fused kernel on CUDA; on a CPU it is a chain of small operations, and the one below
-    takes half its time.
-    """
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return _RMSNorm.apply(x, weight, eps)
-
-
 class _RMSNorm(torch.autograd.Function):
-    """With n = x / r and r = sqrt(mean(x^2) + eps): dx = (w g - n mean(w g n)) / r, dw = sum(g n)."""
+    """On a CPU, where torch's own is a chain of small operations: a few rows at a time, and x alone is kept.
+
+    With n = x / r and r = sqrt(mean(x^2) + eps): dx = (w g - n mean(w g n)) / r, dw = sum(g n). Computed in the dtype
+    of the weight [D], float32 or wider.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        inverse = mean_square.add_(eps).rsqrt_()
-        normed = x * inverse
-        ctx.save_for_backward(normed, weight, inverse)
-        return normed * weight
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+        wide = weight.dtype
+        inverse = torch.empty((*x.shape[:-1], 1), dtype=wide)
+        out = torch.empty(x.shape, dtype=out_dtype)
+        for part, inverted, y in row_parts(x, inverse, out):
+            rows = part.to(wide)
+            torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=inverted)
+            inverted.square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
+            y.copy_((rows * inverted).mul_(weight))
+        ctx.save_for_backward(x, weight, inverse)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed, weight, inverse = ctx.saved_tensors
-        product = grads[0] * normed
-        along = (product @ weight).unsqueeze(-1).div_(-weight.shape[0])
-        d_x = (grads[0] * weight).addcmul_(normed, along).mul_(inverse)
-        return d_x, product.flatten(0, -2).sum(0), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        wide, width = weight.dtype, weight.shape[0]
+        d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
+        for part, grad, inverted, d_part in row_parts(x, grads[0], inverse, d_x):
+            rows = grad.to(wide)
+            normed = part.to(wide) * inverted
+            product = rows * normed
+            d_weight += product.flatten(0, -2).sum(0)
+            along = (product @ weight).unsqueeze(-1).div_(-width)
+            torch.mul(rows, weight, out=product).addcmul_(normed, along)
+            d_part.copy_(product.mul_(inverted))
+        return d_x, d_weight, None, None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evo_core.model.dtypes import accumulation_dtype
+from evo_core.model.ops.cache_rows import by_cache, row_parts
 
 if TYPE_CHECKING:
     from evo_core.config.schema.model import RopeScalingConfig
@@ -94,16 +95,21 @@ def rotate(x: Tensor, rotation: Rotary) -> Tensor:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> Tensor:
-    shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
-    wide = x.to(cos.dtype)
-    if interleaved:
-        partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    else:
-        partner = wide.roll(x.shape[-1] // 2, -1)
     # Contiguous whatever x is (a slice of a fused projection, say): kernels of attention want it so.
-    out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
-    torch.mul(wide, cos.view(shape), out=out).addcmul_(partner, sin.view(shape), value=sign)
-    return out.to(x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    everything = (x, cos, sin, out)
+    for part, cosine, sine, turned in row_parts(*everything) if by_cache(x) else [everything]:
+        shape = (part.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
+        wide = part.to(cos.dtype)
+        if interleaved:
+            partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        else:
+            partner = wide.roll(x.shape[-1] // 2, -1)
+        to = turned if turned.dtype == wide.dtype else torch.empty_like(wide, memory_format=torch.contiguous_format)
+        torch.mul(wide, cosine.view(shape), out=to).addcmul_(partner, sine.view(shape), value=sign)
+        if to is not turned:
+            turned.copy_(to)
+    return out
 
 
 class _Rotate(torch.autograd.Function):

@@ -1,0 +1,75 @@
+"""Products of float32 matrices in training on an AMD processor, where torch's second library is the faster one.
+
+torch multiplies float32 with MKL, whose kernels for processors of other makers use half the width of their vectors.
+oneDNN, which torch uses for 16 bit anyway, goes by what the processor can do: with AVX-512 of AMD it is a tenth faster
+wherever one factor is a weight, and no faster for the gradients of weights, which stay with MKL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evo_core.model.ops.cache_rows import by_cache
+
+#: With fewer rows MKL is ahead.
+_LEAST_ROWS = 128
+
+
+def _is_faster() -> bool:
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    with contextlib.suppress(OSError):
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    return False
+
+
+# Asked once, here: torch.compile does not follow the question.
+_FASTER = _is_faster()
+
+
+def prefers_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether x [..., in_features] times weight^T is for oneDNN: in training alone, where a result that is rounded
+    otherwise than the same row's among others harms nobody."""
+    return (
+        _FASTER
+        and x.dtype == weight.dtype == torch.float32
+        and by_cache(x)
+        and x.numel() >= _LEAST_ROWS * x.shape[-1]
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
+    )
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + b``, differentiable: x [..., in_features], weight [out_features, in_features], float32 on a CPU."""
+    return _Product.apply(x, weight, bias)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., k] times weight [n, k] of any strides -> [..., n]."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
+        grad = grads[0]
+        rows = grad.flatten(0, -2)
+        d_x = _multiply(grad, weight.t(), None) if wanted_x else None
+        d_weight = rows.t() @ x.flatten(0, -2) if wanted_weight else None
+        return d_x, d_weight, rows.sum(0) if wanted_bias else None
