@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evo_core.optim.bucket import Bucket
-from evo_core.optim.muon import Matrices, Muon, compute_dtype, update
+from evo_core.optim.muon import Matrices, Muon, update
 from evo_core.optim.slots import Slot
 
 
@@ -53,13 +53,13 @@ class MatrixUpdates:
                 self._muon,
                 lr=lr * self._muon.lr_ratio,
                 weight_decay=weight_decay if bucket.group.decays else 0.0,
-                dtype=compute_dtype(bucket.master_dtype, bucket.device),
             )
 
     @property
-    def products(self) -> float:
-        """Operations of an update on this rank."""
-        return sum(matrices.products(slot.param.shape[1], self._muon.ns_steps) for _, slot, matrices, _ in self._owned())
+    def operations(self) -> float:
+        """Of the products of an update on this rank, one of m x k and k x n as 2 m k n."""
+        steps = self._muon.ns_steps
+        return sum(matrices.operations(slot.param.shape[1], steps) for _, slot, matrices, _ in self._owned())
 
     def _owned(self) -> Iterator[tuple[Bucket, Slot, Matrices, Tensor]]:
         """Each matrix that this rank has, with its bucket and the running means of that."""

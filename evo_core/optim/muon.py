@@ -35,12 +35,20 @@ class Muon:
         nesterov: whether the gradient is mixed into the mean once more.
         ns_steps: steps of the Newton-Schulz iteration.
         lr_ratio: rate of the matrices over that of the rest.
+        products: type of the iteration's products; None: see `product_dtype`.
     """
 
     momentum: float = 0.95
     nesterov: bool = True
     ns_steps: int = 5
     lr_ratio: float = 1.0
+    products: torch.dtype | None = None
+
+    def product_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """The type of the iteration's products for master values of a type: bfloat16 on a GPU, and never narrower than
+        these on a CPU or for float64."""
+        narrows = device.type == "cuda" and dtype != torch.float64
+        return self.products or (torch.bfloat16 if narrows else dtype)
 
 
 @dataclass(frozen=True)
@@ -62,20 +70,14 @@ class Matrices:
         """Each matrix, as a view [runs, height, columns]: its rows are those of the runs, one behind another."""
         yield from weight.view(self.runs, sum(self.heights), -1).split(self.heights, dim=1)
 
-    def products(self, columns: int, ns_steps: int) -> float:
+    def operations(self, columns: int, ns_steps: int) -> float:
         """Operations of the iteration for all of them, a product of m x k and k x n as 2 m k n."""
-        return float(sum(_products(self.runs * height, columns, ns_steps) for height in self.heights))
+        return float(sum(_operations(self.runs * height, columns, ns_steps) for height in self.heights))
 
 
-def _products(rows: int, columns: int, ns_steps: int) -> int:
+def _operations(rows: int, columns: int, ns_steps: int) -> int:
     short, long = min(rows, columns), max(rows, columns)
     return ns_steps * (4 * short * short * long + 2 * short**3)
-
-
-def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type of the iteration's products for master values of a type: bfloat16 on a GPU, and never narrower than
-    these on a CPU or for float64."""
-    return torch.bfloat16 if device.type == "cuda" and dtype != torch.float64 else dtype
 
 
 def orthogonal(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -109,7 +111,6 @@ def update(
     *,
     lr: float,
     weight_decay: float,
-    dtype: torch.dtype,
 ) -> None:
     """Update a weight and its running mean in place.
 
@@ -118,8 +119,8 @@ def update(
         matrices: what the weight is.
         lr: of the matrices.
         weight_decay: decoupled.
-        dtype: of the products.
     """
+    dtype = muon.product_dtype(master.dtype, master.device)
     momentum.lerp_(grad, 1 - muon.momentum)
     direction = grad.lerp(momentum, muon.momentum) if muon.nesterov else momentum
     master.mul_(1 - lr * weight_decay)
