@@ -71,11 +71,12 @@ class Matrices:
         yield from weight.view(self.runs, sum(self.heights), -1).split(self.heights, dim=1)
 
     def operations(self, columns: int, ns_steps: int) -> float:
-        """Operations of the iteration for all of them, a product of m x k and k x n as 2 m k n."""
-        return float(sum(_operations(self.runs * height, columns, ns_steps) for height in self.heights))
+        """Operations of the iteration for all of them."""
+        return float(sum(operations(self.runs * height, columns, ns_steps) for height in self.heights))
 
 
-def _operations(rows: int, columns: int, ns_steps: int) -> int:
+def operations(rows: int, columns: int, ns_steps: int) -> int:
+    """Of the products of an iteration's steps for a matrix, one of m x k and k x n as 2 m k n."""
     short, long = min(rows, columns), max(rows, columns)
     return ns_steps * (4 * short * short * long + 2 * short**3)
 

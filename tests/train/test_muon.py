@@ -64,7 +64,7 @@ def test_a_run_goes_on_at_other_numbers_of_ranks(tmp_path: Path, model: dict[str
 
 
 def test_the_same_ranks_go_on_to_the_bit(tmp_path: Path) -> None:
-    settings = {"model__dtype": "torch.bfloat16", "ckpt__checkpoint_every": 4}
+    settings = {"model__dtype": "torch.bfloat16", "ckpt__checkpoint_every": 8}
     expected = trained(tmp_path / "whole", 2, "run", **settings)
     schedule = {"total_steps": 8, "warmup_ratio": 0.25, "eta_min": 1e-3}
     trained(tmp_path / "parts", 2, "run", **settings, data__total_steps=4, lr_scheduler=schedule)
