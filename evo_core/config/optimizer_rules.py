@@ -27,7 +27,8 @@ def optimizer_errors(config: TrainConfig) -> Iterator[ConfigError]:
     if tensor.mode == "isp" and weight.size > 1:
         yield _cuts("parallel.weight.size", weight.size, share)
     elif tensor.mode != "isp" and tensor.size > 1:
-        hint = "set it to 1 (parallel.zero1 shares the states), take mode: isp with parallel.weight.size 1, or write adamw"
+        isp = "take mode: isp with parallel.weight.size 1"
+        hint = f"set it to 1 (parallel.zero1 shares the states), {isp}, or write adamw"
         yield _cuts("parallel.tensor.size", tensor.size, hint)
     if zero.fsdp and zero.size != 1:
         yield _cuts("parallel.zero1.fsdp", "true", "set it to false (parallel.zero1 shares the states), or write adamw")

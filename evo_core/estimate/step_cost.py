@@ -69,9 +69,7 @@ class Counted:
         """With the states and the messages of another's optimizer, all of which are behind the passes."""
         states = {name: update.held[name] for name in ("gradients", "master", "moments", "rooms")}
         behind = {key: size for key, size in update.sent.items() if key not in self.in_passes}
-        return replace(
-            self, held={**self.held, **states}, sent={**self.sent, **behind}, operations=update.operations
-        )
+        return replace(self, held={**self.held, **states}, sent={**self.sent, **behind}, operations=update.operations)
 
     def cost(self, rank: int) -> RankCost:
         """As the cost of a rank, in whole bytes."""

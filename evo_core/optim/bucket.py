@@ -1,8 +1,8 @@
 """A bucket: parameters of one group whose gradients are reduced, and whose values are gathered, in one message.
 
 It lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z of the ZeRO axis owns, padded where
-that is less than the widest (`evo_core.optim.slots`). So one reduce-scatter of the matrix leaves each rank the sum of its
-row, and one all-gather of rows gives back the matrix.
+that is less than the widest (`evo_core.optim.slots`). So one reduce-scatter of the matrix leaves each rank the sum of
+its row, and one all-gather of rows gives back the matrix.
 """
 
 from __future__ import annotations

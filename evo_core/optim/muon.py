@@ -1,10 +1,10 @@
 """Muon: a matrix is updated by its gradients' running mean, made nearly orthogonal.
 
-Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): momentum, in Nesterov's form or not, then steps of
-a Newton-Schulz iteration, which brings all singular values near 1. Liu et al. 2025 (arXiv:2502.16982, "Muon is Scalable
-for LLM Training"): weight decay as AdamW's, and a scale by which an update has the root mean square of one of AdamW's, so
-that AdamW's learning rate and decay can be kept. It is `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but
-for the type of the products.
+Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): momentum, in Nesterov's form or not, then steps
+of a Newton-Schulz iteration, which brings singular values near 1. Liu et al. 2025 (arXiv:2502.16982, "Muon is Scalable
+for LLM Training"): weight decay as AdamW's, and a scale by which an update has the root mean square of one of AdamW's,
+so that AdamW's learning rate and decay can be kept. It is `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``,
+but for the type of the products.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic, Keller Jordan's: as steep in 0 as may be, for singular values between 0.7 and 1.2 in the end."""
+"""Of the quintic, Keller Jordan's: so steep in 0 that five steps bring what is above 0.002 to between 0.68 and 1.21."""
 
 SMALLEST_NORM = 1e-7
 """By this at least a matrix is divided to begin with: one of zeros stays so."""

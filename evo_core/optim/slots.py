@@ -3,12 +3,12 @@
 A bucket lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, padded where it is less
 than the widest. There are two ways to share:
 
-- by rows (`Slot`): of R rows, rank z owns ``ceil(R / Z)`` from ``z ceil(R / Z)`` on, or what is left. So its share is one
-  rectangle of the whole tensor, which a checkpoint can name. The elements of a vector are its rows; where there are fewer
-  rows than ranks, the last ranks own nothing of it. In the bucket's columns a parameter lies as it does in memory, row
-  after row, padding in the end.
-- whole (`WholeSlot`): one rank owns all of it, for updates that need a matrix as a whole, and the others nothing. They are
-  dealt out so that the ranks own about as many elements.
+- by rows (`Slot`): of R rows, rank z owns ``ceil(R / Z)`` from ``z ceil(R / Z)`` on, or what is left. So its share is
+  one rectangle of the whole tensor, which a checkpoint can name. The elements of a vector are its rows; where there are
+  fewer rows than ranks, the last ranks own nothing of it. In the bucket's columns a parameter lies as it does in
+  memory, row after row, padding in the end.
+- whole (`WholeSlot`): one rank owns all of it, for updates that need a matrix as a whole, and the others nothing. They
+  are dealt out so that the ranks own about as many elements.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Zero1AdamW(Scaled):
             is empty, one group behind another. Updated parameters are gathered in this order.
         overlap_params: leave it to `wait_for` and `settle` to wait for updated parameters; else `step` does.
         gather_size: elements of parameters that are gathered at once.
-        muon: how the groups that have `matrices` are updated.
+        muon: how the groups that have `matrices` are updated; None: as by default.
 
     Raises:
         ConfigError: there is nothing to train on a rank; on every rank.
@@ -85,7 +85,7 @@ class Zero1AdamW(Scaled):
         order: Iterable[str] = (),
         overlap_params: bool = False,
         gather_size: int = 512 * 1024 * 1024,
-        muon: Muon = Muon(),
+        muon: Muon | None = None,
     ) -> None:
         super().__init__(world, scaler, clip_grad_norm)
         self.groups = tuple(sorted(groups, key=lambda group: (group.matrices is not None, not group.decays)))
@@ -111,7 +111,9 @@ class Zero1AdamW(Scaled):
             bucket.attach(self.master[part], self.grad[part])
         decaying = sum(size for size, group in zip(of_adamw, self.groups, strict=True) if group.decays)
         self._by_decay = (slice(0, decaying), slice(decaying, sum(of_adamw)))
-        self.matrices = MatrixUpdates([bucket for bucket in self.buckets if bucket.group.matrices is not None], muon)
+        self.matrices = MatrixUpdates(
+            [bucket for bucket in self.buckets if bucket.group.matrices is not None], muon or Muon()
+        )
         self._grads = list(zip(self.groups, self.grad.split(sizes), strict=True))
         self._counted = [
             part

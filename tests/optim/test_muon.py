@@ -154,7 +154,8 @@ def by_torch(dtype: torch.dtype) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_steps_are_those_of_torchs_muon_and_adamw(dtype: torch.dtype) -> None:
-    """With products as torch's. With ours, which are exact, off by what bfloat16 rounds in the updates."""
+    """With products as torch's. With ours, which are exact, off by what bfloat16 rounds in the updates: of small
+    singular values, which are raised some hundredfold, it is much."""
 
     def both() -> list[dict[str, Tensor]]:
         return [trained(1, dtype, muon=Muon(products=products))[1] for products in (torch.bfloat16, None)]
@@ -164,7 +165,7 @@ def test_steps_are_those_of_torchs_muon_and_adamw(dtype: torch.dtype) -> None:
     for name, expected in by_torch(dtype).items():
         torch.testing.assert_close(alike[name], expected, rtol=0, atol=2e-6)
         moved = (expected - start[name]).norm()
-        assert (own[name] - expected).norm() < 0.05 * moved, name
+        assert (own[name] - expected).norm() < 0.2 * moved, name
 
 
 @pytest.mark.parity
