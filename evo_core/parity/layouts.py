@@ -304,7 +304,7 @@ def _whole_matrices(layout: Layout) -> Iterator[Row]:
     """Muon with both overlaps where ranks share states, and where they share the sequence alone."""
     if not _leaves_matrices_whole(layout):
         return
-    model = merge(_HALF_A_BATCH, MODELS["muon"])
+    model = merge({} if layout.name.startswith("dp4") else _HALF_A_BATCH, MODELS["muon"])
     if layout.parallel.get("zero1", {}).get("size", 1) > 1:
         yield Row(f"{layout.name}-muon-overlap", layout, model, merge(WAYS["overlap"], WAYS["overlap-params"]))
     elif layout.parallel.get("tensor", {}).get("size", 1) > 1:
