@@ -13,6 +13,8 @@ Medians over rounds, of the slowest rank:
 Memory (rank_memory.py): bytes of a rank by what they are, counted, and as docs/training.md states them.
 
 Update (updates.py): clipping and AdamW over a rank's share, beside torch's over as many elements.
+
+Muon (matrix_updates.py): an update of a model by Muon, beside AdamW and torch's Muon.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks import fsdp_peer, rank_memory, updates, zero_peer
+from benchmarks import fsdp_peer, matrix_updates, rank_memory, updates, zero_peer
 from benchmarks.peer_models import Shape, evo
 from evo_core.model.decoder import Decoder
 from evo_core.optim.groups import groups_of
@@ -192,7 +194,7 @@ def show(found: dict[str, dict[str, float]]) -> Iterator[str]:
 def main() -> None:
     """Measure and print; with --json write the figures too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("waiting", "memory", "update"), nargs="+", help="(all)")
+    parser.add_argument("--only", choices=("waiting", "memory", "update", "muon"), nargs="+", help="(all)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="(2 4)")
     parser.add_argument("--layers", type=int, default=6, help="of the model that is trained (6)")
     parser.add_argument("--hidden", type=int, default=256, help="(256)")
@@ -204,7 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; ranks of one thread over gloo")
     shape = Shape(arguments.layers, arguments.hidden, max(4, arguments.hidden // 64), arguments.vocab)
-    only = arguments.only or ("waiting", "memory", "update")
+    only = arguments.only or ("waiting", "memory", "update", "muon")
     results: dict[str, Any] = {}
     if "waiting" in only:
         for ranks in arguments.ranks:
@@ -218,6 +220,10 @@ def main() -> None:
     if "update" in only:
         results["update"] = times = updates.run(arguments.elements, arguments.rounds)
         print("\n".join(updates.show(times)), flush=True)
+    if "muon" in only:
+        small = Shape(4, 256, 4, 4096)  # as the demo's
+        results["muon"] = taken_by = matrix_updates.run(small, arguments.rounds)
+        print("\n".join(matrix_updates.show(taken_by, small)), flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -187,6 +187,11 @@ class Placement:
         """Elements of the local tensor."""
         return math.prod(self.local_shape)
 
+    @property
+    def nothing(self) -> Placement:
+        """No row of the local tensor."""
+        return Placement(self.shape, (0, *self.local_shape[1:]), ())
+
     def share(self, index: int, count: int, ranks: Iterable[int]) -> Placement:
         """The index-th of `count` parts of the local tensor's rows, by `span`; a scalar is one row.
 

@@ -15,6 +15,7 @@ from evo_core.checkpoint.allowed import Allow, content_to_state, listed
 from evo_core.checkpoint.generation_settings import ending_of, generation_of
 from evo_core.checkpoint.manifest import Manifest, read_manifest
 from evo_core.checkpoint.run import UNKNOWN, Run
+from evo_core.checkpoint.same_rule import check_rule
 from evo_core.checkpoint.soundness import check_listed, damage, damaged, unchecked
 from evo_core.checkpoint.tensors import (
     MODEL,
@@ -167,6 +168,7 @@ def load(
         # A parameter that was as wide as its master value, or whose type is another now, has none there.
         names = stored.shapes()
         states = {n: t for n, t in optimizer.state().items() if not n.startswith(_MASTER) or n in names}
+        check_rule(folder, names, states, allow)
         check_tensors(stored, states, flat=flat)  # nothing is changed where something does not fit
     read_model(weights, model, allow)
     if dist.get_rank() == 0:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from evo_core.config.optimizer_rules import optimizer_errors
 from evo_core.config.pipeline_rules import pipeline_errors
 from evo_core.config.shape_rules import shape_errors
 from evo_core.config.tensor_rules import sharing_error, tensor_errors
@@ -39,6 +40,7 @@ def rule_errors(config: TrainConfig, *, inference: bool = False) -> Iterator[Con
     else:
         yield from tensor_errors(config)
         yield from weight_errors(config)
+        yield from optimizer_errors(config)
     yield from pipeline_errors(config)
     yield from _generation(config)
 

@@ -82,7 +82,10 @@ class Assumptions:
             f"others; collectives reach {self.of_link:.0%} of it, in rings, with {self.hop_inside * 1e6:g} and "
             f"{self.hop_across * 1e6:g} us for each hop inside and between nodes"
         )
-        yield f"gradients are added up and values updated at {self.of_memory:.0%} of {chip.hbm:g} GB/s"
+        yield (
+            f"gradients are added up and values updated at {self.of_memory:.0%} of {chip.hbm:g} GB/s, and Muon "
+            "multiplies as fast as a block"
+        )
         yield f"{self.behind_products:.0%} of what tensor ranks send runs behind products of the backward pass"
         yield (
             "hidden behind computing: gradients behind the last micro-batch's backward pass (overlap_sync_grad), "

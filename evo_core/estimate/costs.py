@@ -16,11 +16,12 @@ class RankCost:
         gathered: most bytes of weights that are fetched for use at a time beyond these (isp, fsdp).
         gradients: of the parameters.
         master: master values that are not the parameters themselves.
-        moments: of Adam, both.
+        moments: of Adam both, of Muon's matrices one.
         buffers: messages' rooms (ZeRO's gather buffer, isp's pool of buffers).
         activations: most bytes that autograd keeps for the backward pass at a time in a step; weights and the batch
             left out.
         sent: in one step by (collective, axis), as `parallel.collectives.Traffic` counts.
+        operations: of the products of Muon's update on this rank (not bytes).
     """
 
     rank: int
@@ -32,6 +33,7 @@ class RankCost:
     buffers: int
     activations: int
     sent: Mapping[tuple[str, str], int]
+    operations: float = 0.0
 
     @property
     def total(self) -> int:

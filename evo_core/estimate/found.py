@@ -64,7 +64,8 @@ def find(cfg: TrainConfig, gpus: int, assumed: Assumptions, cost: Cost) -> Found
     sent: Counter[tuple[str, str]] = Counter()
     for each in costs:
         sent |= Counter(each.sent)
-    held = Held(most.parameters, most.gradients, most.master + most.moments)
+    operations = max(each.operations for each in costs)
+    held = Held(most.parameters, most.gradients, most.master + most.moments, operations)
     return Found(cfg, degrees, ranks, most, dict(+sent), step_time(cfg, degrees, dict(+sent), held, assumed))
 
 

@@ -16,11 +16,10 @@ from evo_core.estimate.step_cost import Counted, CountedStep
 from evo_core.model.ops.cache_rows import as_on_a_gpu
 from evo_core.model.ops.routing import capacity
 from evo_core.optim.bucket import make_buckets
-from evo_core.optim.groups import groups_of
 from evo_core.optim.publishing import Publishing
 from evo_core.parallel.mesh import Mesh, make_mesh
 from evo_core.parallel.pipeline.placing import placing_of
-from evo_core.train.optimizer import without_decay
+from evo_core.train.optimizer import make_groups
 from evo_core.train.run import make_model
 
 if TYPE_CHECKING:
@@ -73,7 +72,9 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
             counted = _counted(cfg, mesh, few)
         else:
             counted = at(wanted, {each: _counted(_with_layers(cfg, placing.stages, each), mesh, few) for each in runs})
-            if counted.held["rooms"]:
+            if cfg.optimizer.name == "muon":  # whole matrices are not shared layer by layer
+                counted = counted.with_update(_update(cfg, mesh))
+            elif counted.held["rooms"]:
                 counted = counted.with_rooms(_rooms(cfg, mesh))
         return of_micro_batches(counted, cfg, mesh, few, count).cost(rank)
 
@@ -98,9 +99,15 @@ def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
 def _rooms(cfg: TrainConfig, mesh: Mesh) -> int:
     """Bytes of the buffers for updated parameters: of the longest message, which grows with the layers to a limit."""
     model, zero = make_model(cfg, mesh, torch.device("meta"), drawn=False), cfg.hybrid_zero_optimizer
-    groups = groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay))
+    groups = make_groups(cfg, model, mesh)
     buckets = [bucket for group in groups for bucket in make_buckets(group, zero.reduce_bucket_size, torch.float32)]
     return Publishing(buckets, {}, zero.all_gather_size).needed
+
+
+def _update(cfg: TrainConfig, mesh: Mesh) -> Counted:
+    """What the optimizer of all layers holds and sends."""
+    with Imagined():
+        return CountedStep(cfg, mesh, drawn=False).update()
 
 
 def _interpreted(cfg: TrainConfig) -> TrainConfig:

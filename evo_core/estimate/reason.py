@@ -26,7 +26,12 @@ def reason(found: Found, held_back: tuple[Layout, int] | None = None, layout: La
         layout: this one.
     """
     time = found.time
-    parts = {"the bubble": time.bubble, "passes over memory": time.memory, "what is sent beside it": time.slowed}
+    parts = {
+        "the bubble": time.bubble,
+        "passes over memory": time.memory,
+        "products of the update": time.updating,
+        "what is sent beside it": time.slowed,
+    }
     for name, seconds in time.waiting.items():
         where = "between machines" if name in time.network else "inside a machine"
         parts[f"{name} {where}"] = seconds

@@ -78,7 +78,7 @@ def legal(cfg: TrainConfig, gpus: int, assumed: Assumptions) -> list[Sketched]:
         if is_legal(changed, gpus):
             degrees = changed.degrees(gpus)
             cost = sketch(changed, degrees)
-            held = Held(cost.parameters, cost.gradients, cost.states)
+            held = Held(cost.parameters, cost.gradients, cost.states, cost.operations)
             seconds = step_time(changed, degrees, cost.sent, held, assumed).seconds
             found.append(Sketched(layout, changed, cost, seconds))
     return sorted(found, key=lambda each: (each.seconds, each.cost.memory))

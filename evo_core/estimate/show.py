@@ -107,6 +107,7 @@ def as_data(found: Found, memory: float) -> dict[str, Any]:
             "computing": time.computing,
             "bubble": time.bubble,
             "memory": time.memory,
+            "updating": time.updating,
             "slowed": time.slowed,
             "waiting": dict(time.waiting),
             "hidden": time.hidden,

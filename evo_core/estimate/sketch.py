@@ -13,6 +13,7 @@ from functools import cache
 from evo_core.config import ModelConfig, TrainConfig
 from evo_core.estimate.schedule import schedule_of
 from evo_core.model.stage import Stage
+from evo_core.optim.muon import operations
 from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.pipeline.placing import Placing, placing_of
 
@@ -32,6 +33,7 @@ class Sketch:
         states: bytes of master values and moments.
         memory: bytes of all that, with buffers and activations.
         sent: bytes a step by collective and axis.
+        operations: of the products of Muon's update.
     """
 
     parameters: int
@@ -39,6 +41,7 @@ class Sketch:
     states: int
     memory: int
     sent: dict[tuple[str, str], int]
+    operations: float = 0.0
 
     @property
     def lasting(self) -> int:
@@ -61,7 +64,7 @@ def sketch(cfg: TrainConfig, degrees: Degrees) -> Sketch:
     sent: Counter[tuple[str, str]] = Counter()
     for rank in found:
         sent |= rank.sent()
-    return Sketch(*most.lasting, most.memory, dict(+sent))
+    return Sketch(*most.lasting, most.memory, dict(+sent), max(rank.operations() for rank in found))
 
 
 class _Rank:
@@ -77,6 +80,7 @@ class _Rank:
         self.bytes = _BYTES.get(self.model.dtype_name, 4)
         self.wide = max(self.bytes, 4)
         self.isp = cfg.parallel.tensor.mode == "isp"
+        self.muon = cfg.optimizer.name == "muon"
         self.rows = self.isp or cfg.parallel.tensor.mode in ("msp", "fsp")
         self.blocks = sum(len(stage.blocks) for stage in stages)
         self.again = sum(len(stage.recomputed(float(self.model.checkpoint))) for stage in stages)
@@ -104,7 +108,7 @@ class _Rank:
     def _lasting(self) -> tuple[int, int, int]:
         """Bytes of parameters, gradients, states."""
         parameters = gradients = states = 0.0
-        for elements, zero in self._shares():
+        for (elements, zero), moments in zip(self._shares(), (1 if self.muon else 2, 2), strict=True):
             if self.degrees.shards:  # a share of the parameters is their master values
                 parameters += elements * self.wide / zero
                 gradients += elements * self.wide / zero
@@ -113,8 +117,21 @@ class _Rank:
             is_own_master = zero == 1 and self.bytes == self.wide
             parameters += elements * self.bytes
             gradients += elements * self.wide * (1 + (1 / zero if zero > 1 else 0))
-            states += elements * (2 if is_own_master else 3) * self.wide / zero
+            states += elements * (moments if is_own_master else moments + 1) * self.wide / zero
         return int(parameters), int(gradients), int(states)
+
+    def operations(self) -> float:
+        """Of the products of Muon's update."""
+        steps = self.cfg.optimizer.ns_steps
+        if not self.muon or steps is None:
+            return 0.0
+        model, (_, zero) = self.model, self._shares()[0]
+        hidden, heads = model.hidden_size, model.num_attention_heads * model.head_dim
+        of_attention = 2 * operations(heads, hidden, steps)
+        of_attention += 2 * operations(model.num_kv_attention_heads * model.head_dim, hidden, steps)
+        of_mlp = (3 if model.use_swiglu else 2) * operations(model.mlp_hidden_size, hidden, steps)
+        mlps = 1 if model.num_experts == 1 else model.num_experts / self.degrees.expert + model.moe_use_residual
+        return self.blocks * (of_attention + mlps * of_mlp) / zero
 
     def _buffers(self) -> float:
         held, zero = self.blocks_held + self.rest_held, self.degrees.zero

@@ -23,6 +23,7 @@ from evo_core.parallel.pipeline.stages import Pipeline
 from evo_core.parallel.weight.blocks import gathering_of
 from evo_core.placement import local_of
 from evo_core.train.held_memory import held_bytes
+from evo_core.train.metrics import StepTotals
 from evo_core.train.optimizer import make_optimizer
 from evo_core.train.run import make_model
 from evo_core.train.step import TrainStep
@@ -51,22 +52,31 @@ class Counted:
         in_passes: of these, what was sent before the last backward pass was done.
         passes: of a pipeline, by how much each kind of pass of a stage raised what autograd keeps: at most while it was
             at work, and behind it.
+        operations: of the products of Muon's update.
     """
 
     held: Mapping[str, float]
     sent: Sent
     in_passes: Sent
     passes: Mapping[tuple[Pass, int], tuple[float, float]]
+    operations: float = 0.0
 
     def with_rooms(self, rooms: float) -> Counted:
         """With another size of ZeRO's messages."""
         return replace(self, held={**self.held, "rooms": rooms})
 
+    def with_update(self, update: Counted) -> Counted:
+        """With the states and the messages of another's optimizer, all of which are behind the passes."""
+        states = {name: update.held[name] for name in ("gradients", "master", "moments", "rooms")}
+        behind = {key: size for key, size in update.sent.items() if key not in self.in_passes}
+        return replace(self, held={**self.held, **states}, sent={**self.sent, **behind}, operations=update.operations)
+
     def cost(self, rank: int) -> RankCost:
         """As the cost of a rank, in whole bytes."""
         held = {name: round(size) for name, size in self.held.items()}
         buffers = held.pop("rooms") + held.pop("pool")
-        return RankCost(rank=rank, buffers=buffers, sent={key: round(size) for key, size in self.sent.items()}, **held)
+        sent = {key: round(size) for key, size in self.sent.items()}
+        return RankCost(rank=rank, buffers=buffers, sent=sent, operations=self.operations, **held)
 
 
 class CountedStep:
@@ -118,16 +128,38 @@ class CountedStep:
         fetched = fetching.peak if gathering is None else gathering.buffers.peak
         stays = gathering is not None and gathering.buffers.pool
         figures = {
-            "parameters": held["parameters"] + held["buffers"],
+            **self._lasting(held),
             "gathered": 0 if stays else fetched,
+            "pool": fetched if stays else 0,
+            "activations": kept.peak,
+        }
+        return Counted(figures, self._by_axis(traffic), in_passes, passes, self._operations)
+
+    def update(self) -> Counted:
+        """What the optimizer alone holds and sends in a step, without passes and without updating; every rank must
+        call it."""
+        assert isinstance(self.optimizer, Zero1AdamW)
+        with counting() as traffic:
+            self.optimizer.begin()
+            self.optimizer.reduce(StepTotals(["all"], torch.device("cpu")).vector)
+            self.optimizer.publishing.start()
+            self.optimizer.settle()
+        held = self._lasting(held_bytes(self.model, self.optimizer))
+        return Counted(held, self._by_axis(traffic), {}, {}, self._operations)
+
+    def _lasting(self, held: Mapping[str, int]) -> dict[str, float]:
+        """Bytes of what is there between steps too."""
+        return {
+            "parameters": held["parameters"] + held["buffers"],
             "gradients": held["gradients"],
             "master": held["master values"],
             "moments": held["moments"],
             "rooms": self.optimizer.publishing.nbytes if isinstance(self.optimizer, Zero1AdamW) else 0,
-            "pool": fetched if stays else 0,
-            "activations": kept.peak,
         }
-        return Counted(figures, self._by_axis(traffic), in_passes, passes)
+
+    @property
+    def _operations(self) -> float:
+        return self.optimizer.matrices.operations if isinstance(self.optimizer, Zero1AdamW) else 0.0
 
     def _blocks(self) -> Iterable[nn.Module]:
         return self.model.blocks.values() if isinstance(self.model, Decoder) else ()

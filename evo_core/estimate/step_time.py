@@ -1,6 +1,7 @@
 """The time of a step, as a model: what is computed, what is waited for, and why.
 
-    step = computing of the slowest stage + bubble + passes over memory + what is sent, a part of it where it is hidden
+    step = computing of the slowest stage + bubble + passes over memory + products of the update + what is sent, a part
+           of it where it is hidden
 
 Products are counted by `evo_core.train.flops`. What is sent is counted by `rank_cost`; what of it is hidden, and how
 fast the rest is, is assumed (`assumptions`).
@@ -30,6 +31,7 @@ class StepTime:
         computing: products of the slowest stage.
         bubble: in which stages wait for each other.
         memory: gradients added up and values updated.
+        updating: products of Muon's update, of the rank that has most.
         slowed: by what is sent beside computing.
         waiting: for what is sent and not hidden, by what it is.
         hidden: of what is sent beside computing; no part of the step.
@@ -41,6 +43,7 @@ class StepTime:
     computing: float
     bubble: float
     memory: float
+    updating: float
     slowed: float
     waiting: Mapping[str, float]
     hidden: float
@@ -52,7 +55,8 @@ class StepTime:
     @property
     def seconds(self) -> float:
         """Of the step."""
-        return self.computing + self.bubble + self.memory + self.slowed + sum(self.waiting.values())
+        beside = self.memory + self.updating + self.slowed
+        return self.computing + self.bubble + beside + sum(self.waiting.values())
 
     @property
     def tgs(self) -> float:
@@ -61,15 +65,16 @@ class StepTime:
 
 
 class Held(NamedTuple):
-    """Bytes of a rank, for the passes over its memory."""
+    """Bytes of a rank, for the passes over its memory, and operations of the products of its update."""
 
     parameters: float
     gradients: float
     states: float
+    operations: float = 0.0
 
     def moved(self, count: int) -> float:
         """Bytes read and written in a step: each of so many micro-batches adds its gradients up, then values are
-        updated from them and from two moments."""
+        updated from them and from their moments."""
         return count * (self.parameters + 2 * self.gradients) + self.gradients + 2 * self.states + self.parameters
 
 
@@ -95,12 +100,18 @@ def step_time(
     waiting, hidden, network = _waited(Behind(cfg, degrees, computing, assumed.behind_products), sent, assumed)
     slowed = hidden * assumed.slowed
     memory = held.moved(count) / (assumed.chip.hbm * GB * assumed.of_memory)
+    updating = held.operations / (assumed.chip.teraflops(_update_dtype(cfg)) * 1e12 * assumed.chip.efficiency)
     tokens = cfg.data.packed_length * count * degrees.data
     bubble = computing * schedule.bubble
     needed = model_flops(cfg.model).of(tokens, _pairs(cfg, tokens))
-    seconds = computing + bubble + memory + slowed + sum(waiting.values())
+    seconds = computing + bubble + memory + updating + slowed + sum(waiting.values())
     mfu = needed / (peak * degrees.world * seconds)
-    return StepTime(computing, bubble, memory, slowed, waiting, hidden, network, tokens, degrees.world, mfu)
+    return StepTime(computing, bubble, memory, updating, slowed, waiting, hidden, network, tokens, degrees.world, mfu)
+
+
+def _update_dtype(cfg: TrainConfig) -> str:
+    """In which Muon multiplies on a GPU."""
+    return "float64" if cfg.model.dtype_name == "float64" else "bfloat16"
 
 
 def _pairs(cfg: TrainConfig, tokens: float) -> float:

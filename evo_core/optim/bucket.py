@@ -1,83 +1,23 @@
 """A bucket: parameters of one group whose gradients are reduced, and whose values are gathered, in one message.
 
-Every parameter is cut by its rows: of R rows, rank z of the ZeRO axis owns ``ceil(R / Z)`` from ``z ceil(R / Z)`` on,
-or what is left. So its share is one rectangle of the whole tensor, which a checkpoint can name. The elements of a
-vector are its rows; where there are fewer rows than ranks, the last ranks own nothing of it.
-
-A bucket lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, padded where a share is
-smaller than the first. So one reduce-scatter of the matrix leaves each rank the sum of its row, and one all-gather of
-rows gives back the matrix. In its columns a parameter lies as it does in memory, row after row, padding in the end.
+It lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z of the ZeRO axis owns, padded where
+that is less than the widest (`evo_core.optim.slots`). So one reduce-scatter of the matrix leaves each rank the sum of
+its row, and one all-gather of rows gives back the matrix.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
 from evo_core.optim.groups import ParameterGroup
+from evo_core.optim.slots import Slot, as_whole, by_rows, evenly_dealt, filled_up
 from evo_core.parallel.collectives import Pending, all_reduce, broadcast, of_first, reduce_scatter
 from evo_core.parallel.mesh import Axis
-from evo_core.placement import Placed, Placement, span
-
-
-@dataclass
-class Slot:
-    """The columns of one parameter in its bucket.
-
-    Attributes:
-        start: first column of the parameter's shares.
-        width: columns: the elements of ``ceil(R / Z)`` of its R rows.
-        share: what of it this rank owns.
-        filled: whether a gradient has been added since the last reduction.
-    """
-
-    name: str
-    param: nn.Parameter
-    start: int
-    width: int
-    share: Placement
-    filled: bool = False
-
-    def owned(self, zero_rank: int) -> int:
-        """Elements of the parameter, padding not counted, that a rank owns."""
-        return max(0, min(self.width, self.param.numel() - zero_rank * self.width))
-
-    def placed(self, row: torch.Tensor) -> Placed:
-        """This rank's share, without padding, of what lies in its row [width of the bucket]."""
-        flat = row[self.start : self.start + self.share.numel]
-        return Placed(flat.view(self.share.local_shape), self.share)
-
-    def put(self, matrix: torch.Tensor, flat: torch.Tensor, *, add: bool = False) -> None:
-        """Write `flat` [numel] into the parameter's columns of a [Z, width] matrix, or add it to them."""
-        for there, here in self._pieces(matrix, flat):
-            there.add_(here) if add else there.copy_(here)
-
-    def take(self, columns: torch.Tensor, start: int) -> None:
-        """Write what some columns of the bucket hold of the parameter into it.
-
-        Args:
-            columns: [Z, n], from the bucket's column `start` on.
-        """
-        low, high = max(start, self.start), min(start + columns.shape[1], self.start + self.width)
-        here = columns[:, low - start : high - start]
-        first, last, flat = low - self.start, high - self.start, self.param.data.view(-1)
-        rows, rest = divmod(flat.numel(), self.width)
-        flat[: rows * self.width].view(rows, self.width)[:, first:last].copy_(here[:rows])
-        if first < (end := min(rest, last)):  # of the row in which the parameter ends
-            flat[rows * self.width + first : rows * self.width + end].copy_(here[rows, : end - first])
-
-    def _pieces(self, matrix: torch.Tensor, flat: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Matching views: the full shares, and the one in which the parameter ends."""
-        rows, rest = divmod(flat.numel(), max(self.width, 1))
-        columns = matrix[:, self.start : self.start + self.width]
-        yield columns[:rows], flat[: rows * self.width].view(rows, self.width)
-        if rest:
-            yield columns[rows, :rest], flat[rows * self.width :]
+from evo_core.placement import Placed
 
 
 class Bucket:
@@ -93,13 +33,7 @@ class Bucket:
         self, group: ParameterGroup, parameters: Sequence[tuple[str, nn.Parameter]], master_dtype: torch.dtype
     ) -> None:
         self.group, self.zero = group, group.zero
-        self.slots: list[Slot] = []
-        self.width = 0
-        for name, param in parameters:
-            _, first_end = span(rows := param.shape[0] if param.dim() else 1, 0, self.zero.size)
-            width = first_end * param.numel() // max(rows, 1)
-            self.slots.append(Slot(name, param, self.width, width, group.share(name)))
-            self.width += width
+        self.slots, self.width = (by_rows if group.matrices is None else as_whole)(group, parameters)
         first = parameters[0][1]
         self.dtype, self.device, self.master_dtype = first.dtype, first.device, master_dtype
         self.shared = False
@@ -139,10 +73,8 @@ class Bucket:
             return
         row = self.zero.rank
         for slot in (slot for slot in self.slots if slot.name not in but):
-            owned = slot.owned(row)
-            start = row * slot.width
-            flat = slot.param.detach().reshape(-1)[start : start + owned]
-            self.master[slot.start : slot.start + owned].copy_(flat)
+            own = slot.own(slot.param.detach().reshape(-1), row)
+            self.master[slot.start : slot.start + own.numel()].copy_(own)
 
     def accumulate(self, slot: Slot) -> None:
         """Move the gradient of a parameter into the bucket, adding to what earlier micro-batches left."""
@@ -157,7 +89,7 @@ class Bucket:
         for slot in self.slots:
             self.accumulate(slot)  # a pipeline schedule may set gradients in ways that call no hook
             if not slot.filled:  # no loss depends on it in this step
-                self.grads[:, slot.start : slot.start + slot.width].zero_()
+                slot.clear(self.grads)
             slot.filled = False
         self.unsummed = [axis for axis in self.group.reduce if axis is not self.zero and axis.size > 1]
         if self.zero.size > 1:
@@ -206,17 +138,14 @@ def sum_repeated(gradients: Iterable[Placed], axis: Axis) -> None:
 
 
 def make_buckets(group: ParameterGroup, bucket_size: int, master_dtype: torch.dtype) -> list[Bucket]:
-    """Fill buckets of at most `bucket_size` elements (or one larger parameter), last parameters first.
+    """Buckets of at most `bucket_size` elements (or one larger parameter), last parameters first; of matrices that stay
+    whole one at least for each rank of the ZeRO axis.
 
     Backward makes gradients from the last layer to the first, so the first bucket is the first one complete.
     """
-    by_dtype: dict[torch.dtype, list[list[tuple[str, nn.Parameter]]]] = {}
-    filled: Counter[torch.dtype] = Counter()
-    for name, param in reversed(list(group.parameters.items())):
-        parts = by_dtype.setdefault(param.dtype, [[]])
-        if parts[-1] and filled[param.dtype] + param.numel() > bucket_size:
-            parts.append([])
-            filled[param.dtype] = 0
-        parts[-1].append((name, param))
-        filled[param.dtype] += param.numel()
-    return [Bucket(group, part, master_dtype) for parts in by_dtype.values() for part in parts]
+    backwards = reversed(list(group.parameters.items()))
+    if group.matrices is None:
+        parts = filled_up(backwards, bucket_size)
+    else:
+        parts = evenly_dealt(backwards, bucket_size, group.zero.size)
+    return [Bucket(group, part, master_dtype) for part in parts]

@@ -24,12 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, TypedDict
 
 from torch import nn
 
+from evo_core.optim.muon import Matrices
 from evo_core.parallel.mesh import Axis, Mesh
 from evo_core.placement import Held, Placement
+
+_NO_MATRICES: Mapping[str, Matrices] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class ParameterGroup:
         ends: the axis from the first stage of a pipeline to the last, where both hold them and each has a part of
             their gradient.
         decays: whether weight decay is for them.
+        matrices: what each parameter is where Muon updates them, by name: then one rank of `zero` has all of its state,
+            and the others nothing. None where AdamW does, and each of these ranks has some of its rows.
         placements: what this rank holds of each parameter, by name. In the global norm each piece counts once, by an
             equal part on each rank that holds it, so that a parameter may have pieces on more ranks than others, as
             key and value heads that are on several tensor ranks.
@@ -63,17 +69,30 @@ class ParameterGroup:
     repeated: Axis | None = None
     ends: Axis | None = None
     decays: bool = True
+    matrices: Mapping[str, Matrices] | None = None
 
     def share(self, name: str) -> Placement:
         """What this rank holds of the state of a parameter: a run of the parameter's rows, by `placement.span`."""
         return self.placements[name].share(self.zero.rank, self.zero.size, self.zero.alike)
 
+    def whole_share(self, name: str, *, mine: bool) -> Placement:
+        """What this rank holds of the state of a parameter of which one rank has all, or where another has, nothing."""
+        whole = self.placements[name]
+        return whole.share(0, 1, self.zero.alike) if mine else whole.nothing
 
-def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh, *, decays: bool = True) -> ParameterGroup:
+
+def data_parallel(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    mesh: Mesh,
+    *,
+    decays: bool = True,
+    matrices: Mapping[str, Matrices] | None = None,
+) -> ParameterGroup:
     """The group of parameters that are whole on every data rank, and on no other or cut over the others.
 
     Args:
         parameters: as `nn.Module.named_parameters` gives them; those without gradients are left out.
+        matrices: see `ParameterGroup`.
     """
     trained = {name: param for name, param in parameters if param.requires_grad}
     placements = {name: Placement.whole(param.shape, mesh.data.ranks) for name, param in trained.items()}
@@ -85,31 +104,48 @@ def data_parallel(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh, *,
         replica=(mesh.replica,),
         placements=placements,
         decays=decays,
+        matrices=matrices,
     )
 
 
-def groups_of(model: nn.Module, mesh: Mesh, no_decay: Collection[str] = ()) -> list[ParameterGroup]:
+def groups_of(
+    model: nn.Module,
+    mesh: Mesh,
+    no_decay: Collection[str] = (),
+    matrices: Mapping[str, Matrices] = _NO_MATRICES,
+) -> list[ParameterGroup]:
     """The groups of a model, as its record of what this rank holds says; every rank must call it.
 
     Args:
         no_decay: names of the parameters that weight decay is not for.
+        matrices: what those are that Muon updates, by name; all of each is on this rank.
     """
     held: Mapping[str, Held] = getattr(model, "held", {})
-    kinds: dict[tuple[bool, _Lying], dict[str, nn.Parameter]] = {}
+    kinds: dict[tuple[bool, bool, _Lying], dict[str, nn.Parameter]] = {}
     for name, param in model.named_parameters():
         if param.requires_grad:
             lying = _lying(held[name], mesh) if held else _WHOLE
-            kinds.setdefault((name in no_decay, lying), {})[name] = param
+            kinds.setdefault((name in matrices, name in no_decay, lying), {})[name] = param
     if not kinds:
         return [data_parallel((), mesh)]
     # In one order on every rank, since they make process groups.
-    in_order = sorted(kinds.items(), key=lambda item: item[0])
-    if not held:
-        return [data_parallel(params.items(), mesh, decays=not left_out) for (left_out, _), params in in_order]
-    return [
-        _group(lying, params, {name: held[name].placement for name in params}, mesh, decays=not left_out)
-        for (left_out, lying), params in in_order
-    ]
+    groups = []
+    # In one order on every rank, since they make process groups.
+    for (whole, left_out, lying), params in sorted(kinds.items(), key=lambda item: item[0]):
+        how: _How = {"decays": not left_out, "matrices": {name: matrices[name] for name in params} if whole else None}
+        if held:
+            placements = {name: held[name].placement for name in params}
+            groups.append(_group(lying, params, placements, mesh, how))
+        else:
+            groups.append(data_parallel(params.items(), mesh, **how))
+    return groups
+
+
+class _How(TypedDict):
+    """See `ParameterGroup`."""
+
+    decays: bool
+    matrices: Mapping[str, Matrices] | None
 
 
 _Kind = Literal["alike", "cut", "dealt", "gathered", "partial", "repeated"]
@@ -141,15 +177,14 @@ def _group(
     parameters: Mapping[str, nn.Parameter],
     placements: Mapping[str, Placement],
     mesh: Mesh,
-    *,
-    decays: bool,
+    how: _How,
 ) -> ParameterGroup:
     kind, holders, on_ends = lying
     if kind in ("gathered", "dealt"):
         axes = mesh.weights if kind == "gathered" else mesh.experts
         assert axes is not None  # which cut them
         zero, replica = axes.zero, axes.replica
-        return ParameterGroup(parameters, (zero, replica), mesh.data.size, zero, (replica,), placements, decays=decays)
+        return ParameterGroup(parameters, (zero, replica), mesh.data.size, zero, (replica,), placements, **how)
     over_data, over_tensor = (mesh.zero, mesh.replica), (mesh.tensor,)
     alike_along = (mesh.replica, *over_tensor) if kind in ("partial", "alike") else (mesh.replica,)
     ends = mesh.ends if on_ends else None
@@ -163,5 +198,5 @@ def _group(
         alike=over_tensor if kind == "alike" else (),
         repeated=mesh.tensor_run(holders) if kind == "repeated" else None,
         ends=ends,
-        decays=decays,
+        **how,
     )

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evo_core.optim.bucket import Bucket, Slot
+from evo_core.optim.bucket import Bucket
+from evo_core.optim.slots import Slot
 from evo_core.parallel.collectives import Pending, all_gather
 
 

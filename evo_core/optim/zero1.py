@@ -1,4 +1,5 @@
-"""ZeRO-1 AdamW: every rank of a ZeRO axis updates its share of the parameters and hands it to the others.
+"""ZeRO-1: every rank of a ZeRO axis updates its share of the parameters, by AdamW and matrices by Muon if they are to
+be, and hands it to the others.
 
 The life of a step, the same for one process and for many::
 
@@ -6,7 +7,7 @@ The life of a step, the same for one process and for many::
     for batch in micro_batches:
         optimizer.backward(loss / micro_num, last=...)    # gradients go to fp32 buckets; the last one reduces them
     norm, sums = optimizer.reduce(totals)                 # gradient norm and the caller's sums in one all-reduce
-    updated = optimizer.step(lr, beta2)                   # scale, clip, AdamW on the share, gather; or skip
+    updated = optimizer.step(lr, beta2)                   # scale, clip, update the share, gather; or skip
     optimizer.wait_for(parameters)                        # where they are read, if the gather is overlapped with it
 
 A pipeline's schedule makes the gradients by itself: see `Optimizer`.
@@ -27,19 +28,23 @@ import torch
 from torch import nn
 
 from evo_core.errors import ConfigError
-from evo_core.optim.bucket import Bucket, Slot, make_buckets
+from evo_core.optim.bucket import Bucket, make_buckets
 from evo_core.optim.grad_norm import counted
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.loss_scaler import LossScaler
+from evo_core.optim.matrix_updates import MatrixUpdates
+from evo_core.optim.muon import Muon
 from evo_core.optim.protocol import Reduced
 from evo_core.optim.publishing import Publishing
 from evo_core.optim.scaled import Rates, Scaled, fused_adamw, trained
+from evo_core.optim.slots import Slot
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Piece, Placed
 
 
 class Zero1AdamW(Scaled):
-    """AdamW over groups of parameters; the state of each is cut over the group's ZeRO axis.
+    """AdamW over groups of parameters, and Muon over those that are matrices; the state of each is cut over the group's
+    ZeRO axis.
 
     Creating it gives every rank the parameters of the first of those that hold the same.
 
@@ -59,6 +64,7 @@ class Zero1AdamW(Scaled):
             is empty, one group behind another. Updated parameters are gathered in this order.
         overlap_params: leave it to `wait_for` and `settle` to wait for updated parameters; else `step` does.
         gather_size: elements of parameters that are gathered at once.
+        muon: how the groups that have `matrices` are updated; None: as by default.
 
     Raises:
         ConfigError: there is nothing to train on a rank; on every rank.
@@ -79,9 +85,10 @@ class Zero1AdamW(Scaled):
         order: Iterable[str] = (),
         overlap_params: bool = False,
         gather_size: int = 512 * 1024 * 1024,
+        muon: Muon | None = None,
     ) -> None:
         super().__init__(world, scaler, clip_grad_norm)
-        self.groups = tuple(sorted(groups, key=lambda group: not group.decays))
+        self.groups = tuple(sorted(groups, key=lambda group: (group.matrices is not None, not group.decays)))
         self.overlap = overlap and world.size > 1
         self.beta1, self.eps, self.weight_decay = beta1, eps, weight_decay
         self.updates = 0
@@ -93,16 +100,20 @@ class Zero1AdamW(Scaled):
         device = params[0].device
         self.master = torch.zeros(sum(bucket.width for bucket in self.buckets), dtype=self.dtype, device=device)
         self.grad = torch.zeros_like(self.master)
-        self.exp_avg = torch.zeros_like(self.master)
-        self.exp_avg_sq = torch.zeros_like(self.master)
+        sizes = [sum(bucket.width for bucket in buckets) for buckets in buckets_of]
+        of_adamw = [size if group.matrices is None else 0 for size, group in zip(sizes, self.groups, strict=True)]
+        self.exp_avg = self.master.new_zeros(sum(of_adamw))
+        self.exp_avg_sq = torch.zeros_like(self.exp_avg)
         self._counts = [torch.zeros((), dtype=torch.float32, device=device) for _ in range(2)]
 
         for bucket, part in self._parts():
             bucket.share_parameters()
             bucket.attach(self.master[part], self.grad[part])
-        sizes = [sum(bucket.width for bucket in buckets) for buckets in buckets_of]
-        decaying = sum(size for size, group in zip(sizes, self.groups, strict=True) if group.decays)
-        self._by_decay = (slice(0, decaying), slice(decaying, sum(sizes)))
+        decaying = sum(size for size, group in zip(of_adamw, self.groups, strict=True) if group.decays)
+        self._by_decay = (slice(0, decaying), slice(decaying, sum(of_adamw)))
+        self.matrices = MatrixUpdates(
+            [bucket for bucket in self.buckets if bucket.group.matrices is not None], muon or Muon()
+        )
         self._grads = list(zip(self.groups, self.grad.split(sizes), strict=True))
         self._counted = [
             part
@@ -202,6 +213,7 @@ class Zero1AdamW(Scaled):
             if factor != group.divisor:
                 grad.mul_(factor / group.divisor)
         self._adamw(lr, beta2)
+        self.matrices.update(lr, self.weight_decay)
         self.updates += 1
         self.publishing.start()
         if not self._overlaps_params:
@@ -219,17 +231,19 @@ class Zero1AdamW(Scaled):
     def state(self) -> dict[str, Placed]:
         """The optimizer's tensors by parameter name: the rank's share of each, in the optimizer's own memory.
 
-        ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and, where the parameter's own type is narrower, ``master.<name>``,
-        each a part of a tensor of the parameter's shape, in `dtype`.
+        ``exp_avg.<name>``, ``exp_avg_sq.<name>``, or of a matrix ``momentum.<name>``, and, where the parameter's own
+        type is narrower, ``master.<name>``, each a part of a tensor of the parameter's shape, in `dtype`.
         """
-        sources = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "master": self.master}
         state = {}
         for bucket, part in self._parts():
-            for kind, flat in sources.items():
-                if kind == "master" and bucket.dtype == self.dtype:
-                    continue  # the parameter is its own master value
+            rows = {"exp_avg": self.exp_avg[part], "exp_avg_sq": self.exp_avg_sq[part]}
+            if bucket.group.matrices is not None:
+                rows = {"momentum": self.matrices.momentum_of(bucket)}
+            if bucket.dtype != self.dtype:  # else the parameter is its own master value
+                rows["master"] = bucket.master
+            for kind, row in rows.items():
                 for slot in bucket.slots:
-                    state[f"{kind}.{slot.name}"] = slot.placed(flat[part])
+                    state[f"{kind}.{slot.name}"] = slot.placed(row)
         return state
 
     def held(self) -> dict[str, list[torch.Tensor]]:
@@ -237,7 +251,7 @@ class Zero1AdamW(Scaled):
         return {
             "gradients": [self.grad, *(bucket.grads for bucket in self.buckets)],
             "master values": [self.master],
-            "moments": [self.exp_avg, self.exp_avg_sq, *self._counts],
+            "moments": [self.exp_avg, self.exp_avg_sq, self.matrices.momentum, *self._counts],
         }
 
     def restored(self, *, updates: int, masters: Collection[str] = ()) -> None:
@@ -263,7 +277,7 @@ class Zero1AdamW(Scaled):
 
     @torch.no_grad()
     def _adamw(self, lr: float, beta2: float) -> None:
-        """One fused kernel over all of the rank's share that decays, and one over the rest."""
+        """One fused kernel over all of the rank's share of AdamW's that decays, and one over the rest."""
         for part, weight_decay, count in zip(self._by_decay, (self.weight_decay, 0.0), self._counts, strict=True):
             if part.stop == part.start:
                 continue

@@ -70,6 +70,7 @@ def cut_down(cfg: TrainConfig, ranks: int) -> CutDown:
         "model": {**kept, **{name: getattr(model, name) * scale for name in STDS}, **sizes},
         "moe": cfg.moe.model_dump(),
         "loss": cfg.loss.model_dump(),
+        "optimizer": cfg.optimizer.model_dump(),
         "adam": cfg.adam.model_dump(exclude={"lr", "adam_eps"}),
         "data": {name: getattr(cfg.data, name) for name in _KEPT_OF_DATA},
     }

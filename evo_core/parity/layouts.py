@@ -184,6 +184,12 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
             "model": {**_EXPERTS, "moe_type": "MegaBlock"},
             "moe": {"top_k": 3},
         },
+        "moe-muon": {
+            "model_type": "INTERNLM_MoE",
+            "model": {**_EXPERTS, "moe_type": "MegaBlock", "moe_use_residual": True},
+            "moe": {"top_k": 3},
+            "optimizer": {"name": "muon"},
+        },
         "smoothing": {"loss": {"label_smoothing": 0.1}},
         "dropout": {"model": {"drop_rate": 0.1}},
         "embed-grad-scale": {"model": {"embed_grad_scale": 0.1}},
@@ -194,6 +200,8 @@ MODELS: MappingProxyType[str, Settings] = MappingProxyType(
             "model": {"norm_type": "layernorm", "tie_word_embeddings": True},
             "adam": {"weight_decay": 0.5, "no_decay": ["norm", "bias", "embedding"]},
         },
+        "muon": {"model_type": "LLAMA3", "optimizer": {"name": "muon"}, "adam": {"weight_decay": 0.5}},
+        "muon-fused": {"optimizer": {"name": "muon"}},
         "gelu": {"model": {"use_swiglu": False}},
         "fp32-norm": {"use_fp32_norm": True},
         "fp32-residual": {"model": {"residual_in_fp32": True}},
@@ -241,6 +249,7 @@ def _rows() -> Iterator[Row]:
         yield Row(f"{layout.name}-recompute", layout, way=WAYS["recompute"])
         yield from _fetching(layout)
         yield from _publishing(layout)
+        yield from _whole_matrices(layout)
     for layout in _typical():
         for way in WAYS:
             if way not in ("recompute", "overlap-params", *_FETCHING) and _matters(way, layout):
@@ -258,6 +267,8 @@ def _rows() -> Iterator[Row]:
         batch = {} if layout.name.startswith("dp4") else _HALF_A_BATCH
         for model in ("moe", "moe-one-expert", "moe-dropless"):
             yield Row(f"{layout.name}-{model}", layout, merge(batch, MODELS[model]))
+        if _leaves_matrices_whole(layout):
+            yield Row(f"{layout.name}-moe-muon", layout, merge(batch, MODELS["moe-muon"]))
         for way in ("recompute", "overlap", "overlap-params") if "-zero" in layout.name else ():
             yield Row(f"{layout.name}-moe-{way}", layout, merge(batch, MODELS["moe"]), WAYS[way])
 
@@ -287,6 +298,17 @@ def _publishing(layout: Layout) -> Iterator[Row]:
         yield Row(f"{layout.name}-tied-overlap-params", layout, merge(_HALF_A_BATCH, MODELS["tied"]), way)
     if layout.parallel.get("weight", {}).get("size", 1) > 1:
         yield Row(f"{layout.name}-memory-pool-overlap-params", layout, way=merge(WAYS["memory-pool"], way))
+
+
+def _whole_matrices(layout: Layout) -> Iterator[Row]:
+    """Muon with both overlaps where ranks share states, and where they share the sequence alone."""
+    if not _leaves_matrices_whole(layout):
+        return
+    model = merge({} if layout.name.startswith("dp4") else _HALF_A_BATCH, MODELS["muon"])
+    if layout.parallel.get("zero1", {}).get("size", 1) > 1:
+        yield Row(f"{layout.name}-muon-overlap", layout, model, merge(WAYS["overlap"], WAYS["overlap-params"]))
+    elif layout.parallel.get("tensor", {}).get("size", 1) > 1:
+        yield Row(f"{layout.name}-muon", layout, model)
 
 
 def _typical() -> list[Layout]:
@@ -327,9 +349,18 @@ def _matters(named: str, layout: Layout) -> bool:
         return layout.name in ("dp2-fsdp2", "msp2", "msp4", "isp2w2", "pp2", "pp2x2-msp2")
     if layout.parallel.get("zero1", {}).get("fsdp") and (named == "overlap" or named.startswith("moe")):
         return False
+    if named in ("muon", "muon-fused", "moe-muon") and not _leaves_matrices_whole(layout):
+        return False
     if named == "six-layers":  # stages of unlike size
         return "pipeline" in layout.parallel
     return named not in ("vocab-embedding", "whole-logits") or tensor > 1
+
+
+def _leaves_matrices_whole(layout: Layout) -> bool:
+    """Whether each rank has all of every matrix of its blocks, which Muon needs."""
+    tensor, weight = layout.parallel.get("tensor", {}), layout.parallel.get("weight", {})
+    cut = tensor.get("size", 1) if tensor.get("mode") != "isp" else weight.get("size", 1)
+    return cut == 1 and not layout.parallel.get("zero1", {}).get("fsdp")
 
 
 ROWS = tuple(_rows())

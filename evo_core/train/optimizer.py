@@ -13,13 +13,15 @@ from evo_core.model.decoder import Decoder
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.norm import Norm
 from evo_core.optim.fsdp_adamw import FsdpAdamW
-from evo_core.optim.groups import groups_of
+from evo_core.optim.groups import ParameterGroup, groups_of
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
+from evo_core.optim.muon import Muon
 from evo_core.optim.protocol import Optimizer
 from evo_core.optim.schedules import Beta2Schedule, LearningRate
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Mesh
 from evo_core.placement import dtypes_of
+from evo_core.train.matrices import matrices_of
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
     """The optimizer of a model, with its loss scale."""
     zero = cfg.hybrid_zero_optimizer
-    groups = groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay))
+    groups = make_groups(cfg, model, mesh)
     settings: dict[str, Any] = {
         "beta1": cfg.adam.adam_beta1,
         "eps": cfg.adam.adam_eps,
@@ -47,10 +49,27 @@ def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
         order=(name for name, _ in model.named_parameters()),
         overlap_params=zero.overlap_sync_param,
         gather_size=zero.all_gather_size,
+        muon=make_muon(cfg),
     )
     if zero.overlap_sync_param:
         wait_where_read(model, optimizer)
     return optimizer
+
+
+def make_groups(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> list[ParameterGroup]:
+    """The parameters of a model by how they are summed, shared and updated; every rank must call it.
+
+    Raises:
+        ConfigError: the job wants Muon, and the model has no matrices for it.
+    """
+    matrices = matrices_of(model) if cfg.optimizer.name == "muon" else {}
+    return groups_of(model, mesh, no_decay=without_decay(model, cfg.adam.no_decay), matrices=matrices)
+
+
+def make_muon(cfg: TrainConfig) -> Muon:
+    """How matrices are updated, where they are by Muon."""
+    stated = cfg.optimizer.model_dump(exclude={"name"}, exclude_none=True)
+    return Muon(**stated)
 
 
 def wait_where_read(model: nn.Module, optimizer: Optimizer) -> None:

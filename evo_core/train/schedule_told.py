@@ -91,6 +91,8 @@ def _differences(there: TrainConfig, here: TrainConfig) -> dict[str, tuple[objec
     if kinds == {"constant"}:
         unread |= {"eta_min"}
     settings: dict[str, tuple[object, object]] = {"adam.lr": (there.adam.lr, here.adam.lr)}
+    if there.optimizer.name == here.optimizer.name == "muon":
+        settings["optimizer.lr_ratio"] = there.optimizer.lr_ratio, here.optimizer.lr_ratio
     for block in ("lr_scheduler", "beta2_scheduler"):
         own, other = getattr(here, block), getattr(there, block)
         for name in type(own).model_fields:

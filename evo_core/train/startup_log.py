@@ -106,11 +106,12 @@ def log_parts(
     total = cfg.data.total_steps
     log.info("Number of elements on ranks: %s", _shares(optimizer, mesh))
     log.info(
-        "model %s: %s parameters in %s; %sfused AdamW in %s, %d threads per rank",
+        "model %s: %s parameters in %s; %s%s in %s, %d threads per rank",
         cfg.model_type,
         f"{count_parameters(model):,}",
         dtype_of(model),
         _attention(model, ranks.device),
+        "fused AdamW" if cfg.optimizer.name == "adamw" else "Muon for matrices and fused AdamW",
         optimizer.dtype,
         torch.get_num_threads(),
     )

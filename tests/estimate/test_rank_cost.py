@@ -22,6 +22,7 @@ OFTEN = [
     ("pp2zbv", "float32"),
     ("dp2-fsdp2-recompute-half", BFLOAT16),
     ("dp2-zero2-moe-dropless", "float32"),
+    ("dp2-zero2-muon-overlap", "float32"),
 ]
 TWO = [
     ("dp2-zero2-overlap-params", BFLOAT16),
@@ -46,9 +47,12 @@ TWO = [
     ("dp2-fsdp2-fp32-norm", BFLOAT16),
     ("dp2-zero2-moe-dropless", BFLOAT16),
     ("dp2-ep1-moe-dropless", "float32"),
+    ("dp2-zero2-muon-fused", BFLOAT16),
+    ("isp2w1-zero2-muon-overlap", BFLOAT16),
 ]
 FOUR = [
     ("dp4-zero2", BFLOAT16),
+    ("dp4-zero2-muon-overlap", BFLOAT16),
     ("mtp4-one-kv-head", "float32"),
     ("msp2-dp2-zero2", BFLOAT16),
     ("isp4w2-zero2", BFLOAT16),
@@ -80,6 +84,10 @@ FURTHER = [
     ("pp2-dp2-zero2-recompute", 16, 6),
     ("pp4", 16, 10),
     ("dp2-zero2-moe-dropless", 4, 4),
+    ("dp2-zero2-muon", 4, 7),
+    ("pp2-dp2-zero2-muon", 16, 6),
+    ("dp4-zero4-ep2-moe-muon", 8, 5),
+    ("isp2w1-zero2-muon-overlap", 4, 6),
 ]
 MEASURED_ONLY = "all_to_all_rows"
 """How many tokens go to the experts of other ranks is decided by a router."""

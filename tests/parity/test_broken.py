@@ -7,18 +7,16 @@ would train.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-from torch import nn
 
 from evo_core.optim import zero1
 from evo_core.optim.grad_norm import Counted
 from evo_core.optim.groups import ParameterGroup
-from evo_core.parallel.mesh import Mesh
 from evo_core.parity.job import Settings
 from evo_core.placement import Piece, Placement
 from evo_core.train import optimizer as train_optimizer
@@ -86,8 +84,8 @@ def counted_twice(model: Any) -> Any:
 def other_groups(model: Any, change: Callable[[ParameterGroup], ParameterGroup]) -> Any:
     as_it_is = train_optimizer.groups_of
 
-    def changed(model: nn.Module, mesh: Mesh, no_decay: Collection[str]) -> list[ParameterGroup]:
-        return [change(group) for group in as_it_is(model, mesh, no_decay)]
+    def changed(*args: Any, **options: Any) -> list[ParameterGroup]:
+        return [change(group) for group in as_it_is(*args, **options)]
 
     return replaced(train_optimizer, "groups_of", changed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from evo_core.config.fields import Block, block, execution, identity
 from evo_core.config.types import (
@@ -80,6 +80,59 @@ class LossConfig(Block):
     def _is_a_share(cls, value: float) -> float:
         if not 0 <= value < 1:
             raise ValueError(f"must be at least 0 and below 1, not {value:g}")
+        return value
+
+
+_OF_MUON: dict[str, Any] = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "lr_ratio": 1.0}
+"""Muon's keys and their defaults."""
+
+_MOST_STEPS = 20
+"""Far more than is needed: each raises a small singular value 3.4-fold, so that 12 bring one of a millionth near 1."""
+
+
+class OptimizerConfig(Block):
+    """What updates the weights. The other keys are muon's, and None with adamw; `adam` is for both."""
+
+    name: Literal["adamw", "muon"] = identity(
+        "adamw", "adamw; or muon for the matrices of the blocks, and adamw for the rest.", introduced="adamw"
+    )
+    momentum: Probability | None = identity(
+        None, "Share that the gradients' running mean keeps; default: 0.95.", introduced=None
+    )
+    nesterov: bool | None = identity(None, "Mix the gradient in once more; default: true.", introduced=None)
+    ns_steps: PositiveInt | None = identity(
+        None, "Steps of the Newton-Schulz iteration, at most 20; default: 5.", introduced=None
+    )
+    lr_ratio: PositiveFloat | None = identity(
+        None, "Learning rate of the matrices over adam.lr; default: 1.", introduced=None
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_muon(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name") != "muon":
+            return data
+        return {**_OF_MUON, **{key: value for key, value in data.items() if value is not None}}
+
+    @field_validator(*_OF_MUON)
+    @classmethod
+    def _with_muon_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("name") == "adamw":
+            raise ValueError("is for muon: leave it out, or write name: muon")
+        return value
+
+    @field_validator("momentum")
+    @classmethod
+    def _below_one(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1:
+            raise ValueError(f"must be below 1, not {value:g}")
+        return value
+
+    @field_validator("ns_steps")
+    @classmethod
+    def _few(cls, value: int | None) -> int | None:
+        if value is not None and value > _MOST_STEPS:
+            raise ValueError(f"must be at most {_MOST_STEPS}, not {value}")
         return value
 
 

@@ -42,6 +42,7 @@ from evo_core.config.schema.optim import (
     HybridZeroOptimizerConfig,
     LossConfig,
     LrSchedulerConfig,
+    OptimizerConfig,
 )
 from evo_core.config.schema.parallel import ParallelConfig
 from evo_core.config.types import NonNegativeInt, OptionalLocation, describe
@@ -91,7 +92,8 @@ class TrainConfig(Block):
     moe: MoeConfig = block(MoeConfig, "Routing of tokens to experts.")
     model: Annotated[ModelConfig, WrapValidator(_of_its_type)] = required_block("The network.")
     loss: LossConfig = block(LossConfig, "The training loss.")
-    adam: AdamConfig = block(AdamConfig, "The optimizer.")
+    optimizer: OptimizerConfig = block(OptimizerConfig, "What updates the weights.")
+    adam: AdamConfig = block(AdamConfig, "AdamW, and the learning rate and weight decay of any optimizer.")
     lr_scheduler: LrSchedulerConfig = block(LrSchedulerConfig, "The learning rate over time.")
     beta2_scheduler: Beta2SchedulerConfig = block(Beta2SchedulerConfig, "Adam's beta2 over time.")
     grad_scaler: GradScalerConfig = block(GradScalerConfig, "Loss scaling.")
