@@ -35,7 +35,7 @@ class _Part(NamedTuple):
 
 def fits(length: int, dtype: torch.dtype) -> bool:
     """Whether documents of so many tokens are faster by blocks."""
-    return (_SHORTEST if dtype == torch.float32 else _SHORTEST_OF_16_BIT) <= length <= _LONGEST
+    return (_SHORTEST_OF_16_BIT if dtype.itemsize == 2 else _SHORTEST) <= length <= _LONGEST
 
 
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
@@ -104,9 +104,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         out[..., rows, :] = product.view(out[..., rows, :].shape)
 
 
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, d_q: Tensor, d_k: Tensor, d_v: Tensor
-) -> None:
+def _backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> None:
     """Fills d_q [n, heads, group, L, d], d_k and d_v [n, heads, 1, L, d].
 
     With P the softmax of S = scale q k^T: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(P dP)), dq = scale dS k,
