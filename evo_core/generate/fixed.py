@@ -80,7 +80,7 @@ class FixedCache(KVCache):
         self._positions.add_(1)
         assert self.visible is not None
         self.visible.index_fill_(3, self._newest, 0.0)
-        cos, sin, interleaved = self._every
+        cos, sin, _ = self._every
         self.rotation = self._every._replace(
             cos=cos.index_select(0, self._positions), sin=sin.index_select(0, self._positions)
         )
