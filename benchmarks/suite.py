@@ -19,7 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,31 +67,31 @@ def run_benchmark(name: str, figures: Path, *, quick: bool, timeout: float = TIM
 
 
 def _run(command: Sequence[str], printed: list[str], timeout: float) -> str | None:
-    """Run a command, showing and keeping its lines. Returns why it did not end well, or None."""
+    """Run a command and show all that it says; what it prints is kept. Returns why it did not end well, or None."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=peers.environment(),
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         start_new_session=True,  # what it has started ends with it
     )
-    assert process.stdout is not None
-    late = threading.Event()
+    complaints, late = deque[str](maxlen=100), threading.Event()
 
     def end() -> None:
         late.set()
         _end(process)
 
     timer = threading.Timer(timeout, end)
+    listener = threading.Thread(target=_show, args=(process.stderr, complaints.append), daemon=True)
     timer.start()
+    listener.start()
     try:
-        for line in process.stdout:
-            printed.append(line.rstrip("\n"))
-            print(line, end="", flush=True)
+        _show(process.stdout, printed.append)
         status = process.wait()
+        listener.join(10)  # a process that it left behind may keep this open
     finally:
         timer.cancel()
         _end(process)
@@ -98,8 +99,14 @@ def _run(command: Sequence[str], printed: list[str], timeout: float) -> str | No
         return f"it took longer than {timeout:g} s and was ended"
     if status == 0:
         return None
-    said = [line for line in printed if line.strip()]
+    said = [line for line in (*printed, *complaints) if line.strip()]
     return f"status {status}: {said[-1].strip() if said else 'it said nothing'}"
+
+
+def _show(stream: Any, keep: Callable[[str], object]) -> None:
+    for line in stream:
+        keep(line.rstrip("\n"))
+        print(line, end="", flush=True)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

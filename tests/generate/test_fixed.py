@@ -1,4 +1,7 @@
-"""Steps whose tensors stay where they are give the tokens of ordinary ones, also when they are repeated unread."""
+"""Steps whose tensors stay where they are give the tokens of ordinary ones, also when they are repeated unread.
+
+That a graph on a GPU does is tested in tests/benchmarks/test_gpu.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from tests.generate.test_cache import FAMILIES, PROMPTS
 from tests.model.configs import tiny
 
 NEW = 12
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def expected(model: Any, prompts: list[list[int]]) -> list[list[int]]:
@@ -102,13 +104,3 @@ def test_what_does_not_fit_is_refused() -> None:
     fixed.step(torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="all 64 slots are taken"):
         fixed.step(torch.tensor([1, 1]))
-
-
-@pytest.mark.gpu
-@NEEDS_GPU
-@pytest.mark.parametrize("family", ["INTERNLM2", "LLAMA2", "QWEN3", "INTERNLM_MoE"])
-def test_a_graph_on_this_gpu_gives_the_same_tokens(family: str) -> None:
-    model = decoder(**{**FAMILIES[family], "dtype": "float32"}).cuda()
-    fixed = FixedDecoding(Forward(model), len(PROMPTS), 40)
-    for prompts in (PROMPTS, PROMPTS[::-1]):
-        assert fixed.greedy(prompts, NEW) == expected(model, prompts)
