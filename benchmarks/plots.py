@@ -21,16 +21,19 @@ def ratios(rows: Iterable[Row], path: Path) -> Path | None:
     if not shown:
         return None
     figure, axes = figure_of(10, 1 + 0.28 * len(shown))
+    axes.set_xscale("log")
+    least = min(0.5, *(0.8 * min(row.ratio or 1, row.bar or 1) for row in shown))
+    axes.set_xlim(least, 1.15 * max(max(row.ratio or 1, row.bar or 1) for row in shown))
     for place, row in enumerate(reversed(shown)):
         axes.barh(place, row.ratio, color=BAD if row.verdict == MISSED else GOOD, height=0.6)
         axes.plot([row.bar, row.bar], [place - 0.42, place + 0.42], color="black", linewidth=2)
-        axes.text(row.ratio, place, f" {row.ratio:.2f}", va="center", fontsize=8)
+        axes.text(least, place, f" {row.ratio:.2f}", va="center", fontsize=8, color="white")
     names = [f"{row.benchmark}: {row.row}" + (f" / {row.peer}" if row.peer else "") for row in reversed(shown)]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
-    axes.set_xscale("log")
     axes.axvline(1, color=PLAIN, linewidth=0.8)
     axes.set_xlabel("times as good as the peer; a black mark is the bar")
-    ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16) if tick <= 2 * max(row.ratio or 1 for row in shown)]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 8, 16) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     return save(figure, path)
