@@ -201,7 +201,7 @@ def run(
             elif not (limit := budget.limit(task)):
                 board.leave_out(task, f"it takes about {task.seconds:.0f} s, and {max(0, budget.left):.0f} s are left")
             else:
-                board.note(task, worker.ask(task, limit))
+                board.note(task, worker.ask(task, limit, budget.left))
             save()
     finally:
         worker.end()
@@ -212,6 +212,8 @@ def run(
 
 def lacking() -> str | None:
     """Why nothing can be measured here, in a line; None where all is there."""
+    if importlib.util.find_spec("torch") is None:
+        return f"{sys.executable} has no torch: name the interpreter that has it, make gpu PYTHON=..."
     if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
         listed = " ".join(missing)
         return (

@@ -89,16 +89,24 @@ class Worker:
         self._process: Any = None
         self._pipe: Any = None
 
-    def ask(self, task: Task, timeout: float) -> dict[str, Any]:
-        """The answer to a task; one that takes longer than so many seconds, or ends the process, is an "error"."""
-        began = {"device": ""} if self._process is not None else self._start(timeout)
+    def ask(self, task: Task, timeout: float, start: float) -> dict[str, Any]:
+        """The answer to a task.
+
+        Args:
+            timeout: seconds that it may take; one that takes longer, or ends the process, is an "error".
+            start: seconds in which the process may start, where there is none; from a cold disk that takes a minute.
+        """
+        began = {} if self._process is not None else self._start(start)
         if "error" in began:
             return began
-        self._pipe.send(task)
-        found = self._answer(timeout)
+        try:
+            self._pipe.send(task)
+        except OSError:
+            pass  # it has ended, which is what its answer says
+        found = self._answer(timeout, "")
         if "error" in found:  # after an error of CUDA's every other call fails too
             self.end()
-        return found | ({"peak": began["peak"], "device": began["device"]} if "peak" in began else {})
+        return found | began
 
     def end(self) -> None:
         """End the process, if there is one."""
@@ -108,21 +116,21 @@ class Worker:
             self._pipe.close()
             self._process = None
 
-    def _start(self, timeout: float) -> dict[str, Any]:
+    def _start(self, seconds: float) -> dict[str, Any]:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=work, args=(self._kind, other), daemon=True)
         self._process.start()
         other.close()
-        found = self._answer(timeout)
+        found = self._answer(seconds, " to start")
         if "error" in found:
             self.end()
         return found
 
-    def _answer(self, timeout: float) -> dict[str, Any]:
+    def _answer(self, timeout: float, doing: str) -> dict[str, Any]:
         try:
             if not self._pipe.poll(timeout):
-                return {"error": f"it took longer than {timeout:.0f} s and was ended"}
+                return {"error": f"it took longer than {timeout:.0f} s{doing} and was ended"}
             found: dict[str, Any] = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
