@@ -82,10 +82,17 @@ def first_that_fits(attempts: Sequence[Attempt], device: Device) -> dict[str, An
     for attempt in attempts:
         try:
             return attempt()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             said = str(error).partition(". GPU")[0]
         device.release()  # not above, where the error still holds the tensors of those whom it went through
     raise DoesNotFit(said)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory, be it to torch or to a library that it calls."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error) or "out of memory" in str(error)
 
 
 def needed_flops(cfg: ModelConfig, length: int, documents: int) -> float:

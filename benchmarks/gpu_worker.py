@@ -71,10 +71,9 @@ def answer(task: Task, device: Any) -> dict[str, Any]:
         if task.kind == "decode":
             return gpu_decode.measure(task.contestant, task.shape, task.size, device, new=task.count)
         return gpu_train.products(task.size, device)
-    except (gpu_train.DoesNotFit, torch.OutOfMemoryError) as error:
-        return {"does_not_fit": _line(error)}
     except Exception as error:
-        return {"error": _line(error)}
+        full = isinstance(error, gpu_train.DoesNotFit) or gpu_train.is_out_of_memory(error)
+        return {"does_not_fit" if full else "error": _line(error)}
 
 
 def _line(error: BaseException) -> str:

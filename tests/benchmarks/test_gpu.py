@@ -83,6 +83,9 @@ def test_the_first_way_that_fits_is_taken() -> None:
     assert tried == [0, 1]
     with pytest.raises(gpu_train.DoesNotFit, match=r"^CUDA out of memory. Tried to allocate 3.00 GiB$"):
         gpu_train.first_that_fits(ways[:1], device)
+    assert gpu_train.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    with pytest.raises(ZeroDivisionError):
+        gpu_train.first_that_fits([lambda: {"never": 1 / 0}, *ways], device)
 
 
 @pytest.fixture
