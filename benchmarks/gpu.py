@@ -104,11 +104,12 @@ class Board:
     Attributes:
         rows: what was found so far.
         failed: whether something failed.
+        passed_over: how many have no figure: left out, without room, failed.
     """
 
     def __init__(self, say: Callable[[str], object] = lambda line: print(line, flush=True)) -> None:
         self.rows: list[Row] = []
-        self.failed = False
+        self.failed, self.passed_over = False, 0
         self._say = say
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -119,10 +120,11 @@ class Board:
             known = f"{peak / 1e12:g} teraflops at most by its maker" if peak else "its peak is not known: no MFU"
             self._say(f"{found['device']}, {known}")
         if "does_not_fit" in found:
+            self.passed_over += 1
             self._say(f"{task.name}: does not fit into this memory ({found['does_not_fit']})")
             return
         if "error" in found:
-            self.failed = True
+            self.failed, self.passed_over = True, self.passed_over + 1
             self._say(f"{task.name} failed: {found['error']}")
             return
         self._known[task.row, task.contestant] = found
@@ -131,6 +133,7 @@ class Board:
 
     def leave_out(self, task: Task, why: str) -> None:
         """A task that nobody is asked."""
+        self.passed_over += 1
         self._say(f"{task.name}: left out, {why}")
 
     def _said(self, task: Task, found: dict[str, Any]) -> Iterator[str]:
@@ -266,6 +269,8 @@ def main() -> None:
             arguments.json.write_text(json.dumps([row.as_json() for row in board.rows], indent=1))
 
     run(tasks, budget, board, save=save)
+    taken = 60 * arguments.minutes - SPARE - budget.left
+    print(f"{len(board.rows)} of {len(tasks)} rows in {taken:.0f} s, {board.passed_over} without a figure")
     sys.exit(int(board.failed))
 
 
