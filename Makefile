@@ -10,18 +10,24 @@ FAST := not slow
 # More workers than cores, as some tests wait for servers and clocks. WORKERS=0 runs them one after the other.
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer alerts engine
+# Of `make bench`: which ones (all), and options, as --quick.
+BENCHMARKS ?=
+BENCH_FLAGS ?=
+# Of `make gpu`: a folder with packages that $(PYTHON) lacks, put on its path; and options, as --minutes 5.
+GPU_SITE ?=
+GPU_FLAGS ?=
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: help install demo test test-all lint bench services clean
+.PHONY: help install demo test test-all lint bench gpu services clean
 
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      raw text to generated text on this machine, in a few minutes"
 	@echo "make test      the tests (make test-all adds the long forms)"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     Evo beside its peers, an hour; BENCHMARKS=loader for one of them"
+	@echo "make bench     Evo beside its peers, an hour or two; BENCHMARKS=loader for one of them, BENCH_FLAGS=--quick"
+	@echo "make gpu       on one GPU, with \$$(PYTHON) as it is: the tests and rows that need one, in 9 minutes"
 	@echo "make services  Slurm, PostgreSQL and chromium for the tests that need them (Debian, root)"
 
 install: $(STAMP)
@@ -50,12 +56,12 @@ test-all: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then $(MAKE) --no-print-directory services; fi
 	$(PYTEST) $(PYTEST_FLAGS)
 
-# litgpt asks for another torch, so it comes into a folder of its own, with what it imports and nothing it asks for.
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	test -d .bench/torchmetrics || $(BIN)/python -m pip install --quiet --no-deps --target .bench \
-		litgpt lightning lightning-utilities torchmetrics
-	for name in $(BENCHMARKS); do PYTHONPATH=.bench $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.suite --install $(BENCH_FLAGS) $(BENCHMARKS)
+
+# Needs no $(VENV): torch for this machine's GPU is its own. Statuses: benchmarks/gpu.py.
+gpu:
+	@PYTHONPATH="$(if $(GPU_SITE),$(abspath $(GPU_SITE)))$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks.gpu $(GPU_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check flows tasks evo_core tests benchmarks

@@ -8,17 +8,25 @@ is compared with that of the other.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.results import Row, judged
 from evo_core.monitor import alerts
 from tests.monitor.receiver import receiving
 from tests.replaced import replaced
 from tests.train.jobs import curve, job, run
+
+BAR = 1.02
+"""Times as long as a step without anybody to tell, at most."""
+
+QUICK = ("--rounds", "1", "--steps", "6")
 
 MODEL: dict[str, Any] = {
     "model__hidden_size": 256,
@@ -37,11 +45,19 @@ def step_times(folder: Path, steps: int, monitor: dict[str, Any]) -> list[float]
     return times
 
 
+def rows(medians: dict[str, float]) -> Iterator[Row]:
+    """Of what is written: how many times as long a step is."""
+    slower = medians["hanging"] / medians["quiet"]
+    note = f"{medians['quiet'] * 1e3:.2f} ms without, {medians['hanging'] * 1e3:.2f} ms with"
+    yield judged("alerts", "a step with addresses that hang", slower, "times", bar=BAR, at_most=True, note=note)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet, hanging = list[float](), list[float]()
@@ -53,7 +69,10 @@ def main() -> None:
         assert found.bodies, "nobody was told anything"
     ratio = statistics.median(hanging) / statistics.median(quiet)
     print(f"{len(quiet)} steps each: median {statistics.median(quiet) * 1e3:.2f} ms without, ", end="")
-    print(f"{statistics.median(hanging) * 1e3:.2f} ms with addresses that hang: ratio {ratio:.3f} (bar 1.02)")
+    print(f"{statistics.median(hanging) * 1e3:.2f} ms with addresses that hang: ratio {ratio:.3f} (bar {BAR})")
+    if options.json is not None:
+        medians = {"quiet": statistics.median(quiet), "hanging": statistics.median(hanging)}
+        options.json.write_text(json.dumps(medians, indent=1))
 
 
 if __name__ == "__main__":

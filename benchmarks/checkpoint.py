@@ -38,6 +38,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.results import Row, judged
 from benchmarks.savers import BackgroundSaver, Dcp, Evo, Plain, Saver, Training, layers_of
 from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.checksum import checksums
@@ -54,6 +55,7 @@ EVO, DCP, DCP_PROCESS, PLAIN = "Evo", "DCP", "DCP, a process", "torch.save"
 SPEED_BAR, BLOCK_BAR = 0.8, 0.10
 MEMORY, DISK, S3 = "memory", "disk", "s3"
 WRITERS, READERS = 4, 2
+QUICK = ("--ranks", "1", "--megabytes", "8", "--places", "memory", "--rounds", "1")
 STEPS = 4
 """Before each save in the background."""
 
@@ -232,6 +234,18 @@ def show_requests(requests: Requests, held: int) -> str:
         f"  one of {READERS} ranks loads what {WRITERS} have saved: it holds {held / 1e6:.0f} MB, and reads "
         f"{sum(tensors.values()) / 1e6:.0f} MB of {len(tensors)} files of tensors of {2 * WRITERS} ({calls})"
     )
+
+
+def rows(results: dict[str, dict[str, dict[str, float]]]) -> Iterator[Row]:
+    """Of what is written: saving and loading beside DCP and torch.save, and how much of a save a step waits for."""
+    for place_, found in results.items():
+        for kind in ("save", "load"):
+            for peer in (DCP, PLAIN):
+                bar = SPEED_BAR if (kind, peer) == ("save", DCP) else None
+                more = {"peer": peer, "peer_value": found[peer][kind], "less_is_better": True, "bar": bar}
+                yield judged("checkpoint", f"{place_}: {kind}", found[EVO][kind], "s", **more)
+        share = found[EVO]["blocks"] / found[EVO]["save"]
+        yield judged("checkpoint", f"{place_}: a step waits for", share, "of a save", bar=BLOCK_BAR, at_most=True)
 
 
 def _reached(yes: bool) -> str:

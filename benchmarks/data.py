@@ -31,7 +31,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.results import Row, judged
+
 VOCABULARY = 32000
+QUICK = ("--megabytes", "1", "--rounds", "1", "--vocabularies", "sp")
 SENTENCEPIECE_VOCABULARY = 16000
 BARS = {"hf": {"bare": 0.85, "datasets.map": 1.8, "datatrove": 4.0}, "sp": {"bare": 0.90}}
 TWO_PROCESSES_BAR = 0.95
@@ -401,6 +404,22 @@ def table(result: dict[str, Any]) -> str:
         what = f"{row['megabytes']:,.0f} MB of {row['format']}"
         lines.append(f"peak memory, {what}: {row['peak_mib']:.0f} MiB ({row['idle_mib']:.0f} before the first record)")
     return "\n".join([*lines[0 if result["rows"] else 1 :], *(f"left out: {line}" for line in result["left_out"])])
+
+
+def rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Of what is written: Evo beside each contestant, by CPU time, and two processes by the wall clock."""
+    speeds = {(row["vocabulary"], row["contestant"]): row for row in result["rows"]}
+    for (vocabulary, name), row in speeds.items():
+        clock = "tokens_per_cpu_second" if row["tokens_per_cpu_second"] else "tokens_per_second"
+        if name == "evo":
+            continue
+        theirs = row[clock] / 1e6
+        more = {"peer": name, "peer_value": theirs, "ratio": row["evo_over_it"], "bar": row["bar"]}
+        unit = "M tokens/CPU-s" if clock == "tokens_per_cpu_second" else "M tokens/s"
+        note = "the same ids" if row["ids_equal"] else "IDS DIFFER"
+        yield judged("data", vocabulary, row["evo_over_it"] * theirs, unit, **more, note=note)
+    for row in result.get("memory", ()):
+        yield judged("data", f"{row['megabytes']:,.0f} MB of {row['format']}", row["peak_mib"], "MiB at most")
 
 
 def main() -> None:

@@ -82,6 +82,7 @@ def _use_torch_modules(model: Any) -> None:
     embedding = nn.Embedding(vocabulary, hidden, device="meta")
     embedding.weight = model.embedding.weight
     model.embedding, model.head = embedding, _linear(model.head.weight)
+    model.head.tied_to = None  # which the decoder asks its own
 
 
 def _linear(weight: nn.Parameter) -> nn.Linear:

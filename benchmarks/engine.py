@@ -8,18 +8,23 @@ Prefect flow of as many tasks that do nothing, against the same server, with the
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks.results import Row, judged
 from flows.orchestration.server import free_port, running_server
 
 FEW, MANY = 20, 300
+QUICK = ("--rounds", "1")
+ALONE, BARE_PREFECT = "no server", "bare Prefect"
 BAR_SECONDS = 2.0
 """For the whole command with 20 reused steps and no server."""
 
@@ -103,8 +108,8 @@ class Bench:
         return time.monotonic() - began
 
 
-def without_server(bench: Bench) -> None:
-    """Time the engine alone."""
+def without_server(bench: Bench) -> dict[str, float]:
+    """Time the engine alone. Returns medians in seconds, by what was done."""
     few, many = ("run", f"p{FEW}.yaml", "--no-server"), ("run", f"p{MANY}.yaml", "--no-server")
     bench.evo(*few, root="alone")
     reused = [bench.evo(*few, root="alone") for _ in range(bench.rounds)]
@@ -114,11 +119,14 @@ def without_server(bench: Bench) -> None:
     again = [bench.evo(*many, root="alone-0") for _ in range(bench.rounds)]
     print(f"no server     {MANY:4} reused        {bench.median(again)}")
     plans = [bench.evo("plan", many[1], "--set", "vars.more=1", root="alone-0") for _ in range(bench.rounds)]
-    print(f"evo plan      {MANY:4} changed       {bench.median(plans)}")
+    print(f"evo plan      {MANY:4} changed       {bench.median(plans)}", flush=True)
+    found = {f"{FEW} reused": reused, f"{MANY} made": made, f"{MANY} reused": again, f"{MANY} planned": plans}
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
-def with_server(bench: Bench) -> None:
-    """Time runs that report to a server, beside bare flows that do."""
+def with_server(bench: Bench) -> dict[str, float]:
+    """Time runs that report to a server, beside bare flows that do. Returns medians in seconds, by what was done."""
+    found: dict[str, float] = {}
     with running_server(bench.folder / "server", free_port()) as api:
         env = {"PREFECT_API_URL": api}
         bench.bare(FEW, env)
@@ -130,9 +138,27 @@ def with_server(bench: Bench) -> None:
                 made.append(bench.evo("run", file, root=f"server-{number}", env=env))
                 reused.append(bench.evo("run", file, root=f"server-{number}", env=env))
             print(f"bare Prefect  {steps:4} tasks         {bench.median(bare)}")
+            found[f"{steps} {BARE_PREFECT}"] = statistics.median(bare)
             for what, seconds in (("made", made), ("reused", reused)):
                 ratio = statistics.median(seconds) / statistics.median(bare)
-                print(f"with a server {steps:4} {what:<13} {bench.median(seconds)}  ratio to bare {ratio:.2f}")
+                print(
+                    f"with a server {steps:4} {what:<13} {bench.median(seconds)}  ratio to bare {ratio:.2f}", flush=True
+                )
+                found[f"{steps} {what}"] = statistics.median(seconds)
+    return found
+
+
+def rows(figures: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """Of what is written: the engine alone, and with a server beside bare flows."""
+    for name, seconds in figures["alone"].items():
+        bar = BAR_SECONDS if name == f"{FEW} reused" else None
+        yield judged("engine", f"no server, steps: {name}", seconds, "s", bar=bar, at_most=True)
+    served = figures.get("served", {})
+    for steps in (FEW, MANY):
+        for what in ("made", "reused"):
+            if (name := f"{steps} {what}") in served:
+                more: dict[str, Any] = {"peer": BARE_PREFECT, "peer_value": served[f"{steps} {BARE_PREFECT}"]}
+                yield judged("engine", f"with a server, steps: {name}", served[name], "s", **more, less_is_better=True)
 
 
 def _each(seconds: Sequence[float]) -> str:
@@ -143,11 +169,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.rounds)
-        without_server(bench)
-        with_server(bench)
+        found = {"alone": without_server(bench)}
+        _write(options.json, found)
+        found["served"] = with_server(bench)
+        _write(options.json, found)
+
+
+def _write(path: Path | None, found: Any) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,15 @@ where Evo sums them in 32. Their gradients are counted at half of Evo's bytes; t
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.results import Row as Result
+from benchmarks.results import judged
 from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
 from evo_core.estimate.chips import GB, chip
@@ -63,7 +68,7 @@ class Said(NamedTuple):
         return self.tgs / self.row.tgs - 1
 
 
-def rows() -> Iterator[Row]:
+def runs() -> Iterator[Row]:
     """All of them."""
     yield from _internevo()
     yield from _foundry()
@@ -189,9 +194,21 @@ def _is_gradients(key: tuple[str, str]) -> bool:
     return axis.endswith(("zero", "replica", "data")) and collective in ("all_reduce", "reduce_scatter")
 
 
+def rows(found: dict[str, Any]) -> Iterator[Result]:
+    """Of what is written: how far the model is from what was published."""
+    note = (
+        f"{found['rows']} runs that set nothing, {found['within 10 %']} within 10 %, {found['within 20 %']} within 20 %"
+    )
+    yield judged("estimate", "median error", 100 * found["median"], "%", note=note)
+    yield judged("estimate", "largest error", 100 * found["largest"], "%")
+
+
 def main() -> None:
     """Print every row, then how many are within 10 and 20 %."""
-    said, source = [say(row) for row in rows()], ""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the errors there too")
+    arguments = parser.parse_args()
+    said, source = [say(row) for row in runs()], ""
     for each in said:
         row = each.row
         if row.source != source:
@@ -209,6 +226,10 @@ def main() -> None:
         f"\nof {len(errors)} rows that set nothing {within[0]} are within 10 %, {within[1]} within 20 %; "
         f"the median error is {statistics.median(errors):.1%}, the largest {max(errors):.1%}"
     )
+    if arguments.json is not None:
+        found = {"rows": len(errors), "within 10 %": within[0], "within 20 %": within[1]}
+        found |= {"median": statistics.median(errors), "largest": max(errors)}
+        arguments.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

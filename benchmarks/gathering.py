@@ -31,6 +31,8 @@ import torch.distributed as dist
 
 from benchmarks import fsdp_peer
 from benchmarks.peer_models import Shape, evo
+from benchmarks.results import Row as Result
+from benchmarks.results import judged
 from benchmarks.traffic import sent_by_isp
 from evo_core.model.decoder import Decoder
 from evo_core.optim.groups import groups_of
@@ -302,6 +304,22 @@ def show(found: dict[str, dict[str, Any]], grown: dict[str, list[int]]) -> Itera
     if PEER in found:
         ratios = (theirs / mine for theirs, mine in zip(found[PEER]["seconds"], found[ON]["seconds"], strict=True))
         yield f"  fully_shard takes {statistics.median(ratios):.2f}x as long as isp with overlap"
+
+
+def results(name: str, figures: Any) -> Iterator[Result]:
+    """The rows of one of the figures that `run` gives."""
+    if not isinstance(figures, dict) or "grown" not in figures:
+        return
+    found = figures["found"]
+    without = statistics.median(found[OFF]["for_weights"])
+    for way in (ON, POOL):
+        left = statistics.median(found[way]["for_weights"]) / without
+        row = f"{name}: {way}, waiting for weights"
+        yield judged("parallel", row, left, "of that without overlap", bar=BAR, at_most=True)
+    if PEER in found:
+        value, other = (1e3 * statistics.median(found[who]["seconds"]) for who in (ON, PEER))
+        more: dict[str, Any] = {"peer": PEER, "peer_value": other, "less_is_better": True}
+        yield judged("parallel", f"{name}: isp with overlap", value, "ms a step", **more)
 
 
 def _verdict(share: float) -> str:

@@ -22,17 +22,19 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.results import Row, judged
 from evo_core.config import ModelConfig
 from evo_core.generate.continuation import generate
 from evo_core.model import Decoder, build_model, count_parameters, init_weights
 
 NEW_TOKENS = 128
+QUICK = ("--shapes", "4x256", "--new-tokens", "16", "--rounds", "1")
 ONE = (64,)
 EIGHT = (16, 24, 40, 64, 64, 80, 100, 128)
 BARS = {"litgpt": 1.5, "transformers, dynamic cache": 2.0, "transformers, static cache": 2.0}
@@ -253,6 +255,18 @@ def table(rows: list[dict[str, Any]]) -> str:
             line += f"{row['evo_is_faster']:9.2f}x{bar:>7}  {row['tokens']}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def rows(report: dict[str, Any]) -> Iterator[Row]:
+    """Of what is written: Evo beside each peer."""
+    for shape, titles in report["shapes"].items():
+        for title, found in titles.items():
+            ours = next(row["tokens_per_cpu_second"] for row in found if row["name"] == "evo")
+            for row in found:
+                if row["name"] != "evo":
+                    more = {"peer": row["name"], "peer_value": row["tokens_per_cpu_second"], "bar": row["bar"]}
+                    note = f"tokens: {row['tokens']}"
+                    yield judged("generate", f"{shape}, {title}", ours, "tokens/CPU-s", **more, note=note)
 
 
 def main() -> None:

@@ -20,17 +20,19 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.results import Row, judged
 from evo_core.config import TrainConfig
 from evo_core.data import BinReader, BinWriter, TrainData
 from evo_core.data.corpus import token_cache
 
+QUICK = ("--tokens", "1e6", "--seconds", "0.05")
 VOCAB = 92544
 TYPES = ("cn", "code", "en")
 SHAPES = ((2048, 2), (4096, 2), (4096, 4))
@@ -114,6 +116,21 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
 
     add("copy", "", best(copy, seconds))
     return rows
+
+
+def rows(found: list[dict[str, Any]]) -> Iterator[Row]:
+    """Of what is written: each way to a batch beside copying its tokens alone, and beside parsing lines."""
+    copy = next(row["cpu"] for row in found if row["what"] == "copy")
+    lines = {row["shape"]: row["cpu"] for row in found if row["what"] == ".bin lines"}
+    for row in found:
+        name = f"{row['what']} {row['shape']}".strip()
+        if row["what"].startswith("mapped"):
+            peer, theirs = ".bin lines, the same batches", lines[row["shape"]]
+        elif row["what"] == "copy":
+            peer, theirs = None, None
+        else:
+            peer, theirs = "copy, the limit", copy
+        yield judged("loader", name, row["cpu"], "M tokens/CPU-s", peer=peer, peer_value=theirs)
 
 
 def main() -> None:

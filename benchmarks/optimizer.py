@@ -35,6 +35,7 @@ from torch import Tensor
 
 from benchmarks import fsdp_peer, matrix_updates, rank_memory, updates, zero_peer
 from benchmarks.peer_models import Shape, evo
+from benchmarks.results import Row, judged
 from evo_core.model.decoder import Decoder
 from evo_core.optim.groups import groups_of
 from evo_core.optim.zero1 import Zero1AdamW
@@ -44,6 +45,7 @@ from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
 LR, TOLERANCE = 1e-3, 1e-4
+QUICK = ("--ranks", "2", "--layers", "2", "--hidden", "64", "--tokens", "64", "--rounds", "2", "--elements", "100000")
 OFF, GRADIENTS, PARAMETERS, BOTH = "no overlap", "overlap_sync_grad", "overlap_sync_param", "both"
 WAYS = {OFF: (False, False), GRADIENTS: (True, False), PARAMETERS: (False, True), BOTH: (True, True)}
 DDP, FSDP = "DDP + ZeroRedundancyOptimizer", "fully_shard"
@@ -189,6 +191,22 @@ def show(found: dict[str, dict[str, float]]) -> Iterator[str]:
         yield f"  {way}: {share:.2f} of the {'wait for ' + what if what != 'waiting' else 'waiting'} without overlap"
     ratios = (f"{found[peer]['step'] / found[BOTH]['step']:.2f}x as long ({peer})" for peer in (DDP, FSDP))
     yield f"  beside a step with both, torch's take {', '.join(ratios)}"
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """Of what is written: waiting beside that without overlap, and steps beside torch's."""
+    for name, found in results.items():
+        if not name.startswith("waiting"):
+            continue
+        ranks = name.removeprefix("waiting, ")
+        more: dict[str, Any] = {"peer": OFF, "peer_value": found[OFF]["waiting"], "less_is_better": True}
+        yield judged("optimizer", f"{ranks}: a step waits, {BOTH} overlaps", found[BOTH]["waiting"], "ms", **more)
+        for peer in (DDP, FSDP):
+            more = {"peer": peer, "peer_value": found[peer]["step"], "less_is_better": True}
+            yield judged("optimizer", f"{ranks}: a step", found[BOTH]["step"], "ms", **more)
+    for name, (ours_, theirs) in results.get("update", {}).items():
+        more = {"peer": "torch's fused AdamW", "peer_value": statistics.median(theirs), "less_is_better": True}
+        yield judged("optimizer", f"clipping and update of {name}", statistics.median(ours_), "ms", **more)
 
 
 def main() -> None:

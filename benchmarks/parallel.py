@@ -32,6 +32,8 @@ from torch import Tensor
 from benchmarks import gathering, pipeline
 from benchmarks.dtensor_peer import DTensorDecoder
 from benchmarks.peer_models import Shape, evo
+from benchmarks.results import Row as Result
+from benchmarks.results import judged
 from benchmarks.traffic import kept, sent
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.documents import Documents
@@ -51,6 +53,7 @@ ONE = "one process"
 LAYERS, VOCABULARY = 4, 4096
 TOLERANCE = {"loss": 1e-5, "gradients": 1e-4}
 CLOCKS = ("seconds", "cpu_seconds", "waited")
+QUICK = ("--rows", "256x128", "--pipeline-rows", "64x128x4", "--isp-rows", "1x2x256x256", "--rounds", "1")
 
 
 class Row(NamedTuple):
@@ -293,6 +296,24 @@ def show(row: Row, found: dict[str, dict[str, Any]]) -> Iterator[str]:
     if row == BAR_ROW:
         line += f"; bar {BAR:.1f}x: {'reached' if min(ratios.values()) >= BAR else 'MISSED'}"
     yield line
+
+
+def rows(results: dict[str, Any]) -> Iterator[Result]:
+    """Of what is written: of modes, pipelines and isp."""
+    for name, found in results.items():
+        if ONE in found and "mtp" in found:
+            yield from _rows_of_modes(name, found)
+        else:
+            yield from pipeline.results(name, found)
+            yield from gathering.results(name, found)
+
+
+def _rows_of_modes(name: str, found: dict[str, dict[str, Any]]) -> Iterator[Result]:
+    for mode, peer in PEER_OF.items():
+        bar = BAR if name == BAR_ROW.name else None
+        ours_, theirs = (1e3 * found[who]["seconds"] for who in (mode, peer))
+        more: dict[str, Any] = {"peer": peer, "peer_value": theirs, "less_is_better": True, "bar": bar}
+        yield judged("parallel", f"{name}: {mode}", ours_, "ms a step", **more)
 
 
 def row_of(text: str) -> Row:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evo_core.config import ModelConfig
 from evo_core.model import Decoder, build_model, init_weights
+from evo_core.model.decoder import Attention
 
 
 class Shape(NamedTuple):
@@ -77,8 +78,8 @@ def transformers_llama(model: Decoder, **options: Any) -> nn.Module:
     blocks: Any = model.blocks.values()
     for layer, block in enumerate(blocks):
         at = f"model.layers.{layer}."
-        for name in ("q", "k", "v"):
-            state[f"{at}self_attn.{name}_proj.weight"] = getattr(block.attention, name).weight
+        for name, weight in zip("qkv", qkv_weights(block.attention), strict=True):
+            state[f"{at}self_attn.{name}_proj.weight"] = weight
         state[f"{at}self_attn.o_proj.weight"] = block.attention.out.weight
         for name in ("gate", "up", "down"):
             state[f"{at}mlp.{name}_proj.weight"] = getattr(block.mlp, name).weight
@@ -86,6 +87,15 @@ def transformers_llama(model: Decoder, **options: Any) -> nn.Module:
         state[f"{at}post_attention_layernorm.weight"] = block.mlp_norm.weight
     llama.load_state_dict({name: weight.detach() for name, weight in state.items()})
     return llama
+
+
+def qkv_weights(attention: Attention) -> tuple[Tensor, ...]:
+    """Of queries, keys and values [rows, hidden_size] each, of a family that keeps them apart or in groups."""
+    if attention.layout == "split":
+        return attention.q.weight, attention.k.weight, attention.v.weight
+    group = attention.heads // attention.kv_heads
+    parts = attention.qkv.weight.unflatten(0, (attention.kv_heads, group + 2, attention.head_dim))
+    return tuple(part.flatten(0, 2) for part in parts.split((group, 1, 1), dim=1))
 
 
 def litgpt_gpt(model: Decoder, block_size: int) -> nn.Module:

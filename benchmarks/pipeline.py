@@ -28,6 +28,8 @@ from torch import Tensor
 
 from benchmarks.peer_models import Shape, evo
 from benchmarks.pipelining_peer import TorchPipeline
+from benchmarks.results import Row as Result
+from benchmarks.results import judged
 from benchmarks.traffic import handed_on
 from evo_core.model.decoder import Decoder, ModelOutput
 from evo_core.parallel.apply import build_parallel
@@ -337,6 +339,17 @@ def show(row: Row, found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def _ratio(peer: dict[str, Any], mine: dict[str, Any], clock: str) -> float:
     return statistics.median(theirs / ours for theirs, ours in zip(peer[clock], mine[clock], strict=True))
+
+
+def results(name: str, found: Any) -> Iterator[Result]:
+    """The rows of one of the figures that `run` gives, if it is a step's."""
+    for schedule in SCHEDULES:
+        peer = f"torch's {schedule.name}"
+        if isinstance(found, dict) and schedule.name in found and peer in found:
+            mine, theirs = found[schedule.name], found[peer]
+            value, other = (1e3 * statistics.median(each["seconds"]) for each in (mine, theirs))
+            more: dict[str, Any] = {"peer": peer, "peer_value": other, "ratio": _ratio(theirs, mine, "seconds")}
+            yield judged("parallel", f"{name}: {schedule.name}", value, "ms a step", **more)
 
 
 def timetables(sizes: Iterable[int] = (2, 4, 8)) -> Iterator[str]:

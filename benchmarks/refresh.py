@@ -27,10 +27,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import Row, judged
+
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "tests" / "tasks" / "tokenizer.json"
 NEW = 3
 SHARD_TOKENS = 1_000_000
+QUICK = ("--files", "50", "--only", "local")
 PIPELINE = """\
 pipeline: refresh
 steps:
@@ -46,14 +49,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--only", choices=["local", "s3"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--child", nargs=2, metavar=("PIPELINE", "STORE"), help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.child:
         print(json.dumps(refresh(*map(Path, words.child))))
         return
+    results: dict[str, Any] = {"files": words.files}
     for where in ["local", "s3"] if words.only is None else [words.only]:
         with tempfile.TemporaryDirectory(prefix="evo-bench-") as folder, raw_files(where, Path(folder)) as raw:
-            report(where, words.files, measure(Path(folder), raw, words.files))
+            results[where] = found = measure(Path(folder), raw, words.files)
+            report(where, words.files, found)
+        if words.json is not None:
+            words.json.write_text(json.dumps(results, indent=1))
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """Of what is written: whole processes, the one with new files beside the one from nothing."""
+    for where in ("local", "s3"):
+        if where in results:
+            first, again = (results[where][name]["process"] for name in ("first", "refresh"))
+            name = f"{where}: {results['files']:,} files and {NEW} new ones"
+            more = {"peer": "from nothing", "peer_value": first, "less_is_better": True}
+            yield judged("refresh", name, again, "s", **more)
 
 
 def refresh(pipeline: Path, store_root: Path) -> dict[str, Any]:

@@ -39,6 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peer_models import Shape, evo, litgpt_gpt, transformers_llama
+from benchmarks.results import Row as Result
+from benchmarks.results import judged
 
 SHAPES = {"4x256": Shape(4, 256, 4, 4096), "2x1024": Shape(2, 1024, 16, 4096)}
 SEQ_LEN = 512
@@ -46,6 +48,7 @@ DENSE_BAR, UNEVEN_BAR, SHARE_BAR = 1.0, 2.0, 0.80
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 PEERS = ("transformers", "litgpt")
 PRODUCTS = "torch.mm"
+QUICK = ("--shapes", "4x256", "--dtypes", "float32", "--rounds", "1", "--documents", "2", "2", "--no-compile")
 
 Step = Callable[[], Tensor]
 
@@ -264,7 +267,7 @@ def measure(row: Row, names: Sequence[str], rounds: int, threads: int) -> dict[s
             "tokens_per_second": tokens / wall,
             "peak_megabytes": contestant.finish() / 1e6,
         }
-    return figures | {"_check": agreement(figures, row.dtype)}
+    return figures | {"_check": agreement(figures, row.dtype), "_tokens": tokens}
 
 
 def agreement(figures: dict[str, Any], dtype: str) -> str:
@@ -303,6 +306,23 @@ def show(row: Row, figures: dict[str, Any]) -> Iterator[str]:
         bar = SHARE_BAR if SHAPES[row.shape].hidden >= 1024 and tokens >= 8000 else None
         verdict = "" if bar is None else f", bar {bar:.0%}: {'reached' if share >= bar else 'MISSED'}"
         yield f"  matrix products alone take {share:.0%} of the step's time{verdict}"
+
+
+def rows(results: dict[str, dict[str, Any]]) -> Iterator[Result]:
+    """Of what is written: Evo beside each peer, the bar being for the best of them, and the share of products."""
+    for name, figures in results.items():
+        speed = {who: one["tokens_per_cpu_second"] for who, one in figures.items() if not who.startswith("_")}
+        ours, peers = speed["evo"], {who: theirs for who, theirs in speed.items() if who in PEERS}
+        bar = UNEVEN_BAR if "uneven" in name.split() else DENSE_BAR
+        for who, theirs in peers.items():
+            of_best = bar if theirs == max(peers.values()) else None
+            more = {"peer": who, "peer_value": theirs, "bar": of_best, "note": figures["_check"]}
+            yield judged("train_step", name, ours, "tokens/CPU-s", **more)
+        if PRODUCTS in figures:
+            share = figures[PRODUCTS]["cpu_seconds"] / figures["evo"]["cpu_seconds"]
+            wide = SHAPES[name.split()[0]].hidden >= 1024 and figures["_tokens"] >= 8000
+            bar_ = SHARE_BAR if wide else None
+            yield judged("train_step", f"{name}: matrix products", share, "of the step", bar=bar_)
 
 
 def plan(arguments: argparse.Namespace) -> list[Row]:
