@@ -83,7 +83,7 @@ def _reused(folder: Path) -> Path:
     (folder / "raw/en").mkdir(parents=True, exist_ok=True)
     (folder / "raw/en/a.txt").write_text("a text\n" * 9)
     path = folder / "one.yaml"
-    step = {"uses": "source.files", "params": {"root": str(folder / "raw"), "include": ["*.txt"]}}
+    step = {"uses": "source.files", "params": {"root": str(folder / "raw")}}
     path.write_text(yaml.safe_dump({"pipeline": "one", "steps": {"raw": step}}))
     return path
 

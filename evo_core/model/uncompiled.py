@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _marked: list[Callable[..., Any]] = []
 _something_is_compiled = False
 
 
-def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+def uncompiled(function: F) -> F:
     """Mark a function of a module, or a method, as one that compiled code calls as it is.
 
     It is to be looked up in its module or class at each call, since `leave_uncompiled` puts another in its place.
