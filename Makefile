@@ -10,7 +10,7 @@ FAST := not slow
 # More workers than cores, as some tests wait for servers and clocks. WORKERS=0 runs them one after the other.
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer alerts engine
+BENCHMARKS ?= data loader refresh train_step generate checkpoint parallel optimizer alerts engine startup
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
