@@ -37,7 +37,7 @@ def imported(code: str, folder: Path, *words: str) -> set[str]:
         (["dag", "one.yaml"], TORCH | SERVERS | {"rich"}),
         (["plan", "one.yaml", "--root", "store"], (TORCH | SERVERS) - {"numpy"}),
     ],
-    ids=" ".join,
+    ids=["evo", "run", "train", "data", "dag", "plan"],
 )
 def test_commands_that_read_little(words: list[str], unwanted: set[str], tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(PIPELINE)
