@@ -5,8 +5,8 @@ their tokens are compared. Measured is the process's CPU time of whole calls (pr
 median of several rounds:
 
 - ``one prompt``: beside ``litgpt.generate.base.generate``, which takes one prompt at a time, and transformers;
-- ``eight prompts`` of different lengths: beside ``transformers.generate`` with its dynamic and its static cache,
-  which pads them on the left.
+- ``eight`` and ``32 prompts`` of different lengths: beside ``transformers.generate`` with its dynamic and its static
+  cache, which pads them on the left.
 
 litgpt asks for another torch, so it goes into a folder of its own:
 
@@ -37,10 +37,14 @@ NEW_TOKENS = 128
 QUICK = ("--shapes", "4x256", "--new-tokens", "16", "--rounds", "1")
 ONE = (64,)
 EIGHT = (16, 24, 40, 64, 64, 80, 100, 128)
-BARS = {"litgpt": 1.5, "transformers, dynamic cache": 2.0, "transformers, static cache": 2.0}
+BATCHES = {"one prompt": ONE, "eight prompts": EIGHT, "32 prompts": EIGHT * 4}
+BARS = {("litgpt", 1): {}, ("transformers", 8): {"4x256": 2.0}}
+"""By peer and number of prompts: how many times faster this is to be than the peer, by shape; 1.5 for those that are
+not named."""
 
 Prompts = list[list[int]]
 Run = Callable[[Prompts, int], list[list[int]]]
+Rows = list[dict[str, Any]]
 
 
 class Shape(NamedTuple):
@@ -218,7 +222,13 @@ def agreement(own: list[list[int]], other: list[list[int]]) -> str:
     return "the same"
 
 
-def measure(model: Decoder, lengths: tuple[int, ...], new: int, rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
+def bar_of(peer: str, prompts: int, shape: str) -> float | None:
+    """How many times faster than a peer this is to be; None where no figure is asked for."""
+    of_shapes = BARS.get((peer.partition(",")[0], prompts))
+    return None if of_shapes is None else of_shapes.get(shape, 1.5)
+
+
+def measure(shape: str, model: Decoder, lengths: tuple[int, ...], new: int, rounds: int) -> tuple[Rows, list[str]]:
     """A row for each contender: tokens per CPU second, its bar, whether its tokens are ours."""
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(1, model.cfg.vocab_size, (n,), generator=generator).tolist() for n in lengths]
@@ -235,10 +245,9 @@ def measure(model: Decoder, lengths: tuple[int, ...], new: int, rounds: int) -> 
     for name, rate in rates.items():
         row: dict[str, Any] = {"name": name, "tokens_per_cpu_second": rate}
         if name != "evo":
-            bar = BARS[name] if (name == "litgpt") == (len(prompts) == 1) else None
             row |= {
                 "evo_is_faster": rates["evo"] / rate,
-                "bar": bar,
+                "bar": bar_of(name, len(prompts), shape),
                 "tokens": agreement(outputs["evo"], outputs[name]),
             }
         rows.append(row)
@@ -273,6 +282,7 @@ def main() -> None:
     """Measure, print tables, write JSON where asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["4x256", "8x512"])
+    parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES), metavar="TITLE")
     parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -290,9 +300,10 @@ def main() -> None:
     for name in arguments.shapes:
         model = build(SHAPES[name])
         print(f"{name}: {count_parameters(model) / 1e6:.1f} M parameters, {SHAPES[name]}")
-        for title, lengths in (("one prompt", ONE), ("eight prompts", EIGHT)):
-            rows, missing = measure(model, lengths, arguments.new_tokens, arguments.rounds)
-            print(f" {title} of {', '.join(map(str, lengths))} tokens, {arguments.new_tokens} more each")
+        for title in arguments.batches:
+            lengths = BATCHES[title]
+            rows, missing = measure(name, model, lengths, arguments.new_tokens, arguments.rounds)
+            print(f" {title} of {', '.join(map(str, sorted(set(lengths))))} tokens, {arguments.new_tokens} more each")
             print("\n".join([table(rows), *(f"  {line}" for line in missing)]), flush=True)
             report["shapes"].setdefault(name, {})[title] = rows
     if arguments.json:

@@ -9,7 +9,7 @@ Of a model that ranks hold together each runs its part (relay.py); all of them c
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_core.generate.kv_cache import KVCache
+from evo_core.generate.products import Product, Sum
 from evo_core.generate.relay import Relay
 from evo_core.model import Decoder
 from evo_core.model.decoder import Attention, Block
@@ -33,14 +34,6 @@ from evo_core.parallel.tensor.head import ParallelHead
 from evo_core.parallel.tensor.linear import ColumnLinear, RowLinear
 
 _LINEARS = (Linear, ColumnLinear, RowLinear)
-
-COPIED_ELEMENTS = 1 << 23
-"""Weights up to this size are copied in the order in which a step reads them fastest; a second copy of larger ones
-would take more memory than it is worth."""
-
-PANEL_ROWS, PANEL_COLUMNS = range(4, 25), 16
-"""On a CPU, a product of so many rows takes half to nine tenths of the time when the weight lies in panels of so many
-columns: fewer rows are bound by reading it, and for more the library's own copying into panels pays off."""
 
 
 class Forward:
@@ -68,7 +61,7 @@ class Forward:
         if type(model.embedding) is Embedding:
             self._embed = partial(F.embedding, weight=model.embedding.weight)
         with torch.inference_mode():
-            self._own_head = None if model.head is None else _Product([(model.head.effective_weight(), None)])
+            self._own_head = None if model.head is None else Product([(model.head.effective_weight(), None)])
             self._exchange = model.head.exchange if isinstance(model.head, ParallelHead) else None
             self._layers: dict[int, _Layer | None] = {
                 int(name): _Layer(block, model) if isinstance(block, Block) and _is_known(block) else None
@@ -167,15 +160,15 @@ class _Layer:
         self.heads, self.kv_heads, self.width = attention.heads, attention.kv_heads, attention.head_dim
         self.grouped = attention.layout == "grouped"
         if attention.layout == "split":
-            self.qkv = _Product.of(attention.q, attention.k, attention.v)
+            self.qkv = Product.of(attention.q, attention.k, attention.v)
         else:
-            self.qkv = _Product.of(attention.qkv)
+            self.qkv = Product.of(attention.qkv)
         self.q_norm, self.k_norm = _qk_norms(attention)
-        self.out = _Sum(attention.out, model)
+        self.out = Sum(attention.out, model)
         self.experts = mlp if isinstance(mlp, MixtureMLP) else None
         if isinstance(mlp, MLP):
-            self.down, self.gated, self.ffn = _Sum(mlp.down, model), mlp.gated, mlp.down.in_features
-            self.up = _Product.of(mlp.gate, mlp.up) if mlp.gated else _Product.of(mlp.up)
+            self.down, self.gated, self.ffn = Sum(mlp.down, model), mlp.gated, mlp.down.in_features
+            self.up = Product.of(mlp.gate, mlp.up) if mlp.gated else Product.of(mlp.up)
         self.attention_norm, self.mlp_norm = _fast_norm(block.attention_norm), _fast_norm(block.mlp_norm)
 
     def __call__(self, x: Tensor, number: int, cache: KVCache, turn: _Turn) -> Tensor:
@@ -218,91 +211,6 @@ class _Layer:
         if self.gated:
             return self.down(F.silu(up[:, : self.ffn]).mul_(up[:, self.ffn :]), x)
         return self.down(F.gelu(up, approximate="tanh"), x)
-
-
-class _Product:
-    """Linear layers of one input; their results lie behind one another [rows, sum of out_features].
-
-    Several of moderate size become one. For a few rows of input a product is bound by reading the weight, so on a CPU
-    it is copied in the order in which it is read fastest: a weight with more rows than columns with each column in
-    one piece, and for `PANEL_ROWS` rows of input in panels.
-
-    Args:
-        parts: weight [out_features, in_features] and bias of each.
-    """
-
-    def __init__(self, parts: list[tuple[Tensor, Tensor | None]]) -> None:
-        self.parts = [(weight.detach().t(), bias) for weight, bias in parts]
-        self.width, columns = sum(weight.shape[0] for weight, _ in parts), parts[0][0].shape[1]
-        self._panels: _Panels | None = None
-        if self.width * columns > COPIED_ELEMENTS:
-            return
-        weight = torch.cat([weight.detach() for weight, _ in parts]) if len(parts) > 1 else parts[0][0].detach()
-        biases = [bias.detach() for _, bias in parts if bias is not None]
-        on_cpu = weight.device.type == "cpu"
-        by_column = weight.t().contiguous() if on_cpu and self.width > columns else weight.t()
-        if not biases and _is_wide_on_cpu(weight):
-            self._panels = _Panels(by_column.t())
-        self.parts = [(by_column, torch.cat(biases) if biases else None)]
-
-    @classmethod
-    def of(cls, *linears: Linear) -> _Product:
-        """The product with the weights of these layers."""
-        return cls([(linear.weight, linear.bias) for linear in linears])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._panels is not None and x.shape[0] in PANEL_ROWS:
-            return self._panels(x)
-        results = [torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts]
-        return results[0] if len(results) == 1 else torch.cat(results, -1)
-
-
-class _Panels:
-    """x [rows, in_features] -> x @ weight.T [rows, out_features], the weight copied in panels when first used.
-
-    Args:
-        weight: [out_features, in_features].
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    @cached_property
-    def _panels(self) -> Tensor:
-        """[panels, in_features, PANEL_COLUMNS], the last one filled up with zeros."""
-        padded = F.pad(self._weight, (0, 0, 0, -len(self._weight) % PANEL_COLUMNS))
-        return padded.unflatten(0, (-1, PANEL_COLUMNS)).mT.contiguous()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        result = torch.bmm(x.expand(len(self._panels), -1, -1), self._panels)
-        return result.transpose(0, 1).flatten(1)[:, : len(self._weight)]
-
-
-def _is_wide_on_cpu(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == accumulation_dtype(weight.dtype)
-
-
-class _Sum:
-    """A linear layer added to the residual stream; where ranks hold it together, its parts are added up first."""
-
-    def __init__(self, linear: Linear, model: Decoder) -> None:
-        self.linear, self.weight = linear, linear.weight.detach().t()
-        self.exchange = linear.exchange if isinstance(linear, RowLinear) else None
-        # In narrow types the sum inside the product would round once where the modules round twice.
-        self.inside = linear.bias is None and model.dtype == accumulation_dtype(model.dtype)
-        copied = self.inside and self.weight.numel() <= COPIED_ELEMENTS and _is_wide_on_cpu(self.weight)
-        self._panels = _Panels(linear.weight.detach()) if copied else None
-
-    def __call__(self, h: Tensor, x: Tensor) -> Tensor:
-        if self.exchange is not None:
-            part = self._panels(h) if self._panels is not None and h.shape[0] in PANEL_ROWS else h @ self.weight
-            out = self.exchange.left(part)
-            return x + (out if self.linear.bias is None else out + self.linear.bias)
-        if self._panels is not None and h.shape[0] in PANEL_ROWS:
-            return self._panels(h).add_(x)
-        if self.inside:
-            return torch.addmm(x, h, self.weight)
-        return x + F.linear(h, self.linear.weight, self.linear.bias)
 
 
 def _fast_norm(norm: Norm) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from evo_core.model.decoder import Decoder
+from evo_core.model.uncompiled import leave_uncompiled
 
 
 def compile_blocks(model: nn.Module) -> int:
@@ -21,6 +22,7 @@ def compile_blocks(model: nn.Module) -> int:
     """
     if not isinstance(model, Decoder):
         return 0
+    leave_uncompiled()
     blocks: Any = model.blocks.values()
     for block in blocks:
         core = block.attention.core

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_core.model.uncompiled import uncompiled
+
 Fill = Callable[..., Any]
 """A method of a tensor that fills it with random numbers, taking ``generator=``."""
 
@@ -84,7 +86,7 @@ class LayerDraws:
 
     # torch.compile knows no generators but torch's own: each of these is a call between two compiled pieces.
 
-    @torch.compiler.disable
+    @uncompiled
     def dropout(self, x: Tensor, rate: float, site: str) -> Tensor:
         """x [T, ...] with a share ``rate`` of its numbers set to 0, and the others divided by ``1 - rate``.
 
@@ -101,23 +103,23 @@ class LayerDraws:
         # A CPU multiplies numbers of one type two to three times as fast as numbers with bools.
         return x * self._drawn(x, site, partial(Tensor.bernoulli_, p=1 - rate)).mul_(scale)
 
-    @torch.compiler.disable
+    @uncompiled
     def jitter(self, x: Tensor, width: float, site: str) -> Tensor:
         """x [T, ...] with each number multiplied by one in [1 - width, 1 + width)."""
         return x * self._drawn(x, site, Tensor.uniform_).mul_(2 * width).add_(1 - width)
 
-    @torch.compiler.disable
+    @uncompiled
     def gumbel(self, x: Tensor, site: str) -> Tensor:
         """Standard Gumbel noise of the shape [T, ...] and dtype of x: the arg-max of logits with it added is a draw
         from their softmax."""
         return self._drawn(x, site, Tensor.exponential_).log_().neg_()
 
-    @torch.compiler.disable
+    @uncompiled
     def order(self, x: Tensor, site: str) -> Tensor:
         """The numbers [T] int64 of the rows of x [T, ...] in random order."""
         return self._drawn(x[:, 0], site, Tensor.uniform_, torch.float32).argsort()
 
-    @torch.compiler.disable
+    @uncompiled
     def seed_kernels(self, device: torch.device, site: str) -> None:
         """Seed torch's own generator of a device, for kernels that draw from it inside.
 

@@ -26,7 +26,6 @@ from evo_core.model.ops.moe import MixtureMLP
 from evo_core.parallel.experts import keep_own_experts
 from evo_core.parallel.mesh import Mesh
 from evo_core.parallel.pipeline.placing import Placing
-from evo_core.parallel.sharded import shard
 from evo_core.parallel.tensor.experts import PartsDispatch
 from evo_core.parallel.tensor.own_type import cut_own_type
 from evo_core.parallel.tensor.parts import Parts, factory
@@ -65,6 +64,8 @@ def build_parallel(
     model = build_model(model_cfg, device=device if is_own else "meta", dtype=dtype)
     parallelize(model, mesh, mode, placing, overlap=overlap, memory_pool=memory_pool)
     if mesh.shards:
+        from evo_core.parallel.sharded import shard  # torch's FSDP takes half a second to import
+
         shard(model, mesh)
     allocate(model, device)
     return model

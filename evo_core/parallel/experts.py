@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.moe import Dispatch, ExpertLayer
+from evo_core.model.uncompiled import uncompiled
 from evo_core.parallel.collectives import all_to_all, all_to_all_rows
 from evo_core.parallel.mesh import Axis
 
@@ -65,7 +66,7 @@ class DealtDispatch(Dispatch):
         return _to_ranks(back, received, sent, self.axis)
 
 
-@torch.compiler.disable
+@uncompiled
 def _both(counts: Tensor, axis: Axis) -> list[list[list[int]]]:
     """Counts [ranks * experts of each] that are sent, and those that come: [2][ranks][experts of each]."""
     both = torch.stack([counts, counts])
@@ -74,7 +75,7 @@ def _both(counts: Tensor, axis: Axis) -> list[list[list[int]]]:
     return answer
 
 
-@torch.compiler.disable
+@uncompiled
 def _to_ranks(x: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
     """x [sum(sent), ...], by rank -> [sum(received), ...], by the rank that it comes from."""
     return _ToRanks.apply(x, sent, received, axis)

@@ -1,8 +1,8 @@
 """Freed memory that stays with the process, since the next step asks for the same again.
 
-glibc hands large blocks back to the kernel when they are freed, and every step then pays for new pages: to map, to clear
-and, on a CPU, to find again. A training process keeps what it has once had, and where the kernel gives huge pages to
-those that ask, torch asks.
+glibc hands large blocks back to the kernel when they are freed, and every step then pays for new pages: to map, to
+clear and, on a CPU, to find again. A training process keeps what it has once had, and where the kernel gives huge pages
+to those that ask, torch asks.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from evo_core.model.cutting import all_stages
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.norm import Norm
-from evo_core.optim.fsdp_adamw import FsdpAdamW
 from evo_core.optim.groups import ParameterGroup, groups_of
 from evo_core.optim.loss_scaler import LossScaler, needs_scaling
 from evo_core.optim.muon import Muon
@@ -39,6 +38,8 @@ def make_optimizer(cfg: TrainConfig, model: nn.Module, mesh: Mesh) -> Optimizer:
         "scaler": make_scaler(cfg, model),
     }
     if mesh.shards:
+        from evo_core.optim.fsdp_adamw import FsdpAdamW  # torch's FSDP takes half a second to import
+
         return FsdpAdamW(model, groups, mesh, **settings)
     optimizer = Zero1AdamW(
         groups,

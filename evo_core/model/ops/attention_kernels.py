@@ -161,7 +161,7 @@ def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dro
 
 
 def _equally_long(q: Tensor, k: Tensor, v: Tensor, length: int, dropout: float) -> Tensor:
-    """Documents of one length: q [n * length, heads, d], k and v [n * length, kv_heads, d] -> [n * length, heads, d]."""
+    """Documents of one length. q [n * length, heads, d], k and v [n * length, kv_heads, d] -> as q."""
     trains = torch.is_grad_enabled() and q.requires_grad and k.requires_grad and v.requires_grad
     if trains and on_a_cpu(q) and not dropout and fits(length, q.dtype):
         return by_blocks(q, k, v, length)

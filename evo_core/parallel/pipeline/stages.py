@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining._backward import stage_backward_input
 
 from evo_core.model.decoder import Decoder, ModelOutput
 from evo_core.model.dtypes import accumulation_dtype
@@ -250,6 +249,9 @@ class _Run:
             if alive.root.requires_grad:  # else nothing of a first stage is trained
                 alive.root.backward()
         elif work.kind is Pass.INPUT and not first:
+            # Here, since torch's pipelines import its compiler, which takes a second.
+            from torch.distributed.pipelining._backward import stage_backward_input
+
             _, alive.halves = stage_backward_input(
                 [alive.root], None, alive.received, iter(self._pipeline.parameters[work.stage])
             )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_core.model.uncompiled import uncompiled
 from evo_core.parallel.collectives import Pending, all_gather, all_reduce, all_to_all, reduce_scatter
 from evo_core.parallel.mesh import Axis
 
@@ -38,32 +39,32 @@ class Exchange:
 
     # torch.compile makes kernels of what lies between two exchanges, not of the exchanges.
 
-    @torch.compiler.disable
+    @uncompiled
     def enter(self, x: Tensor) -> Tensor:
         """The residual stream [rows here, ...] as a cut layer reads it: [T, ...], all rows."""
         return _Enter.apply(x, self)
 
-    @torch.compiler.disable
+    @uncompiled
     def leave(self, x: Tensor) -> Tensor:
         """The residual stream [rows here, ...] from what each rank adds to it: [T, ...]."""
         return _Leave.apply(x, self)
 
-    @torch.compiler.disable
+    @uncompiled
     def gather_rows(self, x: Tensor) -> Tensor:
         """[rows here, ...] -> [T, ...], for what every rank computes alike."""
         return _GatherRows.apply(x, self) if self.by_rows else x
 
-    @torch.compiler.disable
+    @uncompiled
     def gather_columns(self, x: Tensor) -> Tensor:
         """[..., columns here] -> [..., columns], for what every rank computes alike."""
         return _GatherColumns.apply(x, self)
 
-    @torch.compiler.disable
+    @uncompiled
     def columns_to_rows(self, x: Tensor) -> Tensor:
         """[T, columns here] -> [T / ranks, columns]."""
         return _ColumnsToRows.apply(x, self)
 
-    @torch.compiler.disable
+    @uncompiled
     def sum_gradients(self, x: Tensor) -> Tensor:
         """x [...] that is alike on every rank, and goes into something of which each computes a part."""
         return _SumGradients.apply(x, self)

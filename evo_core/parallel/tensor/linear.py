@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_core.model.ops.linear import Linear, linear
+from evo_core.model.uncompiled import uncompiled
 from evo_core.parallel.tensor.asked import asked_for
 from evo_core.parallel.tensor.exchange import Exchange
 from evo_core.parallel.tensor.products import bias_gradient, input_gradient, weight_gradient
@@ -60,7 +61,7 @@ class RowLinear(Linear):
         return y if self.bias is None else y + self.bias
 
 
-@torch.compiler.disable
+@uncompiled
 def _columns(x: Tensor, exchange: Exchange, parameters: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     return _Columns.apply(x, exchange, *parameters)
 

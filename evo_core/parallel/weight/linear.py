@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evo_core.model.ops.linear import Linear, linear
+from evo_core.model.uncompiled import uncompiled
 from evo_core.parallel.tensor.asked import asked_for
 from evo_core.parallel.tensor.products import bias_gradient, input_gradient, weight_gradient
 from evo_core.parallel.weight.gathering import in_backward
@@ -44,7 +45,7 @@ class GatheredLinear(Linear):
         unit.layers.append(self)
 
     # torch.compile makes kernels of what lies between two layers, not of what fetches their weights.
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
         gathering = self.gathering
