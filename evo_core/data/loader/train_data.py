@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from evo_core.data.corpus.blocks import BlockedDocuments
 from evo_core.data.corpus.corpus import MinLength, open_corpus
 from evo_core.data.corpus.document_set import DocumentSet, Table, TokenizedDocuments
 from evo_core.data.corpus.index import Index, SharedIndex
+from evo_core.data.corpus.large import has_more_documents, open_blocks
 from evo_core.data.corpus.random_data import TRAIN_DOCUMENTS, RandomDocuments
 from evo_core.data.loader.batch import Batch
 from evo_core.data.loader.internevo_packing import FileStream, InternevoOrder
+from evo_core.data.loader.large_order import SCALE, GroupedRows, GroupedTokens, Groups, Scale, WindowOrder
 from evo_core.data.loader.mixing import WeightedOrder
 from evo_core.data.loader.order import BatchSize, Order, PackOrder, RowStream, Stream, TokenStream, shuffled
 from evo_core.data.loader.packing import Pieces, pack, split
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Raised when the order of the data changes for the same seed and data.
-_ORDER_VERSION = 2
+# Raised when the order of the data changes for the same seed and data: up to `Scale.documents` of them, and above.
+_ORDER_VERSION, _LARGE_ORDER_VERSION = 2, 3
 
 
 class TrainData:
@@ -51,6 +55,7 @@ class TrainData:
     Args:
         cfg: the training job.
         dp_rank, dp_size: this data-parallel rank, and how many there are.
+        scale: from how many documents on they are in the order of `large_order`.
 
     Raises:
         DataError: there is no data, a file is damaged, or an id is outside model.vocab_size.
@@ -61,23 +66,22 @@ class TrainData:
     sequential = False
     """Whether steps must be drawn one after the other."""
 
-    def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> None:
+    def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int, scale: Scale = SCALE) -> None:
         if not 0 <= dp_rank < dp_size:
             raise ValueError(f"rank {dp_rank} of {dp_size}")
         self._data, self._dp_rank, self._dp_size = cfg.data, dp_rank, dp_size
         self._batch_size = batch_size(cfg, dp_size)
         folder = None if cfg.data.train_folder is None else stage(cfg.data.train_folder, beside=(ORIGINS,))
         self.types = data_types(folder)
-        self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder)
-        sets, self.trained, self.digest = (
-            _random_sets(cfg) if folder is None else _token_sets(cfg, folder, dp_rank, self._index)
-        )
-        self.tokens = {name: int(documents.lengths.sum()) for name, documents in zip(self.types, sets, strict=True)}
+        large = scale if folder is not None and _is_large(cfg, folder, scale) else None
+        self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder, large)
+        sets, self.trained, self.digest = _sets(cfg, folder, dp_rank, self._index, large)
+        self.tokens = {name: _tokens(documents) for name, documents in zip(self.types, sets, strict=True)}
         self._streams = [
-            _stream(cfg, name, documents, self._index) for name, documents in zip(self.types, sets, strict=True)
+            _stream(cfg, name, documents, self._index, scale) for name, documents in zip(self.types, sets, strict=True)
         ]
         self._looked = False
-        self._order = _order(cfg, self.types, self._streams, self._batch_size, self._index)
+        self._order = _order(cfg, self.types, self._streams, self._batch_size, self._index, large)
 
     def batch(self, step: int) -> Batch:
         """This rank's micro-batches of a step, counted from 0 (skipped steps count as well)."""
@@ -143,8 +147,39 @@ def batch_size(cfg: TrainConfig, dp_size: int) -> BatchSize:
     return BatchSize(full, rampup.start * dp_size, rampup.increment * dp_size, rampup.every)
 
 
-def _stream(cfg: TrainConfig, name: str, documents: TokenizedDocuments, index: Index) -> Stream:
+def _is_large(cfg: TrainConfig, folder: Path, scale: Scale) -> bool:
+    """Whether there are so many documents that they are in the order of `large_order`."""
+    if not has_more_documents(folder, scale.documents):
+        return False
+    if cfg.data.packing == "internevo":
+        log.warning(
+            "data.packing: internevo is InternEvo's order, which every process keeps whole: more than %s documents "
+            "take about %.0f GB (continuous has another order for so many, which takes little)",
+            f"{scale.documents:,}",
+            scale.documents * _WHOLE_BYTES / 1e9,
+        )
+        return False
+    log.info("more than %s documents: they are in the order for so many (docs/data.md)", f"{scale.documents:,}")
+    return True
+
+
+_WHOLE_BYTES = 48
+"""What a document takes where the order is kept whole: its place, the permutation, sums, and what these are made of."""
+
+
+def _tokens(documents: TokenizedDocuments | BlockedDocuments) -> int:
+    return documents.tokens if isinstance(documents, BlockedDocuments) else int(documents.lengths.sum())
+
+
+def _stream(
+    cfg: TrainConfig, name: str, documents: TokenizedDocuments | BlockedDocuments, index: Index, scale: Scale
+) -> Stream:
     data = cfg.data
+    if isinstance(documents, BlockedDocuments):
+        groups = Groups(documents, scale.group, seed=cfg.seed, name=name, index=index)
+        if data.use_packed_dataset:
+            return GroupedTokens(groups, data.packed_length)
+        return GroupedRows(groups, data.seq_len, data.micro_bsz)
     if data.packing == "internevo":
         assert isinstance(documents, DocumentSet)
         return FileStream(documents, data.packed_length, index=index, name=name)
@@ -155,15 +190,24 @@ def _stream(cfg: TrainConfig, name: str, documents: TokenizedDocuments, index: I
 
 
 def _order(
-    cfg: TrainConfig, types: tuple[str, ...], streams: list[Stream], batch_size: BatchSize, index: Index
+    cfg: TrainConfig,
+    types: tuple[str, ...],
+    streams: list[Stream],
+    batch_size: BatchSize,
+    index: Index,
+    large: Scale | None,
 ) -> Order:
     sizes, per_pack = [stream.size for stream in streams], streams[0].per_pack
     if cfg.data.packing == "internevo":
         return InternevoOrder(sizes, batch_size.growing, batch_size.full, cfg.seed, index)
-    if (weights := cfg.data.type_weights) is None:
+    if (weights := cfg.data.type_weights) is not None:
+        _check_weights(weights, dict(zip(types, sizes, strict=True)))
+        # Packs of a type come in the order of its stream: that is as good for streams of any size.
+        return WeightedOrder([weights[name] for name in types], sizes, per_pack, cfg.seed, index)
+    if large is None:
         return PackOrder(sizes, per_pack, cfg.seed, index)
-    _check_weights(weights, dict(zip(types, sizes, strict=True)))
-    return WeightedOrder([weights[name] for name in types], sizes, per_pack, cfg.seed, index)
+    groups = max(stream.groups for stream in streams if isinstance(stream, GroupedTokens | GroupedRows))
+    return WindowOrder(sizes, per_pack, cfg.seed, index, windows=groups, most=large.window)
 
 
 def _check_weights(weights: dict[str, float], sizes: dict[str, int]) -> None:
@@ -176,8 +220,14 @@ def _check_weights(weights: dict[str, float], sizes: dict[str, int]) -> None:
         raise ConfigError(f"{empty[0]} has no documents to train on", key=key, hint=f"write {empty[0]}: 0")
 
 
-_Sets = tuple[list[TokenizedDocuments], dict[str, int], str]
+_Sets = tuple[Sequence[TokenizedDocuments | BlockedDocuments], dict[str, int], str]
 """The documents of each type, by type how many of their tokens are trained on, and a digest of the data's order."""
+
+
+def _sets(cfg: TrainConfig, folder: Path | None, dp_rank: int, index: Index, large: Scale | None) -> _Sets:
+    if folder is None:
+        return _random_sets(cfg)
+    return _token_sets(cfg, folder, dp_rank, index) if large is None else _large_sets(cfg, folder, dp_rank, large)
 
 
 def _random_sets(cfg: TrainConfig) -> _Sets:
@@ -202,21 +252,41 @@ def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> _
         first=dp_rank,
         index=index if data.use_shm else None,
     )
-    if not any(len(documents) for documents in corpus.documents.values()):
-        raise DataError(f"no document is left to train on (data.min_length {data.min_length})", file=folder)
-    for name, documents in corpus.documents.items():
-        if not len(documents):
-            log.warning("data type %s has no document of at least min_length %d tokens", name, data.min_length)
+    _check_documents(cfg, folder, {name: len(documents) for name, documents in corpus.documents.items()})
     contents: dict[str, object] = dict(corpus.digests)
     if by_file:  # here it matters where a file ends
         contents = {n: [d, np.bincount(corpus.documents[n].files).tolist()] for n, d in corpus.digests.items()}
     return list(corpus.documents.values()), corpus.trained, _digest(cfg, contents)
 
 
-def _digest(cfg: TrainConfig, contents: object) -> str:
+def _large_sets(cfg: TrainConfig, folder: Path, dp_rank: int, scale: Scale) -> _Sets:
     data = cfg.data
+    corpus = open_blocks(
+        folder,
+        size=scale.block,
+        vocab_size=cfg.model.vocab_size,
+        min_length=MinLength(data.min_length, data.min_length_dict),
+        first=dp_rank,
+    )
+    _check_documents(cfg, folder, {name: of_type.documents for name, of_type in corpus.documents.items()})
+    return list(corpus.documents.values()), corpus.trained, _digest(cfg, corpus.digests, scale)
+
+
+def _check_documents(cfg: TrainConfig, folder: Path, documents: Mapping[str, int]) -> None:
+    """Say which types have nothing to train on; that all have nothing is an error."""
+    shortest = cfg.data.min_length
+    if not any(documents.values()):
+        raise DataError(f"no document is left to train on (data.min_length {shortest})", file=folder)
+    for name, count in documents.items():
+        if not count:
+            log.warning("data type %s has no document of at least min_length %d tokens", name, shortest)
+
+
+def _digest(cfg: TrainConfig, contents: object, large: Scale | None = None) -> str:
+    data = cfg.data
+    version = _ORDER_VERSION if large is None else [_LARGE_ORDER_VERSION, large.block, large.group, large.window]
     order = {
-        "version": _ORDER_VERSION,
+        "version": version,
         "seed": cfg.seed,
         "seq_len": data.seq_len,
         "packed_length": data.packed_length,
@@ -230,7 +300,7 @@ def _digest(cfg: TrainConfig, contents: object) -> str:
     return hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()
 
 
-def _shared_index(cfg: TrainConfig, folder: Path) -> SharedIndex:
+def _shared_index(cfg: TrainConfig, folder: Path, large: Scale | None) -> SharedIndex:
     """The index for this job on these files: another one if any of them was changed."""
     data = cfg.data
     paths = [path for name in data_types(folder) for path in bin_files(folder, name)]
@@ -238,6 +308,6 @@ def _shared_index(cfg: TrainConfig, folder: Path) -> SharedIndex:
     files = [*paths, *(meta for path in paths if (meta := meta_path(path)).exists()), *[origins] * origins.exists()]
     key = {
         "files": [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        "order": _digest(cfg, [data.min_length, data.min_length_dict, data.micro_num, data.global_batch_tokens]),
+        "order": _digest(cfg, [data.min_length, data.min_length_dict, data.micro_num, data.global_batch_tokens], large),
     }
     return SharedIndex(data.shm_path, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32])
