@@ -28,26 +28,6 @@ from evo_core.data.loader.order import EpochOrder, compact, cut, permutation
 from evo_core.data.loader.packing import Pieces
 
 
-class Scale(NamedTuple):
-    """From how many documents on the order is another one, and its units.
-
-    Attributes:
-        documents: a dataset with more of them, short ones too, is in the order of this module.
-        block: documents that stay in one group.
-        group: blocks of a group.
-        window: most packs of a window.
-    """
-
-    documents: int = 1 << 26
-    block: int = 1 << 8
-    group: int = 1 << 11
-    window: int = 1 << 20
-
-
-SCALE = Scale()
-"""Of every run; another scale is for tests alone, since another order comes of it."""
-
-
 class Groups:
     """The documents of one data type in the order of any epoch, group by group.
 

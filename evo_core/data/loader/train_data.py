@@ -20,10 +20,11 @@ from evo_core.data.corpus.large import has_more_documents, open_blocks
 from evo_core.data.corpus.random_data import TRAIN_DOCUMENTS, RandomDocuments
 from evo_core.data.loader.batch import Batch
 from evo_core.data.loader.internevo_packing import FileStream, InternevoOrder
-from evo_core.data.loader.large_order import SCALE, GroupedRows, GroupedTokens, Groups, Scale, WindowOrder
+from evo_core.data.loader.large_order import GroupedRows, GroupedTokens, Groups, WindowOrder
 from evo_core.data.loader.mixing import WeightedOrder
 from evo_core.data.loader.order import BatchSize, Order, PackOrder, RowStream, Stream, TokenStream, shuffled
 from evo_core.data.loader.packing import Pieces, pack, split
+from evo_core.data.loader.scale import LARGE_ORDER_VERSION, ORDER_VERSION, SCALE, Scale
 from evo_core.data.shards.folder import RANDOM_TYPES, bin_files, data_types
 from evo_core.data.shards.format import meta_path
 from evo_core.data.shards.origins import ORIGINS
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 log = logging.getLogger(__name__)
-
-# Raised when the order of the data changes for the same seed and data: up to `Scale.documents` of them, and above.
-_ORDER_VERSION, _LARGE_ORDER_VERSION = 2, 3
 
 
 class TrainData:
@@ -284,7 +282,7 @@ def _check_documents(cfg: TrainConfig, folder: Path, documents: Mapping[str, int
 
 def _digest(cfg: TrainConfig, contents: object, large: Scale | None = None) -> str:
     data = cfg.data
-    version = _ORDER_VERSION if large is None else [_LARGE_ORDER_VERSION, large.block, large.group, large.window]
+    version = ORDER_VERSION if large is None else [LARGE_ORDER_VERSION, large.block, large.group, large.window]
     order = {
         "version": version,
         "seed": cfg.seed,

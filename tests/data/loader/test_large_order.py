@@ -19,7 +19,8 @@ from evo_core.data import TrainData
 from evo_core.data.corpus.corpus import MinLength
 from evo_core.data.corpus.index import Index
 from evo_core.data.corpus.large import open_blocks
-from evo_core.data.loader.large_order import SCALE, GroupedRows, GroupedTokens, Groups, Scale, WindowOrder
+from evo_core.data.loader.large_order import GroupedRows, GroupedTokens, Groups, WindowOrder
+from evo_core.data.loader.scale import SCALE, Scale
 from evo_core.errors import DataError
 from tests.data.corpora import job, numbered, write_bin, write_folder
 from tests.data.loader.test_training_order import MODES, dataset, rows

@@ -1,0 +1,308 @@
+"""What the order of many documents costs: ``python -m benchmarks.order``.
+
+Makes up metas (lengths log-normal, 1000 tokens on average; nothing is tokenized: the ``.bin`` files and the token cache
+are holes, ids of 0) and, in a process each,
+
+- makes the index, which is kept on disk: once in the life of the files;
+- starts a loader on it, with nothing of metas and index in the page cache, and draws a first batch in the middle of the
+  epoch, as a run that goes on does;
+- draws the batches that follow, and first ones at other places.
+
+``order`` is the time to find the documents of a batch of 8 packs of 4096 tokens, ``batch`` that of the whole batch but
+for reading ids: files of ids are mapped, and their zeros come from memory. CPU time of one thread, medians, in
+microseconds. ``place`` is the first batch at another place of the epoch: its groups are read, shuffled and summed.
+``own MB`` is the most that the process got of the machine's memory from before the start on: anonymous and shared
+pages, looked at every 2 ms. Pages of files (``file MB``: those of the index) are the page cache's, one
+copy for all processes, which the kernel takes back when it needs them.
+
+A billion documents take 17 GB of disk, which are given back; where there is no room for them that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FILE_DOCUMENTS = 1_000_000
+BYTES_A_TOKEN, BYTES_A_DOCUMENT = 7, 14  # of a .bin line
+SEQ_LEN, MICRO_NUM = 4096, 8
+BATCHES, PLACES = 400, 5
+ROOM = 1.15
+"""Disk that is asked for, as a multiple of what the metas take."""
+
+FORK = multiprocessing.get_context("spawn")
+
+
+class Row(NamedTuple):
+    """A line of the table; see the module."""
+
+    documents: int
+    order: str
+    index_s: float
+    index_mb: float
+    start_s: float
+    first_s: float
+    own_mb: float
+    file_mb: float
+    order_us: float
+    batch_us: float
+    place_ms: float
+
+
+def make_up(folder: Path, documents: int) -> None:
+    """Metas of so many documents, and holes for their lines and ids."""
+    from evo_core.data.corpus import token_cache
+
+    random = np.random.RandomState(0)
+    lengths = np.maximum(random.lognormal(np.log(1000) - 0.32, 0.8, min(documents, FILE_DOCUMENTS)), 1).astype(np.int64)
+    cache = token_cache._cache_folder()
+    for number, first in enumerate(range(0, documents, FILE_DOCUMENTS)):
+        here = np.roll(lengths, 7919 * number)[: min(FILE_DOCUMENTS, documents - first)]
+        sizes = here * BYTES_A_TOKEN + BYTES_A_DOCUMENT
+        path = folder / "en" / f"train_{number:05d}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(int(sizes.sum()) - 1)
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        with Path(f"{path}.meta").open("wb") as meta:
+            np.save(meta, np.stack([np.cumsum(sizes) - sizes, here], axis=1))
+        tokens = int(here.sum())
+        header = token_cache._HEADER.pack(token_cache._MAGIC, tokens, len(here), 0, bytes(16))
+        with (cache / f"{token_cache.file_digest(path)}.tokens").open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + 4 * tokens + 12 * len(here))
+
+
+def forget(folder: Path) -> None:
+    """Take the files below a folder out of the page cache, those that are small enough to be no holes."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.suffix in (".meta", ".npy"):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def _open(folder: Path, whole: bool) -> Any:
+    import torch
+
+    from evo_core.config import TrainConfig
+    from evo_core.data import TrainData
+    from evo_core.data.corpus import token_cache
+    from evo_core.data.loader.scale import SCALE
+
+    token_cache._is_sound = token_cache._is_complete  # holes have no checksum
+    torch.set_num_threads(1)
+    model = {"vocab_size": 1000, "hidden_size": 64, "num_layers": 1, "num_attention_heads": 1}
+    data = {"seq_len": SEQ_LEN, "micro_bsz": 1, "micro_num": MICRO_NUM, "train_folder": str(folder)}
+    cfg = TrainConfig.model_validate({"data": data, "model": model})
+    scale = SCALE._replace(documents=1 << 62) if whole else SCALE
+    # All but the data is there now: what follows is the loader's.
+    return lambda: TrainData(cfg, dp_rank=0, dp_size=1, scale=scale)
+
+
+def index(folder: Path, whole: bool, said: Connection) -> None:
+    """Make the index: the process's first start."""
+    opened = _open(folder, whole)
+    said.send("begin")
+    began = time.perf_counter()
+    opened()
+    said.send({"index_s": time.perf_counter() - began})
+
+
+def start(folder: Path, whole: bool, said: Connection) -> None:
+    """Start from the index, and draw batches."""
+    from evo_core.data.loader.order import PackOrder, TokenStream
+
+    opened = _open(folder, whole)
+    said.send("begin")
+    began = time.perf_counter()
+    data = opened()
+    started = time.perf_counter()
+    for stream in data._streams:
+        documents = stream._documents if isinstance(stream, TokenStream) else stream._groups.documents
+        documents._ids = Zeros(documents._ids)
+    steps = sum(data.tokens.values()) // (SEQ_LEN * MICRO_NUM)
+    data.batch(steps // 2)
+    first = time.perf_counter()
+    order_us = _median(lambda step: _find(data, step), range(steps // 2 + 1, steps // 2 + 1 + BATCHES))
+    batch_us = _median(data.batch, range(steps // 2 + 1 + BATCHES, steps // 2 + 1 + 2 * BATCHES))
+    said.send("places")  # what is asked for at random needs more memory than a run does
+    place_us = _median(data.batch, [steps * n // (PLACES + 1) + 1 for n in range(1, PLACES + 1)])
+    said.send(
+        {
+            "order": "whole" if isinstance(data._order, PackOrder) else "blocks",
+            "start_s": started - began,
+            "first_s": first - started,
+            "order_us": order_us,
+            "batch_us": batch_us,
+            "place_ms": place_us / 1e3,
+        }
+    )
+
+
+class Zeros:
+    """Files of ids that are opened but not read: what is taken of them is zeros.
+
+    Args:
+        ids: the files' own, by number.
+        longest: tokens of the longest document, at least.
+    """
+
+    def __init__(self, ids: Any, longest: int = 1 << 20) -> None:
+        self._ids, self._zeros = ids, np.zeros(longest, np.int32)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self._zeros[: at.stop - at.start]
+        assert self._ids[at] is not None
+        return self
+
+
+def _find(data: Any, step: int) -> None:
+    """Find what a batch is made of: views of ids, of which nothing is read."""
+    for position in range(step * MICRO_NUM, (step + 1) * MICRO_NUM):
+        type_id, number = data._order.locate(position)
+        data._streams[type_id].pieces(number)
+
+
+def _median(work: Callable[[int], Any], steps: Any) -> float:
+    """Microseconds of CPU time."""
+    times = []
+    for step in steps:
+        began = time.process_time()
+        work(step)
+        times.append(time.process_time() - began)
+    return 1e6 * statistics.median(times)
+
+
+def measure(folder: Path, documents: int, whole: bool) -> Row:
+    indexed, index_memory = _watched(index, folder, whole)
+    forget(folder)
+    forget(Path(os.environ["EVO_CACHE"]) / "corpora")
+    found, memory = _watched(start, folder, whole)
+    return Row(
+        documents=documents,
+        index_s=indexed["index_s"],
+        index_mb=index_memory[0],
+        own_mb=memory[0],
+        file_mb=memory[1],
+        **found,
+    )
+
+
+def _watched(work: Callable[..., None], folder: Path, whole: bool) -> tuple[dict[str, Any], tuple[float, float]]:
+    """What a process finds out, and by how much its own pages and those of files grew at most, in MB."""
+    said, say = FORK.Pipe()
+    process = FORK.Process(target=work, args=(folder, whole, say))
+    process.start()
+    say.close()
+    if said.recv() != "begin":
+        raise RuntimeError("the process said something else")
+    before, most, watching = _memory(process.pid), [0.0, 0.0], True
+    while not said.poll(0.002):
+        if watching and (now := _memory(process.pid)) is not None and before is not None:
+            most = [max(m, n - b) for m, n, b in zip(most, now, before, strict=True)]
+    answer = said.recv()
+    while isinstance(answer, str):
+        answer = said.recv()
+    process.join()
+    return answer, (most[0], most[1])
+
+
+def _memory(pid: int | None) -> tuple[float, float] | None:
+    """The own pages of a process, and those of files, in MB."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = {
+        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name
+    }
+    return (kilobytes["RssAnon"] + kilobytes["RssShmem"]) / 1024, kilobytes["RssFile"] / 1024
+
+
+def run(documents: int, where: Path | None = None, *, whole: bool = False) -> Row:
+    """Make up so many documents, measure, and remove them.
+
+    Raises:
+        OSError: the disk has no room for them.
+    """
+    where = where or Path(tempfile.gettempdir())
+    needed, free = 16 * documents * ROOM, shutil.disk_usage(where).free
+    if needed > free:
+        raise OSError(
+            f"{documents:,} documents take {needed / 1e9:.0f} GB of {where}, where {free / 1e9:.0f} GB are free"
+        )
+    cache = os.environ.get("EVO_CACHE")
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        os.environ["EVO_CACHE"] = f"{folder}/cache"
+        try:
+            make_up(Path(folder, "train"), documents)
+            return measure(Path(folder, "train"), documents, whole)
+        finally:
+            os.environ.pop("EVO_CACHE") if cache is None else os.environ.update(EVO_CACHE=cache)
+
+
+COLUMNS = {
+    "documents": ("documents", "13,"),
+    "order": ("kept", "6"),
+    "index_s": ("index s", "8.1f"),
+    "index_mb": ("MB", "6.0f"),
+    "start_s": ("start s", "8.2f"),
+    "first_s": ("first s", "8.2f"),
+    "own_mb": ("own MB", "7.0f"),
+    "file_mb": ("file MB", "8.0f"),
+    "order_us": ("order us", "9.0f"),
+    "batch_us": ("batch us", "9.0f"),
+    "place_ms": ("place ms", "9.1f"),
+}
+"""Of the table: a row's field to its name there, and the form of its figures."""
+
+
+def head() -> str:
+    return " ".join(f"{name:>{int(form.rstrip(',f').partition('.')[0])}}" for name, form in COLUMNS.values())
+
+
+def show(row: Row) -> str:
+    return " ".join(f"{getattr(row, field):>{form}}" for field, (_, form) in COLUMNS.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--documents", type=float, nargs="+", default=[1e6, 1e8, 1e9], help="how many (default 1e6 1e8 1e9)"
+    )
+    parser.add_argument("--whole", action="store_true", help="in the order that is kept whole, however many they are")
+    parser.add_argument("--folder", type=Path, help="where metas are put (default: that of temporary files)")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    print(head(), flush=True)
+    rows = []
+    for documents in map(int, arguments.documents):
+        try:
+            rows.append(run(documents, arguments.folder, whole=arguments.whole))
+        except OSError as error:
+            print(f"{documents:13,} left out: {error}", flush=True)
+            continue
+        print(show(rows[-1]), flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
