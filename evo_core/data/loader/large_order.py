@@ -2,13 +2,13 @@
 memory.
 
 Above `Scale.documents` an epoch of a data type is shuffled in two steps. Its blocks of neighbouring documents
-(`evo_core.data.corpus.blocks`) come in a random order, another in each epoch; `Scale.group` blocks behind each other
-in it are a group, whose documents come in a random order. Only the order of blocks and the tokens before each group
-are kept of an epoch: 4 bytes for 256 documents. A group's documents are read, shuffled and summed when a pack needs
-them, and the newest few groups are kept.
+(`evo_core.data.corpus.blocks`) come in a random order, another in each epoch. That is cut into groups, `Scale.group`
+blocks over all types, of which each has its share; within a group documents come in a random order. Only the order of
+blocks and the tokens before each group are kept of an epoch: 4 bytes for 256 documents. A group's documents are read,
+shuffled and summed when a pack needs them, and the newest few groups are kept.
 
-What two documents behind each other in the stream have in common is a group: one of 2048 blocks, so they are of the
-same block once in 2048 times, and neighbours in the raw files no more often than once in 2^19.
+So two documents behind each other in the stream are of the same block once in 2048 times, and neighbours of the raw
+files stay neighbours once in 2^19: more often than in one permutation of all, and never felt.
 
 Packs are shuffled within windows: one is the same share of every type's packs in the epoch, small enough to need two
 groups of each type or so. So types mix in proportion everywhere, the parts of a long document come apart, and all
@@ -26,6 +26,22 @@ from evo_core.data.corpus.blocks import BlockedDocuments
 from evo_core.data.corpus.index import Arrays, Epochs, Index
 from evo_core.data.loader.order import EpochOrder, compact, cut, permutation
 from evo_core.data.loader.packing import Pieces
+
+_LEAST = 8
+"""A group of a type has at least this part of all types' blocks of a group."""
+
+
+def blocks_of_group(blocks: int, of_all: int, group: int) -> int:
+    """Blocks of a group of one data type: its share of them, so that many types need no more memory than one.
+
+    A type of few documents gets more than that: what its groups are drawn from would be too little.
+
+    Args:
+        blocks: of the type.
+        of_all: blocks of all types.
+        group: blocks that the types have in a group together.
+    """
+    return max(-(-blocks * group // max(of_all, 1)), -(-group // _LEAST))
 
 
 class Groups:

@@ -20,7 +20,7 @@ from evo_core.data.corpus.large import has_more_documents, open_blocks
 from evo_core.data.corpus.random_data import TRAIN_DOCUMENTS, RandomDocuments
 from evo_core.data.loader.batch import Batch
 from evo_core.data.loader.internevo_packing import FileStream, InternevoOrder
-from evo_core.data.loader.large_order import GroupedRows, GroupedTokens, Groups, WindowOrder
+from evo_core.data.loader.large_order import GroupedRows, GroupedTokens, Groups, WindowOrder, blocks_of_group
 from evo_core.data.loader.mixing import WeightedOrder
 from evo_core.data.loader.order import BatchSize, Order, PackOrder, RowStream, Stream, TokenStream, shuffled
 from evo_core.data.loader.packing import Pieces, pack, split
@@ -75,9 +75,7 @@ class TrainData:
         self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder, large)
         sets, self.trained, self.digest = _sets(cfg, folder, dp_rank, self._index, large)
         self.tokens = {name: _tokens(documents) for name, documents in zip(self.types, sets, strict=True)}
-        self._streams = [
-            _stream(cfg, name, documents, self._index, scale) for name, documents in zip(self.types, sets, strict=True)
-        ]
+        self._streams = _streams(cfg, self.types, sets, self._index, scale)
         self._looked = False
         self._order = _order(cfg, self.types, self._streams, self._batch_size, self._index, large)
 
@@ -169,15 +167,33 @@ def _tokens(documents: TokenizedDocuments | BlockedDocuments) -> int:
     return documents.tokens if isinstance(documents, BlockedDocuments) else int(documents.lengths.sum())
 
 
-def _stream(
-    cfg: TrainConfig, name: str, documents: TokenizedDocuments | BlockedDocuments, index: Index, scale: Scale
-) -> Stream:
+def _streams(
+    cfg: TrainConfig,
+    types: tuple[str, ...],
+    sets: Sequence[TokenizedDocuments | BlockedDocuments],
+    index: Index,
+    scale: Scale,
+) -> list[Stream]:
+    blocks = sum(len(documents) for documents in sets if isinstance(documents, BlockedDocuments))
+    streams: list[Stream] = []
+    for name, documents in zip(types, sets, strict=True):
+        if isinstance(documents, BlockedDocuments):
+            of_group = blocks_of_group(len(documents), blocks, scale.group)
+            streams.append(_grouped(cfg, Groups(documents, of_group, seed=cfg.seed, name=name, index=index)))
+        else:
+            streams.append(_stream(cfg, name, documents, index))
+    return streams
+
+
+def _grouped(cfg: TrainConfig, groups: Groups) -> Stream:
     data = cfg.data
-    if isinstance(documents, BlockedDocuments):
-        groups = Groups(documents, scale.group, seed=cfg.seed, name=name, index=index)
-        if data.use_packed_dataset:
-            return GroupedTokens(groups, data.packed_length)
-        return GroupedRows(groups, data.seq_len, data.micro_bsz)
+    if data.use_packed_dataset:
+        return GroupedTokens(groups, data.packed_length)
+    return GroupedRows(groups, data.seq_len, data.micro_bsz)
+
+
+def _stream(cfg: TrainConfig, name: str, documents: TokenizedDocuments, index: Index) -> Stream:
+    data = cfg.data
     if data.packing == "internevo":
         assert isinstance(documents, DocumentSet)
         return FileStream(documents, data.packed_length, index=index, name=name)

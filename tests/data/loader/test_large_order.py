@@ -19,7 +19,7 @@ from evo_core.data import TrainData
 from evo_core.data.corpus.corpus import MinLength
 from evo_core.data.corpus.index import Index
 from evo_core.data.corpus.large import open_blocks
-from evo_core.data.loader.large_order import GroupedRows, GroupedTokens, Groups, WindowOrder
+from evo_core.data.loader.large_order import GroupedRows, GroupedTokens, Groups, WindowOrder, blocks_of_group
 from evo_core.data.loader.scale import SCALE, Scale
 from evo_core.errors import DataError
 from tests.data.corpora import job, numbered, write_bin, write_folder
@@ -214,7 +214,7 @@ def test_the_order_never_changes(folder: Path) -> None:
     assert data.digest.startswith(GOLDEN_DIGEST)
 
 
-GOLDEN = [[2125, 357, 2146], [2141, 171, 1384], [446, 1735, 1475]]
+GOLDEN = [[2763, 147, 2762], [2779, 123, 1114], [1699, 1029, 717]]
 GOLDEN_DIGEST = "c97ceec22939"
 
 
@@ -319,6 +319,13 @@ def test_every_stretch_is_a_sample_of_the_whole(orders_of_many: np.ndarray) -> N
     trends = [np.corrcoef(np.arange(16), of_epoch)[0, 1] for of_epoch in means]
     assert abs(np.mean(trends)) < 0.3
     assert abs(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairwise(orders_of_many)])) < 0.02
+
+
+def test_types_share_the_blocks_of_a_group() -> None:
+    assert blocks_of_group(4000, 4000, 2048) == 2048
+    assert [blocks_of_group(n, 10_000, 2048) for n in (5000, 3000, 2000)] == [1024, 615, 410]
+    assert blocks_of_group(1, 10_000, 2048) == 256, "what few documents are drawn from is not as little as their share"
+    assert blocks_of_group(0, 0, 3) == 1
 
 
 def test_types_mix_in_proportion() -> None:
