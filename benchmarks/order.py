@@ -62,6 +62,10 @@ class Row(NamedTuple):
     place_ms: float
 
 
+class NoRoom(Exception):
+    """There is no room on the disk for so many documents."""
+
+
 def make_up(folder: Path, documents: int) -> None:
     """Metas of so many documents, and holes for their lines and ids."""
     from evo_core.data.corpus import token_cache
@@ -240,7 +244,7 @@ def run(documents: int, where: Path | None = None, *, whole: bool = False) -> Ro
     """Make up so many documents, measure, and remove them.
 
     Raises:
-        OSError: the disk has no room for them.
+        NoRoom: the disk has no room for them.
     """
     where = where or Path(tempfile.gettempdir())
     needed, free = 16 * documents * ROOM, shutil.disk_usage(where).free
@@ -296,7 +300,7 @@ def main() -> None:
     for documents in map(int, arguments.documents):
         try:
             rows.append(run(documents, arguments.folder, whole=arguments.whole))
-        except OSError as error:
+        except NoRoom as error:
             print(f"{documents:13,} left out: {error}", flush=True)
             continue
         print(show(rows[-1]), flush=True)
