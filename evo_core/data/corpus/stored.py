@@ -54,6 +54,10 @@ class StoredIndex(Index):
                     self._clear()
                     found = _made(folder, make)
         except OSError as error:
+            if (
+                found := _opened(folder)
+            ) is not None:  # where nothing can be locked, another may have made it meanwhile
+                return found
             log.warning("no index can be kept in %s (%s): it is made again at every start", self._root, error)
             return make()
         return found
