@@ -15,6 +15,9 @@ microseconds. ``place`` is the first batch at another place of the epoch: its gr
 pages, looked at every 2 ms. Pages of files (``file MB``: those of the index) are the page cache's, one
 copy for all processes, which the kernel takes back when it needs them.
 
+``blocks / whole`` at the end is of 3 million documents, both orders in one process in turns: other load on the machine
+changes it least.
+
 A billion documents take 17 GB of disk, which are given back; where there is no room for them that is said.
 """
 
@@ -29,21 +32,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from evo_core.data.loader.scale import SCALE
+
 FILE_DOCUMENTS = 1_000_000
 BYTES_A_TOKEN, BYTES_A_DOCUMENT = 7, 14  # of a .bin line
 SEQ_LEN, MICRO_NUM = 4096, 8
-BATCHES, PLACES = 400, 5
+BATCHES, PLACES, TURNS = 400, 5, 9
 ROOM = 1.15
 """Disk that is asked for, as a multiple of what the metas take."""
 
-FORK = multiprocessing.get_context("spawn")
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Row(NamedTuple):
@@ -101,45 +107,48 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _open(folder: Path, whole: bool) -> Any:
+def _open(folder: Path, documents: int = SCALE.documents) -> Any:
     import torch
 
     from evo_core.config import TrainConfig
     from evo_core.data import TrainData
     from evo_core.data.corpus import token_cache
-    from evo_core.data.loader.scale import SCALE
 
     token_cache._is_sound = token_cache._is_complete  # holes have no checksum
     torch.set_num_threads(1)
     model = {"vocab_size": 1000, "hidden_size": 64, "num_layers": 1, "num_attention_heads": 1}
     data = {"seq_len": SEQ_LEN, "micro_bsz": 1, "micro_num": MICRO_NUM, "train_folder": str(folder)}
     cfg = TrainConfig.model_validate({"data": data, "model": model})
-    scale = SCALE._replace(documents=1 << 62) if whole else SCALE
+    scale = SCALE._replace(documents=documents)
     # All but the data is there now: what follows is the loader's.
     return lambda: TrainData(cfg, dp_rank=0, dp_size=1, scale=scale)
 
 
-def index(folder: Path, whole: bool, said: Connection) -> None:
-    """Make the index: the process's first start."""
-    opened = _open(folder, whole)
+def index(folder: Path, documents: int, said: Connection) -> None:
+    """Make the index: the process's first start.
+
+    Args:
+        folder: of the shards.
+        documents: more of them are in the order of blocks.
+        said: gets ``begin`` when all but the loader is there, and the figures in the end.
+    """
+    opened = _open(folder, documents)
     said.send("begin")
     began = time.perf_counter()
     opened()
     said.send({"index_s": time.perf_counter() - began})
 
 
-def start(folder: Path, whole: bool, said: Connection) -> None:
-    """Start from the index, and draw batches."""
-    from evo_core.data.loader.order import PackOrder, TokenStream
+def start(folder: Path, documents: int, said: Connection) -> None:
+    """Start from the index, and draw batches; arguments as of `index`."""
+    from evo_core.data.loader.order import PackOrder
 
-    opened = _open(folder, whole)
+    opened = _open(folder, documents)
     said.send("begin")
     began = time.perf_counter()
     data = opened()
     started = time.perf_counter()
-    for stream in data._streams:
-        documents = stream._documents if isinstance(stream, TokenStream) else stream._groups.documents
-        documents._ids = Zeros(documents._ids)
+    _without_ids(data)
     steps = sum(data.tokens.values()) // (SEQ_LEN * MICRO_NUM)
     data.batch(steps // 2)
     first = time.perf_counter()
@@ -177,6 +186,31 @@ class Zeros:
         return self
 
 
+def _without_ids(data: Any) -> None:
+    """Have files of ids mapped but not read."""
+    from evo_core.data.loader.order import TokenStream
+
+    for stream in data._streams:
+        documents = stream._documents if isinstance(stream, TokenStream) else stream._groups.documents
+        documents._ids = Zeros(documents._ids)
+
+
+def in_turns(folder: Path, said: Connection) -> None:
+    """Time both orders of the same documents: medians of the ratios of rounds."""
+    whole, blocks = _open(folder, 1 << 62)(), _open(folder, 0)()
+    orders, batches = [], []
+    for data in (whole, blocks):
+        _without_ids(data)
+        data.batch(0)
+    for first in range(100, 100 + TURNS * BATCHES, BATCHES):
+        steps = range(first, first + BATCHES)
+        orders.append(
+            _median(lambda step: _find(blocks, step), steps) / _median(lambda step: _find(whole, step), steps)
+        )
+        batches.append(_median(blocks.batch, steps) / _median(whole.batch, steps))
+    said.send({"order": statistics.median(orders), "batch": statistics.median(batches)})
+
+
 def _find(data: Any, step: int) -> None:
     """Find what a batch is made of: views of ids, of which nothing is read."""
     for position in range(step * MICRO_NUM, (step + 1) * MICRO_NUM):
@@ -194,11 +228,11 @@ def _median(work: Callable[[int], Any], steps: Any) -> float:
     return 1e6 * statistics.median(times)
 
 
-def measure(folder: Path, documents: int, whole: bool) -> Row:
-    indexed, index_memory = _watched(index, folder, whole)
+def measure(folder: Path, documents: int, most: int) -> Row:
+    indexed, index_memory = _watched(index, folder, most)
     forget(folder)
     forget(Path(os.environ["EVO_CACHE"]) / "corpora")
-    found, memory = _watched(start, folder, whole)
+    found, memory = _watched(start, folder, most)
     return Row(
         documents=documents,
         index_s=indexed["index_s"],
@@ -209,10 +243,10 @@ def measure(folder: Path, documents: int, whole: bool) -> Row:
     )
 
 
-def _watched(work: Callable[..., None], folder: Path, whole: bool) -> tuple[dict[str, Any], tuple[float, float]]:
+def _watched(work: Callable[..., None], folder: Path, most_kept: int) -> tuple[dict[str, Any], tuple[float, float]]:
     """What a process finds out, and by how much its own pages and those of files grew at most, in MB."""
-    said, say = FORK.Pipe()
-    process = FORK.Process(target=work, args=(folder, whole, say))
+    said, say = SPAWN.Pipe()
+    process = SPAWN.Process(target=work, args=(folder, most_kept, say))
     process.start()
     say.close()
     if said.recv() != "begin":
@@ -240,8 +274,9 @@ def _memory(pid: int | None) -> tuple[float, float] | None:
     return (kilobytes["RssAnon"] + kilobytes["RssShmem"]) / 1024, kilobytes["RssFile"] / 1024
 
 
-def run(documents: int, where: Path | None = None, *, whole: bool = False) -> Row:
-    """Make up so many documents, measure, and remove them.
+@contextmanager
+def made_up(documents: int, where: Path | None = None) -> Iterator[Path]:
+    """A folder of so many documents, which goes in the end.
 
     Raises:
         NoRoom: the disk has no room for them.
@@ -249,17 +284,37 @@ def run(documents: int, where: Path | None = None, *, whole: bool = False) -> Ro
     where = where or Path(tempfile.gettempdir())
     needed, free = 16 * documents * ROOM, shutil.disk_usage(where).free
     if needed > free:
-        raise OSError(
-            f"{documents:,} documents take {needed / 1e9:.0f} GB of {where}, where {free / 1e9:.0f} GB are free"
-        )
+        raise NoRoom(f"they take {needed / 1e9:.0f} GB of {where}, where {free / 1e9:.0f} GB are free")
     cache = os.environ.get("EVO_CACHE")
     with tempfile.TemporaryDirectory(dir=where) as folder:
         os.environ["EVO_CACHE"] = f"{folder}/cache"
         try:
             make_up(Path(folder, "train"), documents)
-            return measure(Path(folder, "train"), documents, whole)
+            yield Path(folder, "train")
         finally:
             os.environ.pop("EVO_CACHE") if cache is None else os.environ.update(EVO_CACHE=cache)
+
+
+def run(documents: int, where: Path | None = None, *, whole: bool = False) -> Row:
+    """Make up so many documents and measure; with `whole`, in the order that is kept whole, however many they are.
+
+    Raises:
+        NoRoom: the disk has no room for them.
+    """
+    with made_up(documents, where) as folder:
+        return measure(folder, documents, 1 << 62 if whole else SCALE.documents)
+
+
+def ratios(where: Path | None = None) -> dict[str, float]:
+    """What an order of blocks and its batch take, by one that is kept whole."""
+    said, say = SPAWN.Pipe()
+    with made_up(3 * FILE_DOCUMENTS, where) as folder:
+        process = SPAWN.Process(target=in_turns, args=(folder, say))
+        process.start()
+        say.close()
+        found: dict[str, float] = said.recv()
+        process.join()
+    return found
 
 
 COLUMNS = {
@@ -304,8 +359,11 @@ def main() -> None:
             print(f"{documents:13,} left out: {error}", flush=True)
             continue
         print(show(rows[-1]), flush=True)
+    found = ratios(arguments.folder)
+    print("blocks / whole: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items()), flush=True)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+        content = {"rows": [row._asdict() for row in rows], "blocks / whole": found}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

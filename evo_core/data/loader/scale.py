@@ -1,9 +1,10 @@
 """From how many documents on they come in another order, and the versions of both.
 
-Up to 2^26 documents an epoch's permutations and running sums are kept whole (`order`): there, in numbers measured by
-``python -m benchmarks.order --whole``, a process needs 5 GB and 25 s to start, which was the bound of what one did
-without. Above it next to nothing is kept (`large_order`). Which of them a run is in is part of the digest of its data,
-and of the key of a step as far as the number of documents is known when it is planned.
+Up to 2^26 documents an epoch's permutations and running sums are kept whole (`order`). There a process needs 4.9 GB and
+a minute to its first batch (``python -m benchmarks.order --whole``, two busy cores), and twice that for twice as many:
+hardly a run can have been there, and those below go on as they were. Above it next to nothing is kept (`large_order`).
+Which of them a run is in is part of the digest of its data, and of the key of a step as far as the number of documents
+is known when it is planned.
 """
 
 from __future__ import annotations
