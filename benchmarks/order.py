@@ -15,8 +15,8 @@ microseconds. ``place`` is the first batch at another place of the epoch: its gr
 pages, looked at every 2 ms. Pages of files (``file MB``: those of the index) are the page cache's, one
 copy for all processes, which the kernel takes back when it needs them.
 
-``blocks / whole`` at the end is of 3 million documents, both orders in one process in turns: other load on the machine
-changes it least.
+``10^8 / 10^6`` at the end is what the order and the batch of so many documents, in a thousand files, take by those of a
+million: both in one process in turns, since other load on the machine changes ratios least.
 
 A billion documents take 17 GB of disk, which are given back; where there is no room for them that is said.
 """
@@ -45,7 +45,7 @@ from evo_core.data.loader.scale import SCALE
 FILE_DOCUMENTS = 1_000_000
 BYTES_A_TOKEN, BYTES_A_DOCUMENT = 7, 14  # of a .bin line
 SEQ_LEN, MICRO_NUM = 4096, 8
-BATCHES, PLACES, TURNS = 400, 5, 9
+BATCHES, PLACES, TURNS = 400, 5, 8
 ROOM = 1.15
 """Disk that is asked for, as a multiple of what the metas take."""
 
@@ -72,15 +72,15 @@ class NoRoom(Exception):
     """There is no room on the disk for so many documents."""
 
 
-def make_up(folder: Path, documents: int) -> None:
+def make_up(folder: Path, documents: int, of_file: int = FILE_DOCUMENTS) -> None:
     """Metas of so many documents, and holes for their lines and ids."""
     from evo_core.data.corpus import token_cache
 
     random = np.random.RandomState(0)
-    lengths = np.maximum(random.lognormal(np.log(1000) - 0.32, 0.8, min(documents, FILE_DOCUMENTS)), 1).astype(np.int64)
+    lengths = np.maximum(random.lognormal(np.log(1000) - 0.32, 0.8, min(documents, of_file)), 1).astype(np.int64)
     cache = token_cache._cache_folder()
-    for number, first in enumerate(range(0, documents, FILE_DOCUMENTS)):
-        here = np.roll(lengths, 7919 * number)[: min(FILE_DOCUMENTS, documents - first)]
+    for number, first in enumerate(range(0, documents, of_file)):
+        here = np.roll(lengths, 7919 * number)[: min(of_file, documents - first)]
         sizes = here * BYTES_A_TOKEN + BYTES_A_DOCUMENT
         path = folder / "en" / f"train_{number:05d}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,20 +195,20 @@ def _without_ids(data: Any) -> None:
         documents._ids = Zeros(documents._ids)
 
 
-def in_turns(folder: Path, said: Connection) -> None:
-    """Time both orders of the same documents: medians of the ratios of rounds."""
-    whole, blocks = _open(folder, 1 << 62)(), _open(folder, 0)()
-    orders, batches = [], []
-    for data in (whole, blocks):
+def in_turns(few: Path, many: Path, said: Connection) -> None:
+    """Time both orders: medians of the ratios of rounds."""
+    opened = [_open(folder)() for folder in (many, few)]
+    for data in opened:
         _without_ids(data)
-        data.batch(0)
-    for first in range(100, 100 + TURNS * BATCHES, BATCHES):
+    orders, batches = [], []
+    for first in range(0, TURNS * BATCHES, BATCHES):
         steps = range(first, first + BATCHES)
-        orders.append(
-            _median(lambda step: _find(blocks, step), steps) / _median(lambda step: _find(whole, step), steps)
-        )
-        batches.append(_median(blocks.batch, steps) / _median(whole.batch, steps))
-    said.send({"order": statistics.median(orders), "batch": statistics.median(batches)})
+        found = (_median(lambda step, data=data: _find(data, step), steps) for data in opened)  # type: ignore[misc]
+        drawn = (_median(data.batch, steps) for data in opened)
+        orders.append(next(found) / next(found))
+        batches.append(next(drawn) / next(drawn))
+    # The first round maps files and computes orders.
+    said.send({"order": statistics.median(orders[1:]), "batch": statistics.median(batches[1:])})
 
 
 def _find(data: Any, step: int) -> None:
@@ -306,10 +306,15 @@ def run(documents: int, where: Path | None = None, *, whole: bool = False) -> Ro
 
 
 def ratios(where: Path | None = None) -> dict[str, float]:
-    """What an order of blocks and its batch take, by one that is kept whole."""
+    """What the order and the batch of many documents take by those of few.
+
+    Raises:
+        NoRoom: the disk has no room for them.
+    """
     said, say = SPAWN.Pipe()
-    with made_up(3 * FILE_DOCUMENTS, where) as folder:
-        process = SPAWN.Process(target=in_turns, args=(folder, say))
+    with made_up(10**6, where) as few:
+        make_up(many := few.with_name("many"), 10**8, 10**5)
+        process = SPAWN.Process(target=in_turns, args=(few, many, say))
         process.start()
         say.close()
         found: dict[str, float] = said.recv()
@@ -360,9 +365,9 @@ def main() -> None:
             continue
         print(show(rows[-1]), flush=True)
     found = ratios(arguments.folder)
-    print("blocks / whole: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items()), flush=True)
+    print("10^8 / 10^6: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items()), flush=True)
     if arguments.json is not None:
-        content = {"rows": [row._asdict() for row in rows], "blocks / whole": found}
+        content = {"rows": [row._asdict() for row in rows], "10^8 / 10^6": found}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
