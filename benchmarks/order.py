@@ -243,22 +243,32 @@ def measure(folder: Path, documents: int, most: int) -> Row:
     )
 
 
-def _watched(work: Callable[..., None], folder: Path, most_kept: int) -> tuple[dict[str, Any], tuple[float, float]]:
-    """What a process finds out, and by how much its own pages and those of files grew at most, in MB."""
+@contextmanager
+def _child(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[int | None, Connection]]:
+    """A process that works, and what it says; it ends with the block, before the files that it uses are removed."""
     said, say = SPAWN.Pipe()
-    process = SPAWN.Process(target=work, args=(folder, most_kept, say))
+    process = SPAWN.Process(target=work, args=(*arguments, say), daemon=True)
     process.start()
     say.close()
-    if said.recv() != "begin":
-        raise RuntimeError("the process said something else")
-    before, most, watching = _memory(process.pid), [0.0, 0.0], True
-    while not said.poll(0.002):
-        if watching and (now := _memory(process.pid)) is not None and before is not None:
-            most = [max(m, n - b) for m, n, b in zip(most, now, before, strict=True)]
-    answer = said.recv()
-    while isinstance(answer, str):
+    try:
+        yield process.pid, said
+    finally:
+        process.kill()
+        process.join()
+
+
+def _watched(work: Callable[..., None], folder: Path, most_kept: int) -> tuple[dict[str, Any], tuple[float, float]]:
+    """What a process finds out, and by how much its own pages and those of files grew at most, in MB."""
+    with _child(work, folder, most_kept) as (pid, said):
+        if said.recv() != "begin":
+            raise RuntimeError("the process said something else")
+        before, most = _memory(pid), [0.0, 0.0]
+        while not said.poll(0.002):
+            if (now := _memory(pid)) is not None and before is not None:
+                most = [max(m, n - b) for m, n, b in zip(most, now, before, strict=True)]
         answer = said.recv()
-    process.join()
+        while isinstance(answer, str):
+            answer = said.recv()
     return answer, (most[0], most[1])
 
 
@@ -311,14 +321,10 @@ def ratios(where: Path | None = None) -> dict[str, float]:
     Raises:
         NoRoom: the disk has no room for them.
     """
-    said, say = SPAWN.Pipe()
     with made_up(10**6, where) as few:
         make_up(many := few.with_name("many"), 10**8, 10**5)
-        process = SPAWN.Process(target=in_turns, args=(few, many, say))
-        process.start()
-        say.close()
-        found: dict[str, float] = said.recv()
-        process.join()
+        with _child(in_turns, few, many) as (_, said):
+            found: dict[str, float] = said.recv()
     return found
 
 
