@@ -160,6 +160,17 @@ class Kind(ABC, Generic[P, R]):
         payload = plain_params(params)
         return {k: v for k, v in payload.items() if not (k in self.introduced and v == self.introduced[k])}
 
+    def identity_by_facts(self, params: P, facts: Mapping[str, Facts]) -> dict[str, Any]:
+        """What enters the key beside `identity` because of what is known about the inputs, as plain data.
+
+        For a kind that makes something else of the same inputs from some size on: the version of that. The default is
+        nothing.
+
+        Args:
+            facts: input name to what is known about it.
+        """
+        return {}
+
     def files(self, params: P) -> list[Path]:
         """Files named by parameters (configs, prompts), for messages and lineage; their content is in `identity`."""
         return []

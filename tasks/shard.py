@@ -127,7 +127,9 @@ class Shard(Kind[Params, Runtime]):
 
     def facts(self, params: Params, runtime: Runtime, facts: Mapping[str, Facts]) -> Facts:
         passed = {k: v for k, v in facts["tokens"].items() if k in ("vocab_size", "tokenizer")}
-        return passed | ({"types": sorted(params.types)} if params.types else {})
+        passed |= {"types": sorted(params.types)} if params.types else {}
+        most = _most_documents(params, facts["tokens"].get("lines_by_type"))
+        return passed if most is None else passed | {"most_documents": most}
 
     def run(self, ctx: StepContext[Params, Runtime]) -> dict[str, Any]:
         from evo_core.data.dataset.build import write_shards
@@ -199,6 +201,15 @@ class Shard(Kind[Params, Runtime]):
 
         params = self.identity(ctx.params, ctx.runtime)
         return most_alike(earlier(ctx.store, self.name, self.version, params), read)
+
+
+def _most_documents(params: Params, lines: Mapping[str, int | None] | None) -> int | None:
+    """A bound on the documents of the dataset, where one is known."""
+    if lines is None:
+        return None
+    by_folder = params.route == "path" and not params.by_path
+    counts = [count for type_, count in lines.items() if not by_folder or type_ in (params.types or lines)]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _kept(previous: PreviousVersion | None, shards: list[dict[str, Any]]) -> int:

@@ -92,6 +92,14 @@ class _Train(Kind[Params, LaunchRuntime]):
         job = params.job.identity(runtime.world_size)
         return {"job": job if params.stated is None else _without_shape(job, params.stated)}
 
+    def identity_by_facts(self, params: Params, facts: Mapping[str, Facts]) -> dict[str, Any]:
+        """The version of the order of many documents, where the data may have so many."""
+        from evo_core.data.loader.scale import LARGE_ORDER_VERSION, SCALE
+
+        most = facts["data"].get("most_documents")
+        may_be_large = most is not None and most > SCALE.documents and params.job.data.packing == "continuous"
+        return {"order": LARGE_ORDER_VERSION} if may_be_large else {}
+
     def check(self, params: Params, runtime: LaunchRuntime, facts: Mapping[str, Facts], where: str) -> None:
         """Refuse a job that cannot run on so many ranks, or on these data, or from these weights.
 

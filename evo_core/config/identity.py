@@ -1,4 +1,8 @@
-"""The part of a configuration that decides which weights come out: what an artifact's key is made of."""
+"""The part of a configuration that decides which weights come out: what an artifact's key is made of.
+
+What data there are is not in it, nor what follows from them, such as in which order so many documents are: that is in
+the digest of a run's data (`TrainData.digest`), and in a step's key by its inputs and by `Kind.identity_by_facts`.
+"""
 
 from __future__ import annotations
 

@@ -188,6 +188,7 @@ def _plan_step(
         step.kind.check(step.params, step.runtime, known, where)
         facts |= step.kind.facts(step.params, step.runtime, known)
         params = {} if source else step.kind.identity(step.params, step.runtime)
+        params = params | step.kind.identity_by_facts(step.params, known)
     except ConfigError as error:
         raise _placed(pipeline, error, where) from error
     except SystemExit as error:  # else the command would end with whatever status the kind's code named

@@ -4,4 +4,8 @@
 `document_set` is the documents of several files as one sequence, `random_data` counts up for runs without data. `index`
 keeps what is worked out once a run (where documents lie, the orders of an epoch), for one process or shared by all of a
 node.
+
+`large.open_blocks` is the way in for more documents than are kept in memory: `blocks` of neighbours, whose `lengths`
+are read from the metas when they are needed, `mapped_ids` of those files that are asked for, and `stored`, where what
+was found out once outlives the process.
 """

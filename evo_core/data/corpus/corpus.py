@@ -96,8 +96,7 @@ def open_corpus(
     if by_origin:
         paths = {name: sorted(of_type) for name, of_type in paths.items()}
     everything = [path for of_type in paths.values() for path in of_type]
-    for text in min_length.unused(_below(folder, path) for path in everything):
-        log.warning("data.min_length_dict: %r is in the path of no file of %s, e.g. /cn/train_000.bin", text, folder)
+    warn_of_unused(min_length, folder, everything)
     opened: list[TokenFile] = []
 
     def tables() -> Arrays:
@@ -107,7 +106,7 @@ def open_corpus(
 
     found = (index or Index()).arrays("corpus", tables)
     if vocab_size is not None:
-        _check_ids(everything, found["max_ids"].tolist(), vocab_size)
+        check_ids(everything, found["max_ids"].tolist(), vocab_size)
     if opened:
         ids = [file.ids for file in opened]
     else:
@@ -131,8 +130,8 @@ def _tables(
     }
     for number, of_type in enumerate(paths.values()):
         own = [next(files) for _ in of_type]
-        spans = _spans_by_origin(folder, own) if by_origin else None
-        table, digest, trained = tabulate(own, [min_length.of(_below(folder, path)) for path in of_type], spans)
+        spans = spans_by_origin(folder, {file.path: len(file) for file in own}) if by_origin else None
+        table, digest, trained = tabulate(own, [min_length.of(below(folder, path)) for path in of_type], spans)
         arrays |= {f"{number}-{part}": array for part, array in table._asdict().items()}
         arrays[f"{number}-digest-and-trained"] = np.array([digest.encode(), str(trained).encode()])
     return arrays
@@ -149,24 +148,40 @@ def _corpus(paths: Mapping[str, Sequence[Path]], found: Arrays, ids: Sequence[np
     return corpus
 
 
-def _check_ids(paths: Sequence[Path], max_ids: Sequence[int], vocab_size: int) -> None:
-    """Look for the id that is too large only where there is one: a look at every document takes as long as decoding."""
+def warn_of_unused(min_length: MinLength, folder: Path, paths: Sequence[Path]) -> None:
+    """Say which texts of min_length_dict are in the path of no file."""
+    for text in min_length.unused(below(folder, path) for path in paths):
+        log.warning("data.min_length_dict: %r is in the path of no file of %s, e.g. /cn/train_000.bin", text, folder)
+
+
+def check_ids(paths: Sequence[Path], max_ids: Sequence[int], vocab_size: int) -> None:
+    """Look for the id that is too large only where there is one: a look at every document takes as long as decoding.
+
+    Raises:
+        DataError: an id is outside the vocabulary.
+    """
     for path, max_id in zip(paths, max_ids, strict=True):
         if max_id >= vocab_size:
             BinReader(path).check(vocab_size)
 
 
-def _below(folder: Path, path: Path) -> str:
+def below(folder: Path, path: Path) -> str:
+    """A file's path below the folder of shards, with a slash in front."""
     return f"/{path.relative_to(folder).as_posix()}"
 
 
-def _spans_by_origin(folder: Path, files: Sequence[TokenFile]) -> list[DocumentSpan] | None:
-    """The documents of one type by (raw file, number in it); None where nobody says."""
+def spans_by_origin(folder: Path, documents: Mapping[Path, int]) -> list[DocumentSpan] | None:
+    """The documents of one type by (raw file, number in it); None where nobody says.
+
+    Args:
+        documents: how many each ``.bin`` of the type has; spans have their numbers in this order.
+    """
     parent, name = folder.absolute().parent, folder.absolute().name
     if not (parent / ORIGINS).is_file():
         return None
-    shards = {name + _below(folder, file.path): number for number, file in enumerate(files)}
-    runs = Origins.load(parent).in_order({shard: len(files[number]) for shard, number in shards.items()})
+    counts = {name + below(folder, path): count for path, count in documents.items()}
+    shards = {shard: number for number, shard in enumerate(counts)}
+    runs = Origins.load(parent).in_order(counts)
     return [DocumentSpan(shards[run.shard], run.start, run.stop) for run in runs]
 
 

@@ -32,6 +32,12 @@ class TokenizedDocuments(Protocol):
         """
 
 
+class ByNumber(Protocol):
+    """The ids of files by their numbers: a list of them, or one that maps them when they are asked for."""
+
+    def __getitem__(self, file: int, /) -> np.ndarray: ...
+
+
 class Table(NamedTuple):
     """Where documents lie: int32 [documents] number of the file, int64 first token in it, int64 tokens."""
 
@@ -58,9 +64,18 @@ class DocumentSet:
     def read(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
         """See `TokenizedDocuments`; int32 [stops[i] - starts[i]], views of the files."""
         at = self._starts[documents]
-        files, ids = self.files[documents].tolist(), self._ids
-        spans = zip(files, (at + starts).tolist(), (at + stops).tolist(), strict=True)
-        return [ids[file][start:stop] for file, start, stop in spans]
+        return read_spans(self._ids, self.files[documents], at + starts, at + stops)
+
+
+def read_spans(ids: ByNumber, files: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+    """Ids [starts[i], stops[i]) of file files[i], for each i; int32, views of the files.
+
+    Args:
+        ids: of each file, int32 [tokens].
+        files, starts, stops: int [n].
+    """
+    spans = zip(files.tolist(), starts.tolist(), stops.tolist(), strict=True)
+    return [ids[file][start:stop] for file, start, stop in spans]
 
 
 class DocumentSpan(NamedTuple):

@@ -46,29 +46,33 @@ class Index:
 
 
 class Epochs:
-    """Arrays for each epoch, of which the newest few are kept; several threads may ask.
+    """Arrays for each epoch, or each part of one, of which the newest few are kept; several threads may ask.
 
     Args:
         index: where they are kept.
         name: of the arrays.
-        make: computes those of an epoch.
-        kept: how many epochs are in use at a time.
+        make: computes those of an epoch, or of the part of it that is numbered so.
+        kept: how many are in use at a time.
     """
 
-    def __init__(self, index: Index, name: str, make: Callable[[int], Arrays], *, kept: int) -> None:
+    def __init__(self, index: Index, name: str, make: Callable[..., Arrays], *, kept: int) -> None:
         self._index, self._name, self._make, self._kept = index, name, make, kept
-        self._held: OrderedDict[int, Arrays] = OrderedDict()
+        self._held: OrderedDict[tuple[int, ...], Arrays] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, epoch: int) -> Arrays:
+    def __call__(self, epoch: int, *part: int) -> Arrays:
+        key = epoch, *part
         with self._lock:
-            if epoch not in self._held:
-                self._held[epoch] = self._index.arrays(f"{self._name}-{epoch}", lambda: self._make(epoch))
+            if key not in self._held:
+                self._held[key] = self._index.arrays(self._named(key), lambda: self._make(*key))
                 if len(self._held) > self._kept:
                     old, _ = self._held.popitem(last=False)
-                    self._index.forget(f"{self._name}-{old}")
-            self._held.move_to_end(epoch)
-            return self._held[epoch]
+                    self._index.forget(self._named(old))
+            self._held.move_to_end(key)
+            return self._held[key]
+
+    def _named(self, key: tuple[int, ...]) -> str:
+        return "-".join([self._name, *map(str, key)])
 
 
 class SharedIndex(Index):
@@ -103,10 +107,10 @@ class SharedIndex(Index):
             if not folder.is_dir():
                 with locked(self.folder / f"{folder.name}.lock"):
                     if not folder.is_dir():
-                        _write(folder, make())
+                        write_arrays(folder, make())
             # Another process may be an epoch further and have forgotten it just now.
             with contextlib.suppress(FileNotFoundError):
-                return {path.stem: _mapped(path) for path in folder.iterdir()}
+                return {path.stem: mapped(path) for path in folder.iterdir()}
 
     def forget(self, name: str) -> None:
         # Whoever still maps the arrays keeps them; whoever asks again computes them again.
@@ -158,13 +162,23 @@ def _sweep(root: Path) -> None:
     clear_drafts(root)  # whoever was killed while it removed one
 
 
-def _write(folder: Path, arrays: Arrays) -> None:
+def write_arrays(folder: Path, arrays: Arrays) -> None:
+    """Put arrays into a new folder, which appears complete; `mapped` reads each.
+
+    Raises:
+        OSError: it cannot be written, or is there already.
+    """
     with new_folder(folder, durable=False) as draft:
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array, allow_pickle=False)
 
 
-def _mapped(path: Path) -> np.ndarray:
+def mapped(path: Path) -> np.ndarray:
+    """An array that `write_arrays` put into a folder, mapped into memory.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is none, or shorter than it says.
+    """
     # As plain arrays, which slice five times as fast as np.memmap; an empty file cannot be mapped.
-    mapped = np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None, allow_pickle=False)
-    return np.asarray(mapped)
+    return np.asarray(np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None, allow_pickle=False))

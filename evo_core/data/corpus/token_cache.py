@@ -109,6 +109,21 @@ def open_token_files(paths: Sequence[Path], *, first: int = 0, in_memory: bool =
         return [_open_cached(reader, cached) for reader, cached in zip(readers, cached_files, strict=True)]
 
 
+def decode_ahead(paths: Sequence[Path], *, first: int = 0) -> None:
+    """Put ``.bin`` files into the cache that nobody has put there, one by one; what others are at is left to them.
+
+    Args:
+        paths, first: as for `open_token_files`.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    cache = _cache_folder()
+    turn = first % max(len(paths), 1)
+    for path in [*paths[turn:], *paths[:turn]]:
+        _ensure_cached(BinReader(path), cache / f"{file_digest(path)}.tokens", wait=False)
+
+
 def map_cached(cached: Path) -> DecodedFile:
     """What a complete file of the cache holds, mapped into memory.
 

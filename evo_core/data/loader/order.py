@@ -8,6 +8,8 @@ documents are not packed, a type is an endless stream of documents in the same w
 Epoch e of a type with T tokens begins with pack floor(e * T / P). The global order is epoch after epoch, in
 each a random permutation of all types' packs: types mix in proportion to their tokens. A step is a slice of
 the global order, whatever the number of ranks.
+
+Permutations and running sums are kept whole here; `large_order` is for more documents than that is good for.
 """
 
 from __future__ import annotations
@@ -100,24 +102,43 @@ class TokenStream:
 
     def _of_epoch(self, epoch: int, start: int, stop: int) -> Pieces:
         order = self._ordered(epoch)
-        ends = order["ends"]
-        # The documents that hold tokens `start` and `stop - 1`; both are cut to what the pack takes of them.
-        first, last = int(ends.searchsorted(start, side="right")), int(ends.searchsorted(stop - 1, side="right"))
-        documents = order["documents"][first : last + 1]
-        whole = self._documents.lengths[documents]
-        starts, stops = np.zeros_like(whole), whole.copy()
-        starts[0] = start - (int(ends[first]) - int(whole[0]))
-        stops[-1] = stop - (int(ends[last]) - int(whole[-1]))
-        following = np.full(len(whole), IGNORE)
-        lengths = stops - starts
-        # A document that is cut off at the end of the pack has a next token, which is the label of the last one here.
-        goes_on = stops[-1] < whole[-1]
-        stops[-1] += goes_on
-        ids = self._documents.read(documents, starts, stops)
-        if goes_on:
-            following[-1] = ids[-1][-1]
-            ids[-1] = ids[-1][:-1]
-        return Pieces(ids, lengths, following)
+        return cut(
+            order["ends"],
+            start,
+            stop,
+            lambda chosen, starts, stops: self._documents.read(order["documents"][chosen], starts, stops),
+        )
+
+
+def cut(
+    ends: np.ndarray, start: int, stop: int, read: Callable[[slice, np.ndarray, np.ndarray], list[np.ndarray]]
+) -> Pieces:
+    """The parts of documents that make up tokens [start, stop) of them all behind each other.
+
+    Args:
+        ends: int64 [documents], where each ends.
+        read: gives tokens [starts[i], stops[i]) of each of some documents behind each other.
+    """
+    # The documents that hold tokens `start` and `stop - 1`; both are cut to what the pack takes of them.
+    first, last = int(ends.searchsorted(start, side="right")), int(ends.searchsorted(stop - 1, side="right"))
+    chosen = slice(first, last + 1)
+    before = int(ends[first - 1]) if first else 0
+    whole = ends[chosen].copy()
+    whole[1:] -= ends[first:last]
+    whole[0] -= before
+    starts, stops = np.zeros_like(whole), whole.copy()
+    starts[0] = start - before
+    stops[-1] = stop - (int(ends[last]) - int(whole[-1]))
+    following = np.full(len(whole), IGNORE)
+    lengths = stops - starts
+    # A document that is cut off at the end of the pack has a next token, which is the label of the last one here.
+    goes_on = stops[-1] < whole[-1]
+    stops[-1] += goes_on
+    ids = read(chosen, starts, stops)
+    if goes_on:
+        following[-1] = ids[-1][-1]
+        ids[-1] = ids[-1][:-1]
+    return Pieces(ids, lengths, following)
 
 
 class RowStream:
@@ -171,28 +192,23 @@ class Order(Protocol):
         """The pass over the data that a position belongs to."""
 
 
-class PackOrder:
-    """Epoch after epoch, each a random order of all types' packs.
+class EpochOrder:
+    """A global order that goes epoch after epoch: which packs are in which, and nothing of their order there.
 
     Args:
         sizes: what each type holds in an epoch; at least 1 in all.
         per_pack: how much of it a pack takes.
-        seed: key of the permutations.
-        index: keeps the permutations.
+
+    Attributes:
+        types: how many there are.
     """
 
-    def __init__(self, sizes: Sequence[int], per_pack: int, seed: int, index: Index | None = None) -> None:
+    def __init__(self, sizes: Sequence[int], per_pack: int) -> None:
         if sum(sizes) < 1:
             raise ValueError("an order of nothing")
-        self._sizes, self._per_pack = tuple(sizes), per_pack
+        self._sizes, self._per_pack, self.types = tuple(sizes), per_pack, len(sizes)
         # The epoch asked for last, its first position and its end: nearly every pack of a run is in the same one.
         self._newest = (0, 0, self.packs_before(1))
-
-        def order(epoch: int) -> dict[str, np.ndarray]:
-            count = self.packs_before(epoch + 1) - self.packs_before(epoch)
-            return {"packs": compact(permutation(count, seed, "packs", epoch))}
-
-        self._order = Epochs(index or Index(), "packs", order, kept=2)  # a step may lie in two
 
     def packs_before(self, epoch: int) -> int:
         """Packs in the epochs before this one."""
@@ -215,21 +231,40 @@ class PackOrder:
         self._newest = low, self.packs_before(low), self.packs_before(low + 1)
         return low
 
+    def _first_pack(self, number: int, epoch: int) -> int:
+        # Rounded down: a pack that holds the end of one epoch and the start of the next counts with the later one.
+        return epoch * self._sizes[number] // self._per_pack
+
+
+class PackOrder(EpochOrder):
+    """Epoch after epoch, each a random order of all types' packs.
+
+    Args:
+        sizes, per_pack: as for `EpochOrder`.
+        seed: key of the permutations.
+        index: keeps the permutations.
+    """
+
+    def __init__(self, sizes: Sequence[int], per_pack: int, seed: int, index: Index | None = None) -> None:
+        super().__init__(sizes, per_pack)
+
+        def order(epoch: int) -> dict[str, np.ndarray]:
+            count = self.packs_before(epoch + 1) - self.packs_before(epoch)
+            return {"packs": compact(permutation(count, seed, "packs", epoch))}
+
+        self._order = Epochs(index or Index(), "packs", order, kept=2)  # a step may lie in two
+
     def locate(self, position: int) -> tuple[int, int]:
         """(type, pack of that type's stream) at a position in the global order."""
         epoch = self.epoch_of(position)
         item = int(self._order(epoch)["packs"][position - self.packs_before(epoch)])
-        for number in range(len(self._sizes)):
+        for number in range(self.types):
             first = self._first_pack(number, epoch)
             count = self._first_pack(number, epoch + 1) - first
             if item < count:
                 return number, first + item
             item -= count
         raise AssertionError("the epochs' packs do not add up")
-
-    def _first_pack(self, number: int, epoch: int) -> int:
-        # Rounded down: a pack that holds the end of one epoch and the start of the next counts with the later one.
-        return epoch * self._sizes[number] // self._per_pack
 
 
 @dataclass(frozen=True)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from evo_core.data.corpus.corpus import MinLength, open_corpus
-from evo_core.data.corpus.document_set import DocumentSet, Table, TokenizedDocuments
-from evo_core.data.corpus.index import Index, SharedIndex
-from evo_core.data.corpus.random_data import TRAIN_DOCUMENTS, RandomDocuments
+from evo_core.data.corpus.blocks import BlockedDocuments
+from evo_core.data.corpus.index import Index
 from evo_core.data.loader.batch import Batch
-from evo_core.data.loader.internevo_packing import FileStream, InternevoOrder
-from evo_core.data.loader.mixing import WeightedOrder
-from evo_core.data.loader.order import BatchSize, Order, PackOrder, RowStream, Stream, TokenStream, shuffled
+from evo_core.data.loader.order import BatchSize
 from evo_core.data.loader.packing import Pieces, pack, split
-from evo_core.data.shards.folder import RANDOM_TYPES, bin_files, data_types
-from evo_core.data.shards.format import meta_path
+from evo_core.data.loader.scale import SCALE, Scale
+from evo_core.data.loader.train_order import order_of, streams_of
+from evo_core.data.loader.train_sets import Documents, is_large, open_sets, shared_index
+from evo_core.data.shards.folder import data_types
 from evo_core.data.shards.origins import ORIGINS
 from evo_core.data.shards.targets import NONE_YET
-from evo_core.errors import ConfigError, DataError
 from evo_core.storage.stage import stage
 
 if TYPE_CHECKING:
     from evo_core.config import TrainConfig
 
 log = logging.getLogger(__name__)
-
-# Raised when the order of the data changes for the same seed and data.
-_ORDER_VERSION = 2
 
 
 class TrainData:
@@ -51,6 +42,7 @@ class TrainData:
     Args:
         cfg: the training job.
         dp_rank, dp_size: this data-parallel rank, and how many there are.
+        scale: from how many documents on they are in the order of `large_order`.
 
     Raises:
         DataError: there is no data, a file is damaged, or an id is outside model.vocab_size.
@@ -61,23 +53,20 @@ class TrainData:
     sequential = False
     """Whether steps must be drawn one after the other."""
 
-    def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int) -> None:
+    def __init__(self, cfg: TrainConfig, *, dp_rank: int, dp_size: int, scale: Scale = SCALE) -> None:
         if not 0 <= dp_rank < dp_size:
             raise ValueError(f"rank {dp_rank} of {dp_size}")
         self._data, self._dp_rank, self._dp_size = cfg.data, dp_rank, dp_size
         self._batch_size = batch_size(cfg, dp_size)
         folder = None if cfg.data.train_folder is None else stage(cfg.data.train_folder, beside=(ORIGINS,))
         self.types = data_types(folder)
-        self._index = Index() if folder is None or not cfg.data.use_shm else _shared_index(cfg, folder)
-        sets, self.trained, self.digest = (
-            _random_sets(cfg) if folder is None else _token_sets(cfg, folder, dp_rank, self._index)
-        )
-        self.tokens = {name: int(documents.lengths.sum()) for name, documents in zip(self.types, sets, strict=True)}
-        self._streams = [
-            _stream(cfg, name, documents, self._index) for name, documents in zip(self.types, sets, strict=True)
-        ]
+        large = scale if folder is not None and is_large(cfg, folder, scale) else None
+        self._index = Index() if folder is None or not cfg.data.use_shm else shared_index(cfg, folder, large)
+        sets, self.trained, self.digest = open_sets(cfg, folder, dp_rank, self._index, large)
+        self.tokens = {name: _tokens(documents) for name, documents in zip(self.types, sets, strict=True)}
+        self._streams = streams_of(cfg, self.types, sets, self._index, scale)
         self._looked = False
-        self._order = _order(cfg, self.types, self._streams, self._batch_size, self._index)
+        self._order = order_of(cfg, self.types, self._streams, self._batch_size, self._index, large)
 
     def batch(self, step: int) -> Batch:
         """This rank's micro-batches of a step, counted from 0 (skipped steps count as well)."""
@@ -143,101 +132,5 @@ def batch_size(cfg: TrainConfig, dp_size: int) -> BatchSize:
     return BatchSize(full, rampup.start * dp_size, rampup.increment * dp_size, rampup.every)
 
 
-def _stream(cfg: TrainConfig, name: str, documents: TokenizedDocuments, index: Index) -> Stream:
-    data = cfg.data
-    if data.packing == "internevo":
-        assert isinstance(documents, DocumentSet)
-        return FileStream(documents, data.packed_length, index=index, name=name)
-    order = shuffled(len(documents.lengths), cfg.seed, name)
-    if data.use_packed_dataset:
-        return TokenStream(documents, data.packed_length, order=order, index=index, name=name)
-    return RowStream(documents, data.seq_len, data.micro_bsz, order=order, index=index, name=name)
-
-
-def _order(
-    cfg: TrainConfig, types: tuple[str, ...], streams: list[Stream], batch_size: BatchSize, index: Index
-) -> Order:
-    sizes, per_pack = [stream.size for stream in streams], streams[0].per_pack
-    if cfg.data.packing == "internevo":
-        return InternevoOrder(sizes, batch_size.growing, batch_size.full, cfg.seed, index)
-    if (weights := cfg.data.type_weights) is None:
-        return PackOrder(sizes, per_pack, cfg.seed, index)
-    _check_weights(weights, dict(zip(types, sizes, strict=True)))
-    return WeightedOrder([weights[name] for name in types], sizes, per_pack, cfg.seed, index)
-
-
-def _check_weights(weights: dict[str, float], sizes: dict[str, int]) -> None:
-    key, known = "data.type_weights", ", ".join(sizes)
-    if unknown := [name for name in weights if name not in sizes]:
-        raise ConfigError(f"there is no data type {unknown[0]}, only {known}", key=key)
-    if missing := [name for name in sizes if name not in weights]:
-        raise ConfigError(f"{missing[0]} has no weight", key=key, hint=f"write {missing[0]}: 0 to leave it out")
-    if empty := [name for name, weight in weights.items() if weight and not sizes[name]]:
-        raise ConfigError(f"{empty[0]} has no documents to train on", key=key, hint=f"write {empty[0]}: 0")
-
-
-_Sets = tuple[list[TokenizedDocuments], dict[str, int], str]
-"""The documents of each type, by type how many of their tokens are trained on, and a digest of the data's order."""
-
-
-def _random_sets(cfg: TrainConfig) -> _Sets:
-    fixed_length, vocab_size = cfg.data.fixed_random_dataset_seqlen, cfg.model.vocab_size
-    samples = RandomDocuments(
-        TRAIN_DOCUMENTS, seq_len=cfg.data.seq_len, fixed_length=fixed_length, vocab_size=vocab_size
-    )
-    nothing = Table(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    none = [DocumentSet([], nothing) for _ in RANDOM_TYPES[1:]]
-    trained = dict.fromkeys(RANDOM_TYPES, 0) | {RANDOM_TYPES[0]: int((samples.lengths - 1).sum())}
-    return [samples, *none], trained, _digest(cfg, {"random": [fixed_length, vocab_size]})
-
-
-def _token_sets(cfg: TrainConfig, folder: Path, dp_rank: int, index: Index) -> _Sets:
-    data = cfg.data
-    by_file = data.packing == "internevo"
-    corpus = open_corpus(
-        folder,
-        vocab_size=cfg.model.vocab_size,
-        min_length=MinLength(data.min_length, data.min_length_dict),
-        by_origin=not by_file,
-        first=dp_rank,
-        index=index if data.use_shm else None,
-    )
-    if not any(len(documents) for documents in corpus.documents.values()):
-        raise DataError(f"no document is left to train on (data.min_length {data.min_length})", file=folder)
-    for name, documents in corpus.documents.items():
-        if not len(documents):
-            log.warning("data type %s has no document of at least min_length %d tokens", name, data.min_length)
-    contents: dict[str, object] = dict(corpus.digests)
-    if by_file:  # here it matters where a file ends
-        contents = {n: [d, np.bincount(corpus.documents[n].files).tolist()] for n, d in corpus.digests.items()}
-    return list(corpus.documents.values()), corpus.trained, _digest(cfg, contents)
-
-
-def _digest(cfg: TrainConfig, contents: object) -> str:
-    data = cfg.data
-    order = {
-        "version": _ORDER_VERSION,
-        "seed": cfg.seed,
-        "seq_len": data.seq_len,
-        "packed_length": data.packed_length,
-        "pack_sample_into_one": data.pack_sample_into_one,
-        "use_packed_dataset": data.use_packed_dataset,
-        "packing": data.packing,
-        "type_weights": data.type_weights,
-        "mask_token_zero": data.mask_token_zero,
-        "contents": contents,
-    }
-    return hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()
-
-
-def _shared_index(cfg: TrainConfig, folder: Path) -> SharedIndex:
-    """The index for this job on these files: another one if any of them was changed."""
-    data = cfg.data
-    paths = [path for name in data_types(folder) for path in bin_files(folder, name)]
-    origins = folder.absolute().parent / ORIGINS
-    files = [*paths, *(meta for path in paths if (meta := meta_path(path)).exists()), *[origins] * origins.exists()]
-    key = {
-        "files": [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        "order": _digest(cfg, [data.min_length, data.min_length_dict, data.micro_num, data.global_batch_tokens]),
-    }
-    return SharedIndex(data.shm_path, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32])
+def _tokens(documents: Documents) -> int:
+    return documents.tokens if isinstance(documents, BlockedDocuments) else int(documents.lengths.sum())

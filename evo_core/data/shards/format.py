@@ -300,6 +300,15 @@ def read_meta(path: Path) -> np.ndarray:
     Raises:
         DataError: it is missing, no ``.npy``, holds something else, or says that it is longer than the file.
     """
+    return np.array(map_meta(path), np.int64)
+
+
+def map_meta(path: Path) -> np.ndarray:
+    """The meta as it lies in its file, mapped into memory: integers [documents, columns >= 2] of any width.
+
+    Raises:
+        DataError: as `read_meta`.
+    """
     if path.exists() and not path.is_file():
         raise DataError("not a readable .npy file (it is no file)", file=path, hint=_REMAKE)
     try:
@@ -310,19 +319,18 @@ def read_meta(path: Path) -> np.ndarray:
             raise ValueError("it is an .npz")
         if (more := path.stat().st_size - mapped.offset - mapped.nbytes) and mapped.size:
             raise ValueError(f"{more} bytes follow the {list(mapped.shape)} numbers of its header")
-        meta = np.array(mapped)
     except FileNotFoundError:
         raise DataError("a .bin needs its .bin.meta beside it", file=path, hint=_REMAKE) from None
     except Exception as error:  # numpy's errors for what a header can hold are of many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"not a readable .npy file ({reason})", file=path, hint=_REMAKE) from None
-    if meta.size == 0:
+    if mapped.size == 0:
         return np.zeros((0, 2), np.int64)
-    if meta.ndim != 2 or meta.shape[1] < 2 or not np.issubdtype(meta.dtype, np.integer):
+    if mapped.ndim != 2 or mapped.shape[1] < 2 or not np.issubdtype(mapped.dtype, np.integer):
         raise DataError(
-            f"expected integers [documents, 2], not {meta.dtype} {list(meta.shape)}", file=path, hint=_REMAKE
+            f"expected integers [documents, 2], not {mapped.dtype} {list(mapped.shape)}", file=path, hint=_REMAKE
         )
-    return meta.astype(np.int64, copy=False)
+    return mapped
 
 
 def _parse_ids(text: bytes) -> np.ndarray:
