@@ -157,7 +157,7 @@ def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dro
         return _equally_long(q, k, v, runs[0][1], dropout)
     sizes = [count * length for count, length in runs]
     parts = zip(*(x.split(sizes) for x in (q, k, v)), runs, strict=True)
-    return torch.cat([_equally_long(*part, length, dropout) for *part, (_, length) in parts])
+    return torch.cat([_equally_long(q, k, v, length, dropout) for q, k, v, (_, length) in parts])
 
 
 def _equally_long(q: Tensor, k: Tensor, v: Tensor, length: int, dropout: float) -> Tensor:
