@@ -32,7 +32,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import results
 from evo_core.data.loader.scale import SCALE
 
 FILE_DOCUMENTS = 1_000_000
@@ -48,6 +49,8 @@ SEQ_LEN, MICRO_NUM = 4096, 8
 BATCHES, PLACES, TURNS = 400, 5, 8
 ROOM = 1.15
 """Disk that is asked for, as a multiple of what the metas take."""
+
+QUICK = ("--documents", "1e5")
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -352,6 +355,22 @@ def show(row: Row) -> str:
     return " ".join(f"{getattr(row, field):>{form}}" for field, (_, form) in COLUMNS.items())
 
 
+def rows(figures: Mapping[str, Any]) -> list[results.Row]:
+    """Of each number of documents the start, memory and a batch; and what a batch of many takes by one of few."""
+    made = []
+    for row in figures["rows"]:
+        name = f"{row['documents']:,} documents"
+        start = row["start_s"] + row["first_s"]
+        made += [
+            results.judged("order", f"{name}: start and first batch", start, "s", bar=60, at_most=True),
+            results.judged("order", f"{name}: own memory", row["own_mb"], "MB", bar=1000, at_most=True),
+            results.judged("order", f"{name}: a batch", row["batch_us"], "us", note=f"order kept {row['order']}"),
+        ]
+    for name, ratio in figures["10^8 / 10^6"].items():
+        made.append(results.judged("order", f"{name}: 10^8 by 10^6 documents", ratio, "times", bar=1.1, at_most=True))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
@@ -362,18 +381,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     print(head(), flush=True)
-    rows = []
+    lines = []
     for documents in map(int, arguments.documents):
         try:
-            rows.append(run(documents, arguments.folder, whole=arguments.whole))
+            lines.append(run(documents, arguments.folder, whole=arguments.whole))
         except NoRoom as error:
             print(f"{documents:13,} left out: {error}", flush=True)
             continue
-        print(show(rows[-1]), flush=True)
+        print(show(lines[-1]), flush=True)
     found = ratios(arguments.folder)
     print("10^8 / 10^6: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items()), flush=True)
     if arguments.json is not None:
-        content = {"rows": [row._asdict() for row in rows], "10^8 / 10^6": found}
+        content = {"rows": [row._asdict() for row in lines], "10^8 / 10^6": found}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ litgpt asks for another torch, so it goes into a folder of its own, and is found
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -122,18 +123,37 @@ def litgpt_gpt(model: Decoder, block_size: int) -> nn.Module:
             intermediate_size=cfg.mlp_hidden_size,
         )
     ).to(model.dtype)
-    state: dict[str, Tensor] = {
-        "lm_head.weight": model.head.weight,
-        "transformer.wte.weight": model.embedding.weight,
-        "transformer.ln_f.weight": model.norm.weight,
+    state = {
+        name: torch.cat(weights) if len(weights) > 1 else weights[0] for name, weights in _of_litgpt(model).items()
+    }
+    gpt.load_state_dict({name: weight.detach() for name, weight in state.items()})
+    return gpt
+
+
+@torch.no_grad()
+def load_litgpt_state(model: Decoder, state: Mapping[str, Tensor]) -> None:
+    """Give a model that `evo` could have made the weights of litgpt's GPT."""
+    for name, weights in _of_litgpt(model).items():
+        for weight, rows in zip(weights, state[name].split([len(weight) for weight in weights]), strict=True):
+            weight.copy_(rows)
+
+
+def _of_litgpt(model: Decoder) -> dict[str, list[Tensor]]:
+    """By litgpt's names the weights of ours that it has in one, one below the other."""
+    found: dict[str, list[Tensor]] = {
+        "lm_head.weight": [model.head.weight],
+        "transformer.wte.weight": [model.embedding.weight],
+        "transformer.ln_f.weight": [model.norm.weight],
     }
     blocks: Any = model.blocks.values()
     for layer, block in enumerate(blocks):
         at, attention = f"transformer.h.{layer}.", block.attention
-        state[f"{at}attn.qkv.weight"] = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
-        state[f"{at}attn.proj.weight"] = attention.out.weight
-        state[f"{at}norm_1.weight"], state[f"{at}norm_2.weight"] = block.attention_norm.weight, block.mlp_norm.weight
-        state[f"{at}mlp.fc_1.weight"], state[f"{at}mlp.fc_2.weight"] = block.mlp.gate.weight, block.mlp.up.weight
-        state[f"{at}mlp.proj.weight"] = block.mlp.down.weight
-    gpt.load_state_dict({name: weight.detach() for name, weight in state.items()})
-    return gpt
+        found[f"{at}attn.qkv.weight"] = [attention.q.weight, attention.k.weight, attention.v.weight]
+        found[f"{at}attn.proj.weight"] = [attention.out.weight]
+        found[f"{at}norm_1.weight"], found[f"{at}norm_2.weight"] = (
+            [block.attention_norm.weight],
+            [block.mlp_norm.weight],
+        )
+        found[f"{at}mlp.fc_1.weight"], found[f"{at}mlp.fc_2.weight"] = [block.mlp.gate.weight], [block.mlp.up.weight]
+        found[f"{at}mlp.proj.weight"] = [block.mlp.down.weight]
+    return found

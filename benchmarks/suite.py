@@ -30,8 +30,8 @@ from benchmarks.results import Outcome, Row, page, read_rows, summary
 
 ROOT = Path(__file__).parents[1]
 ALL = (
-    "train_step", "generate", "data", "loader", "refresh", "checkpoint", "parallel", "optimizer", "alerts", "engine",
-    "estimate",
+    "train_step", "generate", "learning", "order", "startup", "data", "loader", "refresh", "checkpoint", "parallel",
+    "optimizer", "alerts", "engine", "estimate",
 )  # fmt: skip
 """In the order in which they run: what is asked about most comes first."""
 
