@@ -195,6 +195,14 @@ reason=exit
 walltime='' terminated='' interrupted='' requeued='' settingup='' cause='' where=''
 rm -f "$exit_file"
 
+# A controller that is busy or being started again does not take it: nobody else will tell the ranks.
+tell_ranks() {
+  for try in 1 2 3 4 5 6 7 8 9 10; do
+    scancel --quiet --signal=TERM "$job" && return
+    sleep 1
+  done
+}
+
 at_exit() {
   code=$?
   if [ -n "$settingup" ] && [ "$code" -eq 0 ]; then
@@ -207,7 +215,7 @@ at_exit() {
 trap at_exit EXIT
 # From Slurm, when the wall time is nearly up: let the ranks save and end. The step's processes get the signal, the
 # batch shell does not.
-trap 'walltime=1; interrupted=1; scancel --quiet --signal=TERM "$job"' USR1
+trap 'walltime=1; interrupted=1; tell_ranks' USR1
 # From scancel, or before the nodes go to a job of higher priority: Slurm tells the ranks itself.
 trap 'terminated=1; interrupted=1' TERM
 

@@ -269,6 +269,28 @@ def test_wall_time_saves_and_requeues(
     assert marker["restart"] == 1 and marker["exit_code"] == 0
 
 
+@pytest.mark.slow
+def test_wall_time_is_told_by_a_controller_that_comes_back(
+    slurm: RunningCluster, launcher: SlurmLauncher, state: Path, tmp_path: Path
+) -> None:
+    """The ranks hear of it from Slurm alone, so the script asks again where Slurm does not answer."""
+    go = tmp_path / "go"
+    run = Run(launcher, make_job(state, "slow-stop:0", "advance", "print:up", f"until:{go}", time="10m"))
+    run.wait_for_line("up")
+    script = f"{slurm.folder}/.*/job{int(job_id(state)):05d}/slurm_script"
+    found = subprocess.run(["pgrep", "-f", script], capture_output=True, text=True, check=True).stdout.split()
+    slurm.stop_controller()
+    try:
+        os.kill(int(found[0]), signal.SIGUSR1)
+        time.sleep(15)  # longer than scancel tries by itself
+    finally:
+        slurm.start_controller()
+    run.wait_for_line("saved", 60)
+    run.wait_for_line("requeued 1 times", 60)
+    go.touch()
+    run.succeed()
+
+
 def test_wall_time_without_progress_is_not_requeued_for_ever(
     slurm: RunningCluster, launcher: SlurmLauncher, state: Path
 ) -> None:
