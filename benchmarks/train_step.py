@@ -13,8 +13,9 @@ bfloat16, at two widths:
 
 Each contestant lives in a process of its own and all take turns, step by step, so that load on the machine meets all
 alike. Figures are medians, of the process's CPU time unless they say otherwise; losses and gradient norms are compared.
-Ours begins as `evo train` does, which keeps freed memory with the process. Peak memory is the most resident while steps run over what was resident before the model was made: weights, gradients
-and activations.
+
+Peak memory is the most resident while steps run over what was resident before the model was made: weights, gradients
+and activations. Ours begins as `evo train` does, which keeps freed memory with the process.
 
 Peers: ``pip install transformers``; litgpt as peer_models.py says. A peer that is missing is named and left out.
 """
@@ -40,10 +41,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peer_models import Shape, evo, litgpt_gpt, transformers_llama
-from evo_core.train.host_memory import keep_freed_memory
 from benchmarks.results import Row as Result
-from evo_core.train.host_memory import keep_freed_memory
 from benchmarks.results import judged
+from evo_core.train.host_memory import keep_freed_memory
 
 SHAPES = {"4x256": Shape(4, 256, 4, 4096), "2x1024": Shape(2, 1024, 16, 4096)}
 SEQ_LEN = 512

@@ -1,7 +1,7 @@
 """Work on a few rows at a time, so that what one operation writes is still in the cache for the next.
 
 torch's operations pass over whole tensors: on a CPU a chain of five reads and writes main memory five times. By parts
-that a core's second cache holds, it does so once.
+that the last cache holds, it does so once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-#: Elements of a part.
-_ELEMENTS = 2**16
+#: Elements of a part: with fewer, calls cost more than main memory. Measured on a CPU with 32 MB of last cache.
+_ELEMENTS = 2**20
 
 _as_on_a_gpu = False
 
@@ -42,6 +42,6 @@ def as_on_a_gpu() -> Iterator[None]:
 def row_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of tensors [rows, ...], a part at a time; the first one's width counts."""
     rows, width = tensors[0].shape[0], max(1, tensors[0][:1].numel())
-    at_once = max(1, _ELEMENTS * torch.get_num_threads() // width)
+    at_once = max(1, _ELEMENTS // width)
     for first in range(0, rows, at_once):
         yield tuple(x[first : first + at_once] for x in tensors)

@@ -9,7 +9,6 @@ from torch import Tensor
 from evo_core.model.aliases import AliasedModule
 from evo_core.model.families.family import GELU_NAMES, SWIGLU_NAMES
 from evo_core.model.ops.linear import Linear, of_one_input
-from evo_core.model.ops.swiglu import swiglu
 
 
 class MLP(AliasedModule):
@@ -39,5 +38,5 @@ class MLP(AliasedModule):
         """x [T, hidden_size] -> [T, hidden_size]."""
         if self.gated:
             gate, up = of_one_input(x, self.gate, self.up)
-            return self.down(swiglu(gate, up))
+            return self.down(F.silu(gate) * up)
         return self.down(F.gelu(self.up(x), approximate="tanh"))
