@@ -40,11 +40,17 @@ class FixedCache(KVCache):
         taken: tokens that the longest row has in slots, as the steps that this process has called for say.
 
     Raises:
-        ValueError: the rotation of keys would depend on how long texts are (``dynamic_ntk``).
+        ValueError: the rotation of keys would depend on how long texts are (``use_dynamic_ntk_rope``).
     """
 
     def __init__(self, model: Decoder, rows: int, slots: int) -> None:
         super().__init__(model)
+        cfg = model.cfg
+        if cfg.use_dynamic_ntk_rope and slots > cfg.max_position_embeddings:
+            raise ValueError(
+                f"{slots} tokens are more than model.max_position_embeddings, {cfg.max_position_embeddings}: beyond it "
+                "use_dynamic_ntk_rope turns keys by how long a text is, and fixed tensors keep them as they were"
+            )
         self.slots, self.taken = -(-slots // _SLOTS) * _SLOTS, 0
         self.layers = {layer: self._empty(layer, rows, self.slots) for layer in self.layers}
         self.visible = torch.full((rows, 1, 1, self.slots), float("-inf"), device=self.device, dtype=model.dtype)
@@ -154,6 +160,8 @@ class FixedDecoding:
 
     def greedy(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
         """The most likely tokens behind each prompt, so many of each; nothing waits for the GPU before the last."""
+        if new < 1:
+            return [[] for _ in prompts]
         chosen = [self.begin(prompts).argmax(-1)]
         while len(chosen) < new:
             chosen.append(self.step(chosen[-1]).argmax(-1))

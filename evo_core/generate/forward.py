@@ -39,7 +39,7 @@ _LINEARS = (Linear, ColumnLinear, RowLinear)
 class Forward:
     """Runs a decoder over new prompts and over single tokens with a `KVCache`.
 
-    The weights are taken as they are when it is made.
+    The weights must stay as they are from then on: copies of them are made when they are first needed.
 
     Args:
         model: a whole one, or this rank's part of it: some of the heads and columns of each layer, a stage, or both.

@@ -12,18 +12,19 @@ import ctypes
 import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_ONE_GIGABYTE, _NEVER = 2**30, 2**31 - 1
+_ONE_GIGABYTE, _MOST_OF_OLD_ONES, _NEVER = 2**30, 2**25, 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have this process and its torch keep freed memory up to blocks of 1 GB; what the environment says comes first.
+    """Have this process and its torch keep freed memory: blocks of up to 1 GB, with an older glibc of up to 32 MB.
 
-    Call it before the first large tensor is made. Where there is no glibc nothing happens.
+    What the environment says comes first. Call it before the first large tensor is made. Without glibc nothing happens.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # c10/core/impl/alloc_cpu.cpp
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _ONE_GIGABYTE)
-        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        # Older ones take no more than half of their heap; and without either they must be left to find their own way.
+        if libc.mallopt(_M_MMAP_THRESHOLD, _ONE_GIGABYTE) or libc.mallopt(_M_MMAP_THRESHOLD, _MOST_OF_OLD_ONES):
+            libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)

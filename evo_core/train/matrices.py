@@ -21,7 +21,7 @@ def matrices_of(model: nn.Module) -> dict[str, Matrices]:
     """
     found = {id(weight): matrices for weight, matrices in _of_blocks(model)} if isinstance(model, Decoder) else {}
     named = {name: found[id(param)] for name, param in model.named_parameters() if id(param) in found}
-    if not named:
+    if not any(param.requires_grad for param in model.parameters() if id(param) in found):
         raise ConfigError(
             "muon updates the matrices of a decoder's blocks, and this model has none that are trained",
             key="optimizer.name",

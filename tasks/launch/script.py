@@ -195,12 +195,14 @@ reason=exit
 walltime='' terminated='' interrupted='' requeued='' settingup='' cause='' where=''
 rm -f "$exit_file"
 
-# A controller that is busy or being started again does not take it: nobody else will tell the ranks.
+# Nobody else tells the ranks. Only what never reached the controller is sent again: ranks that are told twice, more
+# than a few seconds apart, end at once and save nothing.
 tell_ranks() {
-  for try in 1 2 3 4 5 6 7 8 9 10; do
-    scancel --quiet --signal=TERM "$job" && return
-    sleep 1
+  for try in 1 2 3 4 5; do
+    told=$(scancel --quiet --signal=TERM "$job" 2>&1) && return
+    case "$told" in *"Unable to contact"*) sleep 1 ;; *) break ;; esac
   done
+  say "Slurm did not take the signal that has the ranks save: $told"
 }
 
 at_exit() {

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from evo_core.generate import generate
-from evo_core.generate.fixed import FixedDecoding
+from evo_core.generate.fixed import FixedCache, FixedDecoding
 from evo_core.generate.forward import Forward
 from evo_core.model import build_model
 from tests.generate.models import decoder
@@ -106,3 +106,14 @@ def test_what_does_not_fit_is_refused() -> None:
     fixed.step(torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="all 64 slots are taken"):
         fixed.step(torch.tensor([1, 1]))
+
+
+def test_a_rotation_that_depends_on_the_length_is_refused() -> None:
+    model = decoder(use_dynamic_ntk_rope=True, max_position_embeddings=16)
+    FixedCache(model, 1, 16)
+    with pytest.raises(ValueError, match="use_dynamic_ntk_rope"):
+        FixedCache(model, 1, 17)
+
+
+def test_no_new_tokens_are_none() -> None:
+    assert FixedDecoding(Forward(decoder()), len(PROMPTS), 20).greedy(PROMPTS, 0) == [[] for _ in PROMPTS]

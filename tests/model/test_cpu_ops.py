@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evo_core.model.ops.attention import packed_attention
 from evo_core.model.ops.blocked_attention import by_blocks, fits
@@ -139,3 +142,27 @@ print(faults())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100  # of 40 960 pages
+
+
+class Called(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch without oneDNN")
+def test_a_backward_pass_in_two_calls_makes_each_product_once() -> None:
+    """As a zero-bubble schedule does: the gradient of the input in one call, that of the weight in another."""
+    x, weight = torch.randn(130, 24, requires_grad=True), torch.randn(40, 24, requires_grad=True)
+    y = onednn_product(x * 1, weight, None)
+    for leaf, made in ((x, "mkldnn::_linear_pointwise"), (weight, "aten::mm")):
+        with Called() as called:
+            torch.autograd.grad(y, [leaf], torch.ones_like(y), retain_graph=True)
+        products = {name: called.names[name] for name in ("mkldnn::_linear_pointwise", "aten::mm")}
+        assert products == {"mkldnn::_linear_pointwise": 0, "aten::mm": 0} | {made: 1}

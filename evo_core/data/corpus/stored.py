@@ -47,20 +47,27 @@ class StoredIndex(Index):
         folder = self._folder(name)
         if (found := _opened(folder)) is not None:
             return found
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with locked(folder.with_suffix(".lock"), must=False):
-                if (found := _opened(folder)) is None:
-                    self._clear()
-                    found = _made(folder, make)
-        except OSError as error:
-            if (
-                found := _opened(folder)
-            ) is not None:  # where nothing can be locked, another may have made it meanwhile
+        with contextlib.ExitStack() as stack:
+            try:
+                self._root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder.with_suffix(".lock"), must=False))
+            except OSError as error:
+                self._warn(error)
+                return make()
+            if (found := _opened(folder)) is not None:
                 return found
-            log.warning("no index can be kept in %s (%s): it is made again at every start", self._root, error)
-            return make()
-        return found
+            self._clear()
+            arrays = make()  # whose own errors are none of the cache's
+            try:
+                if _opened(folder) is None:  # where nothing can be locked, another may have made it meanwhile
+                    _write(folder, arrays)
+            except OSError as error:
+                if _opened(folder) is None:
+                    self._warn(error)
+            return arrays
+
+    def _warn(self, error: OSError) -> None:
+        log.warning("no index can be kept in %s (%s): it is made again at every start", self._root, error)
 
     def _folder(self, name: str) -> Path:
         return self._root / f"{self._key}-{name}"
@@ -75,13 +82,11 @@ class StoredIndex(Index):
         clear_drafts(self._root)
 
 
-def _made(folder: Path, make: Callable[[], Arrays]) -> Arrays:
-    arrays = make()
+def _write(folder: Path, arrays: Arrays) -> None:
     if folder.exists():
         log.warning("the index %s was damaged, and is made again", folder)
         delete(folder)
     write_arrays(folder, {**arrays, _CHECKSUM: _checksum(arrays)})
-    return arrays
 
 
 def _opened(folder: Path) -> Arrays | None:

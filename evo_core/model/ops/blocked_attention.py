@@ -9,7 +9,6 @@ where a block's scores do not stay in the cache: for longer documents, and for a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +52,7 @@ class _ByBlocks(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.length = length
-        out = torch.empty(q.shape, dtype=q.dtype)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         views = _views(length, k.shape[1], q, k, v, out)
         for part in _parts(views[0]):
             _forward(*(view[part.documents, part.heads] for view in views))
@@ -63,7 +62,7 @@ class _ByBlocks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         saved = ctx.saved_tensors
-        d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in saved)
+        d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in saved)
         views = _views(ctx.length, saved[1].shape[1], *saved, grads[0], d_q, d_k, d_v)
         for part in _parts(views[0]):
             _backward(*(view[part.documents, part.heads] for view in views))
@@ -113,7 +112,7 @@ def _backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, d_q: Tensor, d_k: T
     wide, factor = accumulation_dtype(q.dtype), product_dtype(q.dtype, "cpu")
     keys, values, scale = _of_heads(k, wide), _of_heads(v, wide), q.shape[-1] ** -0.5
     keys_as_factor = keys.to(factor)
-    sum_k, sum_v = torch.empty(keys.shape, dtype=wide), torch.empty(keys.shape, dtype=wide)
+    sum_k, sum_v = torch.empty_like(keys), torch.empty_like(keys)
     # The last rows see all keys: their products begin the sums, and those of the others are added.
     for rows in reversed(_blocks(q)):
         queries = _queries(q, rows, wide)
@@ -150,7 +149,6 @@ def _weights(queries: Tensor, keys: Tensor, rows: slice) -> Tensor:
     return torch.softmax(scores, -1)
 
 
-@cache
 def _ahead(height: int, dtype: torch.dtype) -> Tensor:
     """[height, height], minus infinity where the key comes after the query."""
     return torch.full((height, height), -torch.inf, dtype=dtype).triu_(1)

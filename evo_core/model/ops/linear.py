@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_core.model.dtypes import product_dtype
+from evo_core.model.ops.asked import asked_for
 from evo_core.model.ops.onednn import onednn_product, prefers_onednn
 
 #: A product with fewer rows is bound by reading the weights, which widening only makes longer.
@@ -80,7 +81,7 @@ class _WidenedLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        wanted_x, wanted_weight, wanted_bias, _ = ctx.needs_input_grad
+        wanted_x, wanted_weight, wanted_bias, _ = asked_for(ctx)
         grad = grads[0].to(ctx.wide)
         rows = grad.flatten(0, -2)
         d_x = (grad @ weight.to(ctx.wide)).to(x.dtype) if wanted_x else None

@@ -57,7 +57,7 @@ class Norm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """On a CPU, where torch's own is a chain of small operations: a few rows at a time, and x alone is kept.
+    """On a CPU, where torch's own is a chain of small operations: a few rows at a time, and no copy of x is kept.
 
     With n = x / r and r = sqrt(mean(x^2) + eps): dx = (w g - n mean(w g n)) / r, dw = sum(g n). Computed in the dtype
     of the weight [D], float32 or wider.
@@ -66,8 +66,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
         wide = weight.dtype
-        inverse = torch.empty((*x.shape[:-1], 1), dtype=wide)
-        out = torch.empty(x.shape, dtype=out_dtype)
+        inverse = torch.empty((*x.shape[:-1], 1), dtype=wide, device=x.device)
+        out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
         for part, inverted, y in row_parts(x, inverse, out):
             rows = part.to(wide)
             torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=inverted)

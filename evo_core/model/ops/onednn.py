@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_core.model.ops.asked import asked_for
 from evo_core.model.ops.cache_rows import by_cache
 
 #: With fewer rows MKL is ahead.
@@ -67,7 +68,7 @@ class _Product(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
+        wanted_x, wanted_weight, wanted_bias = asked_for(ctx)
         grad = grads[0]
         rows = grad.flatten(0, -2)
         d_x = _multiply(grad, weight.t(), None) if wanted_x else None

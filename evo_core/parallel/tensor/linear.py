@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evo_core.model.ops.asked import asked_for
 from evo_core.model.ops.linear import Linear, linear
 from evo_core.model.uncompiled import uncompiled
-from evo_core.parallel.tensor.asked import asked_for
 from evo_core.parallel.tensor.exchange import Exchange
 from evo_core.parallel.tensor.products import bias_gradient, input_gradient, weight_gradient
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from evo_core.model.ops.asked import asked_for
 from evo_core.model.ops.linear import Linear, linear
 from evo_core.model.uncompiled import uncompiled
-from evo_core.parallel.tensor.asked import asked_for
 from evo_core.parallel.tensor.products import bias_gradient, input_gradient, weight_gradient
 from evo_core.parallel.weight.gathering import in_backward
 from evo_core.parallel.weight.gradients import GradientSum

@@ -51,9 +51,22 @@ def test_another_makes_it_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def late() -> Arrays:
         shutil.copytree(tmp_path / "other" / "corpora", tmp_path / "own" / "corpora", dirs_exist_ok=True)
-        raise OSError(39, "Directory not empty")
+        return make()
 
     check(StoredIndex("key").arrays("blocks", late))
+    check(StoredIndex("key").arrays("blocks", never))
+
+
+def test_an_error_of_the_files_themselves_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tries = []
+
+    def unreadable() -> Arrays:
+        tries.append(1)
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        StoredIndex("key").arrays("blocks", unreadable)
+    assert len(tries) == 1 and "no index can be kept" not in caplog.text
 
 
 def test_where_nothing_can_be_kept(

@@ -1,4 +1,4 @@
-"""What a backward pass asks of an operation on tensor ranks: its gradients may be made in several calls of autograd."""
+"""What a backward pass asks of an operation: its gradients may be made in several calls of autograd."""
 
 from __future__ import annotations
 
