@@ -12,12 +12,23 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.browser", "tests.s3_server", "tests.slurm_cluster"]
 
-# What tests start inherits what is ignored here, and under `nohup` that is the signal of a closed terminal.
+# What tests start inherits what is ignored here: under `nohup` the signal of a closed terminal, in the background of a
+# script Ctrl-C.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("evo", deadline=None)
 settings.load_profile("evo")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers share the cores among them: threads of each that wait for those of others only burn time."""
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:

@@ -141,7 +141,7 @@ faults(), faults()
 print(faults())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 100  # of 40 960 pages
+    assert int(done.stdout) < 10_000  # of 40 960 pages; some blocks are cut anew to lie on huge pages
 
 
 class Called(TorchDispatchMode):

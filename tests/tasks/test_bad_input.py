@@ -36,7 +36,9 @@ steps:
     needs: {data: shards}
     params:
       config: CONFIG
-      model: {vocab_size: 400}
+      model: {vocab_size: 400, num_layers: 4}
+      data: {micro_bsz: 4, global_batch_tokens: 4096}
+      optimizer: {name: adamw}
 """
 
 
