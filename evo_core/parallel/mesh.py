@@ -195,7 +195,12 @@ def _axis(name: str, group: dist.ProcessGroup, stride: int) -> Axis:
 
 def _ends(degrees: Degrees, pipeline: Axis, timeout: timedelta | None) -> Axis | None:
     """The axis from the first stage to the last through this rank."""
-    if pipeline.size == 1 or pipeline.rank not in (0, pipeline.size - 1):
+    if pipeline.size == 1:
+        return None
+    if pipeline.rank not in (0, pipeline.size - 1):
+        # torch names a group that its ranks alone make by how many groups there are: all ranks must have as many, or
+        # those of a mesh that is made after this one would look for each other under several names.
+        _group_of((dist.get_rank(),), timeout)
         return None
     pair, stage = (pipeline.ranks[0], pipeline.ranks[-1]), range(degrees.data * degrees.tensor)
     # Over all ranks it would be one group after another, for every place in a stage.

@@ -64,7 +64,6 @@ FOUR = [
     ("dp4-fsdp4", "float32"),
     ("msp2-dp2-fsdp2", BFLOAT16),
     ("dp4-ep2-moe-dropless", "float32"),
-    # Last: their ends alone make one group more, and groups that are made after it would have other names there.
     ("pp4", "float32"),
     ("pp4zbh1", BFLOAT16),
 ]

@@ -108,6 +108,18 @@ def test_weights_have_messages_of_their_own(ranks: int, tensor: int, weight: int
     assert run_on_ranks(shared, ranks) == [[]] * ranks
 
 
+def test_a_mesh_may_follow_one_of_many_stages() -> None:
+    """Its first and last stage have a group that the others have not, and torch names groups by how many there are."""
+
+    def both() -> int:
+        mesh_of(1, pipeline=3)
+        mesh = mesh_of(1, **isp(3, 3))
+        assert mesh.weights is not None
+        return sum_over(mesh.weights.cut)
+
+    assert run_on_ranks(both, 3, timeout=60) == [3] * 3
+
+
 def test_the_first_rank_is_the_worlds_at_every_layout() -> None:
     """Two stages and two tensor ranks have four first data ranks; one of all ranks logs."""
     assert [r["log"] for r in run_on_ranks(lambda: axes(1, tensor=2, pipeline=2), 4)] == [True, False, False, False]
