@@ -194,7 +194,8 @@ def main(plan: Path) -> None:
             left.carry_out(
                 workers=int(cores) if cores.isdecimal() else None,
                 on_progress=on_progress,
-                on_file=lambda file: print(f"tokenized {file.path}", flush=True),
+                # In one write: files end in several threads at once, and `print` writes the end of a line by itself.
+                on_file=lambda file: print(f"tokenized {file.path}\n", end="", flush=True),
             )
         except WorkerKilled as killed:  # no mistake of the user's here: another try may have more room
             raise MemoryError(f"{killed.message}; fewer runtime.cpus, or --mem in sbatch_args") from None
