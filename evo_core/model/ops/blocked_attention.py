@@ -9,7 +9,7 @@ where a block's scores do not stay in the cache: for longer documents, and for a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +23,6 @@ _SHORTEST, _SHORTEST_OF_16_BIT, _LONGEST = 192, 32, 1024
 _ROWS = 64
 #: Scores that a thread has in hand at once.
 _SCORES = 2**18
-
-
-class _Part(NamedTuple):
-    """Some key/value heads of some of the documents."""
-
-    documents: slice
-    heads: slice
 
 
 def fits(length: int, dtype: torch.dtype) -> bool:
@@ -55,7 +48,7 @@ class _ByBlocks(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         views = _views(length, k.shape[1], q, k, v, out)
         for part in _parts(views[0]):
-            _forward(*(view[part.documents, part.heads] for view in views))
+            _forward(*(view[part] for view in views))
         return out
 
     @staticmethod
@@ -65,7 +58,7 @@ class _ByBlocks(torch.autograd.Function):
         d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in saved)
         views = _views(ctx.length, saved[1].shape[1], *saved, grads[0], d_q, d_k, d_v)
         for part in _parts(views[0]):
-            _backward(*(view[part.documents, part.heads] for view in views))
+            _backward(*(view[part] for view in views))
         return d_q, d_k, d_v, None
 
 
@@ -76,8 +69,9 @@ def _views(length: int, kv_heads: int, *tensors: Tensor) -> list[Tensor]:
     return [x.permute(0, 2, 3, 1, 4) for x in split]
 
 
-def _parts(q: Tensor) -> Iterator[_Part]:
-    """Cuts q [n, kv_heads, group, L, d] so that the scores of a part's block of rows stay in the cache."""
+def _parts(q: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which documents and heads of q [n, kv_heads, group, L, d] go together, so that the scores of their block of rows
+    stay in the cache."""
     documents, kv_heads, group, length, _ = q.shape
     of_a_head = group * min(_ROWS, length) * length
     at_once = max(1, _SCORES * torch.get_num_threads() // of_a_head)
@@ -85,7 +79,7 @@ def _parts(q: Tensor) -> Iterator[_Part]:
     step = max(1, at_once // kv_heads)
     for first in range(0, documents, step):
         for head in range(0, kv_heads, heads):
-            yield _Part(slice(first, first + step), slice(head, head + heads))
+            yield slice(first, first + step), slice(head, head + heads)
 
 
 def _of_heads(x: Tensor, dtype: torch.dtype) -> Tensor:

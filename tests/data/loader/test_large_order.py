@@ -29,15 +29,6 @@ SMALL = Scale(documents=50, block=4, group=3, window=8)
 LARGE_MODES = {name: options for name, options in MODES.items() if name != "internevo"}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    documents = numbered(300, longest=20)
-    return write_folder(
-        tmp_path / "data" / "train",
-        {"en": [documents[:90], documents[90:100], []], "cn": [documents[100:160]], "code": [documents[160:]]},
-    )
-
-
 def opened(cfg: Any, rank: int = 0, ranks: int = 1, scale: Scale = SMALL) -> TrainData:
     return TrainData(cfg, dp_rank=rank, dp_size=ranks, scale=scale)
 

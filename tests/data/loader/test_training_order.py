@@ -31,15 +31,6 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    documents = numbered(300, longest=20)
-    return write_folder(
-        tmp_path / "data" / "train",
-        {"en": [documents[:90], documents[90:100], []], "cn": [documents[100:160]], "code": [documents[160:]]},
-    )
-
-
 def rows(batch: Any) -> list[tuple]:
     arrays = (batch.input_ids, batch.labels, batch.positions, batch.type_ids, batch.cu_seqlens)
     return [tuple(tuple(array[i].tolist()) for array in arrays) for i in range(batch.micro_num)]
