@@ -1,26 +1,44 @@
-"""Calls in a forked process, for what only a process of its own can do: die, or be short of room."""
+"""Forked processes, for what only a process of its own can do: die, hold a lock, or be short of room."""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
+import sys
 from collections.abc import Callable
 
 from evo_core.process import keep_inherited, own_garbage
 
-FORK = multiprocessing.get_context("fork")
+
+class ForkedProcess(multiprocessing.context.ForkProcess):
+    """One that looks at nothing tests before it left: garbage of theirs may join, or free, what only they had.
+
+    It does not leave by Python's own way out either, which waits for threads that are not here.
+    """
+
+    def start(self) -> None:
+        with own_garbage():
+            super().start()
+
+    def run(self) -> None:
+        keep_inherited()
+        super().run()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+class _Context(multiprocessing.context.ForkContext):
+    Process = ForkedProcess  # type: ignore[assignment]
+
+
+FORK = _Context()
 
 
 def in_a_process(call: Callable[[], object]) -> int | None:
     """Call it there; how the process ended: 0, the status it left with, or minus the signal that killed it."""
-
-    def run() -> None:
-        keep_inherited()
-        call()
-        os._exit(0)
-
-    process = FORK.Process(target=run)
-    with own_garbage():  # a process group that an earlier test left may be among this process's
-        process.start()
+    process = FORK.Process(target=call)
+    process.start()
     process.join(60)
     return process.exitcode

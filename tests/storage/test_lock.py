@@ -14,8 +14,7 @@ import pytest
 
 from evo_core.storage.identity import left_by_dead, mark
 from evo_core.storage.lock import is_held, locked, sign_of_life, try_lock
-
-FORK = multiprocessing.get_context("fork")
+from tests.forked import FORK
 
 
 def _hold(path: Path, kind: str, ready: object) -> None:

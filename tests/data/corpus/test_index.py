@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -17,8 +16,7 @@ from evo_core.data.corpus.index import Epochs, Index, SharedIndex
 from evo_core.errors import ConfigError
 from evo_core.storage.atomic import draft_name
 from tests.data.corpora import job, numbered, write_bin, write_folder
-
-FORK = multiprocessing.get_context("fork")
+from tests.forked import FORK
 
 
 @pytest.fixture
@@ -71,13 +69,14 @@ def _rank(cfg: Any, rank: int, begin: Any, results: Any) -> None:
 def test_many_ranks_build_it_once(tmp_path: Path, folder: Path) -> None:
     shm = tmp_path / "shm"
     cfg = job(folder, use_shm=True, shm_path=str(shm))
-    begin, results = FORK.Barrier(4), FORK.Queue()
+    begin, results = FORK.Barrier(4), FORK.SimpleQueue()
     ranks = [FORK.Process(target=_rank, args=(cfg, rank, begin, results)) for rank in range(4)]
     for process in ranks:
         process.start()
-    found = sorted(results.get(timeout=30) for _ in ranks)
     for process in ranks:
         process.join(30)
+    assert [process.exitcode for process in ranks] == [0] * 4
+    found = sorted(results.get() for _ in ranks)
     made = [name for _, names, _ in found for name in names]
     assert len([name for name in made if "corpus" in name]) == 10, "two types' tables, digests, ids and cache, once"
     for rank, _, result in found:

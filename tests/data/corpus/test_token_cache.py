@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from evo_core.data.corpus.token_cache import TokenFile, open_token_files
 from evo_core.data.loader.train_data import TrainData
 from evo_core.errors import DataError
 from tests.data.corpora import job, numbered, write_bin
+from tests.forked import FORK
 
 FILES = [numbered(30), [], [[-5, 6]], numbered(8, first=900)]
 
@@ -134,19 +134,19 @@ def test_old_twins_are_removed_when_new_ones_come(tmp_path: Path, paths: list[Pa
     assert sum(path.stat().st_mtime > 1 for path in _cached(tmp_path)) == len(_cached(tmp_path))
 
 
-def _open(paths: list[Path], rank: int, results: multiprocessing.Queue) -> None:
+def _open(paths: list[Path], rank: int, results: Any) -> None:
     results.put([_documents(file) for file in open_token_files(paths, first=rank)])
 
 
 def test_many_ranks_start_at_once(tmp_path: Path, paths: list[Path]) -> None:
-    context = multiprocessing.get_context("fork")
-    results: multiprocessing.Queue = context.Queue()
-    ranks = [context.Process(target=_open, args=(paths, rank, results)) for rank in range(6)]
+    results = FORK.SimpleQueue()
+    ranks = [FORK.Process(target=_open, args=(paths, rank, results)) for rank in range(6)]
     for rank in ranks:
         rank.start()
-    found = [results.get(timeout=30) for _ in ranks]
     for rank in ranks:
         rank.join(30)
+    assert [rank.exitcode for rank in ranks] == [0] * 6
+    found = [results.get() for _ in ranks]
     assert all(documents == FILES for documents in found)
     assert len(_cached(tmp_path)) == len(FILES)
     assert list((tmp_path / "cache" / "tokens").glob("*.tmp")) == []

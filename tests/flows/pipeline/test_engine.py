@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -24,8 +23,7 @@ from tasks.launch.launcher import Stopped
 from tasks.store import commit as commits
 from tasks.store.json_file import read_json
 from tests.flows.pipeline.conftest import Bench, Recorder
-
-FORK = multiprocessing.get_context("fork")
+from tests.forked import FORK
 
 
 def leftovers(bench: Bench) -> list[str]:
@@ -111,7 +109,6 @@ def test_a_stopped_run_carries_on(bench: Bench) -> None:
 def test_two_runs_at_once_make_each_artifact_once(bench: Bench) -> None:
     def run() -> None:
         bench.run("steps.first.runtime.seconds=1")
-        os._exit(0)  # not by Python's own way out: threads of Prefect that tests before this one left are not here
 
     others = [FORK.Process(target=run) for _ in range(3)]
     for other in others:

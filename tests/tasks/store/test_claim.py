@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,8 +19,7 @@ import pytest
 
 import tasks.store.claim as claims
 from tasks.store.claim import Claim, holder, known_dead
-
-FORK = multiprocessing.get_context("fork")
+from tests.forked import FORK
 
 
 def claim_file(state: Path, **fields: Any) -> Path:
