@@ -10,6 +10,8 @@ from torch.autograd import gradcheck
 from evo_core.model.ops.loss import linear_cross_entropy
 from tests.model.configs import relative_error
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
 
 def problem(tokens: int = 13, size: int = 6, vocab: int = 11, dtype: torch.dtype = torch.float64) -> tuple:
     generator = torch.Generator().manual_seed(1)
@@ -52,6 +54,19 @@ def test_gradient_of_one_alone() -> None:
     assert torch.allclose(hidden.grad, expected[0])
     linear_cross_entropy(hidden.detach(), weight, labels)[0].backward()
     assert torch.allclose(weight.grad, expected[1])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
+def test_the_number_of_labels_is_not_rounded_to_16_bit(device: str) -> None:
+    hidden, weight, labels = problem(tokens=300, size=32, vocab=50, dtype=torch.bfloat16)
+    hidden, weight = (x.detach().to(device).requires_grad_() for x in (hidden, weight))
+    linear_cross_entropy(hidden, weight, labels.to(device))[0].backward()
+    once = hidden.grad
+    hidden.grad = None
+    count = int((labels != -100).sum())
+    assert torch.tensor(1 / count).bfloat16().float() != torch.tensor(1 / count)
+    (count * linear_cross_entropy(hidden, weight, labels.to(device))[0]).backward()
+    assert torch.equal(once, (hidden.grad.float() / count).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -215,4 +215,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grads[0] / count
         grad_weight = torch.empty_like(d_weight, dtype=ctx.weight_dtype)
         torch.mul(d_weight, scale, out=grad_weight)
-        return d_hidden * scale, grad_weight, None, None, None, None, None
+        # As a matrix: beside a 16-bit tensor a GPU rounds a scalar to 16 bit first.
+        grad_hidden = torch.mul(d_hidden, scale.view(1, 1), out=torch.empty_like(d_hidden))
+        return grad_hidden, grad_weight, None, None, None, None, None
