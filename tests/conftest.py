@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import gc
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ settings.load_profile("evo")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers share the cores among them: threads of each that wait for those of others only burn time."""
+    """Workers and what they start share the cores: threads of each that wait for those of others only burn time."""
     if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         import torch
 
         torch.set_num_threads(1)

@@ -57,7 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_tensors_are_the_same_bits_at_every_layout(root: Path, ranks: int) -> None:
     asked = [(family, *move) for family in MOVES for move in MOVES[family] if move[1].ranks == ranks]
 

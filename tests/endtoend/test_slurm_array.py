@@ -124,6 +124,7 @@ def test_a_task_that_ends_in_the_middle_repeats_only_what_it_had_not_finished(
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_no_mistake_of_the_users(evo: SlurmEvo, tmp_path: Path) -> None:
     array = pipeline(tmp_path, files=24, kilobytes=900, runtime="cluster: test_slurm.yaml, array: 1, cpus: 2")
     run = evo.start("run", array, "--no-server")
@@ -187,6 +188,7 @@ def test_a_wrong_record_ends_the_step_with_its_file_and_line_and_the_other_tasks
     assert evo.jobs() == []
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_made_anew_by_force(evo: SlurmEvo, tmp_path: Path) -> None:
     array = pipeline(tmp_path, files=6, kilobytes=2, runtime="cluster: test_slurm.yaml, array: 2")
     evo("run", array, "--no-server")
@@ -198,6 +200,7 @@ def test_a_damaged_object_is_made_anew_by_force(evo: SlurmEvo, tmp_path: Path) -
     assert objects(evo) == good and len(tokenized(evo)) == 2
 
 
+@pytest.mark.slow
 def test_here_nothing_is_begun_beside_an_array_that_lives(evo: SlurmEvo, tmp_path: Path) -> None:
     cluster, go = tmp_path / "test_slurm.yaml", tmp_path / "go"
     cluster.write_text(cluster.read_text() + f"setup: ['while [ ! -e {go} ]; do sleep 0.1; done']\n")
@@ -213,6 +216,7 @@ def test_here_nothing_is_begun_beside_an_array_that_lives(evo: SlurmEvo, tmp_pat
     assert sorted(tokenized(evo).values()) == [1] * 6
 
 
+@pytest.mark.slow
 def test_an_array_has_no_more_tasks_than_the_cluster_allows(evo: SlurmEvo, tmp_path: Path) -> None:
     array = pipeline(tmp_path, files=12, kilobytes=2, runtime="cluster: test_slurm.yaml, array: 9, cpus: 2, time: 10m")
     printed = evo("run", array, "--no-server")

@@ -38,6 +38,7 @@ def srun(slurm: SlurmCluster, folder: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_training_and_generation_find_their_ranks_and_the_first_node(
     whole: Evo, slurm: SlurmCluster, tmp_path: Path
 ) -> None:

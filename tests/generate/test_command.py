@@ -283,6 +283,7 @@ def evo(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120, **options)
 
 
+@pytest.mark.slow
 def test_a_terminal_of_another_encoding_gets_escapes(trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "语料"
     settings = [f"generation.output_folder={folder}", 'generation.prompts=["the"]']

@@ -77,6 +77,7 @@ def test_the_generate_commands_on_the_page(folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@pytest.mark.slow
 def test_the_serve_commands_on_the_page(folder: Path) -> None:
     serve, curl = lines("evo serve")
     assert serve.split()[:3] == ["evo", "serve", "$MODEL"]

@@ -79,6 +79,7 @@ def test_a_model_type_of_ones_own_is_trained_and_resumed_and_loaded(
     assert run_on_ranks(loaded, 1) == [("Trigram", (512, 32))]
 
 
+@pytest.mark.slow
 def test_it_is_trained_over_tensor_ranks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the losses of one process, which also goes on from the checkpoint of two ranks."""
     monkeypatch.chdir(package)

@@ -48,7 +48,7 @@ def stepped(net: nn.Module, zero1: int, **settings: Any) -> list[Tensor]:
     return [param.detach().clone() for param in order]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_odd_parameters(ranks: int) -> None:
     expected = run_on_ranks(lambda: stepped(odd_net(), 1), 1)[0]
     before = list(odd_net().parameters())

@@ -68,6 +68,7 @@ def test_a_miss_is_told_and_ends_with_its_status(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_a_configuration_of_ones_own_as_json(config: Path, capsys: Captured) -> None:
     assert parity("--config", str(config), "--layouts", "config", "--json") == 0
     said = json.loads(capsys.readouterr().out)

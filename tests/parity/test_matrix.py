@@ -57,6 +57,7 @@ def test_layouts_of_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
         assert {each.step for each in result.found.gradients} == set(range(STEPS))
 
 
+@pytest.mark.slow
 def test_float32_deviates_no_more_than_twice_as_much_as_one_process(tmp_path: Path) -> None:
     (result,) = results(tmp_path, 2, "float32", "msp2")
     assert result.why is None

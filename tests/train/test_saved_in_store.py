@@ -31,7 +31,7 @@ def whole(folder: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    "how", ["in the step", pytest.param("behind it", marks=pytest.mark.slow), "by way of a folder"]
+    "how", ["in the step", *(pytest.param(how, marks=pytest.mark.slow) for how in ("behind it", "by way of a folder"))]
 )
 def test_a_run_goes_on_from_the_store_at_another_layout(place: str, tmp_path: Path, how: str) -> None:
     changes: dict[str, Any] = {"model__dtype": "torch.bfloat16", "ckpt__checkpoint_every": 2}

@@ -179,6 +179,7 @@ def test_prefect_is_told_no_value_from_the_environment(
     assert [path for path in written if secret.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_limit_on_a_tag_keeps_steps_of_two_runs_apart(api: Api, small: Small, tmp_path: Path, run_here: Any) -> None:
     """Kinds and clusters are tags of a step; a step that waits for its turn is no failure."""
     api.ask("concurrency_limits/", tag="test.curve", concurrency_limit=1)

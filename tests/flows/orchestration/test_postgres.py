@@ -47,6 +47,7 @@ def test_several_runs_at_once_share_it(postgres: str, tmp_path: Path) -> None:
         assert small.store.refs.names() == ["small"]
 
 
+@pytest.mark.slow
 def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
     small = Small(tmp_path)
     environment = clean_environment(tmp_path) | {

@@ -53,6 +53,7 @@ def test_a_second_ctrl_c_ends_everything_at_once_whatever_a_step_does(
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_other_signals_said_twice_are_one_request(small: Small, environment: dict[str, str]) -> None:
     words = ["run", str(small.file), "--root", str(small.root), "--no-server", "--set", "vars.seconds=100"]
     running = start("evo", *words, environment=environment)
@@ -84,6 +85,7 @@ def test_a_closed_terminal_stops_the_run_in_order(small: Small, environment: dic
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_nohup_is_respected(small: Small, environment: dict[str, str]) -> None:
     words = ["run", str(small.file), "--root", str(small.root), "--no-server", "--set", "vars.seconds=2"]
     script = f'trap "" HUP; exec {sys.executable} -m flows.cli "$@"'

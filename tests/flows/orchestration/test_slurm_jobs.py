@@ -88,6 +88,7 @@ def test_cancelling_a_run_ends_the_job_that_it_started(
     assert "jobs of this run that were cancelled with it: nap: " in log and jobs[0] in log
 
 
+@pytest.mark.slow
 def test_a_job_survives_sigterm_of_its_run_and_cancelling_one_that_attached(
     worker: None, running: Any, api: Api, deployments: Any, clients: dict[str, str], sleepy: Sleepy
 ) -> None:

@@ -134,6 +134,7 @@ def test_bytes_of_whole_weights(settings: dict[str, Any]) -> None:
     assert run_on_ranks(body, 2) == [want, want]
 
 
+@pytest.mark.slow
 def test_a_pool_is_made_in_the_first_pass() -> None:
     """Of what two neighbouring blocks have; whatever passes come later, no buffer is made, nor given up."""
 

@@ -326,6 +326,7 @@ def test_preemption_requeues(slurm: RunningCluster, launcher: SlurmLauncher, sta
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_silent_controller_is_no_failure(
     slurm: RunningCluster, launcher: SlurmLauncher, state: Path, tmp_path: Path
 ) -> None:
