@@ -10,6 +10,9 @@ from evo_core.parallel.degrees import Degrees
 _STATES = ("zero", "replica", "data")
 """Ends of the names of axes along which gradients are summed and updated parameters gathered."""
 
+_OF_ONE = ("reduce", "broadcast")
+"""Collectives of one of Muon's matrices each."""
+
 _LINEARS = 5
 """Linear layers of a block that isp fetches one by one."""
 
@@ -79,11 +82,13 @@ class Behind:
         return self._of_states(collective, size)
 
     def _of_states(self, collective: str, size: int) -> Messages:
-        zero, gathers = self.cfg.hybrid_zero_optimizer, collective == "all_gather"
+        zero, gathers = self.cfg.hybrid_zero_optimizer, collective in ("all_gather", "broadcast")
         if self.degrees.shards:
             number = self._blocks * (2 if gathers else 1)
             return Messages("fsdp's parameters" if gathers else "gradients", number, self._part(collective))
         elements = zero.all_gather_size if gathers else zero.reduce_bucket_size
+        if collective in _OF_ONE:
+            elements = self.cfg.model.hidden_size**2
         number, of_one = 1 + size / (4 * elements), self.computing / self._count
         if gathers:
             return Messages("updated parameters", number, of_one / 3 if zero.overlap_sync_param else 0.0, always=False)

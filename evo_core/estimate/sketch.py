@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from typing import NamedTuple
 
 from evo_core.config import ModelConfig, TrainConfig
+from evo_core.estimate.matrices import Shapes, expert_weights, linear_weights
 from evo_core.estimate.schedule import schedule_of
+from evo_core.model.families import FAMILIES
 from evo_core.model.stage import Stage
 from evo_core.optim.muon import operations
+from evo_core.optim.slots import evenly
 from evo_core.parallel.degrees import Degrees
 from evo_core.parallel.pipeline.placing import Placing, placing_of
 
@@ -49,6 +53,43 @@ class Sketch:
         return self.parameters + self.gradients + self.states
 
 
+class _Share(NamedTuple):
+    """Parameters whose states are cut over ranks.
+
+    Attributes:
+        elements: that the rank holds.
+        axes: what the names of their axes begin with.
+        holders: ranks that hold them.
+        zero: of these, ranks that share one copy of the states.
+        moments: tensors of them beside the master values.
+        owned: elements of the states of the rank that has most.
+        uneven: elements that are reduced to their owners and broadcast from there, one after another.
+        together: elements of matrices that are gathered at once, at most.
+    """
+
+    elements: float
+    axes: str
+    holders: int
+    zero: int
+    moments: int
+    owned: float
+    uneven: float = 0.0
+    together: float = 0.0
+
+
+def _by_rows(elements: float, axes: str, holders: int, zero: int) -> _Share:
+    return _Share(elements, axes, holders, zero, 2, elements / zero)
+
+
+def _as_whole(shapes: Shapes, blocks: int, axes: str, holders: int, zero: int) -> _Share:
+    """Of Muon's matrices."""
+    sizes = tuple((rows * columns, count * blocks) for (rows, columns), count in sorted(shapes.items()))
+    elements = sum(numel * count for numel, count in sizes)
+    shared = evenly(sizes, zero)
+    together = max(shared.even, max(numel for numel, _ in sizes))
+    return _Share(elements, axes, holders, zero, 1, shared.most, shared.uneven, together)
+
+
 @cache
 def _split(layers: int, placing: Placing) -> tuple[Stage, ...]:
     return placing.cut(layers)
@@ -81,6 +122,7 @@ class _Rank:
         self.wide = max(self.bytes, 4)
         self.isp = cfg.parallel.tensor.mode == "isp"
         self.muon = cfg.optimizer.name == "muon"
+        self.fused = self.muon and FAMILIES[cfg.model_type].qkv != "split"
         self.rows = self.isp or cfg.parallel.tensor.mode in ("msp", "fsp")
         self.blocks = sum(len(stage.blocks) for stage in stages)
         self.again = sum(len(stage.recomputed(float(self.model.checkpoint))) for stage in stages)
@@ -93,31 +135,45 @@ class _Rank:
         self.block = (linear + experts / degrees.expert) / cut
         self.whole_block = linear + experts + whole
         self.fetched = self.block * cut * self.blocks if self.isp else 0.0
-        self.blocks_held = self.block * self.blocks
+        self.linear_held = linear / cut * self.blocks
+        self.experts_held = experts / degrees.expert / cut * self.blocks
         self.rest_held = (
             whole * self.blocks + self.ends * self.model.hidden_size * self.model.vocab_size / degrees.tensor
         )
         self.lasting = self._lasting()
         self.memory = int(sum(self.lasting) + self._buffers() + self._activations())
 
-    def _shares(self) -> tuple[tuple[float, int], ...]:
-        """Elements that are held, and over how many ranks their states are cut."""
+    @cached_property
+    def shares(self) -> tuple[_Share, ...]:
+        """What is held of the blocks' linear layers, of experts and of the rest."""
         degrees = self.degrees
-        return (self.blocks_held, degrees.zero1 if self.isp else degrees.zero), (self.rest_held, degrees.zero)
+        of_data = "", degrees.data, degrees.zero
+        of_linear = ("weight_", degrees.weight_data, degrees.zero1) if self.isp else of_data
+        dealt = degrees.expert > 1
+        of_experts = ("expert_", degrees.data // degrees.expert, degrees.expert_zero) if dealt else of_linear
+        rest = _by_rows(self.rest_held, *of_data)
+        if self.muon:
+            kinds = zip((of_linear, of_experts), self._matrices(fused=self.fused), strict=True)
+            return (*(_as_whole(shapes, self.blocks, *axes) for axes, shapes in kinds if shapes), rest)
+        return _by_rows(self.linear_held, *of_linear), _by_rows(self.experts_held, *of_experts), rest
+
+    def _matrices(self, *, fused: bool) -> tuple[Shapes, Shapes]:
+        """Of a block and of its experts."""
+        return linear_weights(self.model, fused=fused), expert_weights(self.model, self.degrees.expert)
 
     def _lasting(self) -> tuple[int, int, int]:
         """Bytes of parameters, gradients, states."""
         parameters = gradients = states = 0.0
-        for (elements, zero), moments in zip(self._shares(), (1 if self.muon else 2, 2), strict=True):
+        for share in self.shares:
             if self.degrees.shards:  # a share of the parameters is their master values
-                parameters += elements * self.wide / zero
-                gradients += elements * self.wide / zero
-                states += elements * 2 * self.wide / zero
+                parameters += share.owned * self.wide
+                gradients += share.owned * self.wide
+                states += share.owned * 2 * self.wide
                 continue
-            is_own_master = zero == 1 and self.bytes == self.wide
-            parameters += elements * self.bytes
-            gradients += elements * self.wide * (1 + (1 / zero if zero > 1 else 0))
-            states += elements * (moments if is_own_master else moments + 1) * self.wide / zero
+            is_own_master = share.zero == 1 and self.bytes == self.wide
+            parameters += share.elements * self.bytes
+            gradients += (share.elements + (share.owned if share.zero > 1 else 0)) * self.wide
+            states += share.owned * (share.moments if is_own_master else share.moments + 1) * self.wide
         return int(parameters), int(gradients), int(states)
 
     def operations(self) -> float:
@@ -125,20 +181,20 @@ class _Rank:
         steps = self.cfg.optimizer.ns_steps
         if not self.muon or steps is None:
             return 0.0
-        model, (_, zero) = self.model, self._shares()[0]
-        hidden, heads = model.hidden_size, model.num_attention_heads * model.head_dim
-        of_attention = 2 * operations(heads, hidden, steps)
-        of_attention += 2 * operations(model.num_kv_attention_heads * model.head_dim, hidden, steps)
-        of_mlp = (3 if model.use_swiglu else 2) * operations(model.mlp_hidden_size, hidden, steps)
-        mlps = 1 if model.num_experts == 1 else model.num_experts / self.degrees.expert + model.moe_use_residual
-        return self.blocks * (of_attention + mlps * of_mlp) / zero
+        kinds = [shapes for shapes in self._matrices(fused=False) if shapes]
+        of_kinds = [sum(count * operations(*shape, steps) for shape, count in shapes.items()) for shapes in kinds]
+        shares = zip(of_kinds, self.shares[:-1], strict=True)
+        return self.blocks * sum(of_all * share.owned / share.elements for of_all, share in shares)
 
     def _buffers(self) -> float:
-        held, zero = self.blocks_held + self.rest_held, self.degrees.zero
         if self.degrees.shards:
             ends = self.ends * self.model.hidden_size * self.model.vocab_size / self.degrees.tensor
             return 2 * self.block * (self.bytes + self.wide) + ends * self.bytes
-        gathered = min(held, self.cfg.hybrid_zero_optimizer.all_gather_size) * self.bytes * (1 + 1 / zero)
+        zero, shares = self.degrees.zero, self.shares
+        together = max(
+            sum(share.elements for share in shares if not share.together), *(share.together for share in shares)
+        )
+        gathered = min(together, self.cfg.hybrid_zero_optimizer.all_gather_size) * self.bytes * (1 + 1 / zero)
         fetched = 2 * self.whole_block * self.bytes + self.whole_block * self.wide if self.isp else 0.0
         return (gathered if zero > 1 else 0.0) + fetched
 
@@ -181,17 +237,18 @@ class _Rank:
 
     def _states(self, sent: Counter[tuple[str, str]]) -> None:
         """Gradients and updated parameters."""
-        degrees, name = self.degrees, "weight_" if self.isp else ""
-        times = self.count if degrees.shards else 1
-        for (elements, zero), axis in zip(self._shares(), (name, ""), strict=True):
-            holders = degrees.weight_data if axis else degrees.data
-            replicas = holders // zero
-            sent["reduce_scatter", f"{axis}zero"] += int(times * elements * self.wide * (zero - 1) / zero)
-            sent["all_reduce", f"{axis}replica"] += int(
-                times * 2 * elements / zero * self.wide * (replicas - 1) / replicas
+        times, fetches = (self.count, 2 * self.count) if self.degrees.shards else (1, 1)
+        for share in self.shares:
+            axis, others = f"{share.axes}zero", (share.zero - 1) / share.zero
+            replicas = share.holders // share.zero
+            even = share.elements - share.uneven
+            sent["reduce_scatter", axis] += int(times * even * self.wide * others)
+            sent["all_reduce", f"{share.axes}replica"] += int(
+                times * 2 * share.owned * self.wide * (replicas - 1) / replicas
             )
-            fetches = 2 * self.count if degrees.shards else 1
-            sent["all_gather", f"{axis}zero"] += int(fetches * elements * self.bytes * (zero - 1) / zero)
+            sent["all_gather", axis] += int(fetches * even * self.bytes * others)
+            sent["reduce", axis] += int(share.uneven * self.wide * others)
+            sent["broadcast", axis] += int(share.uneven * self.bytes * others)
 
     def _between_tensor_ranks(self, sent: Counter[tuple[str, str]]) -> None:
         tensor, mode = self.degrees.tensor, self.cfg.parallel.tensor.mode

@@ -68,8 +68,9 @@ class Counted:
     def with_update(self, update: Counted) -> Counted:
         """With the states and the messages of another's optimizer, all of which are behind the passes."""
         states = {name: update.held[name] for name in ("gradients", "master", "moments", "rooms")}
-        behind = {key: size for key, size in update.sent.items() if key not in self.in_passes}
-        return replace(self, held={**self.held, **states}, sent={**self.sent, **behind}, operations=update.operations)
+        in_passes = {key: size for key, size in self.sent.items() if key in self.in_passes}
+        sent = {**update.sent, **in_passes}
+        return replace(self, held={**self.held, **states}, sent=sent, operations=update.operations)
 
     def cost(self, rank: int) -> RankCost:
         """As the cost of a rank, in whole bytes."""

@@ -1,8 +1,9 @@
 """A bucket: parameters of one group whose gradients are reduced, and whose values are gathered, in one message.
 
-It lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z of the ZeRO axis owns, padded where
-that is less than the widest (`evo_core.optim.slots`). So one reduce-scatter of the matrix leaves each rank the sum of
-its row, and one all-gather of rows gives back the matrix.
+It lays shares out rank-major, as rows of which row z is all that rank z of the ZeRO axis owns (`evo_core.optim.slots`).
+Where they are alike in length they are a matrix [Z, width]: one reduce-scatter of it leaves each rank the sum of its
+row, and one all-gather of rows gives back the matrix. Where they are not, each row that is not empty is reduced to its
+rank, and broadcast from there: padded to one length, a few matrices over many ranks would take many times their memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.distributed import ProcessGroup
 
 from evo_core.optim.groups import ParameterGroup
 from evo_core.optim.slots import Slot, as_whole, by_rows, evenly_dealt, filled_up
-from evo_core.parallel.collectives import Pending, all_reduce, broadcast, of_first, reduce_scatter
+from evo_core.parallel.collectives import Pending, all_reduce, broadcast, of_first, reduce, reduce_scatter
 from evo_core.parallel.mesh import Axis
 from evo_core.placement import Placed
 
@@ -27,17 +28,24 @@ class Bucket:
         group: over which ranks.
         parameters: names and parameters, of the group and all of one dtype.
         master_dtype: the type in which gradients are accumulated and reduced.
+
+    Attributes:
+        lengths: of each rank's row.
+        width: of the longest one: of master values and moments each rank holds so many.
+        even: whether all are as long.
     """
 
     def __init__(
         self, group: ParameterGroup, parameters: Sequence[tuple[str, nn.Parameter]], master_dtype: torch.dtype
     ) -> None:
         self.group, self.zero = group, group.zero
-        self.slots, self.width = (by_rows if group.matrices is None else as_whole)(group, parameters)
+        self.slots, self.lengths = (by_rows if group.matrices is None else as_whole)(group, parameters)
+        self.width = max(self.lengths)
+        self.even = min(self.lengths) == self.width
         first = parameters[0][1]
         self.dtype, self.device, self.master_dtype = first.dtype, first.device, master_dtype
         self.shared = False
-        self.work: Pending | None = None
+        self.work: list[Pending] = []
         self.unsummed: list[Axis] = []
 
     def owned(self) -> int:
@@ -47,7 +55,7 @@ class Bucket:
     def attach(self, master: torch.Tensor, grad: torch.Tensor) -> None:
         """Take the rank's row of the master values and of the reduced gradients, both [width], and fill the former."""
         self.master, self.grad = master, grad
-        shape = (self.zero.size, self.width)
+        shape = (self.zero.size, self.width) if self.even else (1, sum(self.lengths))
         # With Z = 1 the row is the matrix.
         self.grads = grad.view(shape) if self.zero.size == 1 else grad.new_zeros(shape)
         for slot in self.slots:  # values come back as vectors, which a transposed parameter is no view of
@@ -92,16 +100,22 @@ class Bucket:
                 slot.clear(self.grads)
             slot.filled = False
         self.unsummed = [axis for axis in self.group.reduce if axis is not self.zero and axis.size > 1]
-        if self.zero.size > 1:
-            self.work = reduce_scatter(self.grad, self.grads.view(-1), self.zero.group)
+        if not self.even:
+            rows = enumerate(self._rows())
+            self.work = [reduce(row, owner, self.zero.group) for owner, row in rows if row.numel()]
+        elif self.zero.size > 1:
+            self.work = [reduce_scatter(self.grad, self.grads.view(-1), self.zero.group)]
         elif self.unsummed:
-            self.work = all_reduce(self.grad, self.unsummed.pop(0).group)
+            self.work = [all_reduce(self.grad, self.unsummed.pop(0).group)]
 
     def finish_reduce(self) -> None:
         """Wait for `reduce`, then sum the rank's row over the other axes: `grad` is the sum over all of them."""
-        if self.work is not None:
-            self.work.wait()
-            self.work = None
+        for work in self.work:
+            work.wait()
+        self.work = []
+        if not self.even:
+            own = self._rows()[self.zero.rank]
+            self.grad[: own.numel()].copy_(own)
         for axis in self.unsummed:
             all_reduce(self.grad, axis.group).wait()
         if self.group.ends is not None:  # only here: before, the other end may still be at work on this one's batches
@@ -111,6 +125,10 @@ class Bucket:
                 broadcast(self.grad, 0, axis.group).wait()
         if self.group.repeated is not None:
             sum_repeated((slot.placed(self.grad) for slot in self.slots), self.group.repeated)
+
+    def _rows(self) -> Sequence[torch.Tensor]:
+        """The gradients that each rank owns, where these are unlike."""
+        return self.grads[0].split(self.lengths)
 
     def write_parameters(self) -> None:
         """Set the parameters from the master values, all of which are here: with Z = 1."""

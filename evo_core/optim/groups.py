@@ -128,7 +128,6 @@ def groups_of(
             kinds.setdefault((name in matrices, name in no_decay, lying), {})[name] = param
     if not kinds:
         return [data_parallel((), mesh)]
-    # In one order on every rank, since they make process groups.
     groups = []
     # In one order on every rank, since they make process groups.
     for (whole, left_out, lying), params in sorted(kinds.items(), key=lambda item: item[0]):

@@ -4,6 +4,8 @@ The columns of all buckets are cut into chunks, in the order in which a forward 
 them. Each chunk is gathered into one buffer and copied from there to where the parameters are; then the next one is
 sent for. So the parameters are in memory once, and with `overlap` a chunk is under way while the modules compute that
 need those before it.
+
+Of a bucket of which ranks own unlike shares a chunk is of one parameter, and comes from its owner alone.
 """
 
 from __future__ import annotations
@@ -16,17 +18,41 @@ import torch
 from torch import Tensor, nn
 
 from evo_core.optim.bucket import Bucket
-from evo_core.optim.slots import Slot
-from evo_core.parallel.collectives import Pending, all_gather
+from evo_core.optim.slots import Slot, WholeSlot
+from evo_core.parallel.collectives import Pending, all_gather, broadcast
 
 
 class Chunk(NamedTuple):
-    """Columns `start` to `stop` of a bucket, and the slots that have some of them."""
+    """Columns `start` to `stop` of a bucket, and the slots that have some of them.
+
+    Attributes:
+        owner: the rank whose row alone is meant, by its number along the ZeRO axis; None: those of all.
+    """
 
     bucket: Bucket
     start: int
     stop: int
     slots: tuple[Slot, ...]
+    owner: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """That it is of."""
+        return self.bucket.zero.size if self.owner is None else 1
+
+    @property
+    def numel(self) -> int:
+        """Elements of the message."""
+        return self.rows * (self.stop - self.start)
+
+    def send(self, room: Tensor) -> Pending:
+        """Start filling the room [numel] on every rank."""
+        zero, own = self.bucket.zero, self.bucket.master[self.start : self.stop]
+        if self.owner is None:
+            return all_gather(room, own.to(room.dtype), zero.group)
+        if self.owner == zero.rank:
+            room.copy_(own)
+        return broadcast(room, self.owner, zero.group)
 
 
 class Event(NamedTuple):
@@ -109,22 +135,21 @@ class Publishing:
     def _launch(self) -> None:
         if self.launched == len(self.chunks):
             return
-        bucket, start, stop, _ = self.chunks[self.launched]
-        row = bucket.master[start:stop].to(bucket.dtype)
-        self._work = all_gather(self._room(bucket, stop - start).view(-1), row, bucket.zero.group)
-        self._note("gather", self.chunks[self.launched])
+        chunk = self.chunks[self.launched]
+        self._work = chunk.send(self._room(chunk))
+        self._note("gather", chunk)
         self.launched += 1
 
     @torch.no_grad()
     def _take(self) -> None:
-        bucket, start, stop, slots = self.chunks[self.taken]
+        chunk = self.chunks[self.taken]
         assert self._work is not None  # it was launched when the one before it was taken
         self._work.wait()
         self._work = None  # it holds what was sent
-        values = self._room(bucket, stop - start)
-        for slot in slots:
-            slot.take(values, start)
-        self._note("arrive", self.chunks[self.taken])
+        values = self._room(chunk).view(chunk.rows, -1)
+        for slot in chunk.slots:
+            slot.take(values, chunk.start)
+        self._note("arrive", chunk)
         self.taken += 1
         self._launch()
 
@@ -132,24 +157,33 @@ class Publishing:
         if self._events is not None:
             self._events.append(Event(what, tuple(slot.name for slot in chunk.slots)))
 
-    def _room(self, bucket: Bucket, columns: int) -> Tensor:
-        """[Z, columns] of the buffer."""
-        needed = bucket.zero.size * columns
-        if bucket.dtype not in self._buffers:
-            longest = self._longest(bucket.dtype)
-            self._buffers[bucket.dtype] = torch.empty(longest, dtype=bucket.dtype, device=bucket.device)
-        return self._buffers[bucket.dtype][:needed].view(-1, columns)
+    def _room(self, chunk: Chunk) -> Tensor:
+        """[numel] of the buffer."""
+        dtype = chunk.bucket.dtype
+        if dtype not in self._buffers:
+            self._buffers[dtype] = torch.empty(self._longest(dtype), dtype=dtype, device=chunk.bucket.device)
+        return self._buffers[dtype][: chunk.numel]
 
     def _longest(self, dtype: torch.dtype) -> int:
         """Elements of the longest chunk of a type."""
-        return max(c.bucket.zero.size * (c.stop - c.start) for c in self.chunks if c.bucket.dtype == dtype)
+        return max(chunk.numel for chunk in self.chunks if chunk.bucket.dtype == dtype)
 
 
 def _chunks(bucket: Bucket, size: int) -> Iterator[Chunk]:
     """A bucket's columns, the last ones first: its parameters lie there from the last one of the model to the first."""
+    if not bucket.even:
+        yield from (chunk for slot in bucket.slots for chunk in _of_one(bucket, slot, size))
+        return
     columns, stop = max(size // bucket.zero.size, 1), bucket.width
     while stop > 0:
         start = max(stop - columns, 0)
         slots = tuple(slot for slot in bucket.slots if slot.start < stop and start < slot.start + slot.width)
         yield Chunk(bucket, start, stop, tuple(slot for slot in slots if slot.width))
         stop = start
+
+
+def _of_one(bucket: Bucket, slot: Slot, size: int) -> Iterator[Chunk]:
+    assert isinstance(slot, WholeSlot)  # by rows ranks have as many columns
+    stop = slot.start + slot.width
+    for start in range(slot.start, stop, size):
+        yield Chunk(bucket, start, min(start + size, stop), (slot,), slot.owner)

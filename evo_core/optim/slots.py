@@ -1,7 +1,6 @@
 """Which rank of a ZeRO axis owns what of a parameter, and where that lies in a bucket.
 
-A bucket lays shares out rank-major, as a matrix [Z, width] whose row z is all that rank z owns, padded where it is less
-than the widest. There are two ways to share:
+A bucket lays shares out rank-major, as rows of which row z is all that rank z owns. There are two ways to share:
 
 - by rows (`Slot`): of R rows, rank z owns ``ceil(R / Z)`` from ``z ceil(R / Z)`` on, or what is left. So its share is
   one rectangle of the whole tensor, which a checkpoint can name. The elements of a vector are its rows; where there are
@@ -9,12 +8,20 @@ than the widest. There are two ways to share:
   memory, row after row, padding in the end.
 - whole (`WholeSlot`): one rank owns all of it, for updates that need a matrix as a whole, and the others nothing. They
   are dealt out so that the ranks own about as many elements.
+
+Gradients of a bucket are one matrix. Where the rows are alike in length it is [Z, width], padding at the end of a
+parameter's columns; where they are not, as with more ranks than matrices, it is [1, elements], one row behind another:
+it has no room for what a rank does not own.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +106,12 @@ class WholeSlot(Slot):
     Attributes:
         width: columns: all of its elements.
         owner: the rank's number along the ZeRO axis.
+        row, column: where it begins in the matrix of gradients.
     """
 
     owner: int = 0
+    row: int = 0
+    column: int = 0
 
     def owned(self, zero_rank: int) -> int:
         """See `Slot`."""
@@ -123,44 +133,56 @@ class WholeSlot(Slot):
     def take(self, columns: Tensor, start: int) -> None:
         """See `Slot`."""
         low, high = self._span(columns, start)
-        here = columns[self.owner, low - start : high - start]
+        here = columns[self.row, low - start : high - start]
         self.param.data.view(-1)[low - self.start : high - self.start].copy_(here)
 
     def _row(self, matrix: Tensor) -> Tensor:
-        return matrix[self.owner, self.start : self.start + self.width]
+        return matrix[self.row, self.column : self.column + self.width]
 
 
-def by_rows(group: ParameterGroup, parameters: Sequence[Named]) -> tuple[list[Slot], int]:
-    """The slots of parameters that are shared by their rows, and the columns that they take together."""
+def by_rows(group: ParameterGroup, parameters: Sequence[Named]) -> tuple[list[Slot], list[int]]:
+    """The slots of parameters that are shared by their rows, and the length of each rank's row: that of all."""
     slots, width = [], 0
     for name, param in parameters:
         _, first_end = span(rows := param.shape[0] if param.dim() else 1, 0, group.zero.size)
         columns = first_end * param.numel() // max(rows, 1)
         slots.append(Slot(name, param, width, columns, group.share(name)))
         width += columns
-    return slots, width
+    return slots, [width] * group.zero.size
 
 
-def as_whole(group: ParameterGroup, parameters: Sequence[Named]) -> tuple[list[Slot], int]:
-    """The slots of parameters that are dealt out as a whole, and the columns of the rank that gets most.
+def as_whole(group: ParameterGroup, parameters: Sequence[Named]) -> tuple[list[Slot], list[int]]:
+    """The slots of parameters that are dealt out as a whole, and the length of each rank's row.
 
-    The larger ones first, each to the rank that has least by then: ranks differ by the largest one at most. In a rank's
-    row they lie in the order that they are given in.
+    In a rank's row they lie in the order that they are given in.
     """
     zero = group.zero
-    load, owners = [0] * zero.size, {}
-    for name, param in sorted(parameters, key=lambda each: -each[1].numel()):
-        owner = min(range(zero.size), key=load.__getitem__)
-        owners[name] = owner
-        load[owner] += param.numel()
+    owners, lengths = dealt([param.numel() for _, param in parameters], zero.size)
+    even = min(lengths) == max(lengths)
+    before = [0, *itertools.accumulate(lengths)]
     slots: list[Slot] = []
     filled = [0] * zero.size
-    for name, param in parameters:
-        owner = owners[name]
-        share = group.whole_share(name, mine=owner == zero.rank)
-        slots.append(WholeSlot(name, param, filled[owner], param.numel(), share, owner=owner))
+    for (name, param), owner in zip(parameters, owners, strict=True):
+        share, start = group.whole_share(name, mine=owner == zero.rank), filled[owner]
+        row, column = (owner, start) if even else (0, before[owner] + start)
+        slots.append(WholeSlot(name, param, start, param.numel(), share, owner=owner, row=row, column=column))
         filled[owner] += param.numel()
-    return slots, max(load)
+    return slots, lengths
+
+
+def dealt(sizes: Sequence[int], ranks: int) -> tuple[list[int], list[int]]:
+    """The rank that gets each of some things of these sizes, and what each rank has got.
+
+    The larger ones first, each to the rank that has least by then: ranks differ by the largest one at most.
+    """
+    owners, least = [0] * len(sizes), [(0, rank) for rank in range(ranks)]
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        load, owners[number] = least[0]
+        heapq.heapreplace(least, (load + sizes[number], owners[number]))
+    loads = [0] * ranks
+    for load, rank in least:
+        loads[rank] = load
+    return owners, loads
 
 
 def filled_up(parameters: Iterable[Named], size: int) -> list[list[Named]]:
@@ -178,11 +200,11 @@ def filled_up(parameters: Iterable[Named], size: int) -> list[list[Named]]:
 
 
 def evenly_dealt(parameters: Iterable[Named], size: int, ranks: int) -> list[list[Named]]:
-    """Parameters in parts of one type that can be dealt out over ranks as a whole with as little padding as may be.
+    """Parameters in parts of one type that can be dealt out over ranks as a whole as evenly as may be.
 
     A part has as many parameters of one shape for each rank, of at most `size` elements together or one for each. Those
-    that are left over of all shapes are the last part, the only one with padding: less than the largest of them for a
-    rank.
+    that are left over of all shapes are the last part, the only one of which ranks get unlike shares: they differ by
+    the largest of them at most.
     """
     by_shape: dict[tuple[torch.dtype, torch.Size], list[Named]] = {}
     for name, param in parameters:
@@ -195,3 +217,31 @@ def evenly_dealt(parameters: Iterable[Named], size: int, ranks: int) -> list[lis
         parts += [alike[at : min(at + step, whole)] for at in range(0, whole, step)]
         left.setdefault(dtype, []).extend(alike[whole:])
     return parts + [rest for rest in left.values() if rest]
+
+
+class Evenly(NamedTuple):
+    """What comes of `evenly_dealt`, in elements.
+
+    Attributes:
+        most: of the rank that gets most.
+        uneven: of the part of which ranks get unlike shares.
+        even: of the largest other part, at most, had parts no size.
+    """
+
+    most: int
+    uneven: int
+    even: int
+
+
+@cache
+def evenly(shapes: tuple[tuple[int, int], ...], ranks: int) -> Evenly:
+    """How `evenly_dealt` shares parameters of one type, by arithmetic.
+
+    Args:
+        shapes: elements of a parameter, and how many there are of its shape.
+    """
+    left = [numel for numel, count in shapes for _ in range(count % ranks)]
+    parts = [numel * (count - count % ranks) for numel, count in shapes]
+    _, loads = dealt(left, ranks)
+    most, is_even = sum(parts) // ranks + max(loads), min(loads) == max(loads)
+    return Evenly(most, 0 if is_even else sum(left), max(*parts, sum(left) if is_even else 0))

@@ -182,6 +182,13 @@ def reduce_scatter(output: torch.Tensor, source: torch.Tensor, group: dist.Proce
     return _noted(_reduce_scatter(output, source, group=group, async_op=True), "reduce_scatter", source, group)
 
 
+def reduce(tensor: torch.Tensor, target: int, group: dist.ProcessGroup) -> Pending:
+    """Start summing a contiguous tensor of any shape over the ranks of the group, in place on rank `target` (its number
+    there); what the others have of it is lost."""
+    work = dist.reduce(tensor, group=group, group_dst=target, async_op=True)
+    return _noted(work, "reduce", tensor, group)
+
+
 def all_gather(output: torch.Tensor, source: torch.Tensor, group: dist.ProcessGroup) -> Pending:
     """Start putting the `source` [n, ...] of every rank of the group into `output` [world_size * n, ...], in rank
     order."""

@@ -301,12 +301,16 @@ def _publishing(layout: Layout) -> Iterator[Row]:
 
 
 def _whole_matrices(layout: Layout) -> Iterator[Row]:
-    """Muon with both overlaps where ranks share states, and where they share the sequence alone."""
+    """Muon with both overlaps where ranks share states, also with fewer matrices of a shape than ranks, and where they
+    share the sequence alone."""
     if not _leaves_matrices_whole(layout):
         return
     model = merge({} if layout.name.startswith("dp4") else _HALF_A_BATCH, MODELS["muon"])
     if layout.parallel.get("zero1", {}).get("size", 1) > 1:
-        yield Row(f"{layout.name}-muon-overlap", layout, model, merge(WAYS["overlap"], WAYS["overlap-params"]))
+        way = merge(WAYS["overlap"], WAYS["overlap-params"])
+        yield Row(f"{layout.name}-muon-overlap", layout, model, way)
+        if "pipeline" not in layout.parallel:
+            yield Row(f"{layout.name}-muon-one-layer-overlap", layout, merge(model, {"model": {"num_layers": 1}}), way)
     elif layout.parallel.get("tensor", {}).get("size", 1) > 1:
         yield Row(f"{layout.name}-muon", layout, model)
 

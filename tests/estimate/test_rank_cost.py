@@ -22,7 +22,7 @@ OFTEN = [
     ("pp2zbv", "float32"),
     ("dp2-fsdp2-recompute-half", BFLOAT16),
     ("dp2-zero2-moe-dropless", "float32"),
-    ("dp2-zero2-muon-overlap", "float32"),
+    ("dp2-zero2-muon-one-layer-overlap", "float32"),
 ]
 TWO = [
     ("dp2-zero2-overlap-params", BFLOAT16),
@@ -48,11 +48,14 @@ TWO = [
     ("dp2-zero2-moe-dropless", BFLOAT16),
     ("dp2-ep1-moe-dropless", "float32"),
     ("dp2-zero2-muon-fused", BFLOAT16),
+    ("dp2-zero2-muon-overlap", "float32"),
     ("isp2w1-zero2-muon-overlap", BFLOAT16),
 ]
 FOUR = [
     ("dp4-zero2", BFLOAT16),
     ("dp4-zero2-muon-overlap", BFLOAT16),
+    ("dp4-zero4-muon-one-layer-overlap", BFLOAT16),
+    ("isp2w1-dp2-zero4-muon-one-layer-overlap", "float32"),
     ("mtp4-one-kv-head", "float32"),
     ("msp2-dp2-zero2", BFLOAT16),
     ("isp4w2-zero2", BFLOAT16),

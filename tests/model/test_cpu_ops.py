@@ -17,8 +17,8 @@ from evo_core.model.ops.attention import packed_attention
 from evo_core.model.ops.blocked_attention import by_blocks, fits
 from evo_core.model.ops.cache_rows import as_on_a_gpu
 from evo_core.model.ops.documents import Documents
+from evo_core.model.ops.linear import linear
 from evo_core.model.ops.norm import Norm
-from evo_core.model.ops.onednn import onednn_product
 from evo_core.model.ops.rope import rotary, rotate
 from tests.model.configs import relative_error
 
@@ -115,13 +115,21 @@ def test_rotation_by_parts(interleaved: bool, dtype: torch.dtype) -> None:
     assert torch.equal(rotate(x, rotation), whole)
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch without oneDNN")
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as on a processor where oneDNN is the faster one."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("torch without oneDNN")
+    monkeypatch.setattr("evo_core.model.ops.linear.prefers_onednn", lambda x, weight: True)
+
+
+@pytest.mark.usefixtures("by_onednn")
 @pytest.mark.parametrize("shape", [(130, 24), (2, 70, 24)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_products_by_onednn(shape: tuple[int, ...], bias: bool) -> None:
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(40, 24, requires_grad=True)
     leaves = [x, weight, *([torch.randn(40, requires_grad=True)] if bias else [])]
-    ours = with_gradients(onednn_product(x, weight, leaves[2] if bias else None), leaves)
+    ours = with_gradients(linear(x, weight, leaves[2] if bias else None), leaves)
     expected = with_gradients(F.linear(*leaves), leaves)
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
 
@@ -156,11 +164,11 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch without oneDNN")
+@pytest.mark.usefixtures("by_onednn")
 def test_a_backward_pass_in_two_calls_makes_each_product_once() -> None:
     """As a zero-bubble schedule does: the gradient of the input in one call, that of the weight in another."""
     x, weight = torch.randn(130, 24, requires_grad=True), torch.randn(40, 24, requires_grad=True)
-    y = onednn_product(x * 1, weight, None)
+    y = linear(x * 1, weight)
     for leaf, made in ((x, "mkldnn::_linear_pointwise"), (weight, "aten::mm")):
         with Called() as called:
             torch.autograd.grad(y, [leaf], torch.ones_like(y), retain_graph=True)

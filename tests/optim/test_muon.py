@@ -14,12 +14,13 @@ from evo_core.model import build_model
 from evo_core.optim.groups import data_parallel
 from evo_core.optim.loss_scaler import LossScaler
 from evo_core.optim.muon import COEFFICIENTS, Matrices, Muon, operations, orthogonal, update
-from evo_core.optim.slots import evenly_dealt
+from evo_core.optim.slots import dealt, evenly, evenly_dealt
 from evo_core.optim.zero1 import Zero1AdamW
 from evo_core.parallel.mesh import Mesh
 from evo_core.train.matrices import matrices_of
 from evo_core.train.optimizer import wait_where_read
 from tests.model.configs import tiny
+from tests.optim.held import storages
 from tests.parallel.meshes import mesh_of
 from tests.ranks import run_on_ranks
 
@@ -95,6 +96,12 @@ def is_matrix(name: str) -> bool:
     return name.endswith("weight") and not name.startswith("5.")
 
 
+def two_matrices(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Fewer than four ranks, and vectors."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)).to(dtype)
+
+
 def optimizer_of(model: nn.Module, mesh: Mesh, **settings: Any) -> Zero1AdamW:
     named = list(model.named_parameters())
     matrices = {name: Matrices(1, (param.shape[0],)) for name, param in named if is_matrix(name)}
@@ -114,9 +121,13 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def trained(
-    zero1: int, dtype: torch.dtype = torch.float64, clip: float = 0.5, **settings: Any
+    zero1: int,
+    dtype: torch.dtype = torch.float64,
+    clip: float = 0.5,
+    make: Callable[[torch.dtype], nn.Module] = net,
+    **settings: Any,
 ) -> tuple[list[float], dict[str, Tensor]]:
-    mesh, model = mesh_of(zero1), net(dtype)
+    mesh, model = mesh_of(zero1), make(dtype)
     if mesh.data.rank:
         with torch.no_grad():
             for param in model.parameters():  # every rank gets the first one's
@@ -186,15 +197,17 @@ def test_steps_in_the_type_of_the_master_values(dtype: torch.dtype, within: floa
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("ranks", "zero1"), [(2, 1), (2, 2), pytest.param(4, 2), pytest.param(4, 4)])
-def test_equals_one_process(ranks: int, zero1: int) -> None:
-    norms, params = run_on_ranks(trained, 1, 1)[0]
+@pytest.mark.parametrize(
+    ("ranks", "zero1", "make"), [(2, 1, net), (2, 2, net), (4, 2, net), (4, 4, net), (4, 4, two_matrices)]
+)
+def test_equals_one_process(ranks: int, zero1: int, make: Callable[[torch.dtype], nn.Module]) -> None:
+    norms, params = run_on_ranks(lambda: trained(1, make=make), 1)[0]
     ways: list[dict[str, Any]] = [
         {"bucket_size": 10**9, "overlap": False},
         {"bucket_size": 20, "gather_size": 5},
         {"bucket_size": 80, "gather_size": 30, "overlap_params": True},
     ]
-    for found in run_on_ranks(lambda: [trained(zero1, **way) for way in ways], ranks):
+    for found in run_on_ranks(lambda: [trained(zero1, make=make, **way) for way in ways], ranks):
         for got_norms, got in found:
             assert got_norms == pytest.approx(norms, rel=1e-12)
             assert all((got[name] - expected).abs().max() < 1e-12 for name, expected in params.items())
@@ -221,6 +234,49 @@ def test_a_matrix_has_one_owner_and_one_moment() -> None:
             assert not is_matrix(name) or sorted(rows) == [0, shape[0]]
     assert all(not state for _, state in ranks)
     assert sum(share for share, _ in ranks) == sum(shape.numel() for shape in shapes.values())
+
+
+SMALL, LARGE = 64 * 64, 2 * 64 * 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("small", "most"), [(0, LARGE), (1, LARGE), (4, SMALL + LARGE)])
+def test_of_matrices_of_other_ranks_a_rank_holds_gradients_alone(small: int, most: int, dtype: torch.dtype) -> None:
+    """Of some small ones and a large one on four ranks: `most` is what the rank owns that owns most."""
+
+    def body() -> tuple[dict[str, int], int]:
+        layers = [nn.Linear(64, 64, bias=False) for _ in range(small)]
+        model = nn.Sequential(*layers, nn.Linear(64, 128, bias=False)).to(dtype)
+        matrices = {name: Matrices(1, (param.shape[0],)) for name, param in model.named_parameters()}
+        mesh = mesh_of(-1)
+        optimizer = Zero1AdamW([data_parallel(model.named_parameters(), mesh, matrices=matrices)], mesh.world)
+        for _ in range(2):
+            optimizer.begin()
+            optimizer.backward(loss_of(model, torch.ones(2, 64, dtype=dtype)), last=True)
+            optimizer.reduce(torch.zeros(0, dtype=torch.float64))
+            assert optimizer.step(LR, 0.95)
+        return storages(optimizer.held()), optimizer.publishing.nbytes
+
+    elements, counts = small * SMALL + LARGE, 8  # of AdamW's updates
+    assert most < elements / 4 + LARGE  # as docs/training.md states
+    for found, buffer in run_on_ranks(body, 4):
+        expected = {"gradients": 4 * (elements + most), "master values": 4 * most, "moments": 4 * most + counts}
+        assert found == expected
+        assert buffer == dtype.itemsize * max(small * SMALL, LARGE)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
+def test_what_a_rank_gets_is_told_by_arithmetic(ranks: int) -> None:
+    """As `evo estimate` tells it: of each shape fewer than ranks, as many, or more."""
+    shapes = {(8, 8): 8, (8, 12): 5, (30, 8): 19}
+    named = [
+        (str((*shape, n)), torch.empty(shape, device="meta")) for shape, count in shapes.items() for n in range(count)
+    ]
+    parts = evenly_dealt([(name, nn.Parameter(tensor)) for name, tensor in named], 10**9, ranks)
+    loads = [dealt([param.numel() for _, param in part], ranks)[1] for part in parts]
+    uneven = [sum(each) for each in loads if min(each) != max(each)]
+    sizes = tuple((rows * columns, count) for (rows, columns), count in shapes.items())
+    assert evenly(sizes, ranks)[:2] == (sum(map(max, loads)), sum(uneven))
 
 
 def test_an_overflow_leaves_the_running_mean() -> None:

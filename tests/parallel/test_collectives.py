@@ -40,6 +40,18 @@ def test_scatter_and_gather(hide_new_names: bool) -> None:
         assert torch.equal(everything, expected)
 
 
+def test_a_sum_on_one_rank() -> None:
+    def reduced() -> tuple[torch.Tensor, int]:
+        tensor = torch.arange(8.0) * (dist.get_rank() + 1)
+        with collectives.counting() as traffic:
+            collectives.reduce(tensor, 2, dist.group.WORLD).wait()
+        return tensor, traffic.bytes["reduce"]
+
+    found = run_on_ranks(reduced, 4)
+    assert torch.equal(found[2][0], torch.arange(8.0) * 10)
+    assert [sent for _, sent in found] == [8 * 4 * 3 // 4] * 4
+
+
 def test_waiting_is_counted_by_what_is_waited_for() -> None:
     def waited() -> tuple[list[str], bool]:
         tensor, everything = torch.ones(2), torch.empty(4)

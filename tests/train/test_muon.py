@@ -57,7 +57,7 @@ def test_two_ranks_have_the_losses_and_weights_of_one(whole: Path, tmp_path: Pat
 def test_a_run_goes_on_at_other_numbers_of_ranks(tmp_path: Path, model: dict[str, Any]) -> None:
     expected = trained(tmp_path / "whole", 1, "run", **model, ckpt__enable_save_ckpt=False)
     schedule = {"total_steps": 8, "warmup_ratio": 0.25, "eta_min": 1e-3}
-    for steps, ranks, zero in ((3, 2, 2), (5, 1, 1), (8, 4, 2)):
+    for steps, ranks, zero in ((3, 4, 4), (5, 1, 1), (8, 4, 2)):
         changes = {"data__total_steps": steps, "lr_scheduler": schedule, "parallel": {"zero1": {"size": zero}}}
         found = trained(tmp_path, ranks, "run", **model, **changes)
     assert found == pytest.approx(expected, rel=1e-11)

@@ -60,31 +60,35 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     x [..., in_features], weight [out_features, in_features] -> [..., out_features] of x's dtype.
     """
-    if prefers_onednn(x, weight):
-        return onednn_product(x, weight, bias)
+    by_onednn = prefers_onednn(x, weight)
     wide = product_dtype(x.dtype, x.device.type)
-    if wide == x.dtype or x.numel() < _LEAST_WIDENED_ROWS * x.shape[-1]:
-        return F.linear(x, weight, bias)
-    return _WidenedLinear.apply(x, weight, bias, wide)
+    if by_onednn or (wide != x.dtype and x.numel() >= _LEAST_WIDENED_ROWS * x.shape[-1]):
+        return _Product.apply(x, weight, bias, wide, by_onednn)
+    return F.linear(x, weight, bias)
 
 
-class _WidenedLinear(torch.autograd.Function):
-    """Factors are widened for each product and rounded after it, so that nothing wide is kept for the backward pass."""
+class _Product(torch.autograd.Function):
+    """Factors are widened for each product and rounded after it, so that nothing wide is kept for the backward pass.
+
+    Where it is `by_onednn`, products with the weight are.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, by_onednn: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.wide = wide
-        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(x.dtype)
+        ctx.wide, ctx.by_onednn = wide, by_onednn
+        multiply = onednn_product if by_onednn else F.linear
+        return multiply(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        wanted_x, wanted_weight, wanted_bias, _ = asked_for(ctx)
+        wanted_x, wanted_weight, wanted_bias, *_ = asked_for(ctx)
+        multiply = onednn_product if ctx.by_onednn else F.linear
         grad = grads[0].to(ctx.wide)
         rows = grad.flatten(0, -2)
-        d_x = (grad @ weight.to(ctx.wide)).to(x.dtype) if wanted_x else None
+        d_x = multiply(grad, weight.to(ctx.wide).t(), None).to(x.dtype) if wanted_x else None
         d_weight = (rows.t() @ x.flatten(0, -2).to(ctx.wide)).to(weight.dtype) if wanted_weight else None
         d_bias = rows.sum(0).to(weight.dtype) if wanted_bias else None
-        return d_x, d_weight, d_bias, None
+        return d_x, d_weight, d_bias, None, None

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from evo_core.model.ops.asked import asked_for
 from evo_core.model.ops.cache_rows import by_cache
 
 #: With fewer rows MKL is ahead.
@@ -49,28 +47,5 @@ def prefers_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + b``, differentiable: x [..., in_features], weight [out_features, in_features], float32 on a CPU."""
-    return _Product.apply(x, weight, bias)
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., k] times weight [n, k] of any strides -> [..., n]."""
+    """``x W^T + b``, not differentiable: x [..., k], weight [n, k] of any strides, float32 on a CPU -> [..., n]."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        wanted_x, wanted_weight, wanted_bias = asked_for(ctx)
-        grad = grads[0]
-        rows = grad.flatten(0, -2)
-        d_x = _multiply(grad, weight.t(), None) if wanted_x else None
-        d_weight = rows.t() @ x.flatten(0, -2) if wanted_weight else None
-        return d_x, d_weight, rows.sum(0) if wanted_bias else None
