@@ -145,7 +145,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few and small rows, which show that everything runs")
     parser.add_argument("--install", action="store_true", help="bring the peers first, by pip")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"seconds of one benchmark ({TIMEOUT:g})")
-    parser.add_argument("--output", type=output_file, metavar="FILE", help="the page; pictures go to results/ beside it")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="the page; pictures go to results/ beside it"
+    )
     arguments = parser.parse_args()
     processes.sigterm_is_ctrl_c()
     names: tuple[str, ...] = tuple(dict.fromkeys(arguments.names)) or ALL

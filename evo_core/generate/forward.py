@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from evo_core.generate.kv_cache import KVCache
 from evo_core.generate.products import Product, Sum
 from evo_core.generate.relay import Relay
+from evo_core.generate.step_cache import StepCache
 from evo_core.model import Decoder
 from evo_core.model.decoder import Attention, Block
 from evo_core.model.dtypes import accumulation_dtype
@@ -91,7 +92,7 @@ class Forward:
             return self._handed_on(hidden, len(prompts))
         return self._head(hidden[(ends[1:] - 1).to(self.device)])
 
-    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def step(self, tokens: Tensor, cache: StepCache) -> Tensor:
         """Read one more token of every row [rows]; the logits after it, as those of `prompts`."""
         positions = cache.step()
         if self._short:
@@ -115,7 +116,7 @@ class Forward:
         self.relay.hand_on(hidden)
         return torch.empty(rows, self.model.cfg.vocab_size, dtype=self.model.dtype, device="meta")
 
-    def _modules(self, ids: Tensor, positions: Tensor, documents: Documents, cache: KVCache) -> Tensor:
+    def _modules(self, ids: Tensor, positions: Tensor, documents: Documents, cache: StepCache) -> Tensor:
         rotation = self._unrotated_for(len(ids)) if cache.dynamic_ntk else cache.rotation
         x = ids if self.relay.takes_ids else self.relay.received(len(ids))
         return self.model.hidden(x, positions, documents, cache, rotation)
@@ -171,14 +172,14 @@ class _Layer:
             self.up = Product.of(mlp.gate, mlp.up) if mlp.gated else Product.of(mlp.up)
         self.attention_norm, self.mlp_norm = _fast_norm(block.attention_norm), _fast_norm(block.mlp_norm)
 
-    def __call__(self, x: Tensor, number: int, cache: KVCache, turn: _Turn) -> Tensor:
+    def __call__(self, x: Tensor, number: int, cache: StepCache, turn: _Turn) -> Tensor:
         if self.post_norm:
             x = self.attention_norm(self.attend(x, x, number, cache, turn))
             return self.mlp_norm(self.feed(x, x))
         x = self.attend(self.attention_norm(x), x, number, cache, turn)
         return self.feed(self.mlp_norm(x), x)
 
-    def attend(self, h: Tensor, x: Tensor, number: int, cache: KVCache, turn: _Turn) -> Tensor:
+    def attend(self, h: Tensor, x: Tensor, number: int, cache: StepCache, turn: _Turn) -> Tensor:
         """x + attention(h)."""
         rows, heads, kv_heads = h.shape[0], self.heads, self.kv_heads
         qkv = self.qkv(h)
