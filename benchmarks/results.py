@@ -170,7 +170,7 @@ def page(
 
     Args:
         machine: what is said of machine, versions, date and commit, by what it is.
-        missing: a line for each peer that could not be installed.
+        missing: lines on what is not there: a peer that could not be installed, a benchmark that was not run.
         pictures: of all benchmarks.
         folder: where the page will lie: pictures are named from there.
     """

@@ -171,7 +171,7 @@ def run_all(
 
     Args:
         target: the page. Figures are kept in ``figures`` beside the pictures, which are in ``results`` beside it.
-        missing: a line for each peer that could not be installed.
+        missing: lines on what is not there: a peer that could not be installed.
     """
     sys.path.insert(0, str(peers.APART))  # versions of what lies there are said too
     found, outcomes = machine.describe(), list[Outcome]()
@@ -185,7 +185,8 @@ def run_all(
             print(f"\nended in {name}; the rest is left out")
             break
         pictures = draw(outcomes, figures, target.parent / "results")
-        text = page(outcomes, found, missing, pictures, target.parent, quick=quick)
+        left = [f"not run: {', '.join(rest)}"] if (rest := names[len(outcomes) :]) else []
+        text = page(outcomes, found, [*missing, *left], pictures, target.parent, quick=quick)
         target.write_text(text, encoding="utf-8")
     return outcomes
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks import machine, peers, plots, processes, suite
 from benchmarks.results import (
     MISSED,
@@ -151,6 +152,16 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
 def test_what_cannot_be_imported_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = suite.run_benchmark("no_such", tmp_path / "figures.json", quick=True)
     assert outcome.failed == "it cannot be imported: ModuleNotFoundError: No module named 'benchmarks.no_such'"
+
+
+def test_the_page_of_a_suite_that_was_ended_says_what_was_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ended_by_ctrl_c.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
+    outcomes = suite.run_all(["no_such", "ended_by_ctrl_c", "loader"], tmp_path / "RESULTS.md", quick=True)
+    assert [outcome.name for outcome in outcomes] == ["no_such"]
+    assert "- not run: ended_by_ctrl_c, loader" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_every_benchmark_of_the_suite_has_rows_and_a_quick_way() -> None:
