@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 from evo_core.monitor import alerts
 from tests.monitor.receiver import receiving
 from tests.replaced import replaced
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet, hanging = list[float](), list[float]()

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 from benchmarks.savers import BackgroundSaver, Dcp, Evo, Plain, Saver, Training, layers_of
 from evo_core.checkpoint.agreement import check_agreement
 from evo_core.checkpoint.checksum import checksums
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to measure (a temporary one)")
     parser.add_argument("--rounds", type=int, default=5, help="that are measured, after one that is not (5)")
     parser.add_argument("--processes", action="store_true", help="DCP's async_save in a process of its own, too")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; ranks of one thread over gloo")
     results = {}

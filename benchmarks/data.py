@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 
 VOCABULARY = 32000
 QUICK = ("--megabytes", "1", "--rounds", "1", "--vocabularies", "sp")
@@ -430,7 +430,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, metavar="N", help="of a document at most; longer ones are cut up")
     parser.add_argument("--vocabularies", nargs="+", choices=BARS, default=list(BARS), help="rows to run (all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there as well")
     parser.add_argument(
         "--memory",
         type=float,

@@ -14,11 +14,10 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.results import Row as Result
-from benchmarks.results import judged
+from benchmarks.results import judged, output_file
 from evo_core.config import TrainConfig
 from evo_core.estimate.assumptions import Assumptions
 from evo_core.estimate.chips import GB, chip
@@ -206,7 +205,7 @@ def rows(found: dict[str, Any]) -> Iterator[Result]:
 def main() -> None:
     """Print every row, then how many are within 10 and 20 %."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the errors there too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the errors there too")
     arguments = parser.parse_args()
     said, source = [say(row) for row in runs()], ""
     for each in said:

@@ -23,12 +23,11 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 from evo_core.config import ModelConfig
 from evo_core.generate.continuation import generate
 from evo_core.model import Decoder, build_model, count_parameters, init_weights
@@ -286,7 +285,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")

@@ -21,15 +21,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processes
 from benchmarks.gpu_worker import Task, Worker
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 
 ROOT = Path(__file__).parents[1]
 MINUTES = 9.0
@@ -240,11 +240,10 @@ def marked() -> list[str]:
 def run_tests(seconds: float) -> str | None:
     """Run every test that is marked gpu. Returns why they did not all pass, or None."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rs", *marked()]
-    try:
-        done = subprocess.run(command, cwd=ROOT, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
+    status = processes.run(command, seconds)
+    if status is None:
         return f"they took longer than {seconds:.0f} s and were ended"
-    return None if done.returncode == 0 else f"pytest ended with status {done.returncode}"
+    return None if status == 0 else f"pytest ended with status {status}"
 
 
 def main() -> None:
@@ -253,8 +252,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"that all of it may take ({MINUTES:g})")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="rows whose names hold these words")
     parser.add_argument("--no-tests", action="store_true", help="rows alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, after each")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the rows there, after each")
     arguments = parser.parse_args()
+    processes.sigterm_is_ctrl_c()
     budget, board = Budget(60 * arguments.minutes - SPARE), Board()
     if (why := lacking()) is not None:
         print(why)
@@ -275,4 +275,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nended; --json has the rows that are above")
+        sys.exit(130)

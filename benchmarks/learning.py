@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from benchmarks.peer_models import litgpt_gpt, load_litgpt_state
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 from evo_core.config import TrainConfig
 from evo_core.data.shards.folder import bin_files, data_types
 from evo_core.data.shards.format import BinReader
@@ -238,7 +238,7 @@ def main() -> None:
     """Train, print, and write the figures where asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu-seconds", type=float, default=90, help="of training, for each contestant and rate (90)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     arguments = parser.parse_args()
     contestants = dict(RATES)
     try:

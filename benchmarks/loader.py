@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 from evo_core.config import TrainConfig
 from evo_core.data import BinReader, BinWriter, TrainData
 from evo_core.data.corpus import token_cache
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=float, default=30e6, help="size of the corpus (default 30e6)")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a round (default 0.5)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=output_file, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

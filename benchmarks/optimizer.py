@@ -26,7 +26,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from torch import Tensor
 
 from benchmarks import fsdp_peer, matrix_updates, rank_memory, updates, zero_peer
 from benchmarks.peer_models import Shape, evo
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 from evo_core.model.decoder import Decoder
 from evo_core.optim.groups import groups_of
 from evo_core.optim.zero1 import Zero1AdamW
@@ -220,7 +219,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="of a step on each rank (256)")
     parser.add_argument("--rounds", type=int, default=15, help="that are measured, after one that is not (15)")
     parser.add_argument("--elements", type=int, default=20_000_000, help="that are updated (20000000)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; ranks of one thread over gloo")
     shape = Shape(arguments.layers, arguments.hidden, max(4, arguments.hidden // 64), arguments.vocab)

@@ -378,7 +378,7 @@ def main() -> None:
     )
     parser.add_argument("--whole", action="store_true", help="in the order that is kept whole, however many they are")
     parser.add_argument("--folder", type=Path, help="where metas are put (default: that of temporary files)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=results.output_file, help="also write the figures here")
     arguments = parser.parse_args()
     print(head(), flush=True)
     lines = []

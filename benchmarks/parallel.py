@@ -22,7 +22,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ from benchmarks import gathering, pipeline
 from benchmarks.dtensor_peer import DTensorDecoder
 from benchmarks.peer_models import Shape, evo
 from benchmarks.results import Row as Result
-from benchmarks.results import judged
+from benchmarks.results import judged, output_file
 from benchmarks.traffic import kept, sent
 from evo_core.model.decoder import Decoder
 from evo_core.model.ops.documents import Documents
@@ -363,7 +362,7 @@ def main() -> None:
         help="(1x2x256x256 …)",
     )
     parser.add_argument("--rounds", type=int, default=7, help="steps of each that are measured (7)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {platform.machine()}, float32, {arguments.ranks} ranks of one thread over gloo")
     results: dict[str, Any] = {}

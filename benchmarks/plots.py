@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ def ratios(rows: Iterable[Row], path: Path) -> Path | None:
     """Draw every ratio that has a bar, on a logarithmic scale, bars as marks.
 
     Returns:
-        The picture; None where no row has both.
+        The picture; None where no row has both. A ratio that is no number above 0 stands on the page alone.
     """
-    shown = [row for row in rows if row.ratio is not None and row.bar is not None]
+    shown = [row for row in rows if row.bar is not None and row.ratio is not None and 0 < row.ratio < math.inf]
     if not shown:
         return None
     figure, axes = figure_of(10, 1 + 0.28 * len(shown))

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "tests" / "tasks" / "tokenizer.json"
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--only", choices=["local", "s3"])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there too")
     parser.add_argument("--child", nargs=2, metavar=("PIPELINE", "STORE"), help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.child:

@@ -8,6 +8,7 @@ returns their paths.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -76,6 +77,26 @@ def judged(
         judge = value if ratio is None else ratio
         verdict = REACHED if (judge <= bar if at_most else judge >= bar) else MISSED
     return Row(benchmark, row, value, unit, peer, peer_value, ratio, bar, verdict, note)
+
+
+def output_file(text: str) -> Path:
+    """An argument that names a file to write: whether it can be written is said before the work, not after it.
+
+    Its folder is made.
+
+    Raises:
+        ArgumentTypeError: it cannot.
+    """
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_there = path.exists()
+        path.open("a").close()
+        if not is_there:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written ({error.strerror})") from None
+    return path
 
 
 def read_rows(figures: Any, make: Callable[[Any], Iterable[Row]] | None) -> list[Row]:
@@ -149,7 +170,7 @@ def page(
 
     Args:
         machine: what is said of machine, versions, date and commit, by what it is.
-        missing: a line for each peer that could not be installed.
+        missing: lines on what is not there: a peer that could not be installed, a benchmark that was not run.
         pictures: of all benchmarks.
         folder: where the page will lie: pictures are named from there.
     """
@@ -171,7 +192,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def number(value: float | None) -> str:
-    """To three digits or more, without an exponent."""
+    """To three digits or more; below 0.0001 with an exponent, as ``3.00e-07``."""
     if value is None:
         return ""
     if value == 0 or abs(value) >= 100:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.results import Row, judged
+from benchmarks.results import Row, judged, output_file
 
 QUICK = ("--rounds", "1")
 _EVO = [sys.executable, "-m", "flows.cli"]
@@ -135,7 +135,7 @@ def main() -> None:
     """Measure, print the table, write JSON where asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     measured = measure(arguments.rounds)
     print(f"{'':34}{'CPU s':>8}{'wall s':>8}")

@@ -3,7 +3,7 @@
 Each runs as a process of its own; its lines are shown as they come, and its figures become rows (results.py). One that
 fails is said in one line, and the rest runs. All of them write ``benchmarks/RESULTS.md`` and the pictures in
 ``benchmarks/results``; some of them, or ``--quick``, write the same below ``.bench``, so that the page is always of one
-run. Ctrl-C ends the benchmark under way and the suite; what is known by then is on the page.
+run. Ctrl-C, or SIGTERM, ends the benchmark under way and the suite; what is known by then is on the page.
 
 Exit status: 0, also where bars are missed, which the last line says; 1 if a benchmark failed or is not there.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import machine, peers, plots
-from benchmarks.results import Outcome, Row, page, read_rows, summary
+from benchmarks import machine, peers, plots, processes
+from benchmarks.results import Outcome, Row, output_file, page, read_rows, summary
 
 ROOT = Path(__file__).parents[1]
 ALL = (
@@ -68,33 +66,24 @@ def run_benchmark(name: str, figures: Path, *, quick: bool, timeout: float = TIM
 
 def _run(command: Sequence[str], printed: list[str], timeout: float) -> str | None:
     """Run a command and show all that it says; what it prints is kept. Returns why it did not end well, or None."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=peers.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # what it has started ends with it
-    )
     complaints, late = deque[str](maxlen=100), threading.Event()
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with processes.started(command, env=peers.environment(), **pipes) as process:
 
-    def end() -> None:
-        late.set()
-        _end(process)
+        def end() -> None:
+            late.set()
+            processes.end(process)
 
-    timer = threading.Timer(timeout, end)
-    listener = threading.Thread(target=_show, args=(process.stderr, complaints.append), daemon=True)
-    timer.start()
-    listener.start()
-    try:
-        _show(process.stdout, printed.append)
-        status = process.wait()
-        listener.join(10)  # a process that it left behind may keep this open
-    finally:
-        timer.cancel()
-        _end(process)
+        timer = threading.Timer(timeout, end)
+        listener = threading.Thread(target=_show, args=(process.stderr, complaints.append), daemon=True)
+        timer.start()
+        listener.start()
+        try:
+            _show(process.stdout, printed.append)
+            status = process.wait()
+            listener.join(10)  # a process that it left behind may keep this open
+        finally:
+            timer.cancel()
     if late.is_set():
         return f"it took longer than {timeout:g} s and was ended"
     if status == 0:
@@ -107,14 +96,6 @@ def _show(stream: Any, keep: Callable[[str], object]) -> None:
     for line in stream:
         keep(line.rstrip("\n"))
         print(line, end="", flush=True)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Whatever is left of a process and of those that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _rows(module: ModuleType, figures: Path) -> list[Row]:
@@ -164,8 +145,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few and small rows, which show that everything runs")
     parser.add_argument("--install", action="store_true", help="bring the peers first, by pip")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"seconds of one benchmark ({TIMEOUT:g})")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the page; pictures come beside it into results/")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="the page; pictures go to results/ beside it"
+    )
     arguments = parser.parse_args()
+    processes.sigterm_is_ctrl_c()
     names: tuple[str, ...] = tuple(dict.fromkeys(arguments.names)) or ALL
     if unknown := [name for name in names if name not in ALL]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
@@ -175,7 +159,8 @@ def main() -> None:
     for line in missing:
         print(line, flush=True)
     outcomes = run_all(names, target, missing, quick=arguments.quick, timeout=arguments.timeout)
-    print(f"\n{summary(outcomes)}\n{target}")
+    if outcomes:
+        print(f"\n{summary(outcomes)}\n{target}")
     sys.exit(any(outcome.failed is not None for outcome in outcomes) or len(outcomes) < len(names))
 
 
@@ -186,7 +171,7 @@ def run_all(
 
     Args:
         target: the page. Figures are kept in ``figures`` beside the pictures, which are in ``results`` beside it.
-        missing: a line for each peer that could not be installed.
+        missing: lines on what is not there: a peer that could not be installed.
     """
     sys.path.insert(0, str(peers.APART))  # versions of what lies there are said too
     found, outcomes = machine.describe(), list[Outcome]()
@@ -200,7 +185,8 @@ def run_all(
             print(f"\nended in {name}; the rest is left out")
             break
         pictures = draw(outcomes, figures, target.parent / "results")
-        text = page(outcomes, found, missing, pictures, target.parent, quick=quick)
+        left = [f"not run: {', '.join(rest)}"] if (rest := names[len(outcomes) :]) else []
+        text = page(outcomes, found, [*missing, *left], pictures, target.parent, quick=quick)
         target.write_text(text, encoding="utf-8")
     return outcomes
 

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from benchmarks.peer_models import Shape, evo, litgpt_gpt, transformers_llama
 from benchmarks.results import Row as Result
-from benchmarks.results import judged
+from benchmarks.results import judged, output_file
 from evo_core.train.host_memory import keep_freed_memory
 
 SHAPES = {"4x256": Shape(4, 256, 4, 4096), "2x1024": Shape(2, 1024, 16, 4096)}
@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs=2, default=(8, 16), help="of 512 tokens, for each width (8 16)")
     parser.add_argument("--bf16-documents", type=int, default=2, help="of 512 tokens in bfloat16 (2)")
     parser.add_argument("--no-compile", action="store_true", help="eager rows alone")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     arguments = parser.parse_args()
     peers = []
     for name in PEERS:

@@ -7,6 +7,7 @@ import multiprocessing.context
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from evo_core.process import keep_inherited, own_garbage
 
@@ -42,3 +43,20 @@ def in_a_process(call: Callable[[], object]) -> int | None:
     process.start()
     process.join(60)
     return process.exitcode
+
+
+def in_a_process_of_nobody(folder: Path, call: Callable[[], object]) -> int | None:
+    """The same as a user who may write nothing of ours; as ourselves where we are not root.
+
+    Args:
+        folder: a test's own, which it may enter.
+    """
+
+    def as_nobody() -> None:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        call()
+
+    for parent in [folder, *folder.parents][:3]:
+        parent.chmod(0o755)  # pytest's own, which nobody else may enter
+    return in_a_process(as_nobody)

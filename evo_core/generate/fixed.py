@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
+from evo_core.generate.step_cache import StepCache
 from evo_core.model import Decoder
 from evo_core.model.ops.moe import MixtureMLP
 
@@ -28,7 +29,7 @@ _SLOTS = 64
 """Slots come in such numbers, for the kernels of attention that want aligned masks."""
 
 
-class FixedCache(KVCache):
+class FixedCache(StepCache):
     """Keys and values in slots whose number and addresses stay: of rows of which each gets one token a step.
 
     Args:

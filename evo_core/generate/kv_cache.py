@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo_core.generate.step_cache import StepCache
 from evo_core.model import Decoder
 from evo_core.model.ops.attention import packed_attention
 from evo_core.model.ops.documents import Documents
@@ -19,7 +19,7 @@ AHEAD = 512
 """Slots that are set aside for tokens to come, at least; a long text makes room for half of itself."""
 
 
-class KVCache:
+class KVCache(StepCache):
     """What each layer remembers of each row of a batch; rows may join and leave between steps.
 
     Rows end at the same slot, whatever their lengths: the newest tokens of all rows lie side by side, so that a step
@@ -36,27 +36,18 @@ class KVCache:
         dynamic_ntk: whether rows longer than the model was trained on are read with a stretched rotary base.
 
     Attributes:
-        layers: by number in the whole model keys and values [2, rows, kv_heads, capacity, head_dim], with the kv_heads
-            that its block returns.
         lengths: tokens remembered of each row.
         end: the slot behind the newest tokens.
-        rotation: of the tokens of this pass, [T, head_dim].
     """
 
     def __init__(self, model: Decoder, *, dynamic_ntk: bool = False) -> None:
-        self.model, self.dynamic_ntk = model, dynamic_ntk
-        self.device = model.device
+        super().__init__(model, dynamic_ntk=dynamic_ntk)
         self.lengths: list[int] = []
         self.end = self._capacity = 0
         self._more: list[int] = []
-        blocks: dict[str, Any] = dict(model.blocks.items())
-        self._kv_heads = {int(name): block.attention.kv_heads for name, block in blocks.items()}
-        self.layers = {layer: self._empty(layer, 0, 0) for layer in self._kv_heads}
         self._prompts: list[tuple[int, int, int]] = []
         self._hidden_slots: Tensor | None = None
-        self._tables = model.rotation(torch.zeros(0, dtype=torch.int64, device=self.device))
-        self.rotation = self._key_rotation = self._tables
-        self.visible: Tensor | None = None
+        self._tables = self._key_rotation = self.rotation
         self._window = (0, 0)
 
     def __len__(self) -> int:
@@ -119,12 +110,9 @@ class KVCache:
 
         q and k come rotated, or with ``dynamic_ntk`` as they are.
         """
-        keys, values = self.layers[layer]
         if not self._prompts:
-            self.remember(layer, torch.stack([k, v]))
-            # The query heads that share a key are laid out as if they were queries behind one another.
-            grouped = q.unflatten(1, (k.shape[1], -1))
-            return self.read(layer, rotate(grouped, self.rotation) if self.dynamic_ntk else grouped).flatten(1, 2)
+            return super().attend(layer, q, k, v, documents)
+        keys, values = self.layers[layer]
         for row, start, length in self._prompts:
             slots, tokens = slice(self.end - length, self.end), slice(start, start + length)
             keys[row, :, slots], values[row, :, slots] = k[tokens].transpose(0, 1), v[tokens].transpose(0, 1)
@@ -210,8 +198,3 @@ class KVCache:
         cfg = self.model.cfg
         trained, factor = cfg.max_position_embeddings, cfg.dynamic_ntk_factor
         return dynamic_ntk_base(cfg.rope_base, cfg.head_dim, length, trained, factor)
-
-    def _empty(self, layer: int, rows: int, capacity: int) -> Tensor:
-        # Zeros, since places that are masked are still multiplied by 0, and memory may hold NaN.
-        shape = (2, rows, self._kv_heads[layer], capacity, self.model.cfg.head_dim)
-        return torch.zeros(shape, device=self.device, dtype=self.model.dtype)

@@ -35,7 +35,8 @@ class Muon:
         nesterov: whether the gradient is mixed into the mean once more.
         ns_steps: steps of the Newton-Schulz iteration.
         lr_ratio: rate of the matrices over that of the rest.
-        products: type of the iteration's products; None: see `product_dtype`.
+        products: type of the iteration's products, but for float16, which holds neither small nor large gradients;
+            None: see `product_dtype`.
     """
 
     momentum: float = 0.95

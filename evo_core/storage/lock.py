@@ -64,7 +64,7 @@ def locked(
         given_up: another holds it, and `give_up` said yes.
         OSError: the file cannot be made, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _opened(path)
     try:
         try:
             held = wait_for_lock(descriptor, give_up=give_up)
@@ -77,6 +77,17 @@ def locked(
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    """The descriptor of a lock's file, which may be another user's: whoever may read it may take its lock."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError as error:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise error from None
 
 
 @contextmanager

@@ -21,10 +21,16 @@ def keep_freed_memory() -> None:
     What the environment says comes first. Call it before the first large tensor is made. Without glibc nothing happens.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # c10/core/impl/alloc_cpu.cpp
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+    if _says_the_environment("mmap") or _says_the_environment("trim"):
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         # Older ones take no more than half of their heap; and without either they must be left to find their own way.
         if libc.mallopt(_M_MMAP_THRESHOLD, _ONE_GIGABYTE) or libc.mallopt(_M_MMAP_THRESHOLD, _MOST_OF_OLD_ONES):
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def _says_the_environment(threshold: str) -> bool:
+    """Whether it sets this threshold of glibc's, by the name of old or the one that superseded it."""
+    old, new = f"MALLOC_{threshold.upper()}_THRESHOLD_", f"glibc.malloc.{threshold}_threshold="
+    return old in os.environ or new in os.environ.get("GLIBC_TUNABLES", "")

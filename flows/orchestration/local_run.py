@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -164,5 +165,7 @@ def _flush() -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    for worker in (EventsWorker, APILogWorker):
-        worker.drain_all(timeout=FLUSH_SECONDS)
+    # In a thread: where a loop runs in this one, as in a notebook, Prefect gives a coroutine and waits for nothing.
+    with ThreadPoolExecutor(1) as thread:
+        for worker in (EventsWorker, APILogWorker):
+            thread.submit(worker.drain_all, timeout=FLUSH_SECONDS).result()

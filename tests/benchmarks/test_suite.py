@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, peers, plots, suite
-from benchmarks.results import MISSED, REACHED, Outcome, Row, judged, number, page, read_rows, summary, table
+import benchmarks
+from benchmarks import machine, peers, plots, processes, suite
+from benchmarks.results import (
+    MISSED,
+    REACHED,
+    Outcome,
+    Row,
+    judged,
+    number,
+    output_file,
+    page,
+    read_rows,
+    summary,
+    table,
+)
+from evo_core.process import start_time
 
 FASTER = judged("speed", "dense", 200.0, "tokens/s", peer="them", peer_value=160.0, bar=1.2)
 SLOWER = judged("speed", "start", 4.0, "s", peer="them", peer_value=2.0, less_is_better=True, bar=0.9)
@@ -77,9 +96,72 @@ def test_a_benchmark_that_fails_says_why_in_a_line(capsys: pytest.CaptureFixture
     assert "losses differ: void" in capsys.readouterr().out
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process is killed soon; its parent may not have waited for it."""
+    for _ in range(100):
+        if start_time(pid) is None:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+WITH_A_CHILD = """
+import subprocess, sys, time
+print(subprocess.Popen(["sleep", "600"]).pid, file=open(sys.argv[1], "w", buffering=1), flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("sleeps", "ends"), [("600", None), ("0", 0)])
+def test_what_a_program_started_ends_with_it(tmp_path: Path, sleeps: str, ends: int | None) -> None:
+    command = [sys.executable, "-c", WITH_A_CHILD, str(tmp_path / "pid"), sleeps]
+    assert processes.run(command, 10 if ends is None else 60) == ends
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_a_program_ends_what_it_started(tmp_path: Path, by: signal.Signals) -> None:
+    code = """
+import sys
+from benchmarks import processes
+processes.sigterm_is_ctrl_c()
+processes.run([sys.executable, "-c", *sys.argv[1:]], 600)
+"""
+    pid = tmp_path / "pid"
+    command = [sys.executable, "-c", code, WITH_A_CHILD, str(pid), "600"]
+    with subprocess.Popen(command, cwd=suite.ROOT, stderr=subprocess.DEVNULL) as process:
+        while not pid.exists() or not pid.read_text().strip():
+            time.sleep(0.05)
+        process.send_signal(by)
+    assert is_gone(int(pid.read_text()))
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    assert output_file(str(tmp_path / "new" / "a.json")) == tmp_path / "new" / "a.json"
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("kept")
+    assert output_file(str(tmp_path / "file")).read_text() == "kept"
+    assert output_file("/dev/null") == Path("/dev/null")
+    for cannot in (tmp_path / "file" / "a.json", tmp_path / "new"):
+        with pytest.raises(argparse.ArgumentTypeError, match="cannot be written"):
+            output_file(str(cannot))
+    for path in (suite.ROOT / "benchmarks").glob("*.py"):
+        assert '"--json", type=Path' not in path.read_text(encoding="utf-8"), path
+
+
 def test_what_cannot_be_imported_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = suite.run_benchmark("no_such", tmp_path / "figures.json", quick=True)
     assert outcome.failed == "it cannot be imported: ModuleNotFoundError: No module named 'benchmarks.no_such'"
+
+
+def test_the_page_of_a_suite_that_was_ended_says_what_was_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ended_by_ctrl_c.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
+    outcomes = suite.run_all(["no_such", "ended_by_ctrl_c", "loader"], tmp_path / "RESULTS.md", quick=True)
+    assert [outcome.name for outcome in outcomes] == ["no_such"]
+    assert "- not run: ended_by_ctrl_c, loader" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_every_benchmark_of_the_suite_has_rows_and_a_quick_way() -> None:
@@ -118,6 +200,10 @@ def test_pictures(tmp_path: Path) -> None:
     plots.ratios([FASTER, SLOWER, LIMIT], path)
     assert path.read_bytes() == first  # the same figures are the same file
     assert plots.ratios([LIMIT], tmp_path / "none.svg") is None
+    strange = [judged("b", "r", value, "s", peer="p", peer_value=2.0, bar=1.0) for value in (math.nan, math.inf, -1.0)]
+    assert plots.ratios(strange, tmp_path / "none.svg") is None
+    plots.ratios([FASTER, *strange, SLOWER], path)
+    assert path.read_bytes() == first  # what is no ratio stands on the page, and spoils no picture
     assert plots.curves({"en": [(0, 5.0), (1, 4.0)]}, tmp_path / "c.svg", x="seconds", y="loss").exists()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from evo_core.generate import generate, kv_cache
 from evo_core.generate.batch import DecodingBatch, Row
@@ -114,6 +116,34 @@ def test_rows_are_taken_several_times_and_reordered() -> None:
     for row, ids in enumerate(([7, 8, 9, 20], [3, 4, 5, 10, 21])):
         assert torch.allclose(after[row], logits_without_cache(model, ids))
     assert cache.lengths == [4, 5]
+
+
+HOOKED: dict[str, Callable[[Any], nn.Module]] = {
+    "embedding": lambda model: model.embedding,
+    "block": lambda model: model.blocks["1"],
+    "projection": lambda model: model.blocks["0"].mlp.down,
+    "norm of a block": lambda model: model.blocks["0"].attention_norm,
+    "last norm": lambda model: model.norm,
+}
+
+
+@pytest.mark.parametrize("hooked", HOOKED)
+@pytest.mark.parametrize("before", [False, True], ids=["behind", "before"])
+def test_what_hooks_do_to_a_pass_they_do_to_every_token(hooked: str, before: bool) -> None:
+    model = decoder()
+    module = HOOKED[hooked](model)
+
+    def changed(x: Any) -> Any:
+        if isinstance(x, tuple):  # of a block, or what it is called with
+            return changed(x[0]), *x[1:]
+        return x.flip(-1) if x.is_floating_point() else 3 * x % 61
+
+    if before:
+        module.register_forward_pre_hook(lambda _, args: changed(args))
+    else:
+        module.register_forward_hook(lambda _, args, out: changed(out))
+    results = generate(model, None, PROMPTS, max_new_tokens=12, do_sample=False, batch_size=4)
+    assert [result.ids for result in results] == [greedy_without_cache(model, prompt, 12) for prompt in PROMPTS]
 
 
 def test_memory_that_held_nan_does_no_harm() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -105,6 +106,17 @@ def test_norm_by_parts(dtype: torch.dtype, out: torch.dtype) -> None:
     assert all(a.dtype == b.dtype and relative_error(a, b) < bound for a, b in zip(ours, expected, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(64,), (0, 64), (2, 0, 64), (2, 3, 4, 64)])
+def test_norm_of_any_shape(shape: tuple[int, ...]) -> None:
+    norm = Norm("rmsnorm", 64, 1e-5, out_dtype=torch.float64, dtype=torch.float64)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    ours = with_gradients(norm(x), [x, norm.weight])
+    with as_on_a_gpu():
+        expected = with_gradients(norm(x), [x, norm.weight])
+    assert all(a.shape == b.shape and torch.allclose(a, b) for a, b in zip(ours, expected, strict=True))
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotation_by_parts(interleaved: bool, dtype: torch.dtype) -> None:
@@ -134,9 +146,7 @@ def test_products_by_onednn(shape: tuple[int, ...], bias: bool) -> None:
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(ours, expected, strict=True))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps freed memory when told to")
-def test_freed_memory_is_used_again() -> None:
-    code = """
+FAULTS = """
 import resource, torch
 from evo_core.train.host_memory import keep_freed_memory
 keep_freed_memory()
@@ -148,8 +158,39 @@ def faults():
 faults(), faults()
 print(faults())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 10_000  # of 40 960 pages; some blocks are cut anew to lie on huge pages
+
+
+def faults(**environment: str) -> int:
+    """Page faults of a process that asks for 40 960 pages which it has freed before."""
+    environment = {"PATH": os.environ["PATH"], **environment}
+    command = [sys.executable, "-c", FAULTS]
+    return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps freed memory when told to")
+def test_freed_memory_is_used_again() -> None:
+    assert faults() < 10_000  # some blocks are cut anew to lie on huge pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps freed memory when told to")
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_MMAP_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072")]
+)
+def test_what_the_environment_says_of_freed_memory_comes_first(name: str, value: str) -> None:
+    assert faults(**{name: value, "THP_MEM_ALLOC_ENABLE": "0"}) > 30_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps freed memory when told to")
+def test_another_tunable_of_glibc_changes_nothing() -> None:
+    assert faults(GLIBC_TUNABLES="glibc.malloc.arena_max=4") < 10_000
+
+
+def test_autocast_is_heard_whatever_the_processor() -> None:
+    """A user's own: products are in its type, with few rows and with many, here and where oneDNN is not preferred."""
+    weight = torch.randn(40, 24, requires_grad=True)
+    for rows in (5, 500):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(torch.randn(rows, 24), weight).dtype == torch.bfloat16
 
 
 class Called(TorchDispatchMode):

@@ -14,7 +14,7 @@ import pytest
 
 from evo_core.storage.identity import left_by_dead, mark
 from evo_core.storage.lock import is_held, locked, sign_of_life, try_lock
-from tests.forked import FORK
+from tests.forked import FORK, in_a_process_of_nobody
 
 
 def _hold(path: Path, kind: str, ready: object) -> None:
@@ -79,6 +79,38 @@ def test_a_signal_is_heard_while_waiting(tmp_path: Path) -> None:
         waiting.terminate()
         waiting.join(30)
         assert waiting.exitcode == 7
+
+
+def test_another_users_lock_is_taken_and_waited_for(tmp_path: Path) -> None:
+    """In a folder that several may write to, where the lock's file lets only its owner write."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    lock = tmp_path / "shared" / "a.lock"
+    with locked(lock):
+        lock.chmod(0o444)
+
+    def take() -> None:
+        with locked(lock):
+            (lock.parent / "made").touch()
+
+    def give_up() -> None:
+        with pytest.raises(BlockingIOError), locked(lock, give_up=lambda: True):
+            raise AssertionError("another has it")
+
+    assert in_a_process_of_nobody(tmp_path, take) == 0
+    assert (lock.parent / "made").exists()
+    with locked(lock):
+        assert in_a_process_of_nobody(tmp_path, give_up) == 0
+
+
+def test_a_folder_that_may_not_be_written_has_no_new_lock(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir(mode=0o555)
+
+    def take() -> None:
+        with pytest.raises(PermissionError), locked(tmp_path / "others" / "a.lock"):
+            raise AssertionError
+
+    assert in_a_process_of_nobody(tmp_path, take) == 0
 
 
 def test_many_can_share_a_lock(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from evo_core.data.corpus.blocks import BlockedDocuments, Blocks, IndexedFile, i
 from evo_core.data.corpus.corpus import NO_MIN_LENGTH, MinLength, below, check_ids, spans_by_origin, warn_of_unused
 from evo_core.data.corpus.index import Arrays
 from evo_core.data.corpus.lengths import LengthsPlace, count_documents
-from evo_core.data.corpus.mapped_ids import MappedIds, mark_in_use
+from evo_core.data.corpus.mapped_ids import MappedIds, is_cached
 from evo_core.data.corpus.stored import StoredIndex
 from evo_core.data.corpus.token_cache import decode_ahead, open_token_files
 from evo_core.data.shards.folder import bin_files, data_types
@@ -97,7 +97,7 @@ def open_blocks(
     gone = [
         path
         for path, of_path, bytes_ in zip(everything, cached, found["cached_bytes"].tolist(), strict=True)
-        if not mark_in_use(of_path, bytes_)
+        if not is_cached(of_path, bytes_)
     ]
     if gone:
         log.warning(

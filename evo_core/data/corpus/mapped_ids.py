@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from evo_core.data.corpus.token_cache import map_cached, open_token_files
+from evo_core.storage.cache import mark_in_use
 
 _MOST = 30_000
 """Files mapped at a time: the kernel allows a process 65,530 mappings (vm.max_map_count), and others need some."""
@@ -45,10 +45,10 @@ class MappedIds:
         return ids
 
 
-def mark_in_use(cached: Path, size: int) -> bool:
+def is_cached(cached: Path, size: int) -> bool:
     """Whether a file of the token cache is there with that size; if so, it is not pruned for a month."""
+    mark_in_use(cached)
     try:
-        os.utime(cached)
         return cached.stat().st_size == size
     except OSError:
         return False

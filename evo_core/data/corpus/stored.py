@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import xxhash
 
 from evo_core.data.corpus.index import Arrays, Index, mapped, write_arrays
 from evo_core.storage.atomic import clear_drafts
-from evo_core.storage.cache import cache_folder
+from evo_core.storage.cache import cache_folder, mark_in_use
 from evo_core.storage.files import delete
 from evo_core.storage.lock import locked
 
@@ -93,8 +92,8 @@ def _opened(folder: Path) -> Arrays | None:
     """The arrays of a folder; None where it is not there or holds something else than was written."""
     if not folder.is_dir():
         return None
+    mark_in_use(folder)
     try:
-        os.utime(folder)  # it is in use: clearing goes by this time
         arrays = {path.stem: mapped(path) for path in folder.iterdir()}
     except (OSError, ValueError, EOFError):  # numpy's, for a file cut off somewhere or at its start
         return None

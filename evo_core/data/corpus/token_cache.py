@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from evo_core.data.shards.format import BinReader, meta_path
-from evo_core.storage.cache import cache_folder
+from evo_core.storage.cache import cache_folder, mark_in_use
 from evo_core.storage.files import replacing
 from evo_core.storage.lock import locked
 
@@ -195,8 +195,7 @@ def _open_cached(reader: BinReader, cached: Path) -> TokenFile:
     """The cached file, mapped, after a look at its checksum; where the cache cannot hold it, the ids decoded."""
     if not _ensure_cached(reader, cached, wait=True, is_there=_is_sound):
         return TokenFile(reader, _decoded(reader))
-    with contextlib.suppress(OSError):
-        os.utime(cached)  # it is in use: pruning goes by this time
+    mark_in_use(cached)
     return TokenFile(reader, map_cached(cached), cached)
 
 

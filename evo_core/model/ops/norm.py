@@ -86,7 +86,7 @@ class _RMSNorm(torch.autograd.Function):
             rows = grad.to(wide)
             normed = part.to(wide) * inverted
             product = rows * normed
-            d_weight += product.flatten(0, -2).sum(0)
+            d_weight += product.reshape(-1, width).sum(0)
             along = (product @ weight).unsqueeze(-1).div_(-width)
             torch.mul(rows, weight, out=product).addcmul_(normed, along)
             d_part.copy_(product.mul_(inverted))

@@ -43,6 +43,7 @@ def prefers_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() >= _LEAST_ROWS * x.shape[-1]
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
+        and not torch.is_autocast_enabled("cpu")  # which would not be heard: it knows torch's own products
     )
 
 

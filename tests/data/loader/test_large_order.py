@@ -24,6 +24,7 @@ from evo_core.data.loader.scale import SCALE, Scale
 from evo_core.errors import DataError
 from tests.data.corpora import job, numbered, write_bin, write_folder
 from tests.data.loader.test_training_order import MODES, dataset, rows
+from tests.forked import in_a_process_of_nobody
 
 SMALL = Scale(documents=50, block=4, group=3, window=8)
 LARGE_MODES = {name: options for name, options in MODES.items() if name != "internevo"}
@@ -238,6 +239,28 @@ def test_the_index_is_made_once(folder: Path, tmp_path: Path, caplog: pytest.Log
     shutil.rmtree(tmp_path / "cache" / "tokens")
     assert rows(opened(cfg).batch(3)) == expected
     assert "5 of 5 files of ids are not in the token cache any more" in caplog.text
+
+
+def test_a_cache_that_may_only_be_read(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As another user's, or one that is mounted read-only: nothing is found out again, and nothing is decoded."""
+    cfg = job(folder, micro_num=2)
+    expected = rows(opened(cfg).batch(3))
+
+    def read() -> None:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert rows(opened(cfg).batch(3)) == expected
+        told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert told == [] and "indexed" not in caplog.text
+
+    below = sorted((tmp_path / "cache").rglob("*"))
+    for path in below:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert in_a_process_of_nobody(tmp_path, read) == 0
+    finally:
+        for path in below:
+            path.chmod(0o755)
 
 
 def test_a_changed_shard_is_another_index(folder: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import os
+import warnings
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows.orchestration.local_run import _environment, _told_to_prefect, flow_for
+from flows.orchestration.local_run import _environment, _flush, _told_to_prefect, flow_for
 from flows.orchestration.request import Request
 from flows.orchestration.server import Server
 from tests.flows.orchestration.small import Small
@@ -62,3 +65,16 @@ def test_a_user_who_asks_for_prefects_log_gets_it(small: Small, monkeypatch: pyt
     server = Server("http://there/api", started=False)
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
     assert "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL" not in _environment(server, small.request())
+
+
+def test_what_is_left_is_sent_where_a_loop_runs_too() -> None:
+    """As in a notebook, where Prefect would give something to be awaited."""
+
+    async def inside() -> None:
+        _flush()
+        gc.collect()
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        asyncio.run(inside())
+    assert [str(each.message) for each in told if "never awaited" in str(each.message)] == []
