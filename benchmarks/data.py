@@ -90,8 +90,10 @@ def train_vocabularies(folder: Path) -> dict[str, Path]:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # No text has these: peers would make the tokens of them, where Evo takes a document's text for text.
+    special = ["<|benchmark_bos|>", "<|benchmark_eos|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
     (folder / "hf").mkdir()

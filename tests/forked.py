@@ -57,6 +57,7 @@ def in_a_process_of_nobody(folder: Path, call: Callable[[], object]) -> int | No
             os.setuid(65534)
         call()
 
-    for parent in [folder, *folder.parents][:3]:
-        parent.chmod(0o755)  # pytest's own, which nobody else may enter
+    for parent in [folder, *folder.parents]:
+        if not parent.stat().st_mode & 0o001:  # pytest's own, which nobody else may enter
+            parent.chmod(0o755)
     return in_a_process(as_nobody)
