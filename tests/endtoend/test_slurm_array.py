@@ -59,6 +59,12 @@ def tokenized(evo: Evo) -> Counter[str]:
     return Counter(re.findall(r"^tokenized (\S+)", logs(evo), re.MULTILINE))
 
 
+def assert_each_once(evo: Evo, times: Counter[str], files: int, ended: int) -> None:
+    """Every file is there and none was tokenized twice; a task that was ended may have had no time to say its last."""
+    assert sum(path.endswith("object.json") for path in objects(evo)) == files
+    assert set(times.values()) == {1} and files - ended <= len(times) <= files
+
+
 def processes_of_task(evo: Evo, task: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
@@ -118,7 +124,7 @@ def test_a_task_that_ends_in_the_middle_repeats_only_what_it_had_not_finished(
     said = [int(number) for number in re.findall(r"files to tokenize, (\d+) done before", logs(evo))]
     assert len(said) == 3 and max(said) >= len(before)
     times = tokenized(evo)
-    assert len(times) == 24 and sum(times.values()) == 24
+    assert_each_once(evo, times, files=24, ended=1)
     names = {Path(path).name for path in objects(evo) if not path.endswith(".running")}  # the sign that somebody waits
     assert names == {"tokens.bin", "tokens.bin.meta", "object.json"}
 
@@ -177,7 +183,7 @@ def test_cancelling_ends_every_task_and_the_next_run_does_the_rest(
     assert run.returncode == 1 and "was cancelled" in printed, printed
     evo("run", array, "--no-server")
     times = before + tokenized(evo)
-    assert len(times) == 24 and sum(times.values()) == 24
+    assert_each_once(evo, times, files=24, ended=2)
 
 
 def test_a_wrong_record_ends_the_step_with_its_file_and_line_and_the_other_tasks(evo: SlurmEvo, tmp_path: Path) -> None:
