@@ -184,7 +184,8 @@ def load(
         state.updates = saved.updates
     if "sampler" in content:
         state.step, state.tokens, state.skipped_updates = saved.step, saved.tokens, saved.skipped_updates
-        state.data_digest, state.batch_tokens, state.loss = saved.data_digest, saved.batch_tokens, saved.loss
+        state.data_digest, state.loss = saved.data_digest, saved.loss
+        state.batch_tokens, state.batch_growth = saved.batch_tokens, saved.batch_growth
         state.folder, state.seed, state.data_cursors = saved.folder, saved.seed, saved.data_cursors
     return state
 

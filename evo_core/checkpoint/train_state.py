@@ -31,6 +31,9 @@ class TrainState:
         scaler: state of the loss scaler.
         data_digest: of the order of the training data.
         batch_tokens: tokens of a full step over all ranks; with another number the same step means other data.
+        batch_growth: packs of a step over all ranks while it grows (``rampup_batch_size``): of the first, how many more
+            each time, and every how many steps; the same step means other data with others. Nothing where it does not
+            grow; None in files of older versions, which do not say it.
         seed: of the run.
         folder: the run's folder, where its curve is.
         data_cursors: of data that are read one after the other, where each data-parallel rank goes on; else nothing.
@@ -45,6 +48,7 @@ class TrainState:
     scaler: dict[str, Any] = field(default_factory=dict)
     data_digest: str = ""
     batch_tokens: int = 0
+    batch_growth: list[int] | None = None
     seed: int = 0
     folder: str = ""
     data_cursors: list[Any] = field(default_factory=list)

@@ -15,6 +15,7 @@ from torch import nn
 from evo_core.checkpoint import TrainState
 from evo_core.checkpoint.finite import check_model_finite
 from evo_core.data import Prefetch, open_source
+from evo_core.data.loader.train_data import batch_size
 from evo_core.errors import ConfigError
 from evo_core.model import compile_blocks
 from evo_core.parallel.apply import build_parallel
@@ -128,6 +129,7 @@ def make_run(
         start, state = take_start(start, cfg, model, optimizer, data, batch_tokens, mesh)
         check_model_finite(model, start.checkpoint)
     state.data_digest, state.batch_tokens, state.seed = data.digest, batch_tokens, cfg.seed
+    state.batch_growth = batch_size(cfg, mesh.data.size).growth
     state.folder = str(folder.absolute())
     log_parts(cfg, ranks, mesh, model, optimizer, data)
     on_first(partial(_say_schedules, cfg, start, state))

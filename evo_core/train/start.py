@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from evo_core.checkpoint import Candidates, TrainState, load, verify
 from evo_core.checkpoint import folder as folders
 from evo_core.checkpoint.allowed import NOTHING, Allow
 from evo_core.checkpoint.run import UNKNOWN, Run
+from evo_core.data.loader.order import BatchSize
+from evo_core.data.loader.train_data import batch_size
 from evo_core.errors import CheckpointError, DamagedError
 from evo_core.parallel.collectives import failing_together, gather_objects, on_first
 from evo_core.parallel.environment import launch_marks, restarts
@@ -299,6 +302,44 @@ def _taken(
             file=start.checkpoint,
             hint=f"write data.global_batch_tokens: {state.batch_tokens} in place of data.micro_num",
         )
+    if not data.sequential:
+        _check_growth(start.checkpoint, state, batch_size(cfg, mesh.data.size), mesh.data.size)
     if data.sequential:
         data.restore(state.data_cursors[mesh.data.rank])
     return state
+
+
+def _check_growth(checkpoint: Location, state: TrainState, here: BatchSize, ranks: int) -> None:
+    """Require the steps so far to have had the sizes that they would have here: else the next has other data.
+
+    Args:
+        ranks: data-parallel ones; each has the configured number of packs, so that others grow otherwise.
+
+    Raises:
+        CheckpointError: they had others.
+    """
+    if state.batch_growth is None:
+        return
+    there = BatchSize.grown(here.full, state.batch_growth)
+    if there.before(state.step) == here.before(state.step):
+        return
+    per_rank = [number / ranks for number in state.batch_growth[:2]]
+    if not state.batch_growth:
+        hint = "leave data.rampup_batch_size out"
+    elif all(number.is_integer() for number in per_rank):
+        words = " ".join(str(int(number)) for number in (*per_rank, state.batch_growth[2]))
+        hint = f'write data.rampup_batch_size: "{words}"'
+    else:
+        start, more, every = state.batch_growth
+        hint = (
+            f"begin with {start} packs over all ranks and add {more} every {every} steps: with data-parallel ranks "
+            f"whose number divides {math.gcd(start, more)}"
+        )
+    raise CheckpointError(
+        f"was trained with {there.before(state.step)} packs in its {state.step} steps, which have "
+        f"{here.before(state.step)} here, since the batch grows otherwise: step {state.step} would not be where it "
+        "stopped",
+        file=checkpoint,
+        key="data.rampup_batch_size",
+        hint=hint,
+    )

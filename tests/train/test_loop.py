@@ -166,6 +166,29 @@ def test_rampup_grows_the_batch(tmp_path: Path) -> None:
     assert records[-1]["num_consumed_tokens"] == 32 * sum(r["micro_num"] for r in records)
 
 
+GROWING = {"data__global_batch_tokens": None, "data__micro_num": 4, "data__rampup_batch_size": "2 1 2"}
+
+
+@pytest.mark.parametrize(
+    ("rampup", "hint"),
+    [(None, 'write data.rampup_batch_size: "2 1 2"'), ("1 1 2", 'write data.rampup_batch_size: "2 1 2"')],
+)
+def test_a_batch_that_grew_otherwise_is_refused_on_resume(tmp_path: Path, rampup: str | None, hint: str) -> None:
+    """The same step would be another place in the data."""
+    run(job(tmp_path, **GROWING, data__total_steps=3, lr_scheduler={"total_steps": 8}), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"with 7 packs in its 3 steps") as refused:
+        run(job(tmp_path, **GROWING | {"data__rampup_batch_size": rampup}), tmp_path / "run")
+    assert hint in str(refused.value)
+    assert run(job(tmp_path, **GROWING), tmp_path / "run").step == 8
+
+
+def test_ranks_that_grow_more_together_are_refused_on_resume(tmp_path: Path) -> None:
+    run(job(tmp_path, **GROWING, data__total_steps=3, lr_scheduler={"total_steps": 8}), tmp_path / "run")
+    more = GROWING | {"data__micro_num": 2}
+    with pytest.raises(RuntimeError, match=r"with 7 packs in its 3 steps, which have 8 here.*whose number divides 1"):
+        run_on_ranks(run, 2, job(tmp_path, **more | {"data__rampup_batch_size": "1 1 2"}), tmp_path / "run")
+
+
 def test_evaluation_while_training(tmp_path: Path) -> None:
     cfg = job(tmp_path, data__valid_every=4, ckpt__enable_save_ckpt=False)
     run(cfg, tmp_path / "one")

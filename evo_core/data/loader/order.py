@@ -284,6 +284,16 @@ class BatchSize:
         """The same size at every step."""
         return cls(full, full)
 
+    @property
+    def growth(self) -> list[int]:
+        """Start, increment and every how many steps; nothing where all steps have the same size."""
+        return [self.start, self.increment, self.every] if self.increment and self.start < self.full else []
+
+    @classmethod
+    def grown(cls, full: int, growth: Sequence[int]) -> BatchSize:
+        """The one of this size at last that has this `growth`."""
+        return cls(full, *growth) if growth else cls.constant(full)
+
     def at(self, step: int) -> int:
         """Micro-batches of this step."""
         return min(self.start + step // self.every * self.increment, self.full)
