@@ -29,7 +29,9 @@ def shares(weights: Sequence[float]) -> list[int]:
     Raises:
         ValueError: no weight is above 0.
     """
-    total = sum(weights)
+    total = 0.0
+    for weight in weights:  # not by `sum`, which rounds otherwise from Python 3.12 on: the order must not hang on that
+        total += weight
     if total <= 0:
         raise ValueError("no type has a weight above 0")
     exact = [PERIOD * weight / total for weight in weights]
