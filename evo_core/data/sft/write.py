@@ -17,9 +17,9 @@ import numpy as np
 from evo_core.data.sft.chat import find_template
 from evo_core.data.sft.formats import BY_TEMPLATE
 from evo_core.data.sft.samples import Progress, SampleLine, SftSettings, Skipped, read_samples
-from evo_core.data.shards.folder import SPLITS
+from evo_core.data.shards.folder import SPLITS, files_below
 from evo_core.data.shards.format import BinWriter, meta_path
-from evo_core.data.shards.origins import Origins
+from evo_core.data.shards.origins import ORIGINS, Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
 from evo_core.storage.atomic import new_draft, publish
@@ -106,9 +106,11 @@ def write_sft_dataset(
 
     Raises:
         DataError: naming the file and the record; there are too few samples to split; the disk is full; the
-            output holds a folder ``tokenizer`` that is not of an earlier run. Nothing is written then.
+            output holds a folder ``tokenizer`` or shards of another type that are not of an earlier run. Nothing is
+            written then.
     """
     _check(output, split_ratio, seed, data_type)
+    others = _of_other_types(output, data_type)
     encoder = settings.encoder()
     result = SftResult(encoder.note)
     samples = read_samples(files, settings, encoder, result.skipped, workers=workers, on_progress=on_progress)
@@ -124,6 +126,8 @@ def write_sft_dataset(
             spool.seek(0)
             folders = {split: staging / split / data_type for split in (SPLITS if split_ratio > 0 else SPLITS[:1])}
             origins = _write_splits(spool, table, held_out, folders, staging, _names(files), result)
+        if others:
+            origins = origins.and_of(Origins.load(output), others)
         origins.save(staging)
         keep_tokenizer(encoder.tokenizer, settings, staging / "tokenizer")
         _publish(staging, output, data_type)
@@ -137,8 +141,26 @@ def _check(output: Path, split_ratio: float, seed: int, data_type: str) -> None:
         raise DataError(f"{data_type!r} is no name for a data type: it names a folder", key="type")
     if not 0 <= seed < 2**32:
         raise DataError(f"must be at least 0 and below 2**32, not {seed}", key="seed")
-    if (output / "tokenizer").exists() and not (output / "origins.json").exists():
+    if (output / "tokenizer").exists() and not (output / ORIGINS).exists():
         raise DataError("this folder is in the way: no earlier run wrote it", file=output / "tokenizer")
+
+
+def _of_other_types(output: Path, data_type: str) -> list[str]:
+    """The shards that earlier runs left of other types, by their paths below the output.
+
+    Raises:
+        DataError: of some of them no run says where they come from, and no reader would know their order.
+    """
+    places = [folder for split in SPLITS for folder in (output / split).glob("[!.]*/") if folder.name != data_type]
+    shards = [path.relative_to(output).as_posix() for folder in places for path in files_below(folder, ".bin")]
+    known = Origins.load(output).shards if (output / ORIGINS).exists() else ()
+    if unknown := [shard for shard in shards if shard not in known]:
+        raise DataError(
+            "this shard is in the way: no earlier run wrote it, and it is not known where its documents come from",
+            file=output / unknown[0],
+            hint="write into another folder, or move it out of this one",
+        )
+    return shards
 
 
 def _write_splits(
@@ -189,7 +211,7 @@ def _publish(staging: Path, output: Path, data_type: str) -> None:
     delete(output / "tokenizer")
     bins = [Path(split, data_type, _NAME) for split in SPLITS]
     stale = [path for of_bin in bins for path in (meta_path(output / of_bin), output / of_bin)]
-    made = [Path("tokenizer"), *(path for of_bin in bins for path in (of_bin, meta_path(of_bin))), Path("origins.json")]
+    made = [Path("tokenizer"), *(path for of_bin in bins for path in (of_bin, meta_path(of_bin))), Path(ORIGINS)]
     made = [path for path in made if (staging / path).exists()]
     for path in made:
         (output / path).parent.mkdir(parents=True, exist_ok=True)

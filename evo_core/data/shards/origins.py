@@ -50,9 +50,11 @@ class Origins:
 
     Args:
         names: every raw file that will be named, in any order.
+        file: where this is read from; None where it is made.
     """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str] = (), file: Path | None = None) -> None:
+        self._file = file
         self._names = sorted(set(names))
         self._number = {name: number for number, name in enumerate(self._names)}
         self._entries: dict[str, list[_Entry]] = {}
@@ -97,11 +99,13 @@ class Origins:
             documents: path of a shard below the folder to how many documents it has.
 
         Raises:
-            DataError: there is no such shard.
+            DataError: there is no such shard, or it has fewer documents than are told of.
         """
         runs = []
         for shard, count in documents.items():
             entries = self._of(shard)
+            if count < entries[-1].document:
+                raise self._does_not_fit(f"{shard} has {count} documents, and here are more of them")
             stops = [*(entry.document for entry in entries[1:]), count]
             for entry, stop in zip(entries, stops, strict=True):
                 runs.append((entry.origin, entry.position, DocumentRun(shard, entry.document, stop)))
@@ -124,7 +128,7 @@ class Origins:
         try:
             content = orjson.loads(path.read_bytes())
             names = content["origins"]
-            result = cls(names)
+            result = cls(names, path)
             for number, (shard, entries) in enumerate(content["shards"].items()):
                 for document, origin, *position in entries:
                     # The first datasets had no positions: there the order of the shards is that of the documents.
@@ -135,7 +139,24 @@ class Origins:
             raise DataError(f"damaged ({error})", file=path) from None
         return result
 
+    def and_of(self, other: Origins, shards: Iterable[str]) -> Origins:
+        """These, and what another says of some shards."""
+        result = Origins([*self._names, *other._names])
+        for origins, of_these in ((self, self.shards), (other, shards)):
+            for shard in of_these:
+                for document, origin, position in origins._of(shard):
+                    result.add(shard, document, origins._names[origin], position)
+        return result
+
     def _of(self, shard: str) -> list[_Entry]:
         if shard not in self._entries:
-            raise DataError(f"{shard} is not among the shards of this folder")
+            raise self._does_not_fit(f"{shard} is not among the shards that it tells of")
         return self._entries[shard]
+
+    def _does_not_fit(self, what: str) -> DataError:
+        return DataError(
+            what,
+            file=self._file,
+            hint="make the dataset again; or, if shards were put there by hand, remove this file: documents are then "
+            "in the order of their shards",
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from evo_core.data import TrainData
 from evo_core.data.sft.records import RecordReader, record_files
 from evo_core.data.sft.samples import SftSettings
 from evo_core.data.sft.write import SftResult, write_sft_dataset, write_sft_file
@@ -19,7 +20,7 @@ from evo_core.data.shards.format import BinWriter
 from evo_core.data.shards.origins import Origins
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import DataError
-from tests.data.corpora import read_bin
+from tests.data.corpora import job, read_bin, write_bin
 
 
 def alpaca(number: int) -> dict[str, Any]:
@@ -64,6 +65,35 @@ def test_a_second_run_replaces_the_first(tmp_path: Path, tokenizer: Tokenizer) -
     write(path, out, tokenizer, split_ratio=0)
     assert len(read_bin(out / "train/en/dataset.bin")) == 30
     assert not list((out / "valid").rglob("*.bin*"))
+
+
+def test_two_types_in_one_folder_are_trained_on_together(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    out = tmp_path / "out"
+    write(dataset(tmp_path), out, tokenizer, data_type="en")
+    write(dataset(tmp_path, 12), out, tokenizer, data_type="cn")
+    write(dataset(tmp_path, 20), out, tokenizer, data_type="cn", split_ratio=0)
+    assert sorted(Origins.load(out).shards) == ["train/cn/dataset.bin", "train/en/dataset.bin", "valid/en/dataset.bin"]
+    data = TrainData(job(out / "train", seq_len=64), dp_rank=0, dp_size=1)
+    assert data.types == ("cn", "en") and data.trained["cn"] and data.trained["en"]
+
+
+def test_shards_of_nobody_knows_where_are_in_the_way(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    out = tmp_path / "out"
+    write_bin(out / "train" / "code" / "mine.bin", [[1, 2, 3]])
+    with pytest.raises(DataError, match=r"train/code/mine\.bin: this shard is in the way"):
+        write(dataset(tmp_path), out, tokenizer)
+    assert sorted(path.name for path in out.rglob("*")) == ["code", "mine.bin", "mine.bin.meta", "train"]
+
+
+def test_a_shard_that_was_put_there_by_hand_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    out = tmp_path / "out"
+    write(dataset(tmp_path), out, tokenizer)
+    write_bin(out / "train" / "en" / "mine.bin", [[1, 2, 3]])
+    told = r"origins\.json: train/en/mine\.bin is not among the shards .*remove this file"
+    with pytest.raises(DataError, match=told):
+        TrainData(job(out / "train", seq_len=64), dp_rank=0, dp_size=1)
+    (out / "origins.json").unlink()
+    assert TrainData(job(out / "train", seq_len=64), dp_rank=0, dp_size=1).types == ("en",)
 
 
 def _note(seen: list[tuple[float, int]], share: float, tokens: int) -> None:

@@ -46,6 +46,8 @@ def test_the_order_is_that_of_names_and_positions(tmp_path: Path) -> None:
     assert Origins.load(tmp_path).in_order({"x": 6}) == [DocumentRun("x", 0, 2), DocumentRun("x", 2, 6)]
     with pytest.raises(DataError, match="not among the shards"):
         origins.in_order({"z": 1})
+    with pytest.raises(DataError, match=r"origins\.json: y has 3 documents, and here are more of them"):
+        Origins.load(tmp_path).in_order({"y": 3})
 
 
 def test_datasets_of_before_there_were_positions(tmp_path: Path) -> None:
