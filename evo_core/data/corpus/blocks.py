@@ -20,6 +20,7 @@ import xxhash
 from evo_core.data.corpus.document_set import ByNumber, DocumentSpan, Table, read_spans
 from evo_core.data.corpus.lengths import LengthsPlace
 from evo_core.data.corpus.token_cache import map_cached
+from evo_core.pulse import beat
 
 _PIECE = 1 << 20
 """Documents that are looked at together when the index is made."""
@@ -183,6 +184,7 @@ def index_blocks(
         hashes_digest.update(piece.hashes[chosen].data)
         seen, kept, tokens = seen + len(piece.lengths), kept + len(chosen), tokens + int(lengths.sum())
         trained += int(piece.trained[chosen].sum(dtype=np.int64))
+        beat()
     counts = np.array([run.stop - run.start for run in runs], np.int64)
     blocks = Blocks(
         run_files=np.array([run.file for run in runs], np.int32),
@@ -240,6 +242,7 @@ def _run_places(files: Sequence[IndexedFile], runs: Sequence[DocumentSpan]) -> n
             stop = min(start, at + _PIECE)
             tokens += int(files[file].lengths.read(files[file].path, at, stop).sum())
             at = stop
+            beat()
         places[number] = tokens
     return places
 

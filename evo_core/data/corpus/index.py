@@ -9,6 +9,7 @@ the folder, and folders that nobody holds any more, after a crash, are removed b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import weakref
@@ -91,7 +92,7 @@ class SharedIndex(Index):
         try:
             _make_root(root)
             _sweep(root)
-            self.folder = root / f"{_PREFIX}{key}"
+            self.folder = root / f"{_PREFIX}{os.getuid()}-{key}"  # two users may read the same data alike
             self._hold = _hold(self.folder)
         except OSError as error:
             raise ConfigError(
@@ -133,6 +134,8 @@ def _hold(folder: Path) -> int:
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the last of those who held it
+            if folder.stat().st_uid != os.getuid():
+                raise PermissionError(errno.EACCES, f"{folder} is another user's")
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             wait_for_lock(descriptor, shared=True)
             with contextlib.suppress(FileNotFoundError):

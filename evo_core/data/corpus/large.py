@@ -24,12 +24,10 @@ from evo_core.data.corpus.index import Arrays
 from evo_core.data.corpus.lengths import LengthsPlace, count_documents
 from evo_core.data.corpus.mapped_ids import MappedIds, is_cached
 from evo_core.data.corpus.stored import StoredIndex
-from evo_core.data.corpus.token_cache import decode_ahead, open_token_files
+from evo_core.data.corpus.token_cache import decode_ahead, open_cached
 from evo_core.data.shards.folder import bin_files, data_types
 from evo_core.data.shards.format import meta_path
 from evo_core.data.shards.origins import ORIGINS
-from evo_core.errors import DataError
-from evo_core.storage.cache import VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +102,8 @@ def open_blocks(
             "%d of %d files of ids are not in the token cache any more: they are decoded", len(gone), len(cached)
         )
         decode_ahead(gone, first=first)
+        for path in gone:  # those that others were at, and whatever cannot be put there: said now, not in a step
+            open_cached(path)
     return _corpus(paths, found, cached, shortest, size)
 
 
@@ -147,13 +147,8 @@ def _found_out(folder: Path, paths: Mapping[str, Sequence[Path]], shortest: Sequ
 
 def _indexed(path: Path, shortest: int) -> tuple[IndexedFile, int]:
     """A file whose ids are in the cache and are what was decoded, and the largest of them."""
-    (file,) = open_token_files([path], in_memory=False)
-    if file.cached is None:
-        raise DataError(
-            "there is no room for its ids in the token cache, and in memory neither",
-            file=path,
-            hint=f"name a folder with room for 4 bytes a token in {VARIABLE}",
-        )
+    file = open_cached(path)
+    assert file.cached is not None
     lengths, documents = LengthsPlace.of(path)
     return IndexedFile(path, file.cached, documents, lengths, shortest), file.max_id
 

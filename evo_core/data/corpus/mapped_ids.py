@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evo_core.data.corpus.token_cache import map_cached, open_token_files
+from evo_core.data.corpus.token_cache import map_cached, open_cached
 from evo_core.storage.cache import mark_in_use
 
 _MOST = 30_000
@@ -37,7 +37,7 @@ class MappedIds:
         try:
             ids = map_cached(self._cached[file]).ids
         except OSError:  # somebody emptied the cache meanwhile
-            ids = open_token_files([self._paths[file]], in_memory=False)[0].ids
+            ids = open_cached(self._paths[file]).ids
         with self._lock:
             self._held[file] = ids
             if len(self._held) > _MOST:

@@ -24,7 +24,9 @@ import numpy as np
 import xxhash
 
 from evo_core.data.shards.format import BinReader, meta_path
-from evo_core.storage.cache import cache_folder, mark_in_use
+from evo_core.errors import DataError
+from evo_core.pulse import beat
+from evo_core.storage.cache import VARIABLE, cache_folder, mark_in_use
 from evo_core.storage.files import replacing
 from evo_core.storage.lock import locked
 
@@ -37,6 +39,7 @@ _HEADER = struct.Struct("<8sqqq16s16x")  # magic, tokens, documents, largest abs
 _MAGIC = b"EVOTOK03"
 _KEEP_DAYS = 30
 _END_BYTES = 64 << 10
+_CHECKED_AT_ONCE = 1 << 26
 
 
 class DecodedFile(NamedTuple):
@@ -105,8 +108,26 @@ def open_token_files(paths: Sequence[Path], *, first: int = 0, in_memory: bool =
         # others are still decoding. In this pass the header is enough: the checksum is compared when a file is opened.
         turn = first % max(len(readers), 1)
         for number in [*range(turn, len(readers)), *range(turn)]:
-            _ensure_cached(readers[number], cached_files[number], wait=False)
-        return [_open_cached(reader, cached) for reader, cached in zip(readers, cached_files, strict=True)]
+            with contextlib.suppress(OSError):
+                _ensure_cached(readers[number], cached_files[number], wait=False)
+        return [_cached_or_decoded(reader, cached) for reader, cached in zip(readers, cached_files, strict=True)]
+
+
+def open_cached(path: Path) -> TokenFile:
+    """Open a ``.bin`` whose ids have to be in the cache, since memory has no room for those of all files.
+
+    Raises:
+        DataError: it is damaged, or the cache has no room for it.
+    """
+    reader = BinReader(path)
+    try:
+        return _open_cached(reader, _cache_folder() / f"{file_digest(path)}.tokens")
+    except OSError as error:
+        raise DataError(
+            f"there is no room for its ids in the token cache ({error.strerror or error}), and in memory neither",
+            file=path,
+            hint=f"name a folder with room for 4 bytes a token in {VARIABLE}",
+        ) from error
 
 
 def decode_ahead(paths: Sequence[Path], *, first: int = 0) -> None:
@@ -121,7 +142,8 @@ def decode_ahead(paths: Sequence[Path], *, first: int = 0) -> None:
     cache = _cache_folder()
     turn = first % max(len(paths), 1)
     for path in [*paths[turn:], *paths[:turn]]:
-        _ensure_cached(BinReader(path), cache / f"{file_digest(path)}.tokens", wait=False)
+        with contextlib.suppress(OSError):
+            _ensure_cached(BinReader(path), cache / f"{file_digest(path)}.tokens", wait=False)
 
 
 def map_cached(cached: Path) -> DecodedFile:
@@ -189,39 +211,47 @@ def _documents(reader: BinReader) -> Iterator[_Document]:
         behind = ids[1:]
         trained = len(behind) if lowest >= 0 else int(np.count_nonzero(behind >= 0))
         yield _Document(ids, trained, xxhash.xxh3_64_intdigest(ids.data), largest if len(ids) else -1)
+        beat()  # the first start decodes for hours where there is much
+
+
+def _cached_or_decoded(reader: BinReader, cached: Path) -> TokenFile:
+    try:
+        return _open_cached(reader, cached)
+    except OSError as error:
+        log.warning("no token cache for %s (%s): it is read into memory", reader.path, error)
+        return TokenFile(reader, _decoded(reader))
 
 
 def _open_cached(reader: BinReader, cached: Path) -> TokenFile:
-    """The cached file, mapped, after a look at its checksum; where the cache cannot hold it, the ids decoded."""
-    if not _ensure_cached(reader, cached, wait=True, is_there=_is_sound):
-        return TokenFile(reader, _decoded(reader))
+    """The cached file, mapped, after a look at its checksum.
+
+    Raises:
+        OSError: the cache cannot hold it.
+    """
+    _ensure_cached(reader, cached, wait=True, is_there=_is_sound)
     mark_in_use(cached)
     return TokenFile(reader, map_cached(cached), cached)
 
 
 def _ensure_cached(
     reader: BinReader, cached: Path, *, wait: bool, is_there: Callable[[Path, BinReader], bool] | None = None
-) -> bool:
-    """Whether the cached file is there, after making it here if nobody else is at it.
+) -> None:
+    """Make the cached file if it is not there.
 
     The lock only saves work: a cached file appears complete, whoever wrote it.
+
+    Raises:
+        BlockingIOError: another process is at it, and is not waited for.
+        OSError: it cannot be written.
     """
     is_there = is_there or _is_complete
     if is_there(cached, reader):
-        return True
-    try:
-        with locked(cached.with_suffix(".lock"), give_up=lambda: not wait):
-            if not is_there(cached, reader):
-                if _is_complete(cached, reader):
-                    log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, cached)
-                _write_cached(reader, cached)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if wait:
-            log.warning("no token cache for %s (%s): it is read into memory", reader.path, error)
-        return False
-    return True
+        return
+    with locked(cached.with_suffix(".lock"), give_up=lambda: not wait):
+        if not is_there(cached, reader):
+            if _is_complete(cached, reader):
+                log.warning("the token cache of %s was damaged, and is made again: %s", reader.path, cached)
+            _write_cached(reader, cached)
 
 
 def _write_cached(reader: BinReader, cached: Path) -> None:
@@ -269,7 +299,9 @@ def _is_sound(cached: Path, reader: BinReader) -> bool:
     except OSError:  # somebody cleared the cache meanwhile
         return False
     for array in (content.ids, content.trained, content.hashes):
-        checksum.update(array.data)
+        for start in range(0, len(array), _CHECKED_AT_ONCE):
+            checksum.update(array[start : start + _CHECKED_AT_ONCE].data)
+            beat()
     return stored == _header(len(content.ids), len(content.trained), content.max_id, checksum)
 
 

@@ -16,7 +16,7 @@ from evo_core.data.corpus.index import Epochs, Index, SharedIndex
 from evo_core.errors import ConfigError
 from evo_core.storage.atomic import draft_name
 from tests.data.corpora import job, numbered, write_bin, write_folder
-from tests.forked import FORK
+from tests.forked import FORK, in_a_process_of_nobody
 
 
 @pytest.fixture
@@ -47,6 +47,33 @@ def test_shared_and_own_give_the_same(tmp_path: Path, folder: Path, options: dic
     assert rows(second) == expected
     second.close()
     assert left(shm) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_two_users_read_the_same_data_alike(tmp_path: Path, folder: Path) -> None:
+    cfg = job(folder, use_shm=True, shm_path=str(tmp_path / "shm"))
+    own = TrainData(cfg, dp_rank=0, dp_size=1)
+    expected = rows(own)
+
+    def read() -> None:
+        other = TrainData(cfg, dp_rank=0, dp_size=1)
+        assert rows(other) == expected
+        other.close()
+
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o055)
+    assert in_a_process_of_nobody(tmp_path, read) == 0
+    assert left(tmp_path / "shm") == [own._index.folder.name]
+    own.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_nothing_is_read_from_a_folder_of_another_user(tmp_path: Path) -> None:
+    SharedIndex(tmp_path / "shm", "key").close()
+    (planted := tmp_path / "shm" / f"evo-{os.getuid()}-key").mkdir(mode=0o777)
+    os.chown(planted, 65534, 65534)
+    with pytest.raises(ConfigError, match=r"data\.shm_path: no index can be kept in .*another user's"):
+        SharedIndex(tmp_path / "shm", "key")
 
 
 def _rank(cfg: Any, rank: int, begin: Any, results: Any) -> None:

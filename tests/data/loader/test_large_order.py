@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evo_core import pulse
 from evo_core.data import TrainData
 from evo_core.data.corpus.corpus import MinLength
 from evo_core.data.corpus.index import Index
@@ -299,6 +300,34 @@ def test_without_room_for_ids(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("EVO_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(DataError, match=r"no room for its ids in the token cache.*EVO_CACHE"):
         opened(job(folder))
+
+
+def test_ids_that_are_gone_and_have_no_room_any_more(folder: Path, tmp_path: Path) -> None:
+    """All of them in memory would be too much: that is said at the start, and where they go later, by the step."""
+    cfg = job(folder)
+    running = opened(cfg)
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    (tmp_path / "cache" / "tokens").write_text("not a folder")
+    told = r"train_000\.bin: there is no room for its ids in the token cache \(Not a directory\).*EVO_CACHE"
+    with pytest.raises(DataError, match=told):
+        opened(cfg)
+    with pytest.raises(DataError, match=told):
+        for step in range(60):
+            running.batch(step)
+
+
+def test_finding_out_is_progress(folder: Path, tmp_path: Path) -> None:
+    """It takes hours where there is much, and the watchdog ends what shows no sign of life."""
+
+    def beats(call: Callable[[], object]) -> int:
+        before, _ = pulse.beats()
+        call()
+        return pulse.beats()[0] - before
+
+    documents = sum(len(np.load(meta)) for meta in folder.rglob("*.meta"))
+    assert beats(lambda: opened(job(folder))) > documents
+    shutil.rmtree(tmp_path / "cache" / "corpora")
+    assert beats(lambda: opened(job(folder))) > 0  # checksums, and the index
 
 
 # ---- mixing
