@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evo_core.config import TrainConfig
+from evo_core.estimate.matrices import linear_weights
 from evo_core.parallel.degrees import Degrees
 
 _STATES = ("zero", "replica", "data")
@@ -79,9 +80,9 @@ class Behind:
             return Messages("tokens to experts", 4 * self._blocks)
         if not axis.endswith(_STATES):
             return Messages("sums over all ranks", 1)
-        return self._of_states(collective, size)
+        return self._of_states(collective, axis, size)
 
-    def _of_states(self, collective: str, size: int) -> Messages:
+    def _of_states(self, collective: str, axis: str, size: int) -> Messages:
         zero, gathers = self.cfg.hybrid_zero_optimizer, collective in ("all_gather", "broadcast")
         if self.degrees.shards:
             number = self._blocks * (2 if gathers else 1)
@@ -92,7 +93,26 @@ class Behind:
         number, of_one = 1 + size / (4 * elements), self.computing / self._count
         if gathers:
             return Messages("updated parameters", number, of_one / 3 if zero.overlap_sync_param else 0.0, always=False)
-        return Messages("gradients", number, of_one * 2 / 3 if zero.overlap_sync_grad else 0.0, always=False)
+        behind = of_one * 2 / 3 if zero.overlap_sync_grad else 0.0
+        return Messages("gradients", number, behind, self._early(collective, axis), always=False)
+
+    def _early(self, collective: str, axis: str) -> float:
+        """Share of the gradients that are sent before the backward pass is over.
+
+        Muon's messages are of as many whole matrices of a shape as there are ranks, and go when the last layer of them
+        is behind; matrices that do not go round go in the end.
+        """
+        if self.cfg.optimizer.name != "muon":
+            return 1.0
+        if collective in _OF_ONE:
+            return 0.0
+        degrees = self.degrees
+        ranks = degrees.expert_zero if axis.startswith("expert_") else max(degrees.zero, degrees.zero1)
+        layers, early, every = self.cfg.model.num_layers / degrees.pipeline, 0.0, 0
+        for (rows, columns), count in linear_weights(self.cfg.model, fused=False).items():
+            early += count * rows * columns * max(0.0, 1 - ranks / (count * layers))
+            every += count * rows * columns
+        return early / every
 
     def _part(self, collective: str) -> float:
         """Weights are fetched in both passes, their gradients made in the second."""

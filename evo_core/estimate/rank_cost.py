@@ -68,10 +68,13 @@ def quick_cost(cfg: TrainConfig, world_size: int, rank: int) -> RankCost:
             for stage in placing.stages_of(mesh.pipeline.rank)
         }
         runs = few_layers(wanted.values(), fetches=mesh.weights is not None or mesh.shards)
+        apart = _with_passes_apart(cfg)
         if runs is None:
-            counted = _counted(cfg, mesh, few)
+            counted = _counted(apart, mesh, few)
         else:
-            counted = at(wanted, {each: _counted(_with_layers(cfg, placing.stages, each), mesh, few) for each in runs})
+            counted = at(
+                wanted, {each: _counted(_with_layers(apart, placing.stages, each), mesh, few) for each in runs}
+            )
             if cfg.optimizer.name == "muon":  # whole matrices are not shared layer by layer
                 counted = counted.with_update(_update(cfg, mesh))
             elif counted.held["rooms"]:
@@ -88,12 +91,17 @@ def _counted(cfg: TrainConfig, mesh: Mesh, micro_num: int) -> Counted:
         return step.counted(replace(batch, **tokens), data.seq_len)
 
 
+def _with_passes_apart(cfg: TrainConfig) -> TrainConfig:
+    """Without what sends in a pass what is not of that pass, but of the step."""
+    zero = cfg.hybrid_zero_optimizer.model_copy(update={"overlap_sync_grad": False, "overlap_sync_param": False})
+    return cfg.model_copy(update={"hybrid_zero_optimizer": zero})
+
+
 def _with_layers(cfg: TrainConfig, stages: int, layers: Layers) -> TrainConfig:
-    """With so many in each of so many stages, and without what sends in a pass what is not of that pass."""
+    """With so many in each of so many stages."""
     share = 1.0 if layers.again == layers.all else (layers.again + 0.5) / layers.all if layers.again else 0.0
     model = cfg.model.model_copy(update={"num_layers": stages * layers.all, "checkpoint": share})
-    zero = cfg.hybrid_zero_optimizer.model_copy(update={"overlap_sync_grad": False, "overlap_sync_param": False})
-    return cfg.model_copy(update={"model": model, "hybrid_zero_optimizer": zero})
+    return cfg.model_copy(update={"model": model})
 
 
 def _rooms(cfg: TrainConfig, mesh: Mesh) -> int:

@@ -190,12 +190,13 @@ class _Rank:
         if self.degrees.shards:
             ends = self.ends * self.model.hidden_size * self.model.vocab_size / self.degrees.tensor
             return 2 * self.block * (self.bytes + self.wide) + ends * self.bytes
-        zero, shares = self.degrees.zero, self.shares
+        shares = self.shares
+        zero = max(share.zero for share in shares)
         together = max(
             sum(share.elements for share in shares if not share.together), *(share.together for share in shares)
         )
         gathered = min(together, self.cfg.hybrid_zero_optimizer.all_gather_size) * self.bytes * (1 + 1 / zero)
-        fetched = 2 * self.whole_block * self.bytes + self.whole_block * self.wide if self.isp else 0.0
+        fetched = 2 * self.whole_block * self.bytes + self.whole_block * self.wide if self.degrees.weight > 1 else 0.0
         return (gathered if zero > 1 else 0.0) + fetched
 
     def _activations(self) -> float:

@@ -70,7 +70,12 @@ FOUR = [
     ("pp4", "float32"),
     ("pp4zbh1", BFLOAT16),
 ]
-FEW = [("dp2-zero2-recompute-half", 2, 4), ("pp2", 4, 4)]
+FEW = [
+    ("dp2-zero2-recompute-half", 2, 4),
+    ("pp2", 4, 4),
+    ("dp2-zero2-overlap", 8, 2),
+    ("dp2-zero2-muon-one-layer-overlap", 8, 1),
+]
 FURTHER = [
     ("dp2-zero2", 4, 6),
     ("msp2-recompute", 4, 4),

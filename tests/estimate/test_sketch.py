@@ -53,3 +53,13 @@ def test_ranks_beyond_the_matrices_add_no_memory(tmp_path: Path) -> None:
     for part in ("gradients", "master", "moments", "buffers"):
         sizes = [getattr(cost, part) for cost in costs]
         assert sizes == sorted(sizes, reverse=True), part
+
+
+def test_weights_that_are_not_shared_are_not_fetched(tmp_path: Path) -> None:
+    """isp with every weight whole on every rank: a layout that fits is not passed over for what it never holds."""
+    isp = {"tensor": {"size": 2, "mode": "isp"}, "weight": {"size": 1}, "zero1": {"size": -1}}
+    narrow = {"data": {"seq_len": 64, "micro_bsz": 1, "global_batch_tokens": 64 * 512}}
+    cfg = load_config(write(tmp_path, **merge(MUON | MOE | {"parallel": isp}, narrow)))
+    found, real = sketch(cfg, cfg.degrees(8)), quick_cost(cfg, 8, 0)
+    assert real.gathered == 0
+    assert found.memory * 0.97 <= real.total

@@ -62,6 +62,27 @@ def test_gradients_hide_behind_the_last_backward_pass_alone() -> None:
     assert waited == pytest.approx(time_of(8, much).waiting["gradients"] - last)
 
 
+def test_whole_matrices_hide_less() -> None:
+    """A message of as many as there are ranks goes when their last layer is behind, one that is left over last."""
+
+    def hidden(collective: str, name: str, zero1: int) -> float:
+        alone, behind = (
+            time_of(
+                8,
+                {(collective, "zero"): 10**8},
+                optimizer={"name": name},
+                parallel={"zero1": {"size": zero1}},
+                hybrid_zero_optimizer={"overlap_sync_grad": overlap},
+            ).waiting["gradients"]
+            for overlap in (False, True)
+        )
+        return 1 - behind / alone
+
+    assert hidden("reduce", "muon", 2) == 0
+    of_rows, of_two, of_eight = (hidden("reduce_scatter", *way) for way in (("adamw", 2), ("muon", 2), ("muon", 8)))
+    assert of_rows > of_two > of_eight == 0  # all that there are of a shape are one message
+
+
 def test_a_network_is_named_and_a_link_inside_is_not() -> None:
     sent = {("all_reduce", "replica"): 10**9, ("all_gather", "zero"): 10**9}
     time = time_of(64, sent, parallel={"zero1": {"size": 8}})
