@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+SMALLEST = 2.0**-24
+"""The scale falls no further where nothing else is said: gradients of a 16-bit type would vanish, which counts as good
+updates, and at last the scale itself would."""
+
 
 @dataclass
 class LossScaler:
@@ -17,7 +21,7 @@ class LossScaler:
 
     Args:
         scale: the scale now; the loss is multiplied by it before backward.
-        min_scale: lower bound, or None.
+        min_scale: lower bound; None is `SMALLEST`.
         max_scale: upper bound, or None.
         growth_factor: > 1.
         backoff_factor: between 0 and 1.
@@ -49,7 +53,8 @@ class LossScaler:
             self.good_updates = 0
             self.overflows += 1
             if self.overflows >= self.hysteresis:
-                self.scale = max(self.scale * self.backoff_factor, self.min_scale or 0.0)
+                lowest = self.min_scale or min(SMALLEST, self.scale)
+                self.scale = max(self.scale * self.backoff_factor, lowest)
             return
         self.good_updates += 1
         if self.good_updates >= self.growth_interval:  # above it where a resumed run has a shorter interval

@@ -24,6 +24,7 @@ G, B = False, True  # a good update, a bad one
         ({"hysteresis": 1}, [B], 512),
         ({"hysteresis": 0}, [B], 512),
         ({"hysteresis": 1, "min_scale": 600}, [B, B], 600),
+        ({"hysteresis": 1}, [B] * 2000, 2.0**-24),  # no loss has a gradient of 16 bits below, and 0 divides nothing
         ({"growth_interval": 1}, [G, G, G], 8192),
         ({"growth_interval": 1, "max_scale": 2048}, [G, G, G], 2048),
         ({"growth_interval": 1, "growth_factor": 4}, [G], 4096),

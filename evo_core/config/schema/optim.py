@@ -22,7 +22,7 @@ class Fp16ScaleConfig(Block):
     """Bounds and pace of the loss scale (for bfloat16 as well as float16)."""
 
     initial_scale: PositiveFloat = identity(2.0**16, "Loss scale at the first step.")
-    min_scale: PositiveFloat | None = identity(None, "The scale never falls below this; None: no bound.")
+    min_scale: PositiveFloat | None = identity(None, "The scale never falls below this; None: 2^-24.")
     growth_interval: PositiveInt = identity(1000, "Good steps after which the scale grows.")
 
 
