@@ -168,11 +168,13 @@ def make_transformers(shape: Shape, ids: Tensor, device: Device, share: float, *
     model.train()
     if share:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    called = torch.compile(model) if compiled else model
+    if compiled:  # block by block, as ours is: as a whole it would make a mask, and attend over the whole square
+        for layer in model.model.layers:
+            layer.compile()
     input_ids, labels = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
 
     def step() -> Tensor:
-        logits = called(input_ids=input_ids, use_cache=False).logits
+        logits = model(input_ids=input_ids, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), labels)
 
     return Made(model, step, _how(attention, round(share * shape.layers), shape.layers, compiled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -94,7 +95,9 @@ class Worker:
         Args:
             timeout: seconds that it may take; one that takes longer, or ends the process, is an "error".
             start: seconds in which the process may start, where there is none; from a cold disk that takes a minute.
+                The task takes no longer than what is left of them.
         """
+        clock = time.monotonic()
         began = {} if self._process is not None else self._start(start)
         if "error" in began:
             return began
@@ -102,7 +105,7 @@ class Worker:
             self._pipe.send(task)
         except OSError:
             pass  # it has ended, which is what its answer says
-        found = self._answer(timeout, "")
+        found = self._answer(max(0.0, min(timeout, start - (time.monotonic() - clock))), "")
         if "error" in found:  # after an error of CUDA's every other call fails too
             self.end()
         return found | began

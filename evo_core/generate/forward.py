@@ -9,6 +9,7 @@ Of a model that ranks hold together each runs its part (relay.py); all of them c
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from evo_core.generate.step_cache import StepCache
 from evo_core.model import Decoder
 from evo_core.model.decoder import Attention, Block
 from evo_core.model.dtypes import accumulation_dtype
+from evo_core.model.ops.attention_kernels import of_changing_shapes
 from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.embedding import Embedding
 from evo_core.model.ops.linear import Linear
@@ -94,6 +96,11 @@ class Forward:
 
     def step(self, tokens: Tensor, cache: StepCache) -> Tensor:
         """Read one more token of every row [rows]; the logits after it, as those of `prompts`."""
+        with of_changing_shapes(self.device) if cache.shapes_change else nullcontext():
+            x = self._stepped(tokens, cache)
+        return self._head(x) if self.relay.has_logits else self._handed_on(x, len(tokens))
+
+    def _stepped(self, tokens: Tensor, cache: StepCache) -> Tensor:
         positions = cache.step()
         if self._short:
             is_first = self.relay.takes_ids
@@ -101,11 +108,10 @@ class Forward:
             turn = _Turn(cache.rotation)
             for number, layer in self._layers.items():
                 x = layer(x, number, cache, turn)  # type: ignore[misc]
-            x = x if self._norm is None else self._norm(x)
-        else:  # one block that is not known sends the whole step through the modules
-            one_each = torch.arange(len(tokens) + 1, device=self.device, dtype=torch.int32)
-            x = self._modules(tokens, positions, Documents(one_each, 1), cache)
-        return self._head(x) if self.relay.has_logits else self._handed_on(x, len(tokens))
+            return x if self._norm is None else self._norm(x)
+        # One block that is not known sends the whole step through the modules.
+        one_each = torch.arange(len(tokens) + 1, device=self.device, dtype=torch.int32)
+        return self._modules(tokens, positions, Documents(one_each, 1), cache)
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self._own_head(hidden)  # type: ignore[misc]

@@ -40,6 +40,8 @@ class KVCache(StepCache):
         end: the slot behind the newest tokens.
     """
 
+    shapes_change = True
+
     def __init__(self, model: Decoder, *, dynamic_ntk: bool = False) -> None:
         super().__init__(model, dynamic_ntk=dynamic_ntk)
         self.lengths: list[int] = []

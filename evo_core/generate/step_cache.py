@@ -16,6 +16,9 @@ from evo_core.model.ops.rope import rotate
 class StepCache(ABC):
     """Keys and values of the tokens so far, of rows of which each gets its newest token in a step.
 
+    Class attributes:
+        shapes_change: whether what a step reads is longer than what the last one read.
+
     Args:
         model: whose layers, heads, dtype and device it fits.
         dynamic_ntk: whether keys are kept as they were before rotation, and turned when they are read.
@@ -26,6 +29,8 @@ class StepCache(ABC):
         rotation: of the tokens of this pass, [T, head_dim].
         visible: what is added to scores, [rows, 1, 1, slots that are read]; None where all is seen.
     """
+
+    shapes_change = False
 
     def __init__(self, model: Decoder, *, dynamic_ntk: bool = False) -> None:
         self.model, self.dynamic_ntk = model, dynamic_ntk

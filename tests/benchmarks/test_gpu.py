@@ -125,6 +125,23 @@ def test_transformers_has_the_same_loss_and_gradients(kind: str, share: float) -
     assert theirs.model.config._attn_implementation in theirs.how
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("kind", DEVICES)
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_compiled_it_has_them_too_and_makes_no_mask(kind: str, share: float) -> None:
+    device, masks = Device(kind), []
+    ids = gpu_train.batch(SHAPES["tiny"], 32, 2, device.torch)
+    expected = gpu_train.timed(gpu_train.make_transformers(SHAPES["tiny"], ids, device, share), device)["loss"]
+    made = gpu_train.make_transformers(SHAPES["tiny"], ids, device, share, compiled=True)
+    for layer in made.model.model.layers:  # type: ignore[union-attr]
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+    assert gpu_train.timed(made, device)["loss"] == pytest.approx(expected, rel=1e-2)
+    assert masks and all(mask is None for mask in masks) and "compiled" in made.how
+
+
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("kind", DEVICES)
 def test_decoding_rows_continue_the_same_prompts(kind: str) -> None:
@@ -158,6 +175,17 @@ def test_fixed_steps_give_the_tokens_of_generate(kind: str, settings: dict[str, 
     for prompts in ([[1, 7, 30, 4], [5], [9] * 8], [[60, 2], [3], [4]]):
         results = generate(model, None, prompts, max_new_tokens=12, do_sample=False, batch_size=3)
         assert fixed.greedy(prompts, 12) == [result.ids for result in results]
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_generate_reads_a_cache_that_grows_without_a_plan_for_each_length(kind: str) -> None:
+    model = build_model(tiny(num_kv_attention_heads=2, dtype="bfloat16"))
+    randomise(model, scale=0.5)
+    model.to(kind).eval()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        generate(model, None, [[1, 7, 30, 4], [5]], max_new_tokens=5, do_sample=False, batch_size=2)
+    attention = {event.key for event in profile.key_averages() if "scaled_dot_product" in event.key}
+    assert attention and not any("cudnn" in name for name in attention)
 
 
 def test_alike_is_up_to_the_first_difference() -> None:
@@ -228,6 +256,8 @@ def test_a_run_on_a_cpu_ends_what_hangs_and_goes_on() -> None:
     worker = Worker("cpu")
     assert worker.ask(tasks[0], 0.001, 200)["error"] == "it took longer than 0 s and was ended"
     assert worker.ask(tasks[0], 200, 0.001)["error"] == "it took longer than 0 s to start and was ended"
+    assert "error" not in worker.ask(tasks[0], 200, 200)
+    assert worker.ask(tasks[0], 200, 0.001)["error"] == "it took longer than 0 s and was ended"  # no more is left
     worker.end()
 
 

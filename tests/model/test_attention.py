@@ -291,3 +291,14 @@ def test_the_kernel_that_is_chosen_here_runs_in_float32_too() -> None:
     q, k, v = random_qkv(sum(lengths), 4, 2, torch.float32)
     out = packed_attention(q.cuda(), k.cuda(), v.cuda(), Documents(cu_seqlens(lengths).cuda()))
     assert relative_error(out.cpu(), dense(q.double(), k.double(), v.double(), lengths)) < 1e-5
+
+
+def test_lengths_that_come_once_have_no_plan_of_cudnn() -> None:
+    """torch's switches are those of every build: a CPU tells whether they are thrown, and thrown back."""
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with kernels.of_changing_shapes(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with kernels.of_changing_shapes(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled()

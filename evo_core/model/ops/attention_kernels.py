@@ -9,6 +9,7 @@ and it never forms a T x T matrix; in training, documents of some lengths are fa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from inspect import signature
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evo_core.model.dtypes import product_dtype
 from evo_core.model.ops.blocked_attention import by_blocks, fits
@@ -157,7 +159,20 @@ def sdpa_per_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dro
         return _equally_long(q, k, v, runs[0][1], dropout)
     sizes = [count * length for count, length in runs]
     parts = zip(*(x.split(sizes) for x in (q, k, v)), runs, strict=True)
-    return torch.cat([_equally_long(q, k, v, length, dropout) for q, k, v, (_, length) in parts])
+    with of_changing_shapes(q.device):
+        return torch.cat([_equally_long(q, k, v, length, dropout) for q, k, v, (_, length) in parts])
+
+
+def of_changing_shapes(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which torch's attention is not cuDNN's.
+
+    That makes a plan for each shape, which takes tens of milliseconds and stays in memory: good for one that comes
+    again, and not for lengths that come once.
+    """
+    return sdpa_kernel(_WITHOUT_PLANS) if device.type == "cuda" else nullcontext()
+
+
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def _equally_long(q: Tensor, k: Tensor, v: Tensor, length: int, dropout: float) -> Tensor:
