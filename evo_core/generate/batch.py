@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
 from evo_core.generate.sampling import RowSettings, Sampling, choose, penalise
+
+if TYPE_CHECKING:
+    from evo_core.config import ModelConfig
 
 
 @dataclass(eq=False)
@@ -65,6 +69,18 @@ class Row:
 def not_finite(tokens: int) -> str:
     """What is said of a text whose next token cannot be chosen."""
     return f"the model's scores after {tokens} tokens are not finite: its weights are damaged or its dtype too narrow"
+
+
+def is_stretched(cfg: ModelConfig, rows: Iterable[Row], asked: bool | None = None) -> bool:
+    """Whether rows are read with a rotary base that is stretched beyond the trained length.
+
+    Where no row can come beyond it, the base never moves and keys may be kept rotated.
+
+    Args:
+        asked: whether somebody asked for it; None as the model's settings say.
+    """
+    wanted = cfg.use_dynamic_ntk_rope if asked is None else asked
+    return wanted and max((row.limit for row in rows), default=0) > cfg.max_position_embeddings
 
 
 def random_numbers(seed: int, number: int) -> torch.Generator:

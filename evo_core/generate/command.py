@@ -161,8 +161,9 @@ def _settle_rope(cfg: TrainConfig, model: Any) -> bool | None:
     """
     from evo_core.config.fields import is_set
 
-    if is_set(cfg, "model.max_position_embeddings") and hasattr(model, "cfg"):
-        model.cfg = model.cfg.model_copy(update={"max_position_embeddings": cfg.model.max_position_embeddings})
+    stated = [key for key in ("max_position_embeddings", "dynamic_ntk_factor") if is_set(cfg, f"model.{key}")]
+    if hasattr(model, "cfg"):
+        model.cfg = model.cfg.model_copy(update={key: getattr(cfg.model, key) for key in stated})
     return cfg.model.use_dynamic_ntk_rope if is_set(cfg, "model.use_dynamic_ntk_rope") else None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from evo_core.errors import ConfigError, DataError
-from evo_core.generate.batch import DecodingBatch, Row, random_numbers
+from evo_core.generate.batch import DecodingBatch, Row, is_stretched, random_numbers
 from evo_core.generate.beams import BeamSearch
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
@@ -145,9 +145,7 @@ class _Run:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.forward, self.ending, self.drawable = forward, ending, limit
-        cfg = forward.model.cfg
-        self.dynamic_ntk = cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
-        self.trained = cfg.max_position_embeddings
+        self.dynamic_ntk = dynamic_ntk
         self.progress = progress or (lambda prompts, tokens: None)
         self.prompts = self.tokens = 0
 
@@ -156,8 +154,7 @@ class _Run:
         self._count(len(rows) - len(live), 0)
         if not live:
             return
-        # Where no row can come beyond the trained length, the base never moves and keys may be kept rotated.
-        dynamic_ntk = self.dynamic_ntk and max(row.limit for row in live) > self.trained
+        dynamic_ntk = is_stretched(self.forward.model.cfg, live, self.dynamic_ntk)
         if num_beams > 1:
             search = BeamSearch(self.forward, self.ending, self.drawable, num_beams, dynamic_ntk=dynamic_ntk)
             search.run(live, self._count)

@@ -20,6 +20,7 @@ from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
 from evo_core.generate.step_cache import StepCache
 from evo_core.model import Decoder
+from evo_core.model.evaluating import evaluating
 from evo_core.model.ops.moe import MixtureMLP
 
 WARM_UP = 3
@@ -38,6 +39,7 @@ class FixedCache(StepCache):
 
     Attributes:
         slots: as rounded.
+        most: tokens of a row at most: all slots, unless texts that long would turn keys otherwise.
         taken: tokens that the longest row has in slots, as the steps that this process has called for say.
 
     Raises:
@@ -53,6 +55,7 @@ class FixedCache(StepCache):
                 "use_dynamic_ntk_rope turns keys by how long a text is, and fixed tensors keep them as they were"
             )
         self.slots, self.taken = -(-slots // _SLOTS) * _SLOTS, 0
+        self.most = min(self.slots, cfg.max_position_embeddings) if cfg.use_dynamic_ntk_rope else self.slots
         self.layers = {layer: self._empty(layer, rows, self.slots) for layer in self.layers}
         self.visible = torch.full((rows, 1, 1, self.slots), float("-inf"), device=self.device, dtype=model.dtype)
         self._every = model.rotation(torch.arange(self.slots, device=self.device))
@@ -66,8 +69,8 @@ class FixedCache(StepCache):
             ValueError: it has another number of rows, or more tokens than there are slots.
         """
         kept = max(cache.lengths, default=0)
-        if len(cache) != len(self._positions) or kept > self.slots:
-            there = f"{len(self._positions)} rows of {self.slots} slots"
+        if len(cache) != len(self._positions) or kept > self.most:
+            there = f"{len(self._positions)} rows of {self.most} slots"
             raise ValueError(f"{len(cache)} rows of at most {kept} tokens do not fit into {there}")
         for layer, mine in self.layers.items():
             mine[:, :, :, :kept] = cache.layers[layer][:, :, :, cache.end - kept : cache.end]
@@ -130,14 +133,16 @@ class FixedDecoding:
         """Read whole prompts. Returns the logits after each [rows, vocab_size].
 
         Raises:
-            ValueError: another number of prompts than rows, or one that is longer than there are slots.
+            ValueError: another number of prompts than rows, one without a token, or one that is longer than there are
+                slots.
         """
         read = KVCache(self.forward.model)
-        logits = self.forward.prompts([list(prompt) for prompt in prompts], [1] * len(prompts), read)
-        self.cache.take(read)
-        if not self._recorded:
-            self._record()
-            self.cache.take(read)  # recording has moved it on
+        with evaluating(self.forward.model):
+            logits = self.forward.prompts([list(prompt) for prompt in prompts], [1] * len(prompts), read)
+            self.cache.take(read)
+            if not self._recorded:
+                self._record()
+                self.cache.take(read)  # recording has moved it on
         return logits
 
     @torch.inference_mode()
@@ -153,11 +158,14 @@ class FixedDecoding:
         Raises:
             ValueError: all slots are taken.
         """
-        if self.cache.taken >= self.cache.slots:
-            raise ValueError(f"all {self.cache.slots} slots are taken")
+        if self.cache.taken >= self.cache.most:
+            raise ValueError(f"all {self.cache.most} slots are taken")
         self.cache.taken += 1
         self.tokens.copy_(tokens)
-        return self._step()
+        if not self.forward.model.training:
+            return self._step()
+        with evaluating(self.forward.model):
+            return self._step()
 
     def greedy(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
         """The most likely tokens behind each prompt, so many of each; nothing waits for the GPU before the last."""

@@ -131,7 +131,7 @@ def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
     From `scores` [B, V], with their penalties. k is the largest ``top_k``, or V without it. Probabilities are divided
     by the sum of those that are left.
     """
-    best, ids = scores.topk(rows.widest, dim=-1)
+    best, ids = most_likely_ones(scores, rows.widest)
     if rows.temperature is not None:
         finite = torch.finfo(best.dtype)
         # Below the best, so that a score over a temperature near 0 is -inf or 0 and no two of them are +inf.
@@ -145,6 +145,26 @@ def distribution(scores: Tensor, rows: RowSettings) -> tuple[Tensor, Tensor]:
         probability = probability * (more_likely < rows.top_p.clamp(min=least).to(probability.dtype))
         probability = probability / probability.sum(-1, keepdim=True)
     return probability, ids
+
+
+def most_likely_ones(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of scores [B, V] in falling order [B, count], of equal ones the first before the others, and their
+    positions.
+
+    `topk` keeps any of equal ones and in any order, which hangs on how many are asked for: on the rows beside this one.
+    Scores that came of 16 bits are often equal.
+    """
+    if scores.dtype != torch.float32:
+        best, ids = scores.sort(dim=-1, descending=True, stable=True)
+        return best[:, :count], ids[:, :count]
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 is 0.0
+    rising = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)  # numbers in the order of the scores
+    last = scores.shape[-1] - 1
+    behind = torch.arange(last, -1, -1, device=scores.device)
+    every = rising.to(torch.int64).bitwise_left_shift_(32).bitwise_or_(behind)  # no two are equal
+    keys = every.topk(count, dim=-1).values
+    ids = last - (keys & 0xFFFFFFFF)
+    return scores.gather(-1, ids), ids
 
 
 def most_likely(scores: Tensor) -> Tensor:

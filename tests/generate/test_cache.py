@@ -15,6 +15,8 @@ from evo_core.generate.batch import DecodingBatch, Row
 from evo_core.generate.forward import Forward
 from evo_core.generate.kv_cache import KVCache
 from evo_core.generate.sampling import Sampling
+from evo_core.model.ops.attention import CausalAttention
+from evo_core.model.ops.norm import Norm
 from tests.generate.models import decoder, greedy_without_cache, logits_without_cache
 from tests.model.llama import to_llama
 
@@ -144,6 +146,33 @@ def test_what_hooks_do_to_a_pass_they_do_to_every_token(hooked: str, before: boo
         module.register_forward_hook(lambda _, args, out: changed(out))
     results = generate(model, None, PROMPTS, max_new_tokens=12, do_sample=False, batch_size=4)
     assert [result.ids for result in results] == [greedy_without_cache(model, prompt, 12) for prompt in PROMPTS]
+
+
+class Sharper(CausalAttention):
+    """Attention of one's own."""
+
+    def forward(self, q: Any, *rest: Any, **more: Any) -> Any:
+        return super().forward(2 * q, *rest, **more)
+
+
+class Twice(Norm):
+    """A norm of one's own."""
+
+    def forward(self, x: Any) -> Any:
+        return 2 * super().forward(x).flip(-1)
+
+
+def test_parts_of_ones_own_are_there_for_every_token() -> None:
+    expected = greedy_without_cache(decoder(), PROMPTS[0], 12)
+    for replace in ("core", "norm"):
+        model = decoder()
+        if replace == "core":
+            model.blocks["0"].attention.core.__class__ = Sharper  # type: ignore[union-attr]
+        else:
+            model.norm.__class__ = Twice  # type: ignore[union-attr]
+        results = generate(model, None, PROMPTS, max_new_tokens=12, do_sample=False, batch_size=4)
+        assert [result.ids for result in results] == [greedy_without_cache(model, prompt, 12) for prompt in PROMPTS]
+        assert results[0].ids != expected
 
 
 def test_memory_that_held_nan_does_no_harm() -> None:

@@ -76,6 +76,7 @@ def test_one_output_whatever_the_number_of_ranks(trained: Trained, prompts: Path
 def test_beams_over_ranks_and_a_stretched_base(trained: Trained, prompts: Path, tmp_path: Path) -> None:
     settings = ["generation.num_beams=3", "generation.do_sample=false", "generation.length_penalty=0.7"]
     settings += ["model.use_dynamic_ntk_rope=true", "model.max_position_embeddings=6", f"generation.prompts={prompts}"]
+    settings += ["model.dynamic_ntk_factor=4"]
     for world_size in (1, 3):
         generate_here(trained, world_size, *settings, f"generation.output_folder={tmp_path / str(world_size)}")
     assert rows(tmp_path / "1") == rows(tmp_path / "3")
@@ -83,9 +84,11 @@ def test_beams_over_ranks_and_a_stretched_base(trained: Trained, prompts: Path, 
     options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 3, "length_penalty": 0.7}
     plain = generate(model, tokenizer, PROMPTS, **options)
     model.cfg = model.cfg.model_copy(update={"max_position_embeddings": 6})
+    by_one = generate(model, tokenizer, PROMPTS, dynamic_ntk=True, **options)
+    model.cfg = model.cfg.model_copy(update={"dynamic_ntk_factor": 4.0})
     stretched = generate(model, tokenizer, PROMPTS, dynamic_ntk=True, **options)
     assert [row["ids"] for row in rows(tmp_path / "1")] == [result.ids for result in stretched]
-    assert stretched != plain
+    assert stretched != plain and stretched != by_one
 
 
 def test_ranks_that_hold_the_model_together_write_the_one_output(

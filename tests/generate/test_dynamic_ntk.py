@@ -11,6 +11,7 @@ import torch
 
 from evo_core.config import TrainConfig
 from evo_core.data.sample.sample_text import _english
+from evo_core.evaluate.harness.until import continue_until
 from evo_core.generate import generate
 from evo_core.model import Decoder, build_model, init_weights
 from evo_core.model.ops.dynamic_ntk import dynamic_ntk_base
@@ -116,6 +117,15 @@ def test_cached_keys_turn_with_the_present_base(family: dict[str, Any]) -> None:
     assert [r.ids for r in plain] != expected
     beams = generate(model, None, PROMPTS, max_new_tokens=25, do_sample=False, num_beams=2, batch_size=4)
     assert beams == generate(model, None, PROMPTS, max_new_tokens=25, do_sample=False, num_beams=2)
+
+
+def test_tasks_that_generate_read_with_the_same_base() -> None:
+    model, tokenizer = decoder(**STRETCHED), LetterTokenizer()
+    contexts = [[9, 4, 7], [1, *range(5, 25)]]
+    texts = continue_until(model, tokenizer, contexts, [{"max_gen_toks": 15}] * 2, numbers=range(2), max_length=64)
+    results = generate(model, tokenizer, contexts, max_new_tokens=15, do_sample=False)
+    plain = generate(model, tokenizer, contexts, max_new_tokens=15, do_sample=False, dynamic_ntk=False)
+    assert texts == [result.text for result in results] != [result.text for result in plain]
 
 
 def test_switched_on_and_short_it_changes_nothing() -> None:

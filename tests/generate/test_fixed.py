@@ -115,5 +115,29 @@ def test_a_rotation_that_depends_on_the_length_is_refused() -> None:
         FixedCache(model, 1, 17)
 
 
+def test_no_text_grows_beyond_where_its_rotation_would_change() -> None:
+    """16 slots are 64 in memory."""
+    fixed = FixedDecoding(Forward(decoder(use_dynamic_ntk_rope=True, max_position_embeddings=16)), 1, 16)
+    fixed.begin([[1] * 15])
+    fixed.step(torch.tensor([1]))
+    with pytest.raises(ValueError, match="all 16 slots are taken"):
+        fixed.step(torch.tensor([1]))
+    with pytest.raises(ValueError, match="1 rows of at most 17 tokens do not fit into 1 rows of 16 slots"):
+        fixed.begin([[1] * 17])
+
+
+def test_a_model_that_was_trained_a_moment_ago_drops_nothing() -> None:
+    model = decoder(drop_rate=0.5).train()
+    fixed = FixedDecoding(Forward(model), len(PROMPTS), 20)
+    assert fixed.greedy(PROMPTS, NEW) == expected(model, PROMPTS)
+    assert model.training
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    for prompts in ([[5, 6, 7], []], [[], [5]]):
+        with pytest.raises(ValueError, match="a prompt has no token"):
+            FixedDecoding(Forward(decoder()), 2, 20).greedy(prompts, 4)
+
+
 def test_no_new_tokens_are_none() -> None:
     assert FixedDecoding(Forward(decoder()), len(PROMPTS), 20).greedy(PROMPTS, 0) == [[] for _ in PROMPTS]

@@ -121,6 +121,29 @@ def test_rows_of_a_batch_keep_their_own_settings() -> None:
             assert torch.equal(ids[i, :width], my_ids[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_scores_the_first_comes_first_whatever_rows_are_beside(dtype: torch.dtype) -> None:
+    """Scores that came of bfloat16: hundreds of them are equal."""
+    generator = torch.Generator().manual_seed(0)
+    scores = (3 * torch.randn(5, 3000, generator=generator)).bfloat16().to(dtype)
+    scores[4] = torch.where(torch.arange(3000) < 4, 9.0, -0.0)
+    scores[4, 50:60] = 0.0
+    uniform = torch.rand(5, generator=generator, dtype=torch.float64)
+    greedy = Sampling(do_sample=False)
+
+    def of(*rows: Sampling) -> RowSettings:
+        return RowSettings(rows, 3000, "cpu")
+
+    assert choose(scores, of(*[greedy] * 5), None).tolist() == scores.argmax(-1).tolist()
+    for own in (greedy, Sampling(top_k=1), Sampling(top_k=7), Sampling(top_k=200, top_p=0.9), Sampling(top_k=0)):
+        alone = choose(scores[:1], of(own), None if own is greedy else uniform[:1])
+        for others in (1, 3, 40, 0):
+            rows = of(own, *[Sampling(top_k=others)] * 4)
+            assert choose(scores, rows, uniform)[0] == alone
+    best, ids = distribution(scores, of(*[Sampling(top_k=64)] * 5))
+    assert ids[4].tolist() == list(range(64)) and (best[4, 4:] == best[4, 4]).all()
+
+
 def test_greedy_takes_the_most_likely() -> None:
     assert choose(SCORES, settings(Sampling(do_sample=False)), None).tolist() == [3]
 

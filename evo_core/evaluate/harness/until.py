@@ -9,7 +9,7 @@ from torch import nn
 
 from evo_core.data.tokenize.tokenizers import Tokenizer
 from evo_core.errors import CheckpointError, ConfigError
-from evo_core.generate.batch import DecodingBatch, Row, random_numbers
+from evo_core.generate.batch import DecodingBatch, Row, is_stretched, random_numbers
 from evo_core.generate.continuation import check_model
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids
@@ -63,8 +63,9 @@ def continue_until(
     with evaluating(decoder):
         for start in range(0, len(order), batch_size):
             members = [texts[i] for i in order[start : start + batch_size]]
-            batch = DecodingBatch(forward, ending, limit)
-            batch.add([text.row for text in members])
+            together = [text.row for text in members]
+            batch = DecodingBatch(forward, ending, limit, dynamic_ntk=is_stretched(decoder.cfg, together))
+            batch.add(together)
             while batch.rows:
                 batch.remove([text.row for text in members if text.row in batch.rows and text.is_stopped()])
                 if batch.rows:
