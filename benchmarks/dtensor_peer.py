@@ -1,8 +1,8 @@
 """torch's own tensor parallelism, by DTensor, of this repository's decoder.
 
-torch's plans take ``nn.Linear`` and ``nn.Embedding``, so these stand in for ours with the same weights; attention,
-rotation and norms stay what they are. The loss is torch's for a vocabulary that is cut (``loss_parallel``). Of what
-torch offers this was the fastest here: ``nn.RMSNorm`` in place of our norm, or gathered logits, took longer.
+torch's plans take ``nn.Linear``, ``nn.Embedding`` and ``nn.RMSNorm`` (our norm writes into tensors that are no
+DTensors), so these stand in for ours with the same weights; attention and rotation stay what they are. The loss is
+torch's for a vocabulary that is cut (``loss_parallel``): gathered logits took longer here.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from evo_core.model import Decoder
 from evo_core.model.ops.documents import Documents
 from evo_core.model.ops.linear import Linear
+from evo_core.model.ops.norm import Norm
 
 
 class DTensorDecoder:
@@ -78,6 +79,8 @@ def _use_torch_modules(model: Any) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
                 module.register_module(name, _linear(child.weight))
+            elif isinstance(child, Norm):
+                module.register_module(name, _norm(child))
     vocabulary, hidden = model.embedding.weight.shape
     embedding = nn.Embedding(vocabulary, hidden, device="meta")
     embedding.weight = model.embedding.weight
@@ -89,6 +92,12 @@ def _linear(weight: nn.Parameter) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = weight
     return linear
+
+
+def _norm(ours: Norm) -> nn.RMSNorm:
+    norm = nn.RMSNorm(ours.size, eps=ours.eps, device="meta")
+    norm.weight = ours.weight
+    return norm
 
 
 def _plan(model: Any, sequence_parallel: bool) -> list[tuple[nn.Module, ParallelStyle]]:

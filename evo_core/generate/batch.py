@@ -74,7 +74,7 @@ def not_finite(tokens: int) -> str:
 def is_stretched(cfg: ModelConfig, rows: Iterable[Row], asked: bool | None = None) -> bool:
     """Whether rows are read with a rotary base that is stretched beyond the trained length.
 
-    Where no row can come beyond it, the base never moves and keys may be kept rotated.
+    Where no row can come beyond it, the base never moves, and keys may be kept rotated, which is cheaper.
 
     Args:
         asked: whether somebody asked for it; None as the model's settings say.

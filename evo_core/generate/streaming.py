@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from evo_core.errors import CheckpointError, DataError
-from evo_core.generate.batch import DecodingBatch, Row, random_numbers
+from evo_core.generate.batch import DecodingBatch, Row, is_stretched, random_numbers
 from evo_core.generate.continuation import check_model
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable, ending_ids, ids_of, limit_of
@@ -109,8 +109,7 @@ def stream(
     ids = ids_of(prompt, 0, decoder, tokenizer, bos_id, pad_id)
     limit = limit_of(len(ids), max_length, max_new_tokens)
     row = Row(ids[:limit], limit, chosen, random_numbers(seed, 0) if chosen.do_sample else None)
-    wanted = decoder.cfg.use_dynamic_ntk_rope if dynamic_ntk is None else dynamic_ntk
-    stretched = wanted and limit > decoder.cfg.max_position_embeddings
+    stretched = is_stretched(decoder.cfg, [row], dynamic_ntk)
     ending = ending_ids(eos_id, decoder, tokenizer)
     batch = DecodingBatch(Forward(decoder, mesh), ending, drawable(decoder, tokenizer), dynamic_ntk=stretched)
     return _pieces(decoder, batch, row, TextStream(tokenizer, row.prompt))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from evo_core.generate.batch import DecodingBatch, Row
+from evo_core.generate.batch import DecodingBatch, Row, is_stretched
 from evo_core.generate.forward import Forward
 from evo_core.generate.prompt_ids import drawable
 from evo_core.generate.streaming import TextStream
@@ -166,7 +166,7 @@ class Engine:
         max_waiting: int = 256,
     ) -> None:
         self._forward, self._ending, self._drawable = Forward(model), ending, drawable(model, tokenizer)
-        self._trained, self.max_batch, self.max_waiting = model.cfg.max_position_embeddings, max_batch, max_waiting
+        self._cfg, self.max_batch, self.max_waiting = model.cfg, max_batch, max_waiting
         self._batches = {stretched: self._batch(stretched) for stretched in (False, True)}
         self._running: dict[Row, Choice] = {}
         self._waiting: deque[Choice] = deque()
@@ -252,8 +252,7 @@ class Engine:
                 fresh.append(self._waiting.popleft())
             self._running |= {choice.row: choice for choice in fresh}
         for stretched in self._batches:
-            # A text that ends within the trained length is read the same either way, and cheaper unstretched.
-            rows = [c.row for c in fresh if (c.dynamic_ntk and c.row.limit > self._trained) == stretched]
+            rows = [c.row for c in fresh if is_stretched(self._cfg, [c.row], c.dynamic_ntk) == stretched]
             if rows:
                 self._join(stretched, rows)
         return True
