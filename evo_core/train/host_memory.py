@@ -12,7 +12,7 @@ import ctypes
 import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_ONE_GIGABYTE, _MOST_OF_OLD_ONES, _NEVER = 2**30, 2**25, -1
+_ONE_GIGABYTE, _MOST_OF_OLD_ONES, _NEVER = 2**30, 2**25, 2**31 - 1
 
 
 def keep_freed_memory() -> None:
