@@ -61,7 +61,7 @@ class TaskScores(InferenceKind[Params]):
     """Runs `evo_core.evaluate --tasks`."""
 
     name = "eval.tasks"
-    version = 2
+    version = 3
     inputs: ClassVar = {"model": Input("model")}
     output = "task_scores"
     params_type = Params

@@ -57,7 +57,7 @@ class Samples(InferenceKind[Params]):
     """Runs `evo_core.generate` on the prompts, in order."""
 
     name = "generate.samples"
-    version = 2
+    version = 3
     inputs: ClassVar = {"model": Input("model")}
     output = "samples"
     params_type = Params
